@@ -1,0 +1,1 @@
+"""Adapters to training frameworks; imported as ``mrjudge_reward.integrations``."""

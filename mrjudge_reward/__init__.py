@@ -1,0 +1,1 @@
+"""Reasoning judges as pairwise and listwise rewards for RL fine-tuning."""

@@ -1,0 +1,1 @@
+"""Engines: what runs the judge model. See ``mrjudge_reward.types.Engine`` for the contract."""

@@ -1,0 +1,210 @@
+"""From a template file and untrusted texts to the chat that a judge reads.
+
+A template file holds comment lines (``#``), then sections opened by ``=== name ===``: ``system`` and ``user`` make the
+two chat turns; ``response``, ``reference`` and ``rubric`` are the blocks put into them, the last two only where the
+group has such a text. Placeholders are filled in one pass over the template alone, so braces or placeholders inside a
+candidate stay what they are.
+
+Whatever comes from outside (question, candidates, reference, rubric) passes a :class:`TextGuard`, which
+
+1. neutralises markers: the judge's tags, the template's own section headers and chat-template tokens lose their
+   opening character (``<|im_end|>`` becomes ``(|im_end|>``), so that no text can close its section, speak for the
+   judge, or produce a special token;
+2. bounds the length in tokens by cutting the middle and saying so in the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+
+from .errors import ConfigError
+from .types import Group, ImagePart, Message, Part, TextPart
+
+_SECTION = re.compile(r"^=== (\w+) ===$", re.MULTILINE)
+_PLACEHOLDER = re.compile(r"\{(question|responses|labels|grades|reference|rubric|label|text)\}")
+_HEADER = re.compile(r"^\[([A-Za-z][A-Za-z ]*)", re.MULTILINE)
+
+# Tokens of common chat templates, for judges whose tokenizer is out of reach (a remote server); a local engine names
+# its tokenizer's own list besides. Sources: the tokenizer configs of the Llama, Qwen, Mistral, Gemma, DeepSeek, Phi,
+# GLM and SmolLM families.
+_CHAT_TOKENS = (
+    r"<\|[^|<>\n]{1,60}\|>|<｜[^｜<>\n]{1,60}｜>|</?s>|\[/?INST\]|<</?SYS>>|\[/?(?:SYSTEM_PROMPT|TOOL_CALLS|IMG|gMASK)\]"
+    r"|</?(?:bos|eos|pad|unk|mask|sop|eop|image|video|audio|start_of_turn|end_of_turn|start_of_image|end_of_image"
+    r"|img|tool_call|tool_response|think|thinking|answer|reasoning)\s*>"
+)
+
+
+@dataclass(frozen=True)
+class Template:
+    """A parsed template file."""
+
+    name: str
+    system: str
+    user: str
+    response: str
+    reference: str
+    rubric: str
+
+    @property
+    def headers(self) -> tuple[str, ...]:
+        """Words that open a section of this template, e.g. ``"Response"`` and ``"End of response"``."""
+        found = _HEADER.findall("\n".join((self.user, self.response, self.reference, self.rubric)))
+        return tuple(dict.fromkeys(header.strip() for header in found))
+
+
+@lru_cache(maxsize=64)
+def load_template(name: str) -> Template:
+    """Load a built-in template by name, or any file by path (a name with a slash or ending in ``.txt``).
+
+    Raises:
+        ConfigError: if there is no such template or it lacks a section.
+    """
+    if "/" in name or name.endswith(".txt"):
+        path = Path(name)
+        if not path.is_file():
+            raise ConfigError(f"template file {name!r} does not exist")
+        text = path.read_text(encoding="utf-8")
+    else:
+        entry = resources.files("mrjudge_reward.templates").joinpath(f"{name}.txt")
+        if not entry.is_file():
+            folder = resources.files("mrjudge_reward.templates")
+            known = sorted(item.name[:-4] for item in folder.iterdir() if item.name.endswith(".txt"))
+            raise ConfigError(f"no template {name!r}; built in are {', '.join(known)}, or give the path of a .txt file")
+        text = entry.read_text(encoding="utf-8")
+    pieces = _SECTION.split(text)
+    sections = {title: body.strip("\n") for title, body in zip(pieces[1::2], pieces[2::2], strict=True)}
+    missing = {"system", "user", "response"} - sections.keys()
+    if missing or "{responses}" not in sections["user"] or "{text}" not in sections["response"]:
+        raise ConfigError(
+            f"template {name!r} needs sections system, user (with {{responses}}) and response (with {{text}}); "
+            f"missing: {', '.join(sorted(missing)) or 'a placeholder'}"
+        )
+    return Template(
+        name, sections["system"], sections["user"], sections["response"],
+        sections.get("reference", ""), sections.get("rubric", ""),
+    )  # fmt: skip
+
+
+def _fill(text: str, values: Mapping[str, str]) -> str:
+    return _PLACEHOLDER.sub(lambda match: values.get(match.group(1), ""), text)
+
+
+@dataclass(frozen=True)
+class TextGuard:
+    """Makes outside text safe and short enough to stand in a prompt.
+
+    Attributes:
+        count_tokens: the judge's tokenizer, or an upper estimate.
+        max_tokens: bound of one text.
+        reserved: further strings to neutralise, such as the tokenizer's special tokens.
+    """
+
+    count_tokens: Callable[[str], int]
+    max_tokens: int
+    reserved: frozenset[str] = frozenset()
+
+    def __call__(self, text: str, headers: Iterable[str] = ()) -> str:
+        """The text, bounded and without live markers."""
+        return neutralise(self._bound(text), self.reserved, tuple(headers))
+
+    def _bound(self, text: str) -> str:
+        # A token rarely spans 16 characters: far longer texts are cut before they are tokenized at all.
+        if len(text) <= self.max_tokens * 16 and self.count_tokens(text) <= self.max_tokens:
+            return text
+        keep = min(len(text), self.max_tokens * 16)
+        while keep > 0:
+            cut = _cut_middle(text, keep)
+            count = self.count_tokens(cut)
+            if count <= self.max_tokens:
+                return cut
+            keep = min(int(keep * self.max_tokens / count * 0.95), keep - 1)
+        return ""
+
+
+def _cut_middle(text: str, keep: int) -> str:
+    head = keep * 2 // 3
+    tail = keep - head
+    return f"{text[:head]}\n(... {len(text) - keep} characters cut here ...)\n{text[len(text) - tail :] if tail else ''}"
+
+
+@lru_cache(maxsize=256)
+def _markers(reserved: frozenset[str], headers: tuple[str, ...]) -> re.Pattern[str]:
+    patterns = [_CHAT_TOKENS]
+    patterns += [re.escape(token) for token in sorted(reserved, key=len, reverse=True) if token.strip()]
+    patterns += [r"\[\s*" + r"\s+".join(map(re.escape, header.split())) + r"\b" for header in headers]
+    return re.compile("|".join(patterns), re.IGNORECASE)
+
+
+def neutralise(text: str, reserved: frozenset[str] = frozenset(), headers: tuple[str, ...] = ()) -> str:
+    """Take the opening character from every marker in a text, leaving the rest readable.
+
+    Repeats until none is left, because removing one marker may complete another; each pass removes at least one
+    opening character, so it ends.
+    """
+    pattern = _markers(reserved, headers)
+
+    def disarm(match: re.Match[str]) -> str:
+        marker = match.group(0)
+        return "(" + marker[1:] if marker[0] in "<[" else marker[0] + " " + marker[1:]
+
+    for _ in range(len(text) + 1):
+        disarmed = pattern.sub(disarm, text)
+        if disarmed == text:
+            break
+        text = disarmed
+    return text
+
+
+def conversation_text(prompt: tuple[Message, ...]) -> str:
+    """A prompt as the judge reads it: the bare text of a single user turn, otherwise turns led by their role."""
+    if len(prompt) == 1 and prompt[0].role == "user":
+        return prompt[0].text
+    return "\n\n".join(f"{message.role}: {message.text}" for message in prompt)
+
+
+def build_chat(
+    template: Template,
+    group: Group,
+    candidates: tuple[str, ...],
+    labels: tuple[str, ...],
+    guard: TextGuard,
+    grades: str = "",
+    tie_label: str = "",
+) -> tuple[Message, ...]:
+    """Render one comparison: shared text first (system, question, images), candidates last.
+
+    Args:
+        template: the wording.
+        group: for its prompt, reference and rubric.
+        candidates: texts in slot order. Shape (K,).
+        labels: label of each slot. Shape (K,).
+        guard: what every outside text passes through.
+        grades: the allowed grades, for formats that score.
+        tie_label: a further option besides the labels, meaning that none is better.
+    """
+
+    headers = template.headers
+
+    def block(section: str, text: str | None, label: str = "") -> str:
+        return _fill(section, {"text": guard(text, headers), "label": label}) + "\n" if text and section else ""
+
+    values = {
+        "question": guard(conversation_text(group.prompt), headers),
+        "reference": block(template.reference, group.reference),
+        "rubric": block(template.rubric, group.rubric),
+        "responses": "\n".join(
+            _fill(template.response, {"text": guard(candidate, headers), "label": label})
+            for candidate, label in zip(candidates, labels, strict=True)
+        ),
+        "labels": ", ".join(labels) + (f"; or {tie_label} if none is better than the others" if tie_label else ""),
+        "grades": grades,
+    }
+    images: tuple[ImagePart, ...] = tuple(image for message in group.prompt for image in message.images)
+    user: tuple[Part, ...] = (*images, TextPart(_fill(template.user, values)))
+    system = _fill(template.system, values)
+    return (Message("system", (TextPart(system),)), Message("user", user)) if system else (Message("user", user),)

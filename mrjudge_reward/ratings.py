@@ -1,0 +1,134 @@
+"""From a tally to a score per candidate. A candidate without any game gets None, never a number.
+
+==============  ========================================  =======  ==================================================
+rating          range                                     neutral  when
+==============  ========================================  =======  ==================================================
+win_rate        0..1                                      .5       complete schedules, hard verdicts
+borda           0..1                                      .5       as win_rate, each opponent counted once
+bradley_terry   log-odds, zero-centred                    0        hard verdicts and ties on incomplete schedules
+log_odds        log-odds, zero-centred                    0        soft verdicts, any schedule (the default)
+mean_score      the format's grades                       -        formats that grade
+==============  ========================================  =======  ==================================================
+
+Win rate and Borda agree where everybody met everybody equally often. All of them give equal scores to a group of ties:
+nothing is stretched to fill a range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .tally import Matrix, Tally
+
+PRIOR_GAMES = 0.1
+"""Weight of the prior, in tied games against an average opponent; it keeps an unbeaten candidate's score finite."""
+
+
+def win_rate(tally: Tally) -> Matrix:
+    """Wins divided by games. Shape (G,)."""
+    with np.errstate(invalid="ignore"):
+        rate: Matrix = tally.wins_GG.sum(axis=1) / tally.games_G
+    return rate
+
+
+def borda(tally: Tally) -> Matrix:
+    """Mean over opponents met of the share won against each (normalised Borda count). Shape (G,)."""
+    met = tally.games_GG > 0
+    share = np.divide(tally.wins_GG, tally.games_GG, out=np.zeros_like(tally.wins_GG), where=met)
+    with np.errstate(invalid="ignore"):
+        count: Matrix = share.sum(axis=1) / met.sum(axis=1)
+    return count
+
+
+def bradley_terry(tally: Tally) -> Matrix:
+    """Bradley-Terry strengths with Davidson's ties and a weak prior, by Newton's method. Shape (G,).
+
+    Maximises ``sum_ij wins_ij log p(i beats j)`` with ``p(tie) ∝ nu * sqrt(pi_i pi_j)`` (Davidson 1970), plus
+    ``PRIOR_GAMES`` tied games of everybody against an opponent of strength 0. A tie enters the wins as a half each,
+    which is sufficient for the strengths; nu is fitted to the total number of ties. Soft wins are used as they are.
+    """
+    size = tally.size
+    s, log_nu = np.zeros(size), 0.0
+    games, wins = tally.games_GG, tally.wins_GG.sum(axis=1)
+    ties = min(tally.ties, 0.98 * games.sum() / 2)
+    for _ in range(200):
+        difference = s[:, None] - s[None, :]
+        half = np.exp(-np.abs(difference) / 2)  # for numerical range: everything is relative to the stronger side
+        nu = np.exp(log_nu) if ties > 0 else 0.0
+        total = 1 + half**2 + nu * half
+        p_tie = nu * half / total
+        p_win = np.where(difference > 0, 1.0, half**2) / total
+        expected = p_win + p_tie / 2
+        variance = p_win + p_tie / 4 - expected**2
+        prior = 1 / (1 + np.exp(-s))
+        gradient = wins - (games * expected).sum(axis=1) + PRIOR_GAMES * (0.5 - prior)
+        curvature = -games * variance
+        np.fill_diagonal(curvature, 0.0)
+        hessian = curvature + np.diag(-curvature.sum(axis=1) + PRIOR_GAMES * prior * (1 - prior))
+        step = np.linalg.solve(hessian + 1e-9 * np.eye(size), gradient)
+        largest = float(np.abs(step).max(initial=0.0))
+        s = s + step * min(1.0, 1.0 / max(largest, 1e-12))
+        s = s - s.mean()
+        if ties > 0:  # scaling step for nu: expected ties meet the observed ones
+            expected_ties = float((games * p_tie).sum() / 2)
+            log_nu += float(np.clip(np.log(ties / max(expected_ties, 1e-12)), -1, 1))
+        if largest < 1e-10 and (ties == 0 or abs(expected_ties - ties) < 1e-8 * max(ties, 1)):
+            break
+    return s
+
+
+def log_odds(tally: Tally) -> Matrix:
+    """Least-squares fit of the games' mean log-odds, ridge ``PRIOR_GAMES`` (HodgeRank, logit model). Shape (G,).
+
+    On a complete schedule it orders candidates by their mean log-odds. A common bias towards the earlier slot is fitted
+    along with the strengths; where every candidate is first as often as second it drops out exactly.
+    """
+    laplacian = np.diag(tally.games_G + PRIOR_GAMES) - tally.games_GG
+    # Columns: the strengths, and the bias that adds to every game's log-odds with the sign of the slot.
+    system = np.block([[laplacian, tally.first_G[:, None]], [tally.first_G[None, :], np.array([[tally.slotted + 1.0]])]])
+    target = np.append(tally.log_odds_GG.sum(axis=1), tally.first_log_odds)
+    scores: Matrix = np.linalg.solve(system, target)[:-1]
+    return scores
+
+
+def mean_score(tally: Tally) -> Matrix:
+    """Mean grade. Shape (G,)."""
+    return tally.grades_G
+
+
+@dataclass(frozen=True)
+class Rating:
+    """A rating and its score for a candidate nobody can tell from the others; None if it has none."""
+
+    fit: Callable[[Tally], Matrix]
+    neutral: float | None
+
+
+RATINGS: dict[str, Rating] = {
+    "win_rate": Rating(win_rate, 0.5),
+    "borda": Rating(borda, 0.5),
+    "bradley_terry": Rating(bradley_terry, 0.0),
+    "log_odds": Rating(log_odds, 0.0),
+    "mean_score": Rating(mean_score, None),
+}
+
+
+def rate(name: str, tally: Tally) -> list[float | None]:
+    """Score every candidate.
+
+    Args:
+        name: one of ``RATINGS``.
+        tally: the group's games. Size G.
+
+    Returns:
+        G scores; None for a candidate without a game (for ``mean_score``: without a grade).
+    """
+    if tally.size == 0:
+        return []
+    scores_G = RATINGS[name].fit(tally)
+    known_G = np.isfinite(scores_G) if name == "mean_score" else tally.games_G > 0
+    # Rounding keeps equal candidates equal: a solver's last bits are not a preference.
+    return [round(float(score), 9) if known else None for score, known in zip(scores_G, known_G, strict=True)]

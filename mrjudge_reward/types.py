@@ -1,0 +1,412 @@
+"""The data that flows through a judgement; frozen dataclasses only, no behaviour beyond construction.
+
+::
+
+    Group → Comparison → Request → Reply | Failure → Verdict → Tally → Judgement → GroupReward
+
+Suffixes name shapes: ``_G`` one entry per candidate of a group, ``_K`` one per slot of a comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+from .errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    """A piece of text inside a message."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePart:
+    """An image inside a message: a PIL image, a path, raw bytes, or a (data) URL."""
+
+    image: Any
+
+
+Part: TypeAlias = TextPart | ImagePart
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One chat turn."""
+
+    role: str
+    content: tuple[Part, ...]
+
+    @property
+    def text(self) -> str:
+        """The text parts, joined by newlines."""
+        return "\n".join(part.text for part in self.content if isinstance(part, TextPart))
+
+    @property
+    def images(self) -> tuple[ImagePart, ...]:
+        """The image parts, in order."""
+        return tuple(part for part in self.content if isinstance(part, ImagePart))
+
+
+def _as_part(part: Any) -> Part:
+    if isinstance(part, TextPart | ImagePart):
+        return part
+    if isinstance(part, Mapping):
+        if part.get("type") == "text" and isinstance(part.get("text"), str):
+            return TextPart(part["text"])
+        if part.get("type") == "image":
+            return ImagePart(part.get("image") or part.get("url") or part.get("path"))
+        if part.get("type") == "image_url":
+            url = part.get("image_url")
+            return ImagePart(url.get("url") if isinstance(url, Mapping) else url)
+    raise InputError(f"a message part must be {{'type': 'text' | 'image', ...}}; got {part!r:.200}")
+
+
+def as_messages(prompt: str | Sequence[Mapping[str, Any] | Message]) -> tuple[Message, ...]:
+    """Turn a prompt, as TRL and verl pass it, into messages.
+
+    Args:
+        prompt: plain text (one user turn) or chat messages whose content is text or a list of parts.
+
+    Raises:
+        InputError: if it is neither.
+    """
+    if isinstance(prompt, str):
+        return (Message("user", (TextPart(prompt),)),)
+    messages: list[Message] = []
+    for turn in prompt:
+        if isinstance(turn, Message):
+            messages.append(turn)
+            continue
+        if not isinstance(turn, Mapping) or "role" not in turn:
+            raise InputError(f"a chat message needs 'role' and 'content'; got {turn!r:.200}")
+        content = turn.get("content")
+        if content is None:  # an assistant turn that only calls tools
+            content = ""
+        parts = (TextPart(content),) if isinstance(content, str) else tuple(_as_part(part) for part in content)
+        messages.append(Message(str(turn["role"]), parts))
+    return tuple(messages)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The completions of one prompt.
+
+    Attributes:
+        prompt: chat messages the candidates answer.
+        candidates: final answers, G of them; a policy's own reasoning is removed before (see ``final_answer``).
+        key: identity given by the framework. Two groups with the same prompt text are still two groups.
+        reference: an answer known to be good, shown to the judge if present.
+        rubric: extra criteria, shown to the judge if present.
+    """
+
+    prompt: tuple[Message, ...]
+    candidates: tuple[str, ...]
+    key: str
+    reference: str | None = None
+    rubric: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        prompt: str | Sequence[Mapping[str, Any] | Message],
+        candidates: Sequence[str],
+        key: str = "0",
+        reference: str | None = None,
+        rubric: str | None = None,
+    ) -> Group:
+        """Build a group from plain Python values.
+
+        Raises:
+            InputError: if the prompt is not text or messages, or a candidate is not text.
+        """
+        if isinstance(candidates, str):
+            raise InputError("candidates must be a list of texts; got one text")
+        for index, candidate in enumerate(candidates):
+            if not isinstance(candidate, str):
+                raise InputError(f"candidate {index} must be text; got {type(candidate).__name__}")
+        return cls(as_messages(prompt), tuple(candidates), key, reference, rubric)
+
+
+def final_answer(completion: str) -> str:
+    """A completion without the policy's own reasoning: what follows its last ``</think>``.
+
+    An unclosed ``<think>`` means that the policy never answered, so the final answer is empty.
+    """
+    answer = completion.rpartition("</think>")[2]
+    return answer.partition("<think>")[0].strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Candidates shown in one judge call.
+
+    Attributes:
+        slots: candidate indices in the order shown, K of them, all different.
+        repeat: which vote this is, for comparisons asked more than once.
+    """
+
+    slots: tuple[int, ...]
+    repeat: int = 0
+
+    def swap(self) -> Comparison:
+        """The same candidates in the opposite order."""
+        return Comparison(self.slots[::-1], self.repeat)
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Scored: how likely each slot is the best one.
+
+    Attributes:
+        probabilities_K: sums to 1; one-hot when sampled. Shape (K,).
+        soft: whether it was read from label probabilities rather than sampled.
+    """
+
+    probabilities_K: tuple[float, ...]
+    soft: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Scored: a grade per slot.
+
+    Attributes:
+        values_K: the grade, or its expectation when read.
+        grades_K: per slot, the distribution over grades as (grade, probability) pairs; one-hot when sampled.
+    """
+
+    values_K: tuple[float, ...]
+    grades_K: tuple[tuple[tuple[float, float], ...], ...]
+
+    @classmethod
+    def sampled(cls, values_K: Sequence[float]) -> Scores:
+        """Grades that were written out, so each is certain."""
+        return cls(tuple(values_K), tuple(((value, 1.0),) for value in values_K))
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Scored: slot positions (0..K-1) best first; positions in one tier are tied."""
+
+    tiers: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tie:
+    """The judge said that no slot is better than another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """No verdict. It says nothing about the candidates.
+
+    Attributes:
+        reason: short and countable, e.g. ``"truncated"``, ``"no verdict"``, ``"timeout"``.
+        detail: what was seen, for a human.
+    """
+
+    reason: str
+    detail: str = ""
+
+
+Outcome: TypeAlias = Preference | Scores | Order | Tie | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one or several judge calls."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.completion_tokens + other.completion_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a comparison came to: scored, tie or failed, always with the judge's own text and its cost."""
+
+    outcome: Outcome
+    rationale: str = ""
+    usage: Usage = Usage()
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is no verdict."""
+        return isinstance(self.outcome, Failed)
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """A comparison of a group together with its verdict."""
+
+    comparison: Comparison
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a judge writes.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_p: nucleus mass in (0, 1].
+        max_tokens: cap on what is written.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_tokens: int = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One judge call, complete: an engine needs nothing else, and a cache key is made of nothing else.
+
+    Attributes:
+        messages: the rendered chat.
+        prefill: text with which the judge's own turn already begins.
+        labels: for ``label_probabilities``, the continuations whose probabilities are read.
+        sampling: for ``generate``.
+        stop: for ``generate``, strings that end the writing (not part of the text returned).
+        seed: for ``generate`` at a temperature above 0.
+    """
+
+    messages: tuple[Message, ...]
+    prefill: str = ""
+    labels: tuple[str, ...] = ()
+    sampling: Sampling = Sampling()
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What an engine returns for one request.
+
+    Attributes:
+        text: what was written, without the prefill.
+        finish: ``"stop"`` if the judge ended by itself (or at a stop string), ``"length"`` at the cap.
+        label_logprobs: log-probability of each requested label as the next token(s); not renormalised.
+        usage: tokens.
+    """
+
+    text: str = ""
+    finish: Literal["stop", "length"] = "stop"
+    label_logprobs: tuple[float, ...] | None = None
+    usage: Usage = Usage()
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What an engine returns in the place of a request it could not serve.
+
+    Attributes:
+        reason: short and countable, e.g. ``"timeout"`` or ``"http 500"``.
+        detail: for a human.
+        transient: whether asking the very same thing again could go differently.
+    """
+
+    reason: str
+    detail: str = ""
+    transient: bool = True
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Whatever runs the judge model. A list goes in, a list of the same order and length comes out.
+
+    An engine never raises for one bad request: a ``Failure`` stands in its place.
+
+    Attributes:
+        identity: model, adapter and precision; part of the cache key.
+        reserved: strings that its tokenizer turns into special tokens; rendering neutralises them.
+        context_tokens: the most tokens a request and its reply may hold together; None if unknown.
+        can_read: whether ``label_probabilities`` works.
+    """
+
+    identity: str
+    reserved: frozenset[str]
+    context_tokens: int | None
+    can_read: bool
+
+    def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+        """Let the judge write."""
+        ...
+
+    def label_probabilities(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+        """Read how likely each label is right after the prefill."""
+        ...
+
+    def count_tokens(self, text: str) -> int:
+        """How many tokens a text takes; an upper estimate where the tokenizer is out of reach."""
+        ...
+
+    def close(self) -> None:
+        """Release connections and devices; safe to call twice."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Everything the judge found out about one group.
+
+    Attributes:
+        group: what was judged.
+        scores_G: a score per candidate; None for a candidate about which nothing is known.
+        games_G: games each candidate took part in (soft and shared games count fractionally).
+        played: comparisons in the indices of ``group.candidates``, with verdicts, in the order asked.
+        glances: cheap reads that a cascade took; those it acted on are in ``played`` as well.
+        forfeits: indices of degenerate candidates, which lose without being shown to the judge.
+        calls: requests sent to the engine for this group, retries and glances included, cache hits not.
+        cache_hits: requests answered without the engine.
+        cyclic_triads: triples in which each beats the next, a sign of an inconsistent judge.
+        seconds: wall time of the whole batch this group was judged in.
+    """
+
+    group: Group
+    scores_G: tuple[float | None, ...]
+    games_G: tuple[float, ...]
+    played: tuple[Played, ...]
+    glances: tuple[Played, ...] = ()
+    forfeits: tuple[int, ...] = ()
+    calls: int = 0
+    cache_hits: int = 0
+    cyclic_triads: int = 0
+    seconds: float = 0.0
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Scored candidates, best first; ties in input order."""
+        scored = [(index, score) for index, score in enumerate(self.scores_G) if score is not None]
+        return tuple(index for index, _ in sorted(scored, key=lambda item: -item[1]))
+
+    @property
+    def best(self) -> int | None:
+        """Index of the best candidate, None if nothing is known."""
+        return self.order[0] if self.order else None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupReward:
+    """Rewards of one group, ready for a trainer.
+
+    Attributes:
+        rewards_G: a reward per candidate; None where the framework's own "no signal" must stand.
+        judgement: what they come from.
+        abstained: indices of candidates whose score is unknown.
+    """
+
+    rewards_G: tuple[float | None, ...]
+    judgement: Judgement
+    abstained: tuple[int, ...] = field(default=())
