@@ -21,7 +21,7 @@ Score        1      ``<answer>4</answer>``                      yes     Flex-Jud
 >>> Choice().parse("<think>A looks fine <answer>A</answer>. No.</think><answer>B</answer>", 2)
 Preference(probabilities_K=(0.0, 1.0), soft=False)
 >>> Choice().parse("<answer>A</answer> or rather <answer>C</answer>", 2)
-Failed(reason='off-menu label', detail="'C' is none of A, B")
+Failed(reason='off-menu label', detail="'C' is none of A, B", transient=False)
 """
 
 from __future__ import annotations

@@ -207,10 +207,12 @@ class Failed:
     Attributes:
         reason: short and countable, e.g. ``"truncated"``, ``"no verdict"``, ``"timeout"``.
         detail: what was seen, for a human.
+        transient: whether the engine says that asking the very same thing again could go differently.
     """
 
     reason: str
     detail: str = ""
+    transient: bool = False
 
 
 Outcome: TypeAlias = Preference | Scores | Order | Tie | Failed
@@ -370,6 +372,7 @@ class Judgement:
         forfeits: indices of degenerate candidates, which lose without being shown to the judge.
         calls: requests sent to the engine for this group, retries and glances included, cache hits not.
         cache_hits: requests answered without the engine.
+        usage: tokens of those calls.
         cyclic_triads: triples in which each beats the next, a sign of an inconsistent judge.
         seconds: wall time of the whole batch this group was judged in.
     """
@@ -382,6 +385,7 @@ class Judgement:
     forfeits: tuple[int, ...] = ()
     calls: int = 0
     cache_hits: int = 0
+    usage: Usage = Usage()
     cyclic_triads: int = 0
     seconds: float = 0.0
 

@@ -1,0 +1,298 @@
+"""One validated configuration, the same from YAML, keyword arguments and a framework's own config.
+
+>>> JudgeConfig.from_mapping({"model": "Qwen/Qwen3-8B", "shedule": "ring"})
+Traceback (most recent call last):
+    ...
+mrjudge_reward.errors.ConfigError: unknown setting 'shedule'; did you mean 'schedule'?
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from .cache import ReplyCache
+from .errors import ConfigError
+from .formats import SENTIMENT, Choice, Format, PairScores, Ranking, Score
+from .judge import Judge, VerdictMode
+from .ratings import RATINGS
+from .rewards import RewardShape
+from .schedules import SCHEDULES
+from .stats import FailureAlarm
+from .types import Engine, Sampling
+
+EngineName = Literal["auto", "transformers", "openai"]
+FormatName = Literal["auto", "choice", "ranking", "pair_scores", "score", "sentiment"]
+
+EMBEDDED = "embedded"
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """Everything about a judge, as plain values.
+
+    With the default ``model="embedded"`` the untrained 135M model is read pointwise for sentiment, because that is what
+    it does well; any other model chooses among candidates, after the papers.
+
+    Args:
+        model: hub name, path, ``"embedded"``, or the name that an OpenAI-compatible server knows.
+        engine: ``"auto"`` is ``openai`` if ``base_url`` is set, else ``transformers``.
+        adapter: PEFT adapter (transformers).
+        base_url: of an OpenAI-compatible server, e.g. ``http://127.0.0.1:8000/v1``.
+        api_key_env: environment variable that holds the server's key; a key itself never stands in a config.
+        max_concurrency: requests in flight (openai).
+        deadline_s: seconds a request may take, tries included (openai).
+        extra_body: further fields of each request (openai), e.g. ``{"chat_template_kwargs": {...}}``.
+        context_tokens: the server's context, if it is to be respected (openai).
+        device, dtype, batch_size, batch_tokens, chat_template_kwargs: of the model (transformers).
+        format: what the judge is asked; ``"auto"`` is ``sentiment`` for the embedded model, else ``choice``.
+        template: name or path of another wording.
+        labels: labels of the slots (choice, ranking, pair_scores), or label → value (score).
+        tie_label: a further option of ``choice``.
+        schedule: who meets; ``"auto"`` is ``pointwise`` for formats that grade alone, else ``adaptive``.
+        rating: how games become scores.
+        budget, both_orders, max_slots: limits of the schedule.
+        verdict: ``"auto"`` is ``read`` for the embedded model, else ``sampled``.
+        temperature, top_p, max_tokens: of what the judge writes. ``max_tokens`` 1024 is MR. Judge's cap.
+        thinking_tokens: cap on the reasoning before a read.
+        cascade_margin: log-odds below which a cascade lets the judge think.
+        votes, retries, seed: see ``Judge``.
+        max_candidate_tokens: bound of a candidate; None to share out the judge's context.
+        cache: file in which replies are kept.
+        max_failed_fraction, failure_window: when a run stops because judgements fail.
+        centre, length_weight: see ``RewardShape``.
+
+    Raises:
+        ConfigError: on construction, if a value is of the wrong type, out of range, or contradicts another.
+    """
+
+    model: str = EMBEDDED
+    engine: EngineName = "auto"
+    adapter: str | None = None
+    base_url: str | None = None
+    api_key_env: str = "OPENAI_API_KEY"
+    max_concurrency: int = 64
+    deadline_s: float = 120.0
+    extra_body: dict[str, Any] = field(default_factory=dict)
+    context_tokens: int | None = None
+    device: str | None = None
+    dtype: str | None = None
+    batch_size: int = 32
+    batch_tokens: int = 32768
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    format: FormatName = "auto"
+    template: str | None = None
+    labels: list[str] | dict[str, float] | None = None
+    tie_label: str = ""
+    schedule: str = "auto"
+    rating: str = "log_odds"
+    budget: int | None = None
+    both_orders: bool | None = None
+    max_slots: int = 8
+    verdict: Literal["auto", "sampled", "read", "cascade"] = "auto"
+    temperature: float = 0.6
+    top_p: float = 0.95
+    max_tokens: int = 1024
+    thinking_tokens: int = 0
+    cascade_margin: float = 1.0
+    votes: int = 1
+    retries: int = 1
+    seed: int = 0
+    max_candidate_tokens: int | None = None
+    cache: str | None = None
+    max_failed_fraction: float = 0.5
+    failure_window: int = 256
+    centre: bool = False
+    length_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if hints[item.name] is float and isinstance(value, int) and not isinstance(value, bool):
+                object.__setattr__(self, item.name, float(value))
+            elif not _fits(value, hints[item.name]):
+                raise ConfigError(f"{item.name} must be {_spell(hints[item.name])}; got {value!r}")
+        for name, low, high in (
+            ("temperature", 0.0, 5.0), ("top_p", 1e-6, 1.0), ("max_failed_fraction", 0.0, 1.0), ("max_tokens", 1, None),
+            ("max_concurrency", 1, None), ("deadline_s", 1e-3, None), ("batch_size", 1, None), ("max_slots", 2, None),
+            ("failure_window", 1, None), ("budget", 1, None), ("max_candidate_tokens", 1, None),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and (value < low or (high is not None and value > high)):
+                raise ConfigError(f"{name} must be {low} or more{f' and {high} or less' if high else ''}; got {value}")
+        if self.schedule != "auto" and self.schedule not in SCHEDULES:
+            raise ConfigError(f"no schedule {self.schedule!r}; there are auto, {', '.join(SCHEDULES)}")
+        if self.rating not in RATINGS:
+            raise ConfigError(f"no rating {self.rating!r}; there are {', '.join(RATINGS)}")
+        if self.engine == "openai" and self.base_url is None:
+            raise ConfigError("engine 'openai' needs base_url, e.g. http://127.0.0.1:8000/v1")
+        if self.engine == "transformers" and self.base_url is not None:
+            raise ConfigError("base_url is for engine 'openai'; remove it or set engine: openai")
+        if self.base_url is not None and self.model == EMBEDDED:
+            raise ConfigError("base_url is set: name the model that the server knows (model: ...)")
+        self.build_format()
+        _ = self.reward_shape
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> JudgeConfig:
+        """Build from plain values.
+
+        Raises:
+            ConfigError: for an unknown key, naming the nearest known one, or a bad value.
+        """
+        known = [item.name for item in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+                raise ConfigError(f"unknown setting {key!r}; {hint}")
+        return cls(**values)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], **overrides: Any) -> JudgeConfig:
+        """Read a YAML file; keyword arguments override its values.
+
+        Raises:
+            ConfigError: if the file is missing, not YAML, or not a mapping of known settings.
+        """
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path}: {error}") from error
+        if not isinstance(values, Mapping | None):
+            raise ConfigError(f"{path} must hold settings (key: value); got {type(values).__name__}")
+        return cls.from_mapping({**(values or {}), **overrides})
+
+    # -- what it resolves to --------------------------------------------------------------------------------------------
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the untrained embedded model judges."""
+        return self.model == EMBEDDED
+
+    @property
+    def reward_shape(self) -> RewardShape:
+        """How scores become rewards."""
+        return RewardShape(self.centre, self.length_weight)
+
+    def build_format(self) -> Format:
+        """The judge format."""
+        name = self.format if self.format != "auto" else ("sentiment" if self.embedded else "choice")
+        template = {"template": self.template} if self.template else {}
+        if name in ("score", "sentiment"):
+            base = SENTIMENT if name == "sentiment" else Score()
+            if isinstance(self.labels, list):
+                raise ConfigError(f"labels of format {name} must map each label to its value; got a list")
+            if self.labels is not None:
+                template["grades"] = tuple((label, float(value)) for label, value in self.labels.items())  # type: ignore[assignment]
+            return dataclasses.replace(base, **template)
+        if isinstance(self.labels, dict):
+            raise ConfigError(f"labels of format {name} must be a list; got a mapping")
+        labels = {"labels": tuple(self.labels)} if self.labels else {}
+        if self.tie_label and name != "choice":
+            raise ConfigError("tie_label belongs to format 'choice'")
+        if name == "choice":
+            return Choice(**template, **labels, tie_label=self.tie_label)
+        return (Ranking if name == "ranking" else PairScores)(**template, **labels)
+
+    def build_engine(self) -> Engine:
+        """Load or reach the judge model."""
+        if self.base_url is not None:
+            from .engines.openai import OpenAIEngine
+
+            return OpenAIEngine(
+                self.model,
+                base_url=self.base_url,
+                api_key=os.environ.get(self.api_key_env),
+                max_concurrency=self.max_concurrency,
+                deadline_s=self.deadline_s,
+                context_tokens=self.context_tokens,
+                extra_body=self.extra_body or None,
+            )
+        from .engines.transformers import TransformersEngine
+
+        model = self.model
+        if self.embedded:
+            from .embedded import embedded_model_path
+
+            model = str(embedded_model_path())
+        return TransformersEngine(
+            model,
+            adapter=self.adapter,
+            device=self.device,
+            dtype=self.dtype,
+            batch_size=self.batch_size,
+            batch_tokens=self.batch_tokens,
+            chat_template_kwargs=self.chat_template_kwargs or None,
+        )
+
+    def build(self, engine: Engine | None = None) -> Judge:
+        """The judge.
+
+        Args:
+            engine: use this one instead of building it.
+        """
+        judge_format = self.build_format()
+        alone = judge_format.max_slots == 1
+        verdict: VerdictMode = "sampled"
+        if self.verdict != "auto":
+            verdict = self.verdict
+        elif self.embedded and judge_format.readable:
+            verdict = "read"
+        return Judge(
+            engine if engine is not None else self.build_engine(),
+            judge_format,
+            schedule=self.schedule if self.schedule != "auto" else ("pointwise" if alone else "adaptive"),
+            rating=self.rating,
+            verdict=verdict,
+            sampling=Sampling(self.temperature, self.top_p, self.max_tokens),
+            thinking_tokens=self.thinking_tokens,
+            cascade_margin=self.cascade_margin,
+            budget=self.budget,
+            both_orders=self.both_orders,
+            max_slots=self.max_slots,
+            votes=self.votes,
+            retries=self.retries,
+            seed=self.seed,
+            cache=ReplyCache(self.cache) if self.cache else None,
+            max_candidate_tokens=self.max_candidate_tokens,
+            alarm=FailureAlarm(self.max_failed_fraction, self.failure_window, min(32, self.failure_window)),
+        )
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        return value in typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in typing.get_args(hint))
+    if hint is Any:
+        return True
+    if origin is list:
+        return isinstance(value, list | tuple) and all(_fits(item, typing.get_args(hint)[0]) for item in value)
+    if origin is dict:
+        key, item = typing.get_args(hint)
+        return isinstance(value, dict) and all(_fits(k, key) and _fits(v, item) for k, v in value.items())
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _spell(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    return str(getattr(hint, "__name__", hint)) if typing.get_origin(hint) is None else str(hint)

@@ -1,0 +1,120 @@
+"""An engine whose answers come from a function: for tests, dry runs of a pipeline, and baselines without a model.
+
+>>> from mrjudge_reward.types import Reply, Request, as_messages
+>>> engine = ScriptedEngine(lambda request: "<answer>A</answer>")
+>>> engine.generate([Request(as_messages("Which?"))])[0].text
+'<answer>A</answer>'
+
+For judging without caring about the prompt's wording, ``ScriptedEngine.by_utility`` is shorter: it finds the candidates
+in the rendered comparison and prefers the one with the highest utility.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
+
+from ..types import Failure, Reply, Request, Usage
+
+Script: TypeAlias = Callable[[Request], str | Mapping[str, float] | Reply | Failure]
+
+_RESPONSE = re.compile(r"^\[Response ?(\w*)\]\n(.*?)\n\[End of response ?\1\]$", re.DOTALL | re.MULTILINE)
+
+
+def shown_candidates(request: Request) -> dict[str, str]:
+    """Label → candidate text of a comparison rendered by a built-in template, in slot order."""
+    return dict(_RESPONSE.findall(request.messages[-1].text))
+
+
+class ScriptedEngine:
+    """Answers every request by calling a function on it.
+
+    Args:
+        script: gives the text the judge writes, or for ``label_probabilities`` a mapping from label to probability, or
+            a ready ``Reply``, or a ``Failure``. An exception becomes a failure, as with any engine.
+        identity: part of the cache key; two scripts that answer differently need two identities.
+
+    Attributes:
+        batches: the size of every batch received, in order.
+        requests: every request received, in order.
+    """
+
+    reserved: frozenset[str] = frozenset()
+    context_tokens: int | None = None
+    can_read = True
+
+    def __init__(self, script: Script, identity: str = "scripted") -> None:
+        self.script = script
+        self.identity = identity
+        self.batches: list[int] = []
+        self.requests: list[Request] = []
+
+    @classmethod
+    def by_utility(
+        cls, utility: Callable[[str], float], position_bias: float = 0.0, identity: str = "scripted-utility"
+    ) -> ScriptedEngine:
+        """A judge that chooses by a utility of the candidate's text.
+
+        Args:
+            utility: higher is better. A choice is softmax over utilities; a lone response is graded by its sigmoid.
+            position_bias: added to the first slot's utility.
+            identity: part of the cache key.
+        """
+
+        def script(request: Request) -> str | Mapping[str, float]:
+            shown = shown_candidates(request)
+            values = {label: utility(text) for label, text in shown.items()}
+            if len(values) == 1:
+                (value,) = values.values()
+                low, high = request.labels or ("1", "5")[:2]
+                good = 1 / (1 + math.exp(-max(-60.0, min(60.0, value))))
+                if request.labels:
+                    return {low: 1 - good, high: good}
+                return f"<think>alone</think><answer>{1 + round(4 * good)}</answer>"
+            values[next(iter(values))] += position_bias
+            if request.labels:
+                top = max(values.values())
+                weights = {label: math.exp(value - top) for label, value in values.items()}
+                total = sum(weights.values())
+                return {label: weight / total for label, weight in weights.items()}
+            best = max(values, key=lambda label: values[label])
+            return f"<think>compared {len(values)}</think><answer>{best}</answer>"
+
+        return cls(script, identity)
+
+    def _answer(self, request: Request) -> Reply | Failure:
+        self.requests.append(request)
+        try:
+            answer = self.script(request)
+        except Exception as error:  # noqa: BLE001  an engine never raises for one request
+            return Failure(type(error).__name__, str(error), transient=False)
+        if isinstance(answer, Reply | Failure):
+            return answer
+        usage = Usage(sum(self.count_tokens(message.text) for message in request.messages), 0, 1)
+        if isinstance(answer, str):
+            return Reply(answer, usage=Usage(usage.prompt_tokens, 0, self.count_tokens(answer)))
+        missing = [label for label in request.labels if not answer.get(label, 0.0) > 0]
+        if missing or not request.labels:
+            return Failure("label missing", f"no probability for {missing}", transient=False)
+        return Reply(label_logprobs=tuple(math.log(answer[label]) for label in request.labels), usage=usage)
+
+    def _serve(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+        self.batches.append(len(requests))
+        return [self._answer(request) for request in requests]
+
+    def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+        """Call the script on each request."""
+        return self._serve(requests)
+
+    def label_probabilities(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+        """Call the script on each request; it must give a mapping from label to probability."""
+        return self._serve(requests)
+
+    def count_tokens(self, text: str) -> int:
+        """Words, roughly: a quarter of the characters."""
+        return len(text) // 4 + 1
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -1,0 +1,291 @@
+"""A judge model in this process, through transformers: any causal language model, any device, optional PEFT adapter.
+
+Requests are batched by length and padded on the left. Sampling runs under its own random state, so judging does not
+shift the random numbers of a policy that trains in the same process. Probabilities are read from one forward pass.
+
+Equality with one-by-one judging holds for greedy writing and for reads up to floating point; sampled text depends on
+the batch it was drawn in.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ..errors import EngineError, require
+from ..types import Failure, Reply, Request, Sampling, Usage
+
+
+class TransformersEngine:
+    """Runs a causal language model.
+
+    Args:
+        model: hub name or path, or a loaded model.
+        tokenizer: name, path or loaded tokenizer; None for the model's own.
+        adapter: path of a PEFT adapter to put on the model.
+        device: e.g. ``"cuda:0"``; None for a GPU where there is one.
+        dtype: e.g. ``"bfloat16"``; None for bfloat16 on a GPU and float32 on a CPU.
+        batch_size: most requests of a batch.
+        batch_tokens: most tokens of a batch, padding and replies included; bounds memory.
+        chat_template_kwargs: passed to the chat template, e.g. ``{"enable_thinking": True}``.
+
+    Raises:
+        EngineError: if the model cannot be loaded or its tokenizer has no chat template.
+        MissingPackageError: if torch, transformers or (for an adapter) peft is missing.
+    """
+
+    can_read = True
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        tokenizer: Any = None,
+        adapter: str | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+        batch_size: int = 32,
+        batch_tokens: int = 32768,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        torch = require("torch", extra="transformers")
+        require("transformers", extra="transformers")
+        self._source, self._tokenizer_source, self._adapter = model, tokenizer, adapter
+        self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self._dtype = dtype or ("bfloat16" if self._device.startswith("cuda") else "float32")
+        self.batch_size, self.batch_tokens = batch_size, batch_tokens
+        self._chat_template_kwargs = chat_template_kwargs or {}
+        self._lock = threading.Lock()
+        name = model if isinstance(model, str) else getattr(model, "name_or_path", type(model).__name__)
+        extras = (f"+{adapter}" if adapter else "") + (f" {self._chat_template_kwargs}" if chat_template_kwargs else "")
+        self.identity = f"transformers:{name}{extras} {self._dtype}"
+        self._load()
+
+    def _load(self) -> None:
+        torch = require("torch", extra="transformers")
+        transformers = require("transformers", extra="transformers")
+        source = self._source
+        try:
+            if isinstance(source, str):
+                dtype = getattr(torch, self._dtype)
+                self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+                self._model.to(self._device)
+            else:
+                self._model, self._device = source, str(source.device)
+            tokenizer = self._tokenizer_source or (source if isinstance(source, str) else source.name_or_path)
+            if isinstance(tokenizer, str):
+                tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer)
+        except (OSError, ValueError) as error:
+            raise EngineError(f"the judge model {source!r:.200} cannot be loaded: {error}") from error
+        if self._adapter is not None:
+            peft = require("peft", extra="peft")
+            self._model = peft.PeftModel.from_pretrained(self._model, self._adapter)
+        if not getattr(tokenizer, "chat_template", None):
+            raise EngineError(f"the tokenizer of {source!r:.200} has no chat template, so it cannot be asked to judge")
+        self._model.eval()
+        self._tokenizer: Any = tokenizer
+        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        config = self._model.config.get_text_config()
+        self.context_tokens: int | None = getattr(config, "max_position_embeddings", None)
+        self.reserved = frozenset(token.content for token in tokenizer.added_tokens_decoder.values())
+        stop = self._model.generation_config.eos_token_id
+        stops = stop if isinstance(stop, list) else [stop]
+        self._ends = {token for token in (*stops, tokenizer.eos_token_id) if token is not None}
+
+    # -- the two verbs --------------------------------------------------------------------------------------------
+
+    def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+        """Let the judge write."""
+        replies: list[Reply | Failure | None] = [None] * len(requests)
+        groups: dict[tuple[Sampling, tuple[str, ...], int | None], list[int]] = {}
+        for index, request in enumerate(requests):
+            groups.setdefault((request.sampling, request.stop, request.seed), []).append(index)
+        for (sampling, stop, seed), indices in groups.items():
+            prompts = self._prompts(requests, indices, replies, sampling.max_tokens)
+            for batch in self._batches(prompts, sampling.max_tokens):
+                self._write([prompts[i] for i in batch], batch, replies, sampling, stop, seed)
+        return [reply if reply is not None else Failure("no reply") for reply in replies]
+
+    def label_probabilities(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+        """Read the log-probability of each label's first token right after the prefill.
+
+        Raises:
+            EngineError: if two labels of a request begin with the same token, so that one token cannot tell them apart.
+        """
+        replies: list[Reply | Failure | None] = [None] * len(requests)
+        labels = {i: self._label_ids(request) for i, request in enumerate(requests)}
+        prompts = self._prompts(requests, range(len(requests)), replies, 1)
+        for batch in self._batches(prompts, 1):
+            self._read([prompts[i] for i in batch], batch, replies, labels)
+        return [reply if reply is not None else Failure("no reply") for reply in replies]
+
+    # -- prompts and batches --------------------------------------------------------------------------------------
+
+    def _chat_text(self, request: Request) -> str:
+        messages = [{"role": message.role, "content": message.text} for message in request.messages]
+        text: str = self._tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, **self._chat_template_kwargs
+        )
+        prefill = request.prefill
+        if prefill.startswith("<think>") and text.rstrip().endswith("<think>"):  # the template opened it already
+            prefill = prefill.removeprefix("<think>").lstrip("\n")
+        return text + prefill
+
+    def _prompts(
+        self,
+        requests: Sequence[Request],
+        indices: Sequence[int],
+        replies: list[Reply | Failure | None],
+        new_tokens: int,
+    ) -> dict[int, list[int]]:
+        """Token ids per request; those that cannot be served get their failure instead."""
+        prompts: dict[int, list[int]] = {}
+        for index in indices:
+            request = requests[index]
+            if any(message.images for message in request.messages):
+                replies[index] = Failure("images", "this engine judges text only", transient=False)
+                continue
+            try:
+                ids: list[int] = self._encode(self._chat_text(request))
+            except Exception as error:  # noqa: BLE001  one bad request must not take the batch with it
+                replies[index] = Failure("chat template", f"{type(error).__name__}: {error}", transient=False)
+                continue
+            if self.context_tokens is not None and len(ids) + new_tokens > self.context_tokens:
+                detail = f"{len(ids)} tokens and {new_tokens} to write do not fit {self.context_tokens}"
+                replies[index] = Failure("context", detail, transient=False)
+                continue
+            prompts[index] = ids
+        return prompts
+
+    def _batches(self, prompts: dict[int, list[int]], new_tokens: int) -> Iterator[list[int]]:
+        batch: list[int] = []
+        for index in sorted(prompts, key=lambda i: -len(prompts[i])):  # the first of a batch is its longest
+            longest = len(prompts[batch[0]]) if batch else len(prompts[index])
+            if batch and (
+                len(batch) == self.batch_size or (len(batch) + 1) * (longest + new_tokens) > self.batch_tokens
+            ):
+                yield batch
+                batch = []
+            batch.append(index)
+        if batch:
+            yield batch
+
+    def _padded(self, prompts: Sequence[list[int]]) -> tuple[Any, Any]:
+        torch = require("torch", extra="transformers")
+        width = max(map(len, prompts))
+        ids = torch.tensor([[self._pad] * (width - len(prompt)) + prompt for prompt in prompts], device=self._device)
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=self._device)
+        return ids, mask  # (B, T), (B, T)
+
+    # -- model calls ------------------------------------------------------------------------------------------------
+
+    def _write(
+        self,
+        prompts: list[list[int]],
+        batch: list[int],
+        replies: list[Reply | Failure | None],
+        sampling: Sampling,
+        stop: tuple[str, ...],
+        seed: int | None,
+    ) -> None:
+        torch = require("torch", extra="transformers")
+        ids, mask = self._padded(prompts)
+        how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        if sampling.temperature > 0:
+            how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        if stop:
+            how |= {"stop_strings": list(stop), "tokenizer": self._tokenizer}
+        devices = [ids.device] if ids.device.type == "cuda" else []
+        try:
+            with self._lock, torch.no_grad(), torch.random.fork_rng(devices):
+                torch.manual_seed(seed if seed is not None else 0)
+                written = self._model.generate(
+                    input_ids=ids, attention_mask=mask, max_new_tokens=sampling.max_tokens, pad_token_id=self._pad, **how
+                )[:, ids.shape[1] :].tolist()  # (B, new)
+        except torch.OutOfMemoryError as error:
+            self._split(prompts, batch, replies, error, lambda p, b: self._write(p, b, replies, sampling, stop, seed))
+            return
+        for index, prompt, tokens in zip(batch, prompts, written, strict=True):
+            end = next((position for position, token in enumerate(tokens) if token in self._ends), None)
+            body = tokens if end is None else tokens[:end]
+            text = self._tokenizer.decode(body, skip_special_tokens=True)
+            cut = min((at for at in (text.find(mark) for mark in stop) if at >= 0), default=None)
+            ended = end is not None or cut is not None
+            usage = Usage(len(prompt), 0, len(body) if end is None else end + 1)
+            replies[index] = Reply(text[:cut], "stop" if ended else "length", usage=usage)
+
+    def _read(
+        self,
+        prompts: list[list[int]],
+        batch: list[int],
+        replies: list[Reply | Failure | None],
+        labels: dict[int, list[int]],
+    ) -> None:
+        torch = require("torch", extra="transformers")
+        ids, mask = self._padded(prompts)
+        try:
+            with self._lock, torch.no_grad():
+                positions = (mask.cumsum(-1) - 1).clamp(min=0)
+                logits = self._model(
+                    input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1, use_cache=False
+                ).logits[:, -1]  # (B, V)
+                logprobs = torch.log_softmax(logits.float(), dim=-1)
+        except torch.OutOfMemoryError as error:
+            self._split(prompts, batch, replies, error, lambda p, b: self._read(p, b, replies, labels))
+            return
+        for row, (index, prompt) in enumerate(zip(batch, prompts, strict=True)):
+            values = tuple(logprobs[row, labels[index]].tolist())
+            replies[index] = Reply(label_logprobs=values, usage=Usage(len(prompt), 0, 1))
+
+    def _split(
+        self, prompts: list[list[int]], batch: list[int], replies: list[Reply | Failure | None], error: Any, again: Any
+    ) -> None:
+        """Out of memory: try the halves; a single request that does not fit fails alone."""
+        require("torch", extra="transformers").cuda.empty_cache()
+        if len(batch) == 1:
+            replies[batch[0]] = Failure("out of memory", str(error)[:300], transient=False)
+            return
+        half = len(batch) // 2
+        again(prompts[:half], batch[:half])
+        again(prompts[half:], batch[half:])
+
+    # -- tokens -------------------------------------------------------------------------------------------------------
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        return ids
+
+    def _label_ids(self, request: Request) -> list[int]:
+        """First token of each label as it would follow the prefill."""
+        before = self._encode(request.prefill)
+        ids: list[int] = []
+        for label in request.labels:
+            after = self._encode(request.prefill + label)
+            # Where the tokenizer would merge label and prefill, the label's own first token is what a model can write.
+            ids.append(after[len(before)] if after[: len(before)] == before else self._encode(label)[0])
+        if len(set(ids)) != len(ids):
+            raise EngineError(
+                f"the labels {request.labels!r} do not differ in their first token for this tokenizer, so they cannot "
+                "be read; choose other labels (single letters, or one-digit grades), or verdict='sampled'"
+            )
+        return ids
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text without special ones."""
+        return len(self._encode(text))
+
+    def close(self) -> None:
+        """Let go of the model; safe to call twice."""
+        self._model = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        if not isinstance(self._source, str):
+            raise EngineError("an engine around a loaded model cannot be pickled; give it the model's name instead")
+        dropped = ("_model", "_tokenizer", "_lock")
+        return {name: value for name, value in vars(self).items() if name not in dropped}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._lock = threading.Lock()
+        self._load()

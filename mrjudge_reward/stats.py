@@ -1,0 +1,172 @@
+"""What a batch of judgements looked like: the numbers every adapter logs, and the alarm on failures."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from .errors import JudgeUnreliableError
+from .tally import position_consistency
+from .types import Failed, Judgement, Order, Played, Tie, Usage
+
+METRICS = (
+    "position_consistency",
+    "tie_rate",
+    "failed_rate",
+    "abstained_rate",
+    "calls",
+    "tokens",
+    "seconds",
+    "zero_spread_groups",
+)
+"""Names of the metrics, the same on every rank at every step."""
+
+
+@dataclass(frozen=True)
+class JudgeStats:
+    """Counts over a batch of groups; rates are derived, so stats of several ranks can be added.
+
+    Attributes:
+        groups, candidates, comparisons: how many.
+        failed, tied: comparisons without a verdict; with a verdict that none is better.
+        agreeing, mirrored: pairs of comparisons in mirrored slots with the same winner, and all such pairs.
+        slotted: comparisons of several candidates, in which the slot could matter.
+        abstained: candidates without a score.
+        zero_spread_groups: groups whose known scores are all equal, or unknown: they teach a policy nothing.
+        calls, cache_hits: requests that reached the engine, and that did not have to.
+        usage: tokens of ``calls``.
+        seconds: wall time.
+        reasons: failures by reason.
+    """
+
+    groups: int = 0
+    candidates: int = 0
+    comparisons: int = 0
+    failed: int = 0
+    tied: int = 0
+    agreeing: int = 0
+    mirrored: int = 0
+    slotted: int = 0
+    abstained: int = 0
+    zero_spread_groups: int = 0
+    calls: int = 0
+    cache_hits: int = 0
+    usage: Usage = Usage()
+    seconds: float = 0.0
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, judgements: Sequence[Judgement]) -> JudgeStats:
+        """Count a batch that was judged together."""
+        stats = cls(
+            groups=len(judgements),
+            seconds=max((judgement.seconds for judgement in judgements), default=0.0),
+        )
+        for judgement in judgements:
+            stats += _count(judgement)
+        return stats
+
+    def __add__(self, other: JudgeStats) -> JudgeStats:
+        values = {name: getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__}
+        values["seconds"] = max(self.seconds, other.seconds)  # batches of several ranks run side by side
+        return JudgeStats(**values)
+
+    def metrics(self) -> dict[str, float]:
+        """The values of ``METRICS``. A rate over nothing is 0.
+
+        Consistency is 1 where every candidate was judged alone, and NaN where the schedule mirrored no comparison:
+        then nothing is known about it (set ``both_orders`` to know).
+        """
+        consistency = self.agreeing / self.mirrored if self.mirrored else math.nan if self.slotted else 1.0
+        return {
+            "position_consistency": consistency,
+            "tie_rate": self.tied / max(1, self.comparisons - self.failed),
+            "failed_rate": self.failed / max(1, self.comparisons),
+            "abstained_rate": self.abstained / max(1, self.candidates),
+            "calls": float(self.calls),
+            "tokens": float(self.usage.prompt_tokens + self.usage.completion_tokens),
+            "seconds": self.seconds,
+            "zero_spread_groups": float(self.zero_spread_groups),
+        }
+
+
+def is_tie(item: Played) -> bool:
+    """Whether a verdict says that no candidate it looked at is better than another."""
+    match item.verdict.outcome:
+        case Tie():
+            return True
+        case Order(tiers):
+            return len(tiers) == 1
+        case Failed():
+            return False
+        case outcome:
+            values = outcome.probabilities_K if hasattr(outcome, "probabilities_K") else outcome.values_K
+            return len(values) > 1 and max(values) == min(values)
+
+
+def _count(judgement: Judgement) -> JudgeStats:
+    asked = judgement.glances or judgement.played
+    agreeing, mirrored = position_consistency(asked)
+    scores = [score for score in judgement.scores_G if score is not None]
+    return JudgeStats(
+        candidates=len(judgement.scores_G),
+        comparisons=len(judgement.played),
+        failed=sum(item.verdict.failed for item in judgement.played),
+        tied=sum(is_tie(item) for item in judgement.played),
+        agreeing=agreeing,
+        mirrored=mirrored,
+        slotted=sum(len(item.comparison.slots) > 1 for item in asked),
+        abstained=len(judgement.scores_G) - len(scores),
+        zero_spread_groups=int(not scores or max(scores) - min(scores) < 1e-9),
+        calls=judgement.calls,
+        cache_hits=judgement.cache_hits,
+        usage=judgement.usage,
+        reasons=Counter(
+            item.verdict.outcome.reason for item in judgement.played if isinstance(item.verdict.outcome, Failed)
+        ),
+    )
+
+
+@dataclass
+class FailureAlarm:
+    """Stops a run when too many of the latest comparisons failed.
+
+    Args:
+        max_fraction: the most that may fail; 1 switches the alarm off.
+        window: how many of the latest comparisons count.
+        least: no alarm before this many have been seen.
+    """
+
+    max_fraction: float = 0.5
+    window: int = 256
+    least: int = 32
+
+    def __post_init__(self) -> None:
+        self._latest: deque[str | None] = deque(maxlen=self.window)
+
+    def observe(self, judgements: Sequence[Judgement]) -> None:
+        """Count a batch.
+
+        Raises:
+            JudgeUnreliableError: if more than ``max_fraction`` of the window failed; it names the reasons.
+        """
+        for judgement in judgements:
+            for item in judgement.played:
+                outcome = item.verdict.outcome
+                self._latest.append(outcome.reason if isinstance(outcome, Failed) else None)
+        failed = [reason for reason in self._latest if reason is not None]
+        if len(self._latest) >= self.least and len(failed) > self.max_fraction * len(self._latest):
+            reasons = ", ".join(f"{reason} ({count})" for reason, count in Counter(failed).most_common(3))
+            example = next(
+                item.verdict.outcome
+                for judgement in reversed(judgements)
+                for item in reversed(judgement.played)
+                if isinstance(item.verdict.outcome, Failed)
+            )
+            raise JudgeUnreliableError(
+                f"{len(failed)} of the last {len(self._latest)} judgements failed (limit {self.max_fraction:.0%}); "
+                f"most often: {reasons}; latest: {example.reason}: {example.detail or 'no detail'}. Rewards from so "
+                "few verdicts would be noise: check the judge (mrjudge doctor), or raise max_failed_fraction."
+            )
