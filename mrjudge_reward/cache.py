@@ -153,7 +153,9 @@ def ask(engine: Engine, verb: Verb, requests: Sequence[Request], cache: ReplyCac
         first.setdefault(key, index)
     known: dict[bytes, Reply | Failure] = dict(cache.get(list(first))) if cache is not None else {}
     open_keys = [key for key in first if key not in known]
-    open_keys.sort(key=lambda key: tuple(m.text for m in requests[first[key]].messages) + (requests[first[key]].prefill,))
+    open_keys.sort(
+        key=lambda key: tuple(m.text for m in requests[first[key]].messages) + (requests[first[key]].prefill,)
+    )
     if open_keys:
         batch = [requests[first[key]] for key in open_keys]
         replies = engine.generate(batch) if verb == "generate" else engine.label_probabilities(batch)

@@ -1,6 +1,6 @@
 """One validated configuration, the same from YAML, keyword arguments and a framework's own config.
 
->>> JudgeConfig.from_mapping({"model": "Qwen/Qwen3-8B", "shedule": "ring"})
+>>> JudgeConfig(model="Qwen/Qwen3-8B", shedule="ring")
 Traceback (most recent call last):
     ...
 mrjudge_reward.errors.ConfigError: unknown setting 'shedule'; did you mean 'schedule'?
@@ -11,14 +11,21 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-import types
-import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+)
 
 from .cache import ReplyCache
 from .errors import ConfigError
@@ -36,8 +43,18 @@ FormatName = Literal["auto", "choice", "ranking", "pair_scores", "score", "senti
 EMBEDDED = "embedded"
 
 
-@dataclass(frozen=True)
-class JudgeConfig:
+def _one_of(names: Mapping[str, object], *more: str) -> AfterValidator:
+    known = (*more, *names)
+
+    def check(value: str) -> str:
+        if value not in known:
+            raise ValueError(f"there is no {value!r}; choose {', '.join(known)}")
+        return value
+
+    return AfterValidator(check)
+
+
+class JudgeConfig(BaseModel):
     """Everything about a judge, as plain values.
 
     With the default ``model="embedded"`` the untrained 135M model is read pointwise for sentiment, because that is what
@@ -72,93 +89,72 @@ class JudgeConfig:
         centre, length_weight: see ``RewardShape``.
 
     Raises:
-        ConfigError: on construction, if a value is of the wrong type, out of range, or contradicts another.
+        ConfigError: on construction, for an unknown setting (naming the nearest known one), or a value that is of the
+            wrong type, out of range, or contradicts another.
     """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     model: str = EMBEDDED
     engine: EngineName = "auto"
     adapter: str | None = None
     base_url: str | None = None
     api_key_env: str = "OPENAI_API_KEY"
-    max_concurrency: int = 64
-    deadline_s: float = 120.0
-    extra_body: dict[str, Any] = field(default_factory=dict)
-    context_tokens: int | None = None
+    max_concurrency: PositiveInt = 64
+    deadline_s: Annotated[float, Field(gt=0)] = 120.0
+    extra_body: dict[str, Any] = {}
+    context_tokens: PositiveInt | None = None
     device: str | None = None
     dtype: str | None = None
-    batch_size: int = 32
-    batch_tokens: int = 32768
-    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    batch_size: PositiveInt = 32
+    batch_tokens: PositiveInt = 32768
+    chat_template_kwargs: dict[str, Any] = {}
     format: FormatName = "auto"
     template: str | None = None
     labels: list[str] | dict[str, float] | None = None
     tie_label: str = ""
-    schedule: str = "auto"
-    rating: str = "log_odds"
-    budget: int | None = None
+    schedule: Annotated[str, _one_of(SCHEDULES, "auto")] = "auto"
+    rating: Annotated[str, _one_of(RATINGS)] = "log_odds"
+    budget: PositiveInt | None = None
     both_orders: bool | None = None
-    max_slots: int = 8
+    max_slots: Annotated[int, Field(ge=2)] = 8
     verdict: Literal["auto", "sampled", "read", "cascade"] = "auto"
-    temperature: float = 0.6
-    top_p: float = 0.95
-    max_tokens: int = 1024
-    thinking_tokens: int = 0
-    cascade_margin: float = 1.0
-    votes: int = 1
-    retries: int = 1
+    temperature: Annotated[float, Field(ge=0, le=5)] = 0.6
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    max_tokens: PositiveInt = 1024
+    thinking_tokens: NonNegativeInt = 0
+    cascade_margin: NonNegativeFloat = 1.0
+    votes: PositiveInt = 1
+    retries: NonNegativeInt = 1
     seed: int = 0
-    max_candidate_tokens: int | None = None
+    max_candidate_tokens: PositiveInt | None = None
     cache: str | None = None
-    max_failed_fraction: float = 0.5
-    failure_window: int = 256
+    max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
+    failure_window: PositiveInt = 256
     centre: bool = False
-    length_weight: float = 0.0
+    length_weight: NonNegativeFloat = 0.0
 
-    def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
-        for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            if hints[item.name] is float and isinstance(value, int) and not isinstance(value, bool):
-                object.__setattr__(self, item.name, float(value))
-            elif not _fits(value, hints[item.name]):
-                raise ConfigError(f"{item.name} must be {_spell(hints[item.name])}; got {value!r}")
-        for name, low, high in (
-            ("temperature", 0.0, 5.0), ("top_p", 1e-6, 1.0), ("max_failed_fraction", 0.0, 1.0), ("max_tokens", 1, None),
-            ("max_concurrency", 1, None), ("deadline_s", 1e-3, None), ("batch_size", 1, None), ("max_slots", 2, None),
-            ("failure_window", 1, None), ("budget", 1, None), ("max_candidate_tokens", 1, None),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and (value < low or (high is not None and value > high)):
-                raise ConfigError(f"{name} must be {low} or more{f' and {high} or less' if high else ''}; got {value}")
-        if self.schedule != "auto" and self.schedule not in SCHEDULES:
-            raise ConfigError(f"no schedule {self.schedule!r}; there are auto, {', '.join(SCHEDULES)}")
-        if self.rating not in RATINGS:
-            raise ConfigError(f"no rating {self.rating!r}; there are {', '.join(RATINGS)}")
+    def __init__(self, **values: Any) -> None:
+        known = list(type(self).model_fields)
+        for key in values:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+                raise ConfigError(f"unknown setting {key!r}; {hint}")
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            faults = {str(e["loc"][0]): f"{e['msg']} (got {e['input']!r:.100})" for e in error.errors()}
+            raise ConfigError("; ".join(f"{name}: {fault}" for name, fault in faults.items())) from error
         if self.engine == "openai" and self.base_url is None:
             raise ConfigError("engine 'openai' needs base_url, e.g. http://127.0.0.1:8000/v1")
         if self.engine == "transformers" and self.base_url is not None:
             raise ConfigError("base_url is for engine 'openai'; remove it or set engine: openai")
-        if self.base_url is not None and self.model == EMBEDDED:
+        if self.base_url is not None and self.embedded:
             raise ConfigError("base_url is set: name the model that the server knows (model: ...)")
         self.build_format()
-        _ = self.reward_shape
 
     # -- reading ------------------------------------------------------------------------------------------------------
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> JudgeConfig:
-        """Build from plain values.
-
-        Raises:
-            ConfigError: for an unknown key, naming the nearest known one, or a bad value.
-        """
-        known = [item.name for item in dataclasses.fields(cls)]
-        for key in values:
-            if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-                raise ConfigError(f"unknown setting {key!r}; {hint}")
-        return cls(**values)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], **overrides: Any) -> JudgeConfig:
@@ -173,7 +169,7 @@ class JudgeConfig:
             raise ConfigError(f"{path}: {error}") from error
         if not isinstance(values, Mapping | None):
             raise ConfigError(f"{path} must hold settings (key: value); got {type(values).__name__}")
-        return cls.from_mapping({**(values or {}), **overrides})
+        return cls(**{str(key): value for key, value in {**(values or {}), **overrides}.items()})
 
     # -- what it resolves to --------------------------------------------------------------------------------------------
 
@@ -190,22 +186,22 @@ class JudgeConfig:
     def build_format(self) -> Format:
         """The judge format."""
         name = self.format if self.format != "auto" else ("sentiment" if self.embedded else "choice")
-        template = {"template": self.template} if self.template else {}
+        wording: dict[str, Any] = {"template": self.template} if self.template else {}
+        if self.tie_label and name != "choice":
+            raise ConfigError("tie_label belongs to format 'choice'")
         if name in ("score", "sentiment"):
-            base = SENTIMENT if name == "sentiment" else Score()
             if isinstance(self.labels, list):
                 raise ConfigError(f"labels of format {name} must map each label to its value; got a list")
             if self.labels is not None:
-                template["grades"] = tuple((label, float(value)) for label, value in self.labels.items())  # type: ignore[assignment]
-            return dataclasses.replace(base, **template)
+                wording["grades"] = tuple(self.labels.items())
+            return dataclasses.replace(SENTIMENT if name == "sentiment" else Score(), **wording)
         if isinstance(self.labels, dict):
             raise ConfigError(f"labels of format {name} must be a list; got a mapping")
-        labels = {"labels": tuple(self.labels)} if self.labels else {}
-        if self.tie_label and name != "choice":
-            raise ConfigError("tie_label belongs to format 'choice'")
+        if self.labels is not None:
+            wording["labels"] = tuple(self.labels)
         if name == "choice":
-            return Choice(**template, **labels, tie_label=self.tie_label)
-        return (Ranking if name == "ranking" else PairScores)(**template, **labels)
+            return Choice(**wording, tie_label=self.tie_label)
+        return Ranking(**wording) if name == "ranking" else PairScores(**wording)
 
     def build_engine(self) -> Engine:
         """Load or reach the judge model."""
@@ -270,29 +266,3 @@ class JudgeConfig:
             max_candidate_tokens=self.max_candidate_tokens,
             alarm=FailureAlarm(self.max_failed_fraction, self.failure_window, min(32, self.failure_window)),
         )
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin = typing.get_origin(hint)
-    if origin is Literal:
-        return value in typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, option) for option in typing.get_args(hint))
-    if hint is Any:
-        return True
-    if origin is list:
-        return isinstance(value, list | tuple) and all(_fits(item, typing.get_args(hint)[0]) for item in value)
-    if origin is dict:
-        key, item = typing.get_args(hint)
-        return isinstance(value, dict) and all(_fits(k, key) and _fits(v, item) for k, v in value.items())
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
-
-
-def _spell(hint: Any) -> str:
-    if typing.get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(hint)))
-    return str(getattr(hint, "__name__", hint)) if typing.get_origin(hint) is None else str(hint)

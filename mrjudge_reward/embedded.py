@@ -54,7 +54,9 @@ def embedded_model_path() -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{target}.lock"):
         if not (target / "config.json").is_file():  # another process may have made it meanwhile
-            print(f"Converting the embedded SmolLM2-135M into {target} (once, about half a minute) ...", file=sys.stderr)
+            print(
+                f"Converting the embedded SmolLM2-135M into {target} (once, about half a minute) ...", file=sys.stderr
+            )
             with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
                 _convert(source, Path(scratch) / "model")
                 if target.exists():  # left by an interrupted run

@@ -15,7 +15,7 @@ Each carries one message that says what came, what was expected and what to do, 
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
+from typing import Any
 
 
 class MRJudgeError(Exception):
@@ -42,7 +42,7 @@ class JudgeUnreliableError(MRJudgeError, RuntimeError):
     """So many judgements failed that rewards would be noise."""
 
 
-def require(module: str, extra: str) -> ModuleType:
+def require(module: str, extra: str) -> Any:
     """Import an optional module at its point of use.
 
     Args:

@@ -3,9 +3,9 @@
 A verdict is reached in one of two ways (design: sampled and read):
 
 * *sampled*: the judge writes reasoning and a verdict; :func:`read_reply` parses it strictly. Everything up to the last
-  ``</think>`` is dropped; the **last** labelled verdict counts and is validated, after matching, against the labels that
-  were offered. Anything else is :class:`~mrjudge_reward.types.Failed`: no repair of short rankings, no stray letter, no
-  falling back to an earlier mention. A judge that failed says nothing about the response.
+  ``</think>`` is dropped; the **last** labelled verdict counts and is validated, after matching, against the labels
+  that were offered. Anything else is :class:`~mrjudge_reward.types.Failed`: no repair of short rankings, no stray
+  letter, no falling back to an earlier mention. A judge that failed says nothing about the response.
 * *read*: the answer is opened for the judge and the probabilities of the offered labels are taken from it, which gives
   a soft verdict that needs no parsing.
 
@@ -40,18 +40,23 @@ THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 
 
 def after_thinking(text: str) -> str | Failed:
-    """What a judge wrote after its reasoning; failed if the reasoning was never closed."""
+    """What a judge wrote after its reasoning; failed if the reasoning was never closed.
+
+    A tag in another case (``</THINK>``) closes nothing, and leaves open whether the reasoning is over.
+    """
     section = text.rpartition(THINK_CLOSE)[2]
-    if THINK_OPEN in section:
+    lowered = section.lower()
+    if THINK_OPEN in lowered or THINK_CLOSE in lowered:
         return Failed("unclosed thinking")
     return section
 
 
-def _answers(text: str, opening: str, closing: str) -> list[str] | Failed:
-    """Contents of all answer markers after the reasoning, in order; the last one must be closed.
+def _answers(text: str, opening: str, closing: str, every: bool = False) -> list[str] | Failed:
+    """Contents of all answer markers after the reasoning, in order.
 
-    An earlier marker that was opened again before it was closed is kept as it stands, so that whoever counts the
-    answers sees it. An empty ``closing`` means that an answer runs to the end of its line.
+    The last one must be closed (with ``every``, each must be), and no marker in another case may follow it (stand
+    anywhere), which would leave open what the judge meant. An empty ``closing`` means that an answer runs to the end
+    of its line.
     """
     section = after_thinking(text)
     if isinstance(section, Failed):
@@ -59,11 +64,12 @@ def _answers(text: str, opening: str, closing: str) -> list[str] | Failed:
     pieces = section.split(opening)[1:]
     if not pieces:
         return Failed("no verdict")
-    if not closing:
-        return [piece.strip("\n").partition("\n")[0].strip() for piece in pieces]
-    if closing not in pieces[-1]:
+    if not all(closing in piece for piece in (pieces if every else pieces[-1:])):
         return Failed("unclosed verdict")
-    return [piece.partition(closing)[0].strip() for piece in pieces]
+    checked = section if every else pieces[-1]
+    if checked.lower().count(opening.lower()) != checked.count(opening):
+        return Failed("malformed marker", f"{opening} in another case")
+    return [piece.partition(closing or "\n")[0].strip() for piece in pieces]
 
 
 def _normalise(logprobs: Sequence[float]) -> tuple[float, ...] | Failed:
@@ -80,6 +86,13 @@ def _check_labels(labels: tuple[str, ...], least: int) -> None:
     stripped = [label.strip() for label in labels]
     if len(labels) < least or len(set(stripped)) != len(stripped) or not all(stripped):
         raise ConfigError(f"labels must be at least {least} different non-empty texts; got {labels!r:.200}")
+
+
+def _check_markers(opening: str, closing: str, labels: tuple[str, ...]) -> None:
+    if not opening.strip() or opening in closing:
+        raise ConfigError(f"answer_open must not be empty nor part of answer_close; got {opening!r} and {closing!r}")
+    if any(marker in label for label in labels for marker in (opening, closing or "\n")):
+        raise ConfigError(f"no label may hold {opening!r} or {closing or 'newline'!r}; got {labels!r:.200}")
 
 
 class Format(Protocol):
@@ -151,7 +164,9 @@ class Choice:
     readable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        _check_labels(self.labels, 2)
         _check_labels((*self.labels, *self._tie), 2)
+        _check_markers(self.answer_open, self.answer_close, (*self.labels, *self._tie))
         load_template(self.template)
 
     @property
@@ -165,8 +180,10 @@ class Choice:
 
     def render(self, group: Group, candidates: tuple[str, ...], guard: TextGuard) -> tuple[Message, ...]:
         """The chat that shows these candidates, in slot order."""
-        labels = tuple(label.strip() for label in self.labels[: len(candidates)])
-        return build_chat(load_template(self.template), group, candidates, labels, guard, tie_label=self.tie_label)
+        return build_chat(
+            load_template(self.template), group, candidates, self.labels[: len(candidates)], guard,
+            tie_label=self.tie_label, marker=self.answer_open,
+        )  # fmt: skip
 
     def parse(self, text: str, slots: int) -> Outcome:
         """The last label, if it was offered."""
@@ -207,7 +224,8 @@ class Ranking:
     def __post_init__(self) -> None:
         _check_labels(self.labels, 2)
         if any(mark in label for label in self.labels for mark in ">="):
-            raise ConfigError("ranking labels must not contain > or =")
+            raise ConfigError(f"ranking labels must not contain > or =; got {self.labels!r:.200}")
+        _check_markers(self.answer_open, self.answer_close, self.labels)
         load_template(self.template)
 
     @property
@@ -217,13 +235,19 @@ class Ranking:
 
     def render(self, group: Group, candidates: tuple[str, ...], guard: TextGuard) -> tuple[Message, ...]:
         """The chat that shows these candidates, in slot order."""
-        return build_chat(load_template(self.template), group, candidates, self.labels[: len(candidates)], guard)
+        return build_chat(
+            load_template(self.template), group, candidates, self.labels[: len(candidates)], guard,
+            marker=self.answer_open,
+        )  # fmt: skip
 
     def parse(self, text: str, slots: int) -> Outcome:
         """The last ranking, if it names every offered label exactly once."""
         answers = _answers(text, self.answer_open, self.answer_close)
         if isinstance(answers, Failed):
             return answers
+        names = 1 + sum(answers[-1].count(mark) for mark in ">=")
+        if names > slots:
+            return Failed("wrong count", f"{names} labels, {slots} were offered")
         tiers = [[label.strip() for label in tier.split("=")] for tier in answers[-1].split(">")]
         offered = [label.strip() for label in self.labels[:slots]]
         named = [label for tier in tiers for label in tier]
@@ -253,13 +277,24 @@ def grade_scale(low: int, high: int) -> _Grades:
     return tuple((str(value), float(value)) for value in range(low, high + 1))
 
 
+_ONE_TO_FIVE, _ONE_TO_TEN = grade_scale(1, 5), grade_scale(1, 10)
+
+
+def _check_grades(grades: _Grades, opening: str, closing: str) -> None:
+    labels = tuple(label for label, _ in grades)
+    _check_labels(labels, 2)
+    _check_markers(opening, closing, labels)
+    if not all(math.isfinite(value) for _, value in grades):
+        raise ConfigError(f"grades must have finite values; got {grades!r:.200}")
+
+
 @dataclass(frozen=True)
 class PairScores:
     """Grade each of K responses, one tag each in order (Flex-Judge pair and batch)."""
 
     template: str = "pair_scores"
     labels: tuple[str, ...] = tuple(ascii_uppercase[:16])
-    grades: _Grades = grade_scale(1, 10)
+    grades: _Grades = _ONE_TO_TEN
     answer_open: str = "<answer>"
     answer_close: str = "</answer>"
     min_slots: ClassVar[int] = 2
@@ -267,7 +302,7 @@ class PairScores:
 
     def __post_init__(self) -> None:
         _check_labels(self.labels, 2)
-        _check_labels(tuple(label for label, _ in self.grades), 2)
+        _check_grades(self.grades, self.answer_open, self.answer_close)
         load_template(self.template)
 
     @property
@@ -279,12 +314,12 @@ class PairScores:
         """The chat that shows these candidates, in slot order."""
         return build_chat(
             load_template(self.template), group, candidates, self.labels[: len(candidates)], guard,
-            grades=", ".join(label.strip() for label, _ in self.grades),
+            grades=", ".join(label.strip() for label, _ in self.grades), marker=self.answer_open,
         )  # fmt: skip
 
     def parse(self, text: str, slots: int) -> Outcome:
         """One allowed grade per slot, no more and no fewer."""
-        answers = _answers(text, self.answer_open, self.answer_close)
+        answers = _answers(text, self.answer_open, self.answer_close, every=True)
         if isinstance(answers, Failed):
             return answers
         if len(answers) != slots:
@@ -319,14 +354,14 @@ class Score:
     """
 
     template: str = "score"
-    grades: _Grades = grade_scale(1, 5)
+    grades: _Grades = _ONE_TO_FIVE
     answer_open: str = "<answer>"
     answer_close: str = "</answer>"
     min_slots: ClassVar[int] = 1
     readable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check_labels(tuple(label for label, _ in self.grades), 2)
+        _check_grades(self.grades, self.answer_open, self.answer_close)
         load_template(self.template)
 
     @property
@@ -338,7 +373,7 @@ class Score:
         """The chat that shows this candidate."""
         return build_chat(
             load_template(self.template), group, candidates, ("",), guard,
-            grades=", ".join(label.strip() for label, _ in self.grades),
+            grades=", ".join(label.strip() for label, _ in self.grades), marker=self.answer_open,
         )  # fmt: skip
 
     def parse(self, text: str, slots: int) -> Outcome:

@@ -169,7 +169,11 @@ class Judge:
             raise ConfigError("votes > 1 at temperature 0 would ask the very same thing again; raise the temperature")
         if votes > 1 and verdict == "read" and (thinking_tokens == 0 or sampling.temperature == 0):
             raise ConfigError("votes > 1 need sampled reasoning: set thinking_tokens and temperature above 0")
-        for name, value, least in (("votes", votes, 1), ("retries", retries, 0), ("thinking_tokens", thinking_tokens, 0)):
+        for name, value, least in (
+            ("votes", votes, 1),
+            ("retries", retries, 0),
+            ("thinking_tokens", thinking_tokens, 0),
+        ):
             if value < least:
                 raise ConfigError(f"{name} must be at least {least}; got {value}")
         self.engine = engine

@@ -7,9 +7,9 @@ candidate stay what they are.
 
 Whatever comes from outside (question, candidates, reference, rubric) passes a :class:`TextGuard`, which
 
-1. neutralises markers: the judge's tags, the template's own section headers and chat-template tokens lose their
-   opening character (``<|im_end|>`` becomes ``(|im_end|>``), so that no text can close its section, speak for the
-   judge, or produce a special token;
+1. neutralises markers: the judge's tags, the template's own section headers (lines that begin with ``[``) and
+   chat-template tokens get a round bracket for their opening character (``<|im_end|>`` becomes ``(|im_end|>``), so that
+   no text can close its section, speak for the judge, or produce a special token;
 2. bounds the length in tokens by cutting the middle and saying so in the text.
 """
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -27,15 +27,17 @@ from .types import Group, ImagePart, Message, Part, TextPart
 
 _SECTION = re.compile(r"^=== (\w+) ===$", re.MULTILINE)
 _PLACEHOLDER = re.compile(r"\{(question|responses|labels|grades|reference|rubric|label|text)\}")
-_HEADER = re.compile(r"^\[([A-Za-z][A-Za-z ]*)", re.MULTILINE)
+_NEEDED = {"user": "{responses}", "response": "{text}", "reference": "{text}", "rubric": "{text}"}
+_HEADER = re.compile(r"^\[([^\[\]{}\n]+)", re.MULTILINE)
 
 # Tokens of common chat templates, for judges whose tokenizer is out of reach (a remote server); a local engine names
 # its tokenizer's own list besides. Sources: the tokenizer configs of the Llama, Qwen, Mistral, Gemma, DeepSeek, Phi,
 # GLM and SmolLM families.
 _CHAT_TOKENS = (
-    r"<\|[^|<>\n]{1,60}\|>|<｜[^｜<>\n]{1,60}｜>|</?s>|\[/?INST\]|<</?SYS>>|\[/?(?:SYSTEM_PROMPT|TOOL_CALLS|IMG|gMASK)\]"
-    r"|</?(?:bos|eos|pad|unk|mask|sop|eop|image|video|audio|start_of_turn|end_of_turn|start_of_image|end_of_image"
-    r"|img|tool_call|tool_response|think|thinking|answer|reasoning)\s*>"
+    r"<\|[^|<>\n]{1,60}\|>|<｜[^｜<>\n]{1,60}｜>|</?s>|\[/?INST\]|<</?SYS>>"
+    r"|\[/?(?:SYSTEM_PROMPT|[A-Z]+_TOOLS|TOOL_[A-Z]+|IMG[A-Z_]*|THINK|[gs]?MASK)\]"
+    r"|</?(?:bos|eos|bos_token|eos_token|pad|unk|mask|sop|eop|start_of_turn|end_of_turn|start_of_image|end_of_image"
+    r"|image|video|audio|img|tool_call|tool_response|think|thinking|answer|reasoning)\s*>"
 )
 
 
@@ -78,11 +80,17 @@ def load_template(name: str) -> Template:
         text = entry.read_text(encoding="utf-8")
     pieces = _SECTION.split(text)
     sections = {title: body.strip("\n") for title, body in zip(pieces[1::2], pieces[2::2], strict=True)}
-    missing = {"system", "user", "response"} - sections.keys()
-    if missing or "{responses}" not in sections["user"] or "{text}" not in sections["response"]:
+    missing = [f"section {section}" for section in ("system", "user", "response") if section not in sections]
+    for section, placeholder in _NEEDED.items():
+        if section in sections and placeholder not in sections[section]:
+            missing.append(f"{placeholder} in section {section}")
+    if missing:
+        raise ConfigError(f"template {name!r} lacks {', '.join(missing)}")
+    unknown = sections.keys() - {"system", *_NEEDED}
+    if unknown:
         raise ConfigError(
-            f"template {name!r} needs sections system, user (with {{responses}}) and response (with {{text}}); "
-            f"missing: {', '.join(sorted(missing)) or 'a placeholder'}"
+            f"template {name!r} has the unknown section {', '.join(sorted(unknown))}; "
+            f"known are system, {', '.join(_NEEDED)}"
         )
     return Template(
         name, sections["system"], sections["user"], sections["response"],
@@ -109,53 +117,60 @@ class TextGuard:
     reserved: frozenset[str] = frozenset()
 
     def __call__(self, text: str, headers: Iterable[str] = ()) -> str:
-        """The text, bounded and without live markers."""
-        return neutralise(self._bound(text), self.reserved, tuple(headers))
-
-    def _bound(self, text: str) -> str:
+        """The text, without live markers and bounded; empty where not even the note about a cut would fit."""
+        text = text.encode(errors="replace").decode()  # no tokenizer takes a lone surrogate
+        headers = tuple(headers)
         # A token rarely spans 16 characters: far longer texts are cut before they are tokenized at all.
-        if len(text) <= self.max_tokens * 16 and self.count_tokens(text) <= self.max_tokens:
-            return text
-        keep = min(len(text), self.max_tokens * 16)
-        while keep > 0:
-            cut = _cut_middle(text, keep)
-            count = self.count_tokens(cut)
+        keep = max(0, min(len(text), self.max_tokens * 16))
+        while True:
+            # A cut may complete a marker and a marker disarmed takes more tokens: so cut, neutralise, then count.
+            safe = neutralise(_cut_middle(text, keep), self.reserved, headers)
+            count = self.count_tokens(safe)
             if count <= self.max_tokens:
-                return cut
-            keep = min(int(keep * self.max_tokens / count * 0.95), keep - 1)
-        return ""
+                return safe
+            if keep == 0:
+                return ""
+            keep = int(keep * self.max_tokens / count * 0.95)
 
 
 def _cut_middle(text: str, keep: int) -> str:
+    if keep >= len(text):
+        return text
     head = keep * 2 // 3
-    tail = keep - head
-    return f"{text[:head]}\n(... {len(text) - keep} characters cut here ...)\n{text[len(text) - tail :] if tail else ''}"
+    tail = len(text) - (keep - head)
+    return f"{text[:head]}\n(... {len(text) - keep} characters cut here ...)\n{text[tail:]}"
+
+
+def _any_of(texts: set[str]) -> str:
+    """A pattern for any of these texts, as a tree of prefixes: some vocabularies reserve thousands of tokens."""
+    if "" in texts:  # the shortest decides
+        return ""
+    tails: dict[str, set[str]] = {}
+    for text in texts:
+        tails.setdefault(text[0], set()).add(text[1:])
+    branches = [re.escape(first) + _any_of(rest) for first, rest in sorted(tails.items())]
+    return branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"
 
 
 @lru_cache(maxsize=256)
 def _markers(reserved: frozenset[str], headers: tuple[str, ...]) -> re.Pattern[str]:
     patterns = [_CHAT_TOKENS]
-    patterns += [re.escape(token) for token in sorted(reserved, key=len, reverse=True) if token.strip()]
-    patterns += [r"\[\s*" + r"\s+".join(map(re.escape, header.split())) + r"\b" for header in headers]
-    return re.compile("|".join(patterns), re.IGNORECASE)
+    patterns += [r"\[\s*" + r"\s+".join(map(re.escape, header.split())) + r"(?!\w)" for header in headers]
+    literals = {token for token in reserved if token.strip()}
+    if literals:
+        patterns.append(_any_of(literals))
+    # Matches the opening character alone, so that one pass finds markers that overlap.
+    return re.compile(f"(?=(?:{'|'.join(patterns)})).", re.IGNORECASE | re.DOTALL)
 
 
 def neutralise(text: str, reserved: frozenset[str] = frozenset(), headers: tuple[str, ...] = ()) -> str:
-    """Take the opening character from every marker in a text, leaving the rest readable.
+    """Put a round bracket for the opening character of every marker in a text, leaving the rest readable.
 
-    Repeats until none is left, because removing one marker may complete another; each pass removes at least one
-    opening character, so it ends.
+    Repeats until none is left, because a bracket may complete another marker; each pass leaves fewer characters that
+    are not brackets, so it ends (a reserved string that itself begins with a round bracket stays).
     """
     pattern = _markers(reserved, headers)
-
-    def disarm(match: re.Match[str]) -> str:
-        marker = match.group(0)
-        return "(" + marker[1:] if marker[0] in "<[" else marker[0] + " " + marker[1:]
-
-    for _ in range(len(text) + 1):
-        disarmed = pattern.sub(disarm, text)
-        if disarmed == text:
-            break
+    while (disarmed := pattern.sub("(", text)) != text:
         text = disarmed
     return text
 
@@ -175,6 +190,7 @@ def build_chat(
     guard: TextGuard,
     grades: str = "",
     tie_label: str = "",
+    marker: str = "",
 ) -> tuple[Message, ...]:
     """Render one comparison: shared text first (system, question, images), candidates last.
 
@@ -186,9 +202,12 @@ def build_chat(
         guard: what every outside text passes through.
         grades: the allowed grades, for formats that score.
         tie_label: a further option besides the labels, meaning that none is better.
+        marker: what opens the judge's verdict, neutralised in outside texts.
     """
-
     headers = template.headers
+    guard = replace(guard, reserved=guard.reserved | {marker})
+    labels = tuple(label.strip() for label in labels)
+    tie_label = tie_label.strip()
 
     def block(section: str, text: str | None, label: str = "") -> str:
         return _fill(section, {"text": guard(text, headers), "label": label}) + "\n" if text and section else ""

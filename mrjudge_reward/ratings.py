@@ -23,7 +23,7 @@ import numpy as np
 
 from .tally import Matrix, Tally
 
-PRIOR_GAMES = 0.1
+PRIOR_GAMES = 0.25
 """Weight of the prior, in tied games against an average opponent; it keeps an unbeaten candidate's score finite."""
 
 
@@ -51,33 +51,51 @@ def bradley_terry(tally: Tally) -> Matrix:
     which is sufficient for the strengths; nu is fitted to the total number of ties. Soft wins are used as they are.
     """
     size = tally.size
-    s, log_nu = np.zeros(size), 0.0
     games, wins = tally.games_GG, tally.wins_GG.sum(axis=1)
     ties = min(tally.ties, 0.98 * games.sum() / 2)
+    s, log_nu = np.zeros(size), 0.0 if ties > 0 else -np.inf
     for _ in range(200):
         difference = s[:, None] - s[None, :]
         half = np.exp(-np.abs(difference) / 2)  # for numerical range: everything is relative to the stronger side
-        nu = np.exp(log_nu) if ties > 0 else 0.0
+        nu = np.exp(log_nu)
         total = 1 + half**2 + nu * half
         p_tie = nu * half / total
         p_win = np.where(difference > 0, 1.0, half**2) / total
         expected = p_win + p_tie / 2
-        variance = p_win + p_tie / 4 - expected**2
         prior = 1 / (1 + np.exp(-s))
-        gradient = wins - (games * expected).sum(axis=1) + PRIOR_GAMES * (0.5 - prior)
-        curvature = -games * variance
-        np.fill_diagonal(curvature, 0.0)
-        hessian = curvature + np.diag(-curvature.sum(axis=1) + PRIOR_GAMES * prior * (1 - prior))
-        step = np.linalg.solve(hessian + 1e-9 * np.eye(size), gradient)
-        largest = float(np.abs(step).max(initial=0.0))
-        s = s + step * min(1.0, 1.0 / max(largest, 1e-12))
-        s = s - s.mean()
-        if ties > 0:  # scaling step for nu: expected ties meet the observed ones
-            expected_ties = float((games * p_tie).sum() / 2)
-            log_nu += float(np.clip(np.log(ties / max(expected_ties, 1e-12)), -1, 1))
-        if largest < 1e-10 and (ties == 0 or abs(expected_ties - ties) < 1e-8 * max(ties, 1)):
+        gradient = np.append(
+            wins - (games * expected).sum(axis=1) + PRIOR_GAMES * (0.5 - prior), ties - (games * p_tie).sum() / 2
+        )
+        curvature = games * (p_win + p_tie / 4 - expected**2)
+        shared = (games * p_tie * (0.5 - expected)).sum(axis=1)
+        tie_curvature = (games * p_tie * (1 - p_tie)).sum() / 2
+        information = np.block(
+            [
+                [np.diag(curvature.sum(axis=1) + PRIOR_GAMES * prior * (1 - prior)) - curvature, shared[:, None]],
+                [shared[None, :], np.array([[tie_curvature if ties > 0 else 1.0]])],
+            ]
+        )
+        step = np.linalg.solve(information + 1e-9 * np.eye(size + 1), gradient)
+        largest = float(np.abs(step).max())
+        step *= min(1.0, 1.0 / max(largest, 1e-12))
+        s, log_nu = s + step[:-1], log_nu + float(step[-1])
+        if largest < 1e-10:
             break
-    return s
+    return s - s.mean()
+
+
+def log_odds_system(tally: Tally) -> tuple[Matrix, Matrix]:
+    """The normal equations of :func:`log_odds`: the precision matrix of strengths and slot bias, and its target.
+
+    Returns:
+        Matrix of shape (G + 1, G + 1) and vector of shape (G + 1,); the last entry is the bias, which adds to every
+        game's log-odds with the sign of the slot.
+    """
+    laplacian = np.diag(tally.games_G + PRIOR_GAMES) - tally.games_GG
+    system = np.block(
+        [[laplacian, tally.first_G[:, None]], [tally.first_G[None, :], np.array([[tally.slotted + 1.0]])]]
+    )
+    return system, np.append(tally.log_odds_GG.sum(axis=1), tally.first_log_odds)
 
 
 def log_odds(tally: Tally) -> Matrix:
@@ -86,11 +104,7 @@ def log_odds(tally: Tally) -> Matrix:
     On a complete schedule it orders candidates by their mean log-odds. A common bias towards the earlier slot is fitted
     along with the strengths; where every candidate is first as often as second it drops out exactly.
     """
-    laplacian = np.diag(tally.games_G + PRIOR_GAMES) - tally.games_GG
-    # Columns: the strengths, and the bias that adds to every game's log-odds with the sign of the slot.
-    system = np.block([[laplacian, tally.first_G[:, None]], [tally.first_G[None, :], np.array([[tally.slotted + 1.0]])]])
-    target = np.append(tally.log_odds_GG.sum(axis=1), tally.first_log_odds)
-    scores: Matrix = np.linalg.solve(system, target)[:-1]
+    scores: Matrix = np.linalg.solve(*log_odds_system(tally))[:-1]
     return scores
 
 

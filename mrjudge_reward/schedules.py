@@ -10,7 +10,7 @@ schedule       calls (G candidates) what
 pointwise      G                    each candidate alone (formats that grade)
 ring           2G                   circulant pairs: offsets with the best-conditioned comparison graph; every
                                     candidate is first as often as second, so position bias cancels
-adaptive       2G                   a ring of G calls, then the pairs whose order is least certain
+adaptive       2G                   a ring of G calls, then four rounds of the games that settle most
 all_pairs      G(G-1)/2 × 2 orders  everybody meets everybody
 listwise       4                    all candidates at once, in permutations that balance slots
 anchor         (G-1) × 2 orders     everybody meets one candidate (BRPO, arXiv 2506.00103, its pivot)
@@ -25,7 +25,7 @@ balanced over the schedule instead.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import permutations
@@ -34,11 +34,17 @@ from typing import TypeAlias
 
 import numpy as np
 
-from .ratings import log_odds
-from .tally import Tally
+from .ratings import PRIOR_GAMES, log_odds, log_odds_system
+from .tally import Matrix, Tally
 
 Slots: TypeAlias = tuple[int, ...]
 Plan: TypeAlias = Generator[list[Slots], Tally, None]
+
+ADAPTIVE_ROUNDS = 4
+"""Rounds after the opening of ``adaptive``. Each is one engine batch; more rounds gain next to nothing."""
+
+MAX_ADAPTIVE = 256
+"""Largest group for which ``adaptive`` chooses game by game, each choice costing O(G³); larger ones play the ring."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +106,7 @@ def _ring_pairs(size: int, calls: int, both_orders: bool) -> list[Slots]:
     if size < 2 or calls <= 0:
         return []
     offsets = ring_offsets(size, math.ceil(min(calls, size * (size - 1)) / size), both_orders)
-    pairs = [(i, (i + offset) % size) for offset in offsets for i in range(size)]
-    return list(pairs[:calls])
+    return [(i, (i + offset) % size) for offset in offsets for i in range(size)][:calls]
 
 
 def ring(size: int, limits: Limits, rng: Random) -> Plan:
@@ -131,64 +136,52 @@ def listwise(size: int, limits: Limits, rng: Random) -> Plan:
     """
     if size < 2:
         return
-    chunks = math.ceil(size / limits.max_slots)
+    both, chunks = bool(limits.both_orders), math.ceil(size / limits.max_slots)
     count = max(1, limits.spend(4 * chunks) // chunks)
+    bounds = [round(size * part / chunks) for part in range(chunks + 1)]
     base = list(range(size))
     rng.shuffle(base)
     comparisons: list[Slots] = []
     for index in range(count):
-        if limits.both_orders:
-            step, mirrored = index // 2 * size // ((count + 1) // 2), index % 2 == 1
-        else:
-            step, mirrored = index * size // count, index % 2 == 1
-        order = base[step % size :] + base[: step % size]
-        if chunks > 1 and not (limits.both_orders and mirrored):
+        mirrored = index % 2 == 1
+        turn, turns = (index // 2, (count + 1) // 2) if both else (index, count)
+        step = turn * size // turns if chunks == 1 else 0
+        if chunks > 1 and not (both and mirrored):
             rng.shuffle(base)
-            order = list(base)
-        elif chunks > 1:
-            order = list(base)
-        if mirrored:
-            order.reverse()
-        bounds = [round(size * part / chunks) for part in range(chunks + 1)]
-        comparisons += [tuple(order[a:b]) for a, b in zip(bounds, bounds[1:], strict=False) if b - a >= 2]
+        order = base[step:] + base[:step]
+        parts = [tuple(order[a:b]) for a, b in zip(bounds, bounds[1:], strict=False) if b - a >= 2]
+        comparisons += [part[::-1] for part in parts] if mirrored else parts
+    # Two candidates have fewer permutations than four; asking one again would tell nothing.
+    comparisons = list(dict.fromkeys(comparisons))
     yield comparisons[: limits.spend(len(comparisons))]
 
 
-def _anchor_pairs(size: int, both_orders: bool) -> list[Slots]:
-    pairs: list[Slots] = []
-    for other in range(1, size):
-        if both_orders:
-            pairs += [(0, other), (other, 0)]
-        else:
-            pairs.append((0, other) if other % 2 else (other, 0))
-    return pairs
+class _Slotter:
+    """Gives slots to pairs that are chosen one after another: never the same comparison twice, and evenly."""
+
+    def __init__(self, size: int, both_orders: bool) -> None:
+        self.both_orders = both_orders
+        self.lead_G = [0] * size
+        self.asked_GG = np.zeros((size, size), dtype=bool)
+
+    def play(self, pairs: Iterable[tuple[int, int]]) -> list[Slots]:
+        """Both orders of each pair, or the one that evens out the slots; what was asked before is left out."""
+        played: list[Slots] = []
+        for i, j in pairs:
+            slots = (i, j) if self.lead_G[i] <= self.lead_G[j] else (j, i)
+            fresh = [order for order in (slots, slots[::-1]) if not self.asked_GG[order]]
+            for first, second in fresh if self.both_orders else fresh[:1]:
+                self.lead_G[first] += 1
+                self.lead_G[second] -= 1
+                self.asked_GG[first, second] = True
+                played.append((first, second))
+        return played
 
 
 def anchor(size: int, limits: Limits, rng: Random) -> Plan:
     """Everybody meets candidate 0 (which is a random one: candidates are numbered by a seeded hash)."""
-    pairs = _anchor_pairs(size, limits.both_orders is not False)
+    pairs = _Slotter(size, limits.both_orders is not False).play((0, other) for other in range(1, size))
     yield pairs[: limits.spend(len(pairs))]
-
-
-class _Slotter:
-    """Keeps slots balanced while pairs are chosen round by round."""
-
-    def __init__(self, size: int) -> None:
-        self.first = [0] * size
-        self.played: set[Slots] = set()
-
-    def order(self, i: int, j: int) -> Slots:
-        """The order that was not played yet, or else the one that gives the first slot to whoever had it less."""
-        forward = self.first[i] <= self.first[j] if (i, j) not in self.played else False
-        if not forward and (j, i) in self.played and (i, j) not in self.played:
-            forward = True
-        return (i, j) if forward else (j, i)
-
-    def play(self, pairs: Sequence[Slots]) -> list[Slots]:
-        for pair in pairs:
-            self.first[pair[0]] += 1
-            self.played.add(pair)
-        return list(pairs)
 
 
 def swiss(size: int, limits: Limits, rng: Random) -> Plan:
@@ -196,108 +189,116 @@ def swiss(size: int, limits: Limits, rng: Random) -> Plan:
     both = bool(limits.both_orders)
     rounds = math.ceil(math.log2(size)) if size > 1 else 0
     left = limits.spend(rounds * (size // 2) * (2 if both else 1))
-    slotter = _Slotter(size)
+    slotter = _Slotter(size, both)
     standing = list(range(size))
-    met: set[frozenset[int]] = set()
     while left > 0:
-        pairs: list[Slots] = []
+        pairs: list[tuple[int, int]] = []
         waiting = list(standing)
         while len(waiting) > 1:
             i = waiting.pop(0)
-            j = next((other for other in waiting if frozenset((i, other)) not in met), None)
-            if j is None:
-                continue
-            waiting.remove(j)
-            met.add(frozenset((i, j)))
-            slots = slotter.order(i, j)
-            pairs += [slots, slots[::-1]] if both else [slots]
+            j = next((k for k in waiting if not (slotter.asked_GG[i, k] or slotter.asked_GG[k, i])), None)
+            if j is not None:
+                waiting.remove(j)
+                pairs.append((i, j))
         if not pairs:
             return
-        tally = yield slotter.play(pairs[:left])
-        left -= len(pairs[:left])
-        strength = log_odds(tally)
-        standing = sorted(range(size), key=lambda i: -strength[i])
+        comparisons = slotter.play(pairs)[:left]
+        left -= len(comparisons)
+        strength_G = log_odds((yield comparisons))
+        standing.sort(key=lambda i: -strength_G[i])
 
 
 def knockout(size: int, limits: Limits, rng: Random) -> Plan:
-    """An anchor round seeds the bracket, then winners meet. A match without a verdict is decided by the standing."""
+    """An anchor round seeds the bracket, then winners meet. A match without a verdict is decided by the standing.
+
+    A match against the anchor counts their game of the seeding round as well.
+    """
     both = bool(limits.both_orders)
     left = limits.spend((2 * size - 2) * (2 if both else 1))
-    if size < 2:
+    if size < 2 or left <= 0:
         return
-    slotter = _Slotter(size)
-    opening = _anchor_pairs(size, both)[:left]
-    tally = yield slotter.play(opening)
+    slotter = _Slotter(size, both)
+    opening = slotter.play((0, other) for other in range(1, size))[:left]
     left -= len(opening)
-    strength = log_odds(tally)
-    alive = sorted(range(size), key=lambda i: -strength[i])
+    tally = yield opening
+    strength_G = log_odds(tally)
+    alive = sorted(range(size), key=lambda i: -strength_G[i])
     while len(alive) > 1 and left > 0:
         byes = 2 ** math.ceil(math.log2(len(alive))) - len(alive)
         field = alive[byes:]
         matches = [(field[k], field[-1 - k]) for k in range(len(field) // 2)]
-        before = tally.log_odds_GG
-        pairs: list[Slots] = []
-        for i, j in matches:
-            slots = slotter.order(i, j)
-            pairs += [slots, slots[::-1]] if both else [slots]
-        tally = yield slotter.play(pairs[:left])
-        left -= len(pairs[:left])
-        strength = log_odds(tally)
+        comparisons = slotter.play(matches)[:left]
+        left -= len(comparisons)
+        if comparisons:
+            tally = yield comparisons
+            strength_G = log_odds(tally)
         winners = set(alive[:byes])
         for i, j in matches:
-            result = tally.log_odds_GG[i, j] - before[i, j]
-            winners.add(i if (result if result != 0 else strength[i] - strength[j]) >= 0 else j)
+            margin = tally.log_odds_GG[i, j] or strength_G[i] - strength_G[j]
+            winners.add(i if margin >= 0 else j)
         alive = [i for i in alive if i in winners]
 
 
 def adaptive(size: int, limits: Limits, rng: Random) -> Plan:
-    """A ring of G calls, then disjoint pairs, round by round, where one more game settles most.
+    """A ring of G calls, then in each of four rounds the games that settle most of the order.
 
-    A pair's worth is the chance that its estimated order is wrong, times how much its next game would shrink the
-    variance of its difference, under the least-squares fit of :func:`~mrjudge_reward.ratings.log_odds`.
+    With ``both_orders`` the opening is every second pair of the ring, in both orders. Groups of more than
+    ``MAX_ADAPTIVE`` play the ring throughout.
     """
     both = bool(limits.both_orders)
     left = limits.spend(2 * size)
-    if size < 2:
+    if size > MAX_ADAPTIVE:
+        yield from ring(size, limits, rng)
         return
-    slotter = _Slotter(size)
-    opening = _ring_pairs(size, min(left, size * (2 if both else 1)), both)
-    tally = yield slotter.play(opening)
-    left -= len(opening)
-    while left > 0:
-        pairs = _most_uncertain(tally, slotter, max(1, size // 2))
-        if both:
-            pairs = [slots for pair in pairs for slots in (pair, pair[::-1]) if slots not in slotter.played]
-        if not pairs:
-            return
-        tally = yield slotter.play(pairs[:left])
-        left -= len(pairs[:left])
+    if size < 2 or left <= 0:
+        return
+    slotter = _Slotter(size, both)
+    comparisons = slotter.play((i, (i + 1) % size) for i in range(0, size, 2 if both else 1))[:left]
+    games_per_round = math.ceil((left - len(comparisons)) / ADAPTIVE_ROUNDS)
+    while comparisons:
+        left -= len(comparisons)
+        tally = yield comparisons
+        comparisons = _most_telling(tally, slotter, min(games_per_round, left))[:left]
 
 
-def _most_uncertain(tally: Tally, slotter: _Slotter, count: int) -> list[Slots]:
-    size = tally.size
-    strength = log_odds(tally)
-    covariance = np.linalg.inv(np.diag(tally.games_G + 0.1) - tally.games_GG)
-    resistance = np.diag(covariance)[:, None] + np.diag(covariance)[None, :] - 2 * covariance
-    difference = strength[:, None] - strength[None, :]
-    played = tally.games_GG > 0
-    residual = np.where(played, tally.log_odds_GG - tally.games_GG * difference, 0.0)
-    freedom = max(1.0, tally.games_GG.sum() / 2 - size + 1)
-    noise = max(0.25, float((residual**2)[played].sum() / 2 / freedom))
-    deviation = np.sqrt(noise * np.maximum(resistance, 1e-12))
-    wrong = 0.5 * np.vectorize(math.erfc)(np.abs(difference) / deviation / math.sqrt(2))
-    worth = wrong * deviation * resistance / (1 + resistance)
+def _most_telling(tally: Tally, slotter: _Slotter, count: int) -> list[Slots]:
+    """Games chosen greedily by what they tell about the order of all pairs, not only their own.
+
+    A game's worth is the sum, over all pairs, of the chance that the pair's estimated order is wrong times the share of
+    the variance of its difference that the game takes away. Strengths and covariance are those of
+    :func:`~mrjudge_reward.ratings.log_odds` read as a Gaussian posterior; a game lowers the covariance by rank one.
+    """
+    system, target = log_odds_system(tally)
+    inverse = np.linalg.inv(system)
+    strength_G, covariance_GG = (inverse @ target)[:-1], inverse[:-1, :-1]
+    # By the prior strengths have the variance noise / PRIOR_GAMES, so their spread tells the noise of a game.
+    noise = (strength_G @ strength_G) / max(1e-9, float((1 / PRIOR_GAMES - np.diag(covariance_GG)).sum()))
+    variance_GG = _of_differences(covariance_GG)
+    np.fill_diagonal(variance_GG, np.inf)
+    gap_GG = np.abs(strength_G[:, None] - strength_G[None, :])
+    wrong_GG = np.vectorize(math.erfc)(gap_GG / np.sqrt(2 * noise * variance_GG + 1e-12)) / 2
+    weight_GG = wrong_GG / variance_GG
+    laplacian_GG = np.diag(weight_GG.sum(axis=1)) - weight_GG
     chosen: list[Slots] = []
-    busy: set[int] = set()
-    for flat in np.argsort(-worth, axis=None, kind="stable"):
-        i, j = divmod(int(flat), size)
-        if i >= j or i in busy or j in busy or {(i, j), (j, i)} <= slotter.played:
-            continue
-        chosen.append(slotter.order(i, j))
-        busy |= {i, j}
-        if len(chosen) == count:
+    while len(chosen) < count:
+        worth_GG = _of_differences(covariance_GG @ laplacian_GG @ covariance_GG) / (1 + _of_differences(covariance_GG))
+        worth_GG = np.round(worth_GG / max(1e-300, worth_GG.max()), 9)  # equal games stay equal on every machine
+        worth_GG[(slotter.asked_GG & slotter.asked_GG.T) | np.eye(tally.size, dtype=bool)] = -np.inf
+        i, j = divmod(int(worth_GG.argmax()), tally.size)
+        if worth_GG[i, j] == -np.inf:
             break
+        for _ in range(len(played := slotter.play([(i, j)]))):
+            column_G = covariance_GG[:, i] - covariance_GG[:, j]
+            covariance_GG = covariance_GG - np.outer(column_G, column_G) / (1 + column_G[i] - column_G[j])
+        chosen += played
     return chosen
+
+
+def _of_differences(covariance_GG: Matrix) -> Matrix:
+    """Variance of the difference of each two. Shape (G, G)."""
+    variance_G = np.diag(covariance_GG)
+    differences_GG: Matrix = variance_G[:, None] + variance_G[None, :] - 2 * covariance_GG
+    return differences_GG
 
 
 Schedule: TypeAlias = Callable[[int, Limits, Random], Plan]

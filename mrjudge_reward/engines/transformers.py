@@ -175,7 +175,9 @@ class TransformersEngine:
         torch = require("torch", extra="transformers")
         width = max(map(len, prompts))
         ids = torch.tensor([[self._pad] * (width - len(prompt)) + prompt for prompt in prompts], device=self._device)
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=self._device)
+        mask = torch.tensor(
+            [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=self._device
+        )
         return ids, mask  # (B, T), (B, T)
 
     # -- model calls ------------------------------------------------------------------------------------------------
@@ -201,7 +203,11 @@ class TransformersEngine:
             with self._lock, torch.no_grad(), torch.random.fork_rng(devices):
                 torch.manual_seed(seed if seed is not None else 0)
                 written = self._model.generate(
-                    input_ids=ids, attention_mask=mask, max_new_tokens=sampling.max_tokens, pad_token_id=self._pad, **how
+                    input_ids=ids,
+                    attention_mask=mask,
+                    max_new_tokens=sampling.max_tokens,
+                    pad_token_id=self._pad,
+                    **how,
                 )[:, ids.shape[1] :].tolist()  # (B, new)
         except torch.OutOfMemoryError as error:
             self._split(prompts, batch, replies, error, lambda p, b: self._write(p, b, replies, sampling, stop, seed))

@@ -1,0 +1,347 @@
+"""The judge as a reward function of TRL: GRPO, RLOO, and OnlineDPO's pairs.
+
+>>> from mrjudge_reward.config import JudgeConfig
+>>> reward = JudgeReward(JudgeConfig(), num_generations=8)
+>>> reward.__name__
+'judge'
+
+Then ``GRPOTrainer(reward_funcs=reward, ...)`` or ``RLOOTrainer(reward_funcs=reward, ...)``.
+
+What TRL does, and what this adapter makes of it (trl 1.16, ``trainer/grpo_trainer.py``):
+
+* A reward function sees the rows of its own rank only, groups in contiguous blocks of ``num_generations``. Only the
+  global batch has to divide by it, so a group can straddle ranks. Where it does, rows are gathered, every group is
+  judged once (groups are dealt out over ranks), and each rank returns its own rows.
+* ``num_generations`` is not passed, so it is an argument here, and is checked against the trainer. Groups are cut by
+  block, never by prompt text. Evaluation may use another size (``num_generations_eval``).
+* ``None`` means "not scored" and leaves a row out of its group's baseline, but only while no other reward function
+  scores it; otherwise TRL counts our part as 0. ``on_abstain="auto"`` therefore gives None where the judge is the only
+  reward function and the group's mean where it is not. A judge that failed never becomes a score.
+
+OnlineDPO has no way to leave out a pair: rows it cannot tell apart count as "first one preferred". Use
+``mrjudge_reward.integrations.trl_online_dpo.JudgeOnlineDPOTrainer``, which takes such pairs out of the loss.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from mrjudge_reward.config import JudgeConfig
+from mrjudge_reward.errors import ConfigError, InputError, MRJudgeError
+from mrjudge_reward.explain import verdict_line
+from mrjudge_reward.judge import Judge
+from mrjudge_reward.ratings import RATINGS
+from mrjudge_reward.rewards import OnAbstain, RewardShape, reward_group
+from mrjudge_reward.stats import JudgeStats
+from mrjudge_reward.types import Group, as_messages, final_answer
+
+logger = logging.getLogger(__name__)
+
+_instances = itertools.count(1)
+
+Prompt: TypeAlias = str | Sequence[Mapping[str, Any]]
+Completion: TypeAlias = str | Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One completion, as it travels between ranks."""
+
+    prompt: Prompt
+    answer: str
+    length: int
+    reference: str | None
+    rubric: str | None
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What one rank found out about the groups it judged, or why it could not."""
+
+    rewards: dict[int, tuple[float | None, ...]]
+    verdicts: dict[int, str]
+    stats: JudgeStats
+    error: MRJudgeError | None = None
+
+
+def completion_text(completion: Completion) -> str:
+    """The text of a completion: a string as it is, of messages the last assistant turn."""
+    if isinstance(completion, str):
+        return completion
+    turns = [message for message in as_messages(completion) if message.role == "assistant"]
+    return turns[-1].text if turns else ""
+
+
+class JudgeReward:
+    """A judge for ``reward_funcs=``. Picklable; a config is turned into a judge on first use in each process.
+
+    Args:
+        judge: a config, or a ready judge.
+        num_generations: completions per prompt, as in the trainer's config.
+        num_generations_eval: the same in evaluation; None for ``num_generations``.
+        layout: ``"blocks"``, a group's rows follow each other (GRPO, RLOO); ``"halves"``, row i and row i + n/2 are a
+            pair (OnlineDPO).
+        on_abstain: what stands for an unknown score: ``"none"``, ``"group_mean"``, or ``"auto"`` (see the module).
+        shape: centring and length term; None for the config's own.
+        reference_column, rubric_column: dataset columns shown to the judge as reference answer and criteria.
+        name: of the metrics; every instance has its own.
+
+    Raises:
+        ConfigError: if a number of generations is below 1, or ``halves`` is combined with anything but 2.
+    """
+
+    def __init__(
+        self,
+        judge: JudgeConfig | Judge | None = None,
+        *,
+        num_generations: int,
+        num_generations_eval: int | None = None,
+        layout: Literal["blocks", "halves"] = "blocks",
+        on_abstain: Literal["auto", "none", "group_mean"] = "auto",
+        shape: RewardShape | None = None,
+        reference_column: str | None = None,
+        rubric_column: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        self._config = judge if isinstance(judge, JudgeConfig) else JudgeConfig() if judge is None else None
+        self._judge = judge if isinstance(judge, Judge) else None
+        self.num_generations = num_generations
+        self.num_generations_eval = num_generations_eval if num_generations_eval is not None else num_generations
+        if min(self.num_generations, self.num_generations_eval) < 1:
+            raise ConfigError("num_generations must be at least 1")
+        if layout == "halves" and (self.num_generations, self.num_generations_eval) != (2, 2):
+            raise ConfigError("layout 'halves' is for OnlineDPO, which generates 2 completions per prompt")
+        self.layout = layout
+        self.on_abstain = on_abstain
+        self.shape = shape or (self._config.reward_shape if self._config else RewardShape())
+        self.reference_column = reference_column
+        self.rubric_column = rubric_column
+        number = next(_instances)
+        self.__name__ = name or ("judge" if number == 1 else f"judge_{number}")
+        self.last_stats = JudgeStats()
+        self.abstained_rows: tuple[int, ...] = ()
+        self.pairs_can_be_left_out = False
+        self._moment: tuple[str, int, int] = ("", -1, 0)
+
+    @property
+    def judge(self) -> Judge:
+        """The judge, built on first use."""
+        if self._judge is None:
+            assert self._config is not None
+            self._judge = self._config.build()
+        return self._judge
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(vars(self))
+        if self._config is not None:
+            state["_judge"] = None
+        return state
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        trainer_state: Any = None,
+        log_extra: Callable[[str, list[Any]], None] | None = None,
+        log_metric: Callable[[str, float], None] | None = None,
+        **columns: Any,
+    ) -> list[float | None]:
+        """Score this rank's rows.
+
+        Args:
+            prompts, completions, completion_ids: parallel lists, as TRL passes them. Length n.
+            trainer_state: for the step number, which enters the groups' identity.
+            log_extra, log_metric: TRL's loggers; absent in OnlineDPO.
+            columns: the dataset's other columns, each of length n.
+
+        Returns:
+            n rewards, None where the framework's "not scored" must stand.
+
+        Raises:
+            InputError: if the rows do not form groups.
+            ConfigError: if ``num_generations`` differs from the trainer's.
+            JudgeUnreliableError: if too many judgements failed (on any rank, then on all).
+        """
+        trainer = getattr(log_metric, "__self__", None)
+        training = bool(trainer.model.training) if hasattr(trainer, "model") else True
+        size = self.num_generations if training else self.num_generations_eval
+        self._check_trainer(trainer, training, size)
+        rows = self._rows(prompts, completions, completion_ids, columns)
+        if self.layout == "halves":
+            half = len(rows) // 2
+            rows = [row for pair in zip(rows[:half], rows[half:], strict=True) for row in pair]
+        key = self._key(training, trainer_state)
+        on_abstain: OnAbstain = "none"
+        if self.on_abstain != "auto":
+            on_abstain = self.on_abstain
+        elif self.layout == "blocks" and (trainer is None or len(getattr(trainer, "reward_funcs", [0, 0])) > 1):
+            on_abstain = "group_mean"
+        rewards, verdicts = self._score(rows, size, key, on_abstain)
+        self._log(rewards, verdicts, log_extra, log_metric)
+        if self.layout == "halves":
+            rewards = [*rewards[0::2], *rewards[1::2]]
+        self.abstained_rows = tuple(index for index, reward in enumerate(rewards) if reward is None)
+        return rewards
+
+    # -- what came in -------------------------------------------------------------------------------------------------
+
+    def _check_trainer(self, trainer: Any, training: bool, size: int) -> None:
+        if self.layout == "halves" and not self.pairs_can_be_left_out:
+            raise ConfigError(
+                "OnlineDPOTrainer prefers the first completion of a pair that was not judged. Use "
+                "mrjudge_reward.integrations.trl_online_dpo.JudgeOnlineDPOTrainer, which leaves such pairs out"
+            )
+        name = "num_generations" if training else "num_generations_eval"
+        theirs = getattr(trainer, name, None)
+        if theirs is not None and theirs != size:
+            raise ConfigError(f"the trainer's {name} is {theirs}, this reward was made for {size}; give both the same")
+
+    def _rows(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        completion_ids: Sequence[Sequence[int]] | None,
+        columns: Mapping[str, Any],
+    ) -> list[_Row]:
+        if len(prompts) != len(completions):
+            raise InputError(f"{len(prompts)} prompts for {len(completions)} completions")
+        answers = [final_answer(completion_text(completion)) for completion in completions]
+        lengths = [len(ids) for ids in completion_ids] if completion_ids is not None else [len(a) for a in answers]
+
+        def column(name: str | None) -> Sequence[Any]:
+            if name is None:
+                return [None] * len(prompts)
+            if name not in columns:
+                raise ConfigError(f"the dataset has no column {name!r}; it has {', '.join(sorted(columns)) or 'none'}")
+            values: Sequence[Any] = columns[name]
+            return values
+
+        references, rubrics = column(self.reference_column), column(self.rubric_column)
+        return list(map(_Row, prompts, answers, lengths, references, rubrics))
+
+    def _key(self, training: bool, trainer_state: Any) -> str:
+        mode = "train" if training else "eval"
+        step = int(getattr(trainer_state, "global_step", 0))
+        again = self._moment[2] + 1 if self._moment[:2] == (mode, step) else 0
+        self._moment = (mode, step, again)
+        return f"{mode}/{step}/{again}"
+
+    # -- judging, over ranks --------------------------------------------------------------------------------------------
+
+    def _score(
+        self, rows: list[_Row], size: int, key: str, on_abstain: OnAbstain
+    ) -> tuple[list[float | None], list[str]]:
+        rank, world = _rank_and_world()
+        counts = _gather(len(rows), world)
+        if sum(counts) % size:
+            raise InputError(
+                f"{sum(counts)} completions do not form groups of {size}: num_generations of the trainer and of this "
+                "reward must be the same"
+            )
+        straddling = any(count % size for count in counts)
+        offset = 0 if straddling else sum(counts[:rank])  # of the rows judged here, in the global order
+        if straddling:
+            shares: list[list[_Row]] = _gather(rows, world)
+            known = [row for share in shares for row in share]
+        else:
+            known = rows
+        mine = range(rank if straddling else 0, len(known) // size, world if straddling else 1)
+        judged = self._judge_blocks(known, mine, size, key, offset // size, on_abstain)
+        results = _gather(judged, world)
+        for result in results:
+            if result.error is not None:
+                raise result.error
+        self.last_stats = sum((result.stats for result in results), JudgeStats())
+        rewards_of: dict[int, tuple[float | None, ...]] = {}
+        verdicts_of: dict[int, str] = {}
+        for result in results if straddling else [judged]:
+            rewards_of |= result.rewards
+            verdicts_of |= result.verdicts
+        blocks = range(len(known) // size)
+        rewards = [reward for block in blocks for reward in rewards_of[block]]
+        verdicts = [verdicts_of[block] for block in blocks for _ in range(size)]
+        local = slice(sum(counts[:rank]), sum(counts[: rank + 1])) if straddling else slice(None)
+        return rewards[local], verdicts[local]
+
+    def _judge_blocks(
+        self, rows: Sequence[_Row], blocks: range, size: int, key: str, first_block: int, on_abstain: OnAbstain
+    ) -> _Judged:
+        try:
+            groups: list[Group] = []
+            for block in blocks:
+                members = rows[block * size : (block + 1) * size]
+                if any(member.prompt != members[0].prompt for member in members):
+                    raise InputError(
+                        f"rows {block * size}..{(block + 1) * size - 1} should answer one prompt and do not: check "
+                        "num_generations, or set layout='halves' for OnlineDPO"
+                    )
+                head = members[0]
+                answers = [member.answer for member in members]
+                identity = f"{key}/{first_block + block}"
+                groups.append(Group.of(head.prompt, answers, identity, head.reference, head.rubric))
+            judgements = self.judge.judge(groups)
+            neutral = RATINGS[self.judge.rating].neutral or 0.0
+            rewards = {
+                block: reward_group(
+                    judgement,
+                    self.shape,
+                    on_abstain,
+                    [row.length for row in rows[block * size : (block + 1) * size]],
+                    0.0 if self.shape.centre else neutral,
+                ).rewards_G
+                for block, judgement in zip(blocks, judgements, strict=True)
+            }
+            verdicts = {
+                block: verdict_line(judgement.played[0]) if judgement.played else "nothing to compare"
+                for block, judgement in zip(blocks, judgements, strict=True)
+            }
+        except MRJudgeError as error:  # told to all ranks, so that none waits for the others for ever
+            return _Judged({}, {}, JudgeStats(), error)
+        return _Judged(rewards, verdicts, JudgeStats.of(judgements))
+
+    # -- what goes out --------------------------------------------------------------------------------------------------
+
+    def _log(
+        self,
+        rewards: Sequence[float | None],
+        verdicts: list[str],
+        log_extra: Callable[[str, list[Any]], None] | None,
+        log_metric: Callable[[str, float], None] | None,
+    ) -> None:
+        stats = self.last_stats
+        if stats.abstained or stats.failed:
+            reasons = ", ".join(f"{reason} ({count})" for reason, count in stats.reasons.most_common(3))
+            logger.warning(
+                "%s: %d of %d judgements failed, %d of %d completions left without a score%s",
+                self.__name__, stats.failed, stats.comparisons, stats.abstained, stats.candidates,
+                f"; {reasons}" if reasons else "",
+            )  # fmt: skip
+        if log_metric is not None:
+            for name, value in stats.metrics().items():
+                log_metric(f"{self.__name__}/{name}", value)
+        if log_extra is not None:
+            log_extra(f"{self.__name__}/verdict", verdicts)
+
+
+def _rank_and_world() -> tuple[int, int]:
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def _gather(value: Any, world: int) -> list[Any]:
+    """The values of all ranks, in rank order."""
+    if world == 1:
+        return [value]
+    import torch.distributed as dist
+
+    values: list[Any] = [None] * world
+    dist.all_gather_object(values, value)
+    return values
