@@ -27,8 +27,8 @@ _CHUNK = 500  # sqlite's default limit of variables in one statement is 999 in o
 
 def _image_fingerprint(image: Any) -> str:
     if isinstance(image, str | os.PathLike):
-        path = Path(image)
-        content = path.read_bytes() if len(str(path)) < 4096 and path.is_file() else str(image).encode()
+        # Not Path.is_file: it raises where a (data) URL is too long for a file name.
+        content = Path(image).read_bytes() if os.path.isfile(image) else os.fsencode(image)
     elif isinstance(image, bytes):
         content = image
     else:  # a PIL image
@@ -69,13 +69,17 @@ class ReplyCache:
     def _connect(self) -> sqlite3.Connection:
         # A connection must not cross a fork: each process opens its own.
         if self._connection is None or self._owner != os.getpid():
+            connection = None
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 connection = sqlite3.connect(self.path, timeout=60, check_same_thread=False)
                 connection.execute("PRAGMA journal_mode=WAL")
                 connection.execute("PRAGMA synchronous=NORMAL")
                 connection.execute("CREATE TABLE IF NOT EXISTS replies (key BLOB PRIMARY KEY, reply TEXT NOT NULL)")
+                connection.execute("SELECT key, reply FROM replies LIMIT 0")
             except (sqlite3.Error, OSError) as error:
+                if connection is not None:
+                    connection.close()
                 raise ConfigError(f"{self.path} cannot serve as a reply cache ({error}); name another file") from error
             self._connection, self._owner = connection, os.getpid()
         return self._connection

@@ -152,6 +152,8 @@ class JudgeConfig(BaseModel):
             raise ConfigError("base_url is for engine 'openai'; remove it or set engine: openai")
         if self.base_url is not None and self.embedded:
             raise ConfigError("base_url is set: name the model that the server knows (model: ...)")
+        if self.base_url is not None and self.adapter is not None:
+            raise ConfigError("adapter is for engine 'transformers'; a server is told to load it, and names it as model")
         self.build_format()
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -264,5 +266,5 @@ class JudgeConfig(BaseModel):
             seed=self.seed,
             cache=ReplyCache(self.cache) if self.cache else None,
             max_candidate_tokens=self.max_candidate_tokens,
-            alarm=FailureAlarm(self.max_failed_fraction, self.failure_window, min(32, self.failure_window)),
+            alarm=FailureAlarm(self.max_failed_fraction, self.failure_window),
         )

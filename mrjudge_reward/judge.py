@@ -165,7 +165,9 @@ class Judge:
                 raise ConfigError(f"{engine.identity} cannot read label probabilities; use verdict='sampled'")
         if verdict == "cascade" and format.max_slots == 1:
             raise ConfigError("a cascade compares both orders of candidates; a format that grades alone has no order")
-        if votes > 1 and verdict == "sampled" and sampling.temperature == 0:
+        if rating == "mean_score" and not hasattr(format, "grades"):
+            raise ConfigError(f"rating 'mean_score' needs a format that grades; {type(format).__name__} does not")
+        if votes > 1 and verdict != "read" and sampling.temperature == 0:
             raise ConfigError("votes > 1 at temperature 0 would ask the very same thing again; raise the temperature")
         if votes > 1 and verdict == "read" and (thinking_tokens == 0 or sampling.temperature == 0):
             raise ConfigError("votes > 1 need sampled reasoning: set thinking_tokens and temperature above 0")
@@ -173,8 +175,10 @@ class Judge:
             ("votes", votes, 1),
             ("retries", retries, 0),
             ("thinking_tokens", thinking_tokens, 0),
+            ("budget", budget, votes),
+            ("max_slots", max_slots, format.min_slots),
         ):
-            if value < least:
+            if value is not None and value < least:
                 raise ConfigError(f"{name} must be at least {least}; got {value}")
         self.engine = engine
         self.format = format
@@ -257,7 +261,7 @@ class Judge:
             scores = [neutral]  # the only real answer needs no judge to be better than none at all
         known = [score for score in scores if score is not None]
         # Degenerate answers lose by rule: never above the lowest known, and below a middling one.
-        lowest = None if not known else 0.0 if neutral == 0.5 else min(known) - (HARD_LOG_ODDS if neutral == 0 else 0.0)
+        lowest = self._lowest(known) if known else None
         score_of = dict(zip(run.players, scores, strict=True))
         games_of = dict(zip(run.players, (float(g) for g in tally.games_G), strict=True))
         candidates = run.group.candidates
@@ -282,6 +286,13 @@ class Judge:
             cyclic_triads=cyclic_triads(tally),
             seconds=seconds,
         )
+
+    def _lowest(self, known: Sequence[float]) -> float:
+        """The score of a degenerate answer beside these."""
+        neutral = RATINGS[self.rating].neutral
+        if neutral is None:
+            return min(value for _, value in getattr(self.format, "grades"))  # noqa: B009  checked on construction
+        return 0.0 if neutral == 0.5 else min(known) - HARD_LOG_ODDS
 
     # -- a round over all groups ------------------------------------------------------------------------------------
 
@@ -324,9 +335,10 @@ class Judge:
         return verdicts
 
     def _worth_retrying(self, verdict: Verdict) -> bool:
-        # A greedy judge writes the same again; only what the engine calls transient can go differently.
+        # A greedy judge or a glance comes out the same again; only what the engine calls transient can go differently.
         outcome = verdict.outcome
-        return isinstance(outcome, Failed) and (outcome.transient or self.sampling.temperature > 0)
+        sampled = self.sampling.temperature > 0 and (self.verdict != "read" or self.thinking_tokens > 0)
+        return isinstance(outcome, Failed) and (outcome.transient or sampled)
 
     def _sample(self, asked: Sequence[_Asked], attempt: int) -> list[Verdict]:
         requests = [

@@ -81,7 +81,7 @@ def bradley_terry(tally: Tally) -> Matrix:
         s, log_nu = s + step[:-1], log_nu + float(step[-1])
         if largest < 1e-10:
             break
-    return s - s.mean()
+    return np.asarray(s - s.mean())
 
 
 def log_odds_system(tally: Tally) -> tuple[Matrix, Matrix]:
@@ -104,8 +104,7 @@ def log_odds(tally: Tally) -> Matrix:
     On a complete schedule it orders candidates by their mean log-odds. A common bias towards the earlier slot is fitted
     along with the strengths; where every candidate is first as often as second it drops out exactly.
     """
-    scores: Matrix = np.linalg.solve(*log_odds_system(tally))[:-1]
-    return scores
+    return np.asarray(np.linalg.solve(*log_odds_system(tally))[:-1])
 
 
 def mean_score(tally: Tally) -> Matrix:

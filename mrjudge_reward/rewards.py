@@ -23,9 +23,10 @@ class RewardShape:
 
     Args:
         centre: subtract the group's mean of known scores.
-        length_weight: strength of a zero-centred length term: ``-length_weight * (length - mean) / mean`` over the
-            known candidates of a group, bounded to ±length_weight. It moves reward between short and long answers of a
-            group and adds none (the idea of Nemotron's group-relative length term).
+        length_weight: strength of a zero-centred length term over the known candidates of a group:
+            ``-length_weight * (length - mean) / max(mean, largest deviation)``, so within ±length_weight. It moves
+            reward between short and long answers of a group and adds none (the idea of Nemotron's group-relative length
+            term).
     """
 
     centre: bool = False
@@ -74,6 +75,6 @@ def _with_length(known: dict[int, float], lengths: Sequence[int], weight: float)
     mean = sum(lengths[i] for i in known) / len(known)
     if mean == 0:
         return known
-    terms = {i: max(-1.0, min(1.0, (lengths[i] - mean) / mean)) for i in known}
-    centre = sum(terms.values()) / len(terms)  # bounding may have shifted the mean
-    return {i: score - weight * (terms[i] - centre) for i, score in known.items()}
+    # Scaled rather than clipped where one answer is far longer than the rest: clipping would add reward.
+    scale = max(mean, *(abs(lengths[i] - mean) for i in known))
+    return {i: score - weight * (lengths[i] - mean) / scale for i, score in known.items()}

@@ -28,7 +28,7 @@ import math
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import permutations
+from itertools import pairwise, permutations
 from random import Random
 from typing import TypeAlias
 
@@ -68,7 +68,7 @@ class Limits:
 
 def pointwise(size: int, limits: Limits, rng: Random) -> Plan:
     """Every candidate alone."""
-    yield [(i,) for i in range(size)][: limits.spend(size)]
+    yield [(i,) for i in range(min(size, limits.spend(size)))]
 
 
 @lru_cache(maxsize=512)
@@ -84,34 +84,26 @@ def ring_offsets(size: int, count: int, symmetric: bool) -> tuple[int, ...]:
         symmetric: choose offsets together with their mirror, so that every pair is played in both orders.
     """
     frequencies = np.arange(1, size)
+    spectrum = 4 * np.sin(np.pi * np.arange(size) / size) ** 2
     eigenvalues = np.full(size - 1, 1e-6)
     chosen: list[int] = []
+
+    def cost(offset: int) -> float:  # rounded, so that equally good offsets stay equal on every machine
+        return round(float((1 / (eigenvalues + spectrum[offset * frequencies % size])).sum()), 6)
+
     while len(chosen) < min(count, size - 1):
-        best, best_cost, best_eigenvalues = 0, math.inf, eigenvalues
-        for offset in range(1, size):
-            if offset in chosen or (symmetric and offset > size - offset):
-                continue
-            more = eigenvalues + 2 * (1 - np.cos(2 * np.pi * offset * frequencies / size))
-            cost = float((1 / more).sum())
-            if cost < best_cost * (1 - 1e-9):
-                best, best_cost, best_eigenvalues = offset, cost, more
-        chosen.append(best)
-        eigenvalues = best_eigenvalues
-        if symmetric and size - best not in chosen and len(chosen) < count:
-            chosen.append(size - best)
-    return tuple(chosen)
-
-
-def _ring_pairs(size: int, calls: int, both_orders: bool) -> list[Slots]:
-    if size < 2 or calls <= 0:
-        return []
-    offsets = ring_offsets(size, math.ceil(min(calls, size * (size - 1)) / size), both_orders)
-    return [(i, (i + offset) % size) for offset in offsets for i in range(size)][:calls]
+        best = min((m for m in range(1, size) if m not in chosen and not (symmetric and 2 * m > size)), key=cost)
+        eigenvalues = eigenvalues + spectrum[best * frequencies % size]
+        chosen += [best, size - best] if symmetric and 2 * best != size else [best]
+    return tuple(chosen[:count])
 
 
 def ring(size: int, limits: Limits, rng: Random) -> Plan:
     """Circulant pairs, 2G of them unless a budget says otherwise."""
-    yield _ring_pairs(size, limits.spend(2 * size), bool(limits.both_orders))
+    calls = min(limits.spend(2 * size), size * (size - 1))
+    offsets = ring_offsets(size, math.ceil(calls / size), bool(limits.both_orders)) if calls > 0 else ()
+    pairs: list[Slots] = [(i, (i + offset) % size) for offset in offsets for i in range(size)]
+    yield pairs[:calls]
 
 
 def all_pairs(size: int, limits: Limits, rng: Random) -> Plan:
@@ -149,10 +141,9 @@ def listwise(size: int, limits: Limits, rng: Random) -> Plan:
         if chunks > 1 and not (both and mirrored):
             rng.shuffle(base)
         order = base[step:] + base[:step]
-        parts = [tuple(order[a:b]) for a, b in zip(bounds, bounds[1:], strict=False) if b - a >= 2]
+        parts = [tuple(order[a:b]) for a, b in pairwise(bounds) if b - a >= 2]
         comparisons += [part[::-1] for part in parts] if mirrored else parts
-    # Two candidates have fewer permutations than four; asking one again would tell nothing.
-    comparisons = list(dict.fromkeys(comparisons))
+    comparisons = list(dict.fromkeys(comparisons))  # two candidates have fewer permutations than four
     yield comparisons[: limits.spend(len(comparisons))]
 
 
@@ -194,7 +185,7 @@ def swiss(size: int, limits: Limits, rng: Random) -> Plan:
     while left > 0:
         pairs: list[tuple[int, int]] = []
         waiting = list(standing)
-        while len(waiting) > 1:
+        while waiting:
             i = waiting.pop(0)
             j = next((k for k in waiting if not (slotter.asked_GG[i, k] or slotter.asked_GG[k, i])), None)
             if j is not None:
@@ -211,7 +202,7 @@ def swiss(size: int, limits: Limits, rng: Random) -> Plan:
 def knockout(size: int, limits: Limits, rng: Random) -> Plan:
     """An anchor round seeds the bracket, then winners meet. A match without a verdict is decided by the standing.
 
-    A match against the anchor counts their game of the seeding round as well.
+    A match against the anchor counts their seeding game as well.
     """
     both = bool(limits.both_orders)
     left = limits.spend((2 * size - 2) * (2 if both else 1))
@@ -229,9 +220,8 @@ def knockout(size: int, limits: Limits, rng: Random) -> Plan:
         matches = [(field[k], field[-1 - k]) for k in range(len(field) // 2)]
         comparisons = slotter.play(matches)[:left]
         left -= len(comparisons)
-        if comparisons:
-            tally = yield comparisons
-            strength_G = log_odds(tally)
+        tally = (yield comparisons) if comparisons else tally
+        strength_G = log_odds(tally)
         winners = set(alive[:byes])
         for i, j in matches:
             margin = tally.log_odds_GG[i, j] or strength_G[i] - strength_G[j]
@@ -242,16 +232,13 @@ def knockout(size: int, limits: Limits, rng: Random) -> Plan:
 def adaptive(size: int, limits: Limits, rng: Random) -> Plan:
     """A ring of G calls, then in each of four rounds the games that settle most of the order.
 
-    With ``both_orders`` the opening is every second pair of the ring, in both orders. Groups of more than
-    ``MAX_ADAPTIVE`` play the ring throughout.
+    With ``both_orders`` the opening is every second pair of the ring, in both orders. Above
+    ``MAX_ADAPTIVE`` candidates all of it is the ring.
     """
-    both = bool(limits.both_orders)
-    left = limits.spend(2 * size)
-    if size > MAX_ADAPTIVE:
+    if size < 2 or size > MAX_ADAPTIVE:
         yield from ring(size, limits, rng)
         return
-    if size < 2 or left <= 0:
-        return
+    both, left = bool(limits.both_orders), limits.spend(2 * size)
     slotter = _Slotter(size, both)
     comparisons = slotter.play((i, (i + 1) % size) for i in range(0, size, 2 if both else 1))[:left]
     games_per_round = math.ceil((left - len(comparisons)) / ADAPTIVE_ROUNDS)
@@ -269,12 +256,11 @@ def _most_telling(tally: Tally, slotter: _Slotter, count: int) -> list[Slots]:
     :func:`~mrjudge_reward.ratings.log_odds` read as a Gaussian posterior; a game lowers the covariance by rank one.
     """
     system, target = log_odds_system(tally)
-    inverse = np.linalg.inv(system)
+    inverse = np.asarray(np.linalg.inv(system), dtype=np.float64)
     strength_G, covariance_GG = (inverse @ target)[:-1], inverse[:-1, :-1]
     # By the prior strengths have the variance noise / PRIOR_GAMES, so their spread tells the noise of a game.
     noise = (strength_G @ strength_G) / max(1e-9, float((1 / PRIOR_GAMES - np.diag(covariance_GG)).sum()))
-    variance_GG = _of_differences(covariance_GG)
-    np.fill_diagonal(variance_GG, np.inf)
+    variance_GG = _of_differences(covariance_GG) + np.eye(tally.size)
     gap_GG = np.abs(strength_G[:, None] - strength_G[None, :])
     wrong_GG = np.vectorize(math.erfc)(gap_GG / np.sqrt(2 * noise * variance_GG + 1e-12)) / 2
     weight_GG = wrong_GG / variance_GG
@@ -289,16 +275,14 @@ def _most_telling(tally: Tally, slotter: _Slotter, count: int) -> list[Slots]:
             break
         for _ in range(len(played := slotter.play([(i, j)]))):
             column_G = covariance_GG[:, i] - covariance_GG[:, j]
-            covariance_GG = covariance_GG - np.outer(column_G, column_G) / (1 + column_G[i] - column_G[j])
+            covariance_GG -= np.outer(column_G, column_G) / (1 + column_G[i] - column_G[j])
         chosen += played
     return chosen
 
 
 def _of_differences(covariance_GG: Matrix) -> Matrix:
-    """Variance of the difference of each two. Shape (G, G)."""
-    variance_G = np.diag(covariance_GG)
-    differences_GG: Matrix = variance_G[:, None] + variance_G[None, :] - 2 * covariance_GG
-    return differences_GG
+    """Variance of the difference of each two."""
+    return np.asarray(np.add.outer(np.diag(covariance_GG), np.diag(covariance_GG)) - 2 * covariance_GG)
 
 
 Schedule: TypeAlias = Callable[[int, Limits, Random], Plan]

@@ -136,7 +136,7 @@ class FailureAlarm:
     Args:
         max_fraction: the most that may fail; 1 switches the alarm off.
         window: how many of the latest comparisons count.
-        least: no alarm before this many have been seen.
+        least: no alarm before this many have been seen (or a full window, if that is shorter).
     """
 
     max_fraction: float = 0.5
@@ -144,7 +144,7 @@ class FailureAlarm:
     least: int = 32
 
     def __post_init__(self) -> None:
-        self._latest: deque[str | None] = deque(maxlen=self.window)
+        self._latest: deque[Failed | None] = deque(maxlen=self.window)
 
     def observe(self, judgements: Sequence[Judgement]) -> None:
         """Count a batch.
@@ -155,16 +155,13 @@ class FailureAlarm:
         for judgement in judgements:
             for item in judgement.played:
                 outcome = item.verdict.outcome
-                self._latest.append(outcome.reason if isinstance(outcome, Failed) else None)
-        failed = [reason for reason in self._latest if reason is not None]
-        if len(self._latest) >= self.least and len(failed) > self.max_fraction * len(self._latest):
-            reasons = ", ".join(f"{reason} ({count})" for reason, count in Counter(failed).most_common(3))
-            example = next(
-                item.verdict.outcome
-                for judgement in reversed(judgements)
-                for item in reversed(judgement.played)
-                if isinstance(item.verdict.outcome, Failed)
-            )
+                self._latest.append(outcome if isinstance(outcome, Failed) else None)
+        failed = [outcome for outcome in self._latest if outcome is not None]
+        enough = len(self._latest) >= min(self.least, self.window)
+        if enough and len(failed) > self.max_fraction * len(self._latest):
+            counts = Counter(outcome.reason for outcome in failed)
+            reasons = ", ".join(f"{reason} ({count})" for reason, count in counts.most_common(3))
+            example = failed[-1]
             raise JudgeUnreliableError(
                 f"{len(failed)} of the last {len(self._latest)} judgements failed (limit {self.max_fraction:.0%}); "
                 f"most often: {reasons}; latest: {example.reason}: {example.detail or 'no detail'}. Rewards from so "

@@ -23,13 +23,8 @@ from mrjudge_reward.formats import (
 )
 from mrjudge_reward.types import Failed, Order, Preference, Reply, Scores, Tie, Usage
 
-CHOICE, TIED, RANKING, PAIR, SCORE = (
-    Choice(),
-    Choice(labels=("A", "B"), tie_label="C"),
-    Ranking(),
-    PairScores(),
-    Score(),
-)
+CHOICE, RANKING, PAIR, SCORE = Choice(), Ranking(), PairScores(), Score()
+TIED = Choice(labels=("A", "B"), tie_label="C")
 BRACKETS = Choice(answer_open="[[", answer_close="]]")
 
 FIRST, SECOND, THIRD = ("chose", 0), ("chose", 1), ("chose", 2)
@@ -306,7 +301,7 @@ def test_a_judge_output_means_what_the_table_says(format: Format, slots, text, e
 
 def test_the_table_gives_every_row_a_reason_of_its_own():
     assert len(TABLE) >= 100
-    assert len({(type(format), reason) for format, _, _, _, reason in TABLE}) == len(TABLE)
+    assert len({(format, reason) for format, _, _, _, reason in TABLE}) == len(TABLE)
 
 
 @pytest.mark.parametrize(("format", "slots", "text", "expected"), [row[:4] for row in TABLE])

@@ -13,7 +13,8 @@ server's ``Retry-After``, at most a minute), until the request's own deadline, w
 and not while it queues. What answers 500 again and again has crashed on this prompt and is given up after a few tries.
 Other 4xx and replies that make no sense are not tried again here. Failures: ``timeout``, ``http <status>``,
 ``malformed reply``, ``server error`` (a 200 that holds an error), ``refused``, ``tool call``, ``unknown finish``,
-``label not in top logprobs``, ``labels share a token``, or the name of an unexpected exception.
+``label not in top logprobs``, ``labels share a token``, ``no log-probabilities``, ``no token ids``, or the name of an
+unexpected exception.
 
 **Reading.** One token at temperature 0 with log-probabilities, after a judge's turn that is continued
 (``continue_final_message``). Which of two ways a server offers is found out with the first read:

@@ -28,6 +28,13 @@ def shown_candidates(request: Request) -> dict[str, str]:
     return dict(_RESPONSE.findall(request.messages[-1].text))
 
 
+def _softmax(values: Mapping[str, float]) -> dict[str, float]:
+    top = max(values.values())
+    weights = {label: math.exp(max(-700.0, value - top)) for label, value in values.items()}  # never quite 0
+    total = sum(weights.values())
+    return {label: weight / total for label, weight in weights.items()}
+
+
 class ScriptedEngine:
     """Answers every request by calling a function on it.
 
@@ -58,7 +65,8 @@ class ScriptedEngine:
         """A judge that chooses by a utility of the candidate's text.
 
         Args:
-            utility: higher is better. A choice is softmax over utilities; a lone response is graded by its sigmoid.
+            utility: higher is better. A choice is softmax over utilities; a lone response is graded 1 to 5 by its
+                sigmoid, or read as softmax over the labels offered, each worth one more utility than the one before.
             position_bias: added to the first slot's utility.
             identity: part of the cache key.
         """
@@ -68,17 +76,13 @@ class ScriptedEngine:
             values = {label: utility(text) for label, text in shown.items()}
             if len(values) == 1:
                 (value,) = values.values()
-                low, high = request.labels or ("1", "5")[:2]
-                good = 1 / (1 + math.exp(-max(-60.0, min(60.0, value))))
                 if request.labels:
-                    return {low: 1 - good, high: good}
+                    return _softmax({label: step * value for step, label in enumerate(request.labels)})
+                good = 1 / (1 + math.exp(-max(-60.0, min(60.0, value))))
                 return f"<think>alone</think><answer>{1 + round(4 * good)}</answer>"
             values[next(iter(values))] += position_bias
             if request.labels:
-                top = max(values.values())
-                weights = {label: math.exp(value - top) for label, value in values.items()}
-                total = sum(weights.values())
-                return {label: weight / total for label, weight in weights.items()}
+                return _softmax(values)
             best = max(values, key=lambda label: values[label])
             return f"<think>compared {len(values)}</think><answer>{best}</answer>"
 

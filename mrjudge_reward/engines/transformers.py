@@ -68,7 +68,9 @@ class TransformersEngine:
         source = self._source
         try:
             if isinstance(source, str):
-                dtype = getattr(torch, self._dtype)
+                dtype = getattr(torch, self._dtype, None)
+                if not isinstance(dtype, torch.dtype):
+                    raise EngineError(f"torch has no dtype {self._dtype!r}; choose bfloat16, float16 or float32")
                 self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
                 self._model.to(self._device)
             else:
@@ -80,7 +82,10 @@ class TransformersEngine:
             raise EngineError(f"the judge model {source!r:.200} cannot be loaded: {error}") from error
         if self._adapter is not None:
             peft = require("peft", extra="peft")
-            self._model = peft.PeftModel.from_pretrained(self._model, self._adapter)
+            try:
+                self._model = peft.PeftModel.from_pretrained(self._model, self._adapter)
+            except (OSError, ValueError) as error:
+                raise EngineError(f"the adapter {self._adapter!r} cannot be loaded: {error}") from error
         if not getattr(tokenizer, "chat_template", None):
             raise EngineError(f"the tokenizer of {source!r:.200} has no chat template, so it cannot be asked to judge")
         self._model.eval()
