@@ -28,7 +28,7 @@ _CHUNK = 500  # sqlite's default limit of variables in one statement is 999 in o
 def _image_fingerprint(image: Any) -> str:
     if isinstance(image, str | os.PathLike):
         # Not Path.is_file: it raises where a (data) URL is too long for a file name.
-        content = Path(image).read_bytes() if os.path.isfile(image) else os.fsencode(image)
+        content = Path(image).read_bytes() if os.path.isfile(image) else str(image).encode(errors="surrogatepass")
     elif isinstance(image, bytes):
         content = image
     else:  # a PIL image

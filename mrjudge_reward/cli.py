@@ -28,6 +28,7 @@ from .types import Group, Judgement
 
 if TYPE_CHECKING:
     from .config import JudgeConfig
+    from .judge import Judge
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -54,9 +55,8 @@ def _reported() -> Iterator[None]:
         yield
     except BrokenPipeError:
         raise
-    except (MRJudgeError, OSError, sqlite3.Error) as error:
-        named = isinstance(error, OSError) and error.filename
-        _say(f"{error.filename}: {error.strerror}" if named else str(error))  # type: ignore[union-attr]
+    except (MRJudgeError, OSError) as error:
+        _say(str(error))
         raise typer.Exit(2) from error
 
 
@@ -77,6 +77,9 @@ def _load(path: Path | None, settings: list[str]) -> JudgeConfig:
     return JudgeConfig.load(path, **overrides) if path is not None else JudgeConfig(**overrides)
 
 
+# -- rank: lines in, lines out ----------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class _Item:
     """An input line: a group, or what is wrong with it. The digest is of its content and of the judge's settings."""
@@ -90,7 +93,7 @@ class _Item:
 
 @dataclass
 class _Counts:
-    lines: int = 0
+    written: int = 0
     found: int = 0
     bad: int = 0
     calls: int = 0
@@ -165,7 +168,6 @@ def _items(stream: BinaryIO, name: str, config: JudgeConfig, counts: _Counts) ->
             fault = str(error)
             counts.bad += 1
             _say(f"{name}, line {line}: {fault}")
-        counts.lines += 1
         digest = hashlib.blake2b(settings + json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
         yield _Item(line, key, digest, group, fault)
 
@@ -190,6 +192,7 @@ def _skip_finished(output: Path, items: Iterator[_Item], counts: _Counts) -> int
                 )
             keep += len(raw)
             counts.found += 1
+            counts.written += 1
     return keep
 
 
@@ -220,69 +223,169 @@ def _encoded(item: _Item, judgement: Judgement | None, counts: _Counts) -> bytes
     return text.encode(errors="backslashreplace") + b"\n"  # half a surrogate pair becomes its JSON escape
 
 
+def _judged(judge: Judge | None, batch: list[_Item], counts: _Counts) -> bytes:
+    groups = [item.group for item in batch if item.group is not None]
+    judgements = iter(judge.judge(groups) if judge is not None and groups else ())
+    return b"".join(_encoded(item, next(judgements) if item.group else None, counts) for item in batch)
+
+
+def _write_all(
+    config: JudgeConfig, items: Iterator[_Item], chunk: int, sink: BinaryIO, keep: int | None, counts: _Counts
+) -> None:
+    """Judge in chunks and write each as soon as it is judged; what is beyond ``keep`` goes before the first write."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    look = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    judge: Judge | None = None
+    with ExitStack() as stack:
+        shown = Progress(*look, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
+        progress = stack.enter_context(shown)
+        task = progress.add_task("loading the judge")
+        while batch := list(islice(items, chunk)):
+            if judge is None and any(item.group for item in batch):
+                if config.embedded:
+                    _say("the embedded model judges: it is untrained, and only orders texts by sentiment")
+                judge = config.build()
+                stack.callback(judge.close)
+            lines = _judged(judge, batch, counts)
+            if keep is not None:
+                sink.truncate(keep)
+                keep = None
+            sink.write(lines)
+            sink.flush()
+            counts.written += len(batch)
+            done = f"{counts.written} groups done, {counts.calls} calls, {counts.failed} failed comparisons"
+            progress.update(task, description=done)
+        if keep is not None:
+            sink.truncate(keep)
+
+
 @app.command()
 def rank(
     source: Annotated[str, typer.Argument(metavar="[INPUT]", help="JSONL file; - is standard input.")] = "-",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSONL file; else standard output.")] = None,
     config: _ConfigPath = None,
-    settings: _Settings = [],  # noqa: B006  typer copies it
-    chunk: Annotated[int, typer.Option(min=1, help="Groups judged, and then written, together.")] = 16,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Judge all anew.")] = False,
+    settings: _Settings = [],  # noqa: B006  never changed
+    chunk: Annotated[int, typer.Option(min=1, help="Groups that are judged, and then written, together.")] = 16,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop what OUTPUT holds and judge all anew.")] = False,
 ) -> None:
     """Score the candidates of each input line.
 
     A line is {"prompt": text or chat messages, "candidates": [text, ...]}, with "id" (or "key"), "reference" and
-    "rubric" if you like; other fields are ignored. A result per line comes out in the same order: "scores" (null where
-    unknown), "order" (best first), "best", "verdicts", "rationale", "calls", "failed". A line that is bad gets
-    {"id", "line", "error"}, the others are judged, and the exit code is 1.
+    "rubric" if there are any; other fields are ignored. Each line gets a result, in the same order: "id", "scores"
+    (null where unknown), "order" (indices, best first), "best", "verdicts", "rationale", "calls", "failed". A bad line
+    gets "id", "line" and "error" instead, the others are judged, and the exit code is 1.
 
-    An OUTPUT that holds results is continued: each of its lines must be the result of the input line in that place,
-    with the same settings (but for speed, devices, cache and alarm); a half-written last line is dropped. If any is
-    not, nothing is judged or written; --overwrite starts anew.
+    An OUTPUT that holds results is continued. Each of them must be the result of the input line in its place, with the
+    same settings (speed, device, cache and alarm may differ); a half-written last line is dropped. Otherwise nothing
+    is judged or written: remove the file, or pass --overwrite.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     with _reported(), ExitStack() as stack:
         judge_config = _load(config, settings)
-        name = "standard input" if source == "-" else source
         stream: BinaryIO = sys.stdin.buffer if source == "-" else stack.enter_context(open(source, "rb"))
         if output is not None and output.exists() and source != "-" and output.samefile(source):
             raise InputError(f"{output} is the input; name another output")
         counts = _Counts()
-        items = _items(stream, name, judge_config, counts)
-        keep: int | None = 0 if output is not None and (overwrite or not output.exists()) else None
-        if output is not None and output.is_file() and not overwrite:
-            keep = _skip_finished(output, items, counts)
-        sink: BinaryIO = stack.enter_context(output.open("ab")) if output is not None else sys.stdout.buffer
-        resume = "run the same command to go on" if output is not None else "with -o FILE the next run could go on"
-        written = counts.found
-        console = Console(stderr=True)
-        progress = stack.enter_context(Progress(console=console, disable=not sys.stderr.isatty(), transient=True))
-        task = progress.add_task("", total=None)
-        judge = None
+        items = _items(stream, "standard input" if source == "-" else source, judge_config, counts)
+        sink, keep = sys.stdout.buffer, None
+        if output is not None:
+            regular = output.is_file() or not output.exists()
+            if output.is_file() and not overwrite:
+                keep = _skip_finished(output, items, counts)
+            elif regular:
+                keep = 0
+            sink = stack.enter_context(output.open("ab"))
+        resume = "the same command goes on from there" if output is not None else "with -o FILE a run can be continued"
         try:
-            while batch := list(islice(items, chunk)):
-                groups = [item.group for item in batch if item.group is not None]
-                if groups and judge is None:
-                    judge = judge_config.build()
-                    stack.callback(judge.close)
-                judged = iter(judge.judge(groups) if groups and judge is not None else ())
-                lines = [_encoded(item, next(judged) if item.group else None, counts) for item in batch]
-                if keep is not None:
-                    sink.truncate(keep)
-                    keep = None
-                sink.write(b"".join(lines))
-                sink.flush()
-                written += len(lines)
-                done = f"{written} lines done, {counts.calls} calls, {counts.failed} failed"
-                progress.update(task, description=done)
-            if keep is not None:
-                sink.truncate(keep)
+            _write_all(judge_config, items, chunk, sink, keep, counts)
         except KeyboardInterrupt:
-            _say(f"interrupted; the results of {written} lines are written; {resume}")
+            _say(f"interrupted; {counts.written} results are written, {resume}")
             raise typer.Exit(130) from None
         except JudgeUnreliableError as error:
-            _say(f"{error} The results of {written} lines are written; {resume}")
+            _say(f"{error} {counts.written} results are written, {resume}.")
             raise typer.Exit(3) from error
-    ...
+        _say(
+            f"{counts.written} lines"
+            + (f" ({counts.found} of them found in {output})" if counts.found else "")
+            + f", {counts.bad} bad, {counts.calls} calls, {counts.failed} failed comparisons"
+        )
+        if counts.bad:
+            raise typer.Exit(1)
+
+
+# -- doctor, cache, version -------------------------------------------------------------------------------------------
+
+
+@app.command()
+def doctor(
+    config: _ConfigPath = None,
+    settings: _Settings = [],  # noqa: B006  never changed
+    smoke: Annotated[bool, typer.Option("--smoke/--no-smoke", help="Judge one comparison.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable results.")] = False,
+) -> None:
+    """Check versions, devices and the judge, and let it judge one comparison.
+
+    Exit code 0 if the judge works, 1 if a check failed.
+    """
+    with _reported():
+        from .doctor import as_table, examine
+
+        checks = examine(_load(config, settings), smoke)
+        works = all(check.status != "failed" for check in checks)
+        if as_json:
+            report = {"works": works, "checks": [vars(check) for check in checks]}
+            typer.echo(json.dumps(_plain(report), allow_nan=False, indent=2))
+        else:
+            as_table(checks)
+            typer.echo("The judge works." if works else "The judge does not work: see what failed.")
+        raise typer.Exit(0 if works else 1)
+
+
+@app.command()
+def cache(
+    path: Annotated[Path, typer.Argument(help="The file named by the setting 'cache'.")],
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all replies.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Show how many replies a cache holds, or empty it."""
+    with _reported():
+        if not path.is_file():
+            raise InputError(f"{path}: there is no such file")
+        try:
+            with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True, timeout=60)) as connection:
+                (count,) = connection.execute("SELECT COUNT(*) FROM replies").fetchone()
+                typer.echo(f"{path}: {count} replies, {path.stat().st_size / 1e6:.1f} MB")
+                if clear and (yes or typer.confirm("Remove all replies?", err=True)):
+                    with connection:
+                        connection.execute("DELETE FROM replies")
+                    connection.execute("VACUUM")
+                    typer.echo("Emptied.")
+        except sqlite3.Error as error:
+            raise InputError(f"{path} is not a reply cache, or is in use ({error})") from error
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mrjudge-reward {importlib.metadata.version('mrjudge-reward')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Reasoning judges as pairwise and listwise rewards for RL fine-tuning."""
+
+
+def main() -> None:
+    """Run the command line."""
+    if not sys.stderr.isatty():  # no bars of weights being loaded in a log file
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    app(prog_name="mrjudge")
+
+
+if __name__ == "__main__":
+    main()

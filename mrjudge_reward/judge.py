@@ -291,7 +291,8 @@ class Judge:
         """The score of a degenerate answer beside these."""
         neutral = RATINGS[self.rating].neutral
         if neutral is None:
-            return min(value for _, value in getattr(self.format, "grades"))  # noqa: B009  checked on construction
+            grades: tuple[tuple[str, float], ...] = getattr(self.format, "grades")  # noqa: B009  known to be there
+            return min(value for _, value in grades)
         return 0.0 if neutral == 0.5 else min(known) - HARD_LOG_ODDS
 
     # -- a round over all groups ------------------------------------------------------------------------------------

@@ -171,7 +171,8 @@ def count_games(size: int, played: Iterable[Played]) -> Tally:
             if len(slots) == 1:
                 alone[slots[0]].append(outcome.grades_K[0])
         winner = hard_winner(item)
-        if winner is not None and len(slots) == 2:
+        soft = isinstance(outcome, Preference) and outcome.soft
+        if winner is not None and len(slots) == 2 and not soft:
             mirrored[tuple(sorted(slots))].append(winner)
     for winners in mirrored.values():  # a win each way is two ties
         counter.ties += 2 * min(winners.count(winner) for winner in set(winners)) if len(set(winners)) == 2 else 0
@@ -223,7 +224,8 @@ def with_forfeits(tally: Tally, forfeits: Sequence[int]) -> Tally:
     for i in degenerate:
         for j in range(tally.size):
             if j not in degenerate:
-                counter.hard(j, i, 1.0, slotted=False)
+                # The bound, not a hard game's margin: else a candidate that lost clearly could rank below a forfeit.
+                counter.game(j, i, 1.0, 1.0, MAX_LOG_ODDS, slotted=False)
             elif i < j:
                 counter.hard(i, j, 0.0, slotted=False)
     if np.isfinite(counter.grades_G).any():

@@ -10,7 +10,8 @@ the batch it was drawn in.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from ..errors import EngineError, require
@@ -204,9 +205,14 @@ class TransformersEngine:
         if stop:
             how |= {"stop_strings": list(stop), "tokenizer": self._tokenizer}
         devices = [ids.device] if ids.device.type == "cuda" else []
+        out_of_memory = ""
         try:
             with self._lock, torch.no_grad(), torch.random.fork_rng(devices):
-                torch.manual_seed(seed if seed is not None else 0)
+                # Not torch.manual_seed: it would seed every GPU, and only this one's state is put back.
+                torch.default_generator.manual_seed(seed or 0)
+                if devices:
+                    with torch.cuda.device(ids.device):
+                        torch.cuda.manual_seed(seed or 0)
                 written = self._model.generate(
                     input_ids=ids,
                     attention_mask=mask,
@@ -215,7 +221,10 @@ class TransformersEngine:
                     **how,
                 )[:, ids.shape[1] :].tolist()  # (B, new)
         except torch.OutOfMemoryError as error:
-            self._split(prompts, batch, replies, error, lambda p, b: self._write(p, b, replies, sampling, stop, seed))
+            out_of_memory = str(error) or "out of memory"
+        if out_of_memory:  # out here, because the error held the failed attempt's tensors
+            again = partial(self._write, replies=replies, sampling=sampling, stop=stop, seed=seed)
+            self._split(prompts, batch, replies, out_of_memory, again)
             return
         for index, prompt, tokens in zip(batch, prompts, written, strict=True):
             end = next((position for position, token in enumerate(tokens) if token in self._ends), None)
@@ -235,6 +244,7 @@ class TransformersEngine:
     ) -> None:
         torch = require("torch", extra="transformers")
         ids, mask = self._padded(prompts)
+        out_of_memory = ""
         try:
             with self._lock, torch.no_grad():
                 positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -243,19 +253,26 @@ class TransformersEngine:
                 ).logits[:, -1]  # (B, V)
                 logprobs = torch.log_softmax(logits.float(), dim=-1)
         except torch.OutOfMemoryError as error:
-            self._split(prompts, batch, replies, error, lambda p, b: self._read(p, b, replies, labels))
+            out_of_memory = str(error) or "out of memory"
+        if out_of_memory:  # out here, because the error held the failed attempt's tensors
+            self._split(prompts, batch, replies, out_of_memory, partial(self._read, replies=replies, labels=labels))
             return
         for row, (index, prompt) in enumerate(zip(batch, prompts, strict=True)):
             values = tuple(logprobs[row, labels[index]].tolist())
             replies[index] = Reply(label_logprobs=values, usage=Usage(len(prompt), 0, 1))
 
     def _split(
-        self, prompts: list[list[int]], batch: list[int], replies: list[Reply | Failure | None], error: Any, again: Any
+        self,
+        prompts: list[list[int]],
+        batch: list[int],
+        replies: list[Reply | Failure | None],
+        error: str,
+        again: Callable[[list[list[int]], list[int]], None],
     ) -> None:
         """Out of memory: try the halves; a single request that does not fit fails alone."""
         require("torch", extra="transformers").cuda.empty_cache()
         if len(batch) == 1:
-            replies[batch[0]] = Failure("out of memory", str(error)[:300], transient=False)
+            replies[batch[0]] = Failure("out of memory", error[:300], transient=False)
             return
         half = len(batch) // 2
         again(prompts[:half], batch[:half])

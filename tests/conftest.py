@@ -1,0 +1,35 @@
+"""The real embedded model, loaded once for all tests that need one."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports transformers
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+
+@pytest.fixture(scope="session")
+def smol_path() -> str:
+    from transformers.utils import logging
+
+    from mrjudge_reward.embedded import embedded_model_path
+
+    logging.disable_progress_bar()
+    return str(embedded_model_path())
+
+
+@pytest.fixture(scope="session")
+def smol_tokenizer(smol_path: str) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(smol_path)
+
+
+@pytest.fixture(scope="session")
+def smol_engine(smol_path: str) -> Any:
+    from mrjudge_reward.engines.transformers import TransformersEngine
+
+    return TransformersEngine(smol_path, device="cpu", dtype="float32")
