@@ -12,14 +12,18 @@ so that asking again in the same order tells nothing new, and asking in the othe
 logit's sign, or a tie where the logit is within the tie band; the soft verdict is the logit's sigmoid. Among K slots
 (listwise) slot k has the utility ``beta s + bias (1 - k / (K - 1)) + noise e / sqrt(2)``, e again fixed for the
 permutation: for K = 2 that is the same judge. The hard verdict is the slot of highest utility (a tie if the runner-up
-is within the band), the soft one the softmax. A soft judge is thus given credit for knowing its own margins, which
-a real one does only as far as it is calibrated; the hard rows are the lower end.
+is within the band), the soft one the softmax.
+
+What this flatters. A soft judge gets credit for knowing its own margins, which a real one does only as far as it is
+calibrated; the hard rows are the lower end. And a soft listwise judge reads the utilities of all K candidates in one
+call, each as sharply as if it had seen two; a real one blurs as K grows, and its prompt is K / 2 times as long. So
+listwise rows do not compare with pairwise ones call by call, and the default is chosen among pairwise schedules.
 
 The columns, each a mean over groups ± its standard error:
 
     calls, batches  judge calls, and engine batches they are sent in (rounds that must wait for each other)
-    tau             Kendall's tau-a to the true order: a tied pair earns nothing, since a tie gives a policy no gradient
-    tau to full     the same to the order found by soft log-odds over all pairs in both orders, the best this judge can do
+    tau             Kendall's tau-a to the true order: a tied pair earns nothing, as a tie gives a policy no gradient
+    tau to full     the same to the order that soft log_odds finds over all pairs in both orders
     advantage       correlation of the advantages (r - mean) / std with those of the true strengths; 0 where std is 0
 
 All rows of a size see the same groups and the same noise e, so rows are paired, and the requirements at the end compare
@@ -220,15 +224,15 @@ def judged(passed: bool, text: str) -> Finding:
 def soft_share(table: Table, size: int, level: Level) -> Finding:
     """Requirement (a): what 2G soft calls reach of what G(G-1) hard ones do."""
     hard = table[size, level, "all_pairs", False, "win_rate"].tau
-    texts: dict[str, float] = {}
+    shares: dict[str, float] = {}
     cells = []
     for schedule in ("ring", "adaptive"):
         soft = table[size, level, schedule, True, "log_odds"].tau
-        texts[schedule] = share = float(soft.mean() / hard.mean())
+        shares[schedule] = share = float(soft.mean() / hard.mean())
         error = standard_error(soft - share * hard) / hard.mean()
         cells.append(f"{schedule} {share:.3f} ±{error:.3f}")
     needed = REQUIRED_SHARE[size]
-    return judged(max(texts.values()) >= needed, f"(a) G={size:<2} {level.name:<9} >= {needed}: {', '.join(cells)}")
+    return judged(max(shares.values()) >= needed, f"(a) G={size:<2} {level.name:<9} >= {needed}: {', '.join(cells)}")
 
 
 def adaptive_against_ring(table: Table, size: int, level: Level) -> Finding:
@@ -245,15 +249,18 @@ def adaptive_against_ring(table: Table, size: int, level: Level) -> Finding:
 
 
 def default_schedule(table: Table, sizes: Iterable[int]) -> str:
-    """The schedule of at most 2G calls with the best order, averaged over judges and sizes."""
+    """The pairwise schedule of at most 2G calls with the best order, averaged over judges and sizes."""
     mean_tau: dict[str, float] = {}
-    for schedule in NAMES:
+    batches: dict[str, float] = {}
+    for schedule in set(NAMES) - {"listwise"}:
         rows = [table[size, level, schedule, True, "log_odds"] for size in sizes for level in LEVELS]
         if all(row.calls.mean() <= 2 * row.size for row in rows):
             mean_tau[schedule] = float(np.mean([row.tau.mean() for row in rows]))
+            batches[schedule] = max(float(row.batches.max()) for row in rows)
     ranking = sorted(mean_tau, key=lambda name: -mean_tau[name])
-    return f"default: {ranking[0]}, the best mean tau of soft log_odds at 2G calls or fewer: " + ", ".join(
-        f"{name} {mean_tau[name]:.3f}" for name in ranking
+    listed = ", ".join(f"{name} {mean_tau[name]:.3f} (up to {batches[name]:.0f} batches)" for name in ranking)
+    return (
+        f"default: {ranking[0]}, the best mean tau of soft log_odds among pairwise schedules of <= 2G calls: {listed}"
     )
 
 

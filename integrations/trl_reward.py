@@ -37,7 +37,7 @@ from mrjudge_reward.judge import Judge
 from mrjudge_reward.ratings import RATINGS
 from mrjudge_reward.rewards import OnAbstain, RewardShape, reward_group
 from mrjudge_reward.stats import JudgeStats
-from mrjudge_reward.types import Group, as_messages, final_answer
+from mrjudge_reward.types import Group, Judgement, as_messages, final_answer
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +90,11 @@ class JudgeReward:
         reference_column, rubric_column: dataset columns shown to the judge as reference answer and criteria.
         name: of the metrics; every instance has its own.
 
+    Attributes:
+        last_stats: of the latest call, over all ranks.
+        last_judgements: of the latest call, those made on this rank.
+        abstained_rows: rows of the latest call whose reward is None.
+
     Raises:
         ConfigError: if a number of generations is below 1, or ``halves`` is combined with anything but 2.
     """
@@ -123,6 +128,7 @@ class JudgeReward:
         number = next(_instances)
         self.__name__ = name or ("judge" if number == 1 else f"judge_{number}")
         self.last_stats = JudgeStats()
+        self.last_judgements: list[Judgement] = []
         self.abstained_rows: tuple[int, ...] = ()
         self.pairs_can_be_left_out = False
         self._moment: tuple[str, int, int] = ("", -1, 0)
@@ -167,7 +173,7 @@ class JudgeReward:
             ConfigError: if ``num_generations`` differs from the trainer's.
             JudgeUnreliableError: if too many judgements failed (on any rank, then on all).
         """
-        trainer = getattr(log_metric, "__self__", None)
+        trainer: Any = getattr(log_metric, "__self__", None)
         training = bool(trainer.model.training) if hasattr(trainer, "model") else True
         size = self.num_generations if training else self.num_generations_eval
         self._check_trainer(trainer, training, size)
@@ -284,7 +290,7 @@ class JudgeReward:
                 answers = [member.answer for member in members]
                 identity = f"{key}/{first_block + block}"
                 groups.append(Group.of(head.prompt, answers, identity, head.reference, head.rubric))
-            judgements = self.judge.judge(groups)
+            judgements = self.last_judgements = self.judge.judge(groups)
             neutral = RATINGS[self.judge.rating].neutral or 0.0
             rewards = {
                 block: reward_group(

@@ -1,1 +1,97 @@
-"""Reasoning judges as pairwise and listwise rewards for RL fine-tuning."""
+"""Reasoning judges as pairwise and listwise rewards for RL fine-tuning, in TRL and verl.
+
+A judge model looks at several responses to one prompt and says which is best. This package turns such verdicts into
+rewards: it decides who meets whom (:mod:`~mrjudge_reward.schedules`), asks and parses
+(:mod:`~mrjudge_reward.formats`), fits scores to the games (:mod:`~mrjudge_reward.ratings`) and hands them to a trainer
+(``mrjudge_reward.integrations``). Importing it loads no deep-learning framework.
+
+>>> from mrjudge_reward import Choice, Judge, ScriptedEngine
+>>> longer_is_better = ScriptedEngine.by_utility(len)
+>>> Judge(longer_is_better, Choice()).rank("Greet me.", ["Hi", "Good morning to you"]).best
+1
+"""
+
+from .cache import ReplyCache
+from .config import JudgeConfig
+from .engines.scripted import ScriptedEngine
+from .errors import (
+    ConfigError,
+    EngineError,
+    InputError,
+    JudgeUnreliableError,
+    MissingPackageError,
+    MRJudgeError,
+)
+from .formats import SENTIMENT, Choice, Format, PairScores, Ranking, Score
+from .judge import Judge
+from .rewards import RewardShape, reward_group
+from .stats import FailureAlarm, JudgeStats
+from .types import (
+    Comparison,
+    Engine,
+    Failed,
+    Failure,
+    Group,
+    GroupReward,
+    ImagePart,
+    Judgement,
+    Message,
+    Order,
+    Played,
+    Preference,
+    Reply,
+    Request,
+    Sampling,
+    Scores,
+    TextPart,
+    Tie,
+    Usage,
+    Verdict,
+    final_answer,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SENTIMENT",
+    "Choice",
+    "Comparison",
+    "ConfigError",
+    "Engine",
+    "EngineError",
+    "Failed",
+    "Failure",
+    "FailureAlarm",
+    "Format",
+    "Group",
+    "GroupReward",
+    "ImagePart",
+    "InputError",
+    "Judge",
+    "JudgeConfig",
+    "JudgeStats",
+    "JudgeUnreliableError",
+    "Judgement",
+    "MRJudgeError",
+    "Message",
+    "MissingPackageError",
+    "Order",
+    "PairScores",
+    "Played",
+    "Preference",
+    "Ranking",
+    "Reply",
+    "ReplyCache",
+    "Request",
+    "RewardShape",
+    "Sampling",
+    "Score",
+    "Scores",
+    "ScriptedEngine",
+    "TextPart",
+    "Tie",
+    "Usage",
+    "Verdict",
+    "final_answer",
+    "reward_group",
+]

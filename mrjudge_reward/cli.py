@@ -27,6 +27,8 @@ from .errors import ConfigError, InputError, JudgeUnreliableError, MRJudgeError
 from .types import Group, Judgement
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from .config import JudgeConfig
     from .judge import Judge
 
@@ -45,7 +47,7 @@ _START = b'{"id": '  # of every output line, which tells a half-written one from
 
 
 def _say(message: str) -> None:
-    typer.echo(f"mrjudge: {message}", err=True)
+    typer.echo(f"mrjudge: {' '.join(message.split())}", err=True)
 
 
 @contextmanager
@@ -98,6 +100,7 @@ class _Counts:
     bad: int = 0
     calls: int = 0
     failed: int = 0
+    total: int | None = None
 
 
 def _parsed(raw: bytes) -> dict[str, Any]:
@@ -229,19 +232,23 @@ def _judged(judge: Judge | None, batch: list[_Item], counts: _Counts) -> bytes:
     return b"".join(_encoded(item, next(judgements) if item.group else None, counts) for item in batch)
 
 
+def _progress(sink: BinaryIO) -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    look = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    hidden = not sys.stderr.isatty() or sink.isatty()
+    return Progress(*look, console=Console(stderr=True), disable=hidden, redirect_stdout=False, transient=True)
+
+
 def _write_all(
     config: JudgeConfig, items: Iterator[_Item], chunk: int, sink: BinaryIO, keep: int | None, counts: _Counts
 ) -> None:
     """Judge in chunks and write each as soon as it is judged; what is beyond ``keep`` goes before the first write."""
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    look = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     judge: Judge | None = None
     with ExitStack() as stack:
-        shown = Progress(*look, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
-        progress = stack.enter_context(shown)
-        task = progress.add_task("loading the judge")
+        progress = stack.enter_context(_progress(sink))
+        task = progress.add_task("loading the judge", total=counts.total)
         while batch := list(islice(items, chunk)):
             if judge is None and any(item.group for item in batch):
                 if config.embedded:
@@ -256,7 +263,7 @@ def _write_all(
             sink.flush()
             counts.written += len(batch)
             done = f"{counts.written} groups done, {counts.calls} calls, {counts.failed} failed comparisons"
-            progress.update(task, description=done)
+            progress.update(task, completed=counts.written, description=done)
         if keep is not None:
             sink.truncate(keep)
 
@@ -287,6 +294,9 @@ def rank(
         if output is not None and output.exists() and source != "-" and output.samefile(source):
             raise InputError(f"{output} is the input; name another output")
         counts = _Counts()
+        if sys.stderr.isatty() and Path(source).is_file():
+            counts.total = sum(1 for raw in stream if raw.strip())
+            stream.seek(0)
         items = _items(stream, "standard input" if source == "-" else source, judge_config, counts)
         sink, keep = sys.stdout.buffer, None
         if output is not None:

@@ -28,6 +28,7 @@ from pydantic import (
 )
 
 from .cache import ReplyCache
+from .engines.scripted import ScriptedEngine
 from .errors import ConfigError
 from .formats import SENTIMENT, Choice, Format, PairScores, Ranking, Score
 from .judge import Judge, VerdictMode
@@ -154,7 +155,7 @@ class JudgeConfig(BaseModel):
             raise ConfigError("base_url is set: name the model that the server knows (model: ...)")
         if self.base_url is not None and self.adapter is not None:
             raise ConfigError("adapter is for engine 'transformers'; a server is told to load it, and names it as model")
-        self.build_format()
+        self._judge(ScriptedEngine(lambda _: ""))  # says what contradicts before any model is loaded
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -167,7 +168,7 @@ class JudgeConfig(BaseModel):
         """
         try:
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError(f"{path}: {error}") from error
         if not isinstance(values, Mapping | None):
             raise ConfigError(f"{path} must hold settings (key: value); got {type(values).__name__}")
@@ -242,6 +243,10 @@ class JudgeConfig(BaseModel):
         Args:
             engine: use this one instead of building it.
         """
+        cache = ReplyCache(self.cache) if self.cache else None
+        return self._judge(engine if engine is not None else self.build_engine(), cache)
+
+    def _judge(self, engine: Engine, cache: ReplyCache | None = None) -> Judge:
         judge_format = self.build_format()
         alone = judge_format.max_slots == 1
         verdict: VerdictMode = "sampled"
@@ -250,7 +255,7 @@ class JudgeConfig(BaseModel):
         elif self.embedded and judge_format.readable:
             verdict = "read"
         return Judge(
-            engine if engine is not None else self.build_engine(),
+            engine,
             judge_format,
             schedule=self.schedule if self.schedule != "auto" else ("pointwise" if alone else "adaptive"),
             rating=self.rating,
@@ -264,7 +269,7 @@ class JudgeConfig(BaseModel):
             votes=self.votes,
             retries=self.retries,
             seed=self.seed,
-            cache=ReplyCache(self.cache) if self.cache else None,
+            cache=cache,
             max_candidate_tokens=self.max_candidate_tokens,
             alarm=FailureAlarm(self.max_failed_fraction, self.failure_window),
         )

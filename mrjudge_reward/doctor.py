@@ -74,7 +74,7 @@ def examine(config: JudgeConfig, smoke: bool = True) -> list[Check]:
     checks = [Check("Python", "ok", f"{platform.python_version()} on {platform.platform()}"), *_packages(), _devices()]
     checks += _embedded(config)
     if config.base_url is not None:
-        checks.append(_server(config))
+        checks.append(_server(config, config.base_url))
         if checks[-1].status == "failed":  # every further check would wait for the same deadline
             return checks
     try:
@@ -152,10 +152,11 @@ def _embedded(config: JudgeConfig) -> Iterator[Check]:
         yield Check("judge model", "note", detail)
 
 
-def _server(config: JudgeConfig) -> Check:
-    assert config.base_url is not None
-    url = f"{config.base_url.rstrip('/')}/models"
-    key = os.environ.get(config.api_key_env)
+def _server(config: JudgeConfig, base_url: str) -> Check:
+    url = f"{base_url.rstrip('/')}/models"
+    key = os.environ.get(config.api_key_env) or os.environ.get("OPENAI_API_KEY")  # as the engine takes it
+    if not url.startswith(("http://", "https://")):
+        return Check("server", "failed", f"base_url must begin with http:// or https://; got {base_url}")
     try:
         request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
         with urllib.request.urlopen(request, timeout=min(10.0, config.deadline_s)) as answer:
@@ -168,7 +169,7 @@ def _server(config: JudgeConfig) -> Check:
         return Check("server", "note", f"reachable, but lists no models: {url} answers HTTP {error.code}")
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
-        return Check("server", "failed", f"{config.base_url} cannot be reached: {reason}. Is the server running?")
+        return Check("server", "failed", f"{base_url} cannot be reached: {reason}. Is the server running?")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         return Check("server", "note", f"{url} gives no list of models ({type(error).__name__}: {error})")
     names = ", ".join(f"{name} ({size} tokens)" if size else name for name, size in models.items()) or "none"
@@ -183,6 +184,11 @@ def _engine(config: JudgeConfig, engine: Engine) -> Iterator[Check]:
     size = engine.context_tokens
     unknown = "unknown, taken to be 16384 tokens; set context_tokens if it is less"
     yield Check("context", "ok" if size else "note", f"{size} tokens" if size else unknown, {"tokens": size})
+    try:
+        config.model_copy(update={"cache": None}).build(engine)
+        yield Check("settings", "ok", "fit together")
+    except MRJudgeError as error:
+        yield Check("settings", "failed", str(error))
     judge_format = config.build_format()
     needed = config.verdict in ("read", "cascade")
     labels = judge_format.read_labels(judge_format.min_slots) if judge_format.readable else ("A", "B")

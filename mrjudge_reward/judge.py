@@ -128,12 +128,12 @@ class Judge:
     def __init__(
         self,
         engine: Engine,
-        format: Format = Choice(),  # noqa: B008  frozen
+        format: Format = Choice(),
         *,
         schedule: str = "adaptive",
         rating: str = "log_odds",
         verdict: VerdictMode = "sampled",
-        sampling: Sampling = Sampling(),  # noqa: B008  frozen
+        sampling: Sampling = Sampling(),
         thinking_tokens: int = 0,
         cascade_margin: float = 1.0,
         budget: int | None = None,

@@ -23,8 +23,12 @@ import numpy as np
 
 from .tally import Matrix, Tally
 
-PRIOR_GAMES = 0.25
-"""Weight of the prior, in tied games against an average opponent; it keeps an unbeaten candidate's score finite."""
+PRIOR_GAMES = 0.5
+"""Weight of the prior, in tied games against an average opponent.
+
+It keeps an unbeaten candidate's score finite, and discounts candidates with few games. For ``log_odds`` it stands for
+the variance of a game's noise over that of the strengths; ``benchmarks/schedules.py`` spans .25 to 1.
+"""
 
 
 def win_rate(tally: Tally) -> Matrix:

@@ -39,7 +39,7 @@ class RewardShape:
 
 def reward_group(
     judgement: Judgement,
-    shape: RewardShape = RewardShape(),  # noqa: B008  frozen
+    shape: RewardShape = RewardShape(),
     on_abstain: OnAbstain = "none",
     lengths_G: Sequence[int] | None = None,
     neutral: float = 0.0,

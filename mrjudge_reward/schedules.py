@@ -176,7 +176,7 @@ def anchor(size: int, limits: Limits, rng: Random) -> Plan:
 
 
 def swiss(size: int, limits: Limits, rng: Random) -> Plan:
-    """Rounds in which neighbours of the current standing meet, without rematches; odd groups leave one out."""
+    """Rounds in which neighbours of the current standing meet, without rematches; the last ones may sit out."""
     both = bool(limits.both_orders)
     rounds = math.ceil(math.log2(size)) if size > 1 else 0
     left = limits.spend(rounds * (size // 2) * (2 if both else 1))

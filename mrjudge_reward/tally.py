@@ -77,7 +77,7 @@ class Tally:
         return len(self.wins_GG)
 
     @property
-    def games_G(self) -> Matrix:
+    def games_G(self) -> Matrix:  # noqa: N802 (a shape suffix)
         """Games of each candidate. Shape (G,)."""
         total: Matrix = self.games_GG.sum(axis=1)
         return total

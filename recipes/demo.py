@@ -27,14 +27,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from reviews import openings
-
 from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.embedded import embedded_model_path
 from mrjudge_reward.explain import verdict_line
 from mrjudge_reward.integrations.trl_reward import JudgeReward
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.types import Group, Judgement, Scores
+from reviews import openings
 
 NEW_TOKENS = 20
 
@@ -51,17 +50,6 @@ def mean_grade(judgements: list[Judgement]) -> float | None:
     return statistics.mean(grades) if grades else None
 
 
-class RecordingJudge(Judge):
-    """Keeps the latest judgements, so that the table can show more than the trainer logs."""
-
-    latest: list[Judgement] = []
-
-    def judge(self, groups: Any) -> list[Judgement]:
-        """Judge and remember."""
-        self.latest = super().judge(groups)
-        return self.latest
-
-
 def complete(model: Any, tokenizer: Any, prompts: list[str]) -> list[str]:
     """One sampled completion per prompt, the same random numbers each time."""
     import torch
@@ -69,8 +57,11 @@ def complete(model: Any, tokenizer: Any, prompts: list[str]) -> list[str]:
     inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
-        output = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=True, pad_token_id=tokenizer.pad_token_id)
-    return tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        output = model.generate(
+            **inputs, max_new_tokens=NEW_TOKENS, do_sample=True, pad_token_id=tokenizer.pad_token_id
+        )
+    texts: list[str] = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return texts
 
 
 def show(judge: Judge, prompts: list[str], before: list[str], after: list[str]) -> None:
@@ -119,9 +110,7 @@ def train(args: argparse.Namespace) -> None:
     if args.format == "choice":
         overrides |= {"schedule": "listwise", "both_orders": True, "max_slots": args.num_generations}
     config = JudgeConfig.load(args.config, **overrides) if args.config else JudgeConfig(**overrides)
-    built = config.build()
-    judge: Judge = built
-    judge.__class__ = RecordingJudge
+    judge = config.build()
     if config.embedded:
         print("Judge: the embedded SmolLM2-135M, untrained; it knows positive from negative text and nothing else.")
 
@@ -162,7 +151,7 @@ def train(args: argparse.Namespace) -> None:
                 "step": state.global_step,
                 "reward": logs["reward"],
                 "spread": logs["reward_std"],
-                "grade": mean_grade(judge.latest),
+                "grade": mean_grade(reward.last_judgements),
                 "consistency": logs[f"{reward.__name__}/position_consistency"],
                 "failed": logs[f"{reward.__name__}/failed_rate"],
                 "generate_s": seconds["generate"],
