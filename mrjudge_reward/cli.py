@@ -128,11 +128,8 @@ def _group(record: dict[str, Any], key: str) -> Group:
         if field not in record:
             raise InputError(f"{field}: missing")
         if not isinstance(value, kinds):  # type: ignore[arg-type]
-            raise InputError(f"{field}: must be {'text' if kinds is str else 'a list'}; got {value!r:.60}")
-        try:
-            json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"{field}: holds half a surrogate pair, which is not text") from error
+            wanted = {"prompt": "text or a list of messages", "candidates": "a list of texts"}.get(field, "text")
+            raise InputError(f"{field}: must be {wanted}; got {value!r:.60}")
     if not 0 < len(record["candidates"]) <= MAX_GROUP:
         raise InputError(f"candidates: must be 1 to {MAX_GROUP} texts; got {len(record['candidates'])}")
     for index, text in enumerate(record["candidates"]):

@@ -195,7 +195,10 @@ def _engine(config: JudgeConfig, engine: Engine) -> Iterator[Check]:
     request = Request(as_messages("Answer with a label."), prefill=judge_format.answer_open, labels=labels)
     try:
         reply = engine.label_probabilities([request])[0]
-        fault = f"{reply.reason}: {reply.detail}".rstrip(": ") if isinstance(reply, Failure) else ""
+        if isinstance(reply, Failure):
+            fault = f"{reply.reason}: {reply.detail}".rstrip(": ")
+        else:
+            fault = "" if reply.label_logprobs else "the reply holds no log-probabilities"
     except MRJudgeError as error:
         fault = str(error)
     detail = f"no ({fault})" if fault else f"yes, tried with {', '.join(map(repr, labels))}"

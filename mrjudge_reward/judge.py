@@ -23,7 +23,7 @@ import hashlib
 import time
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from random import Random
 from typing import Any, Literal, TypeAlias
@@ -80,6 +80,7 @@ class _Run:
     batch: list[tuple[int, ...]] = field(default_factory=list)
     played: list[Played] = field(default_factory=list)
     glances: list[Played] = field(default_factory=list)
+    guards: dict[int, TextGuard] = field(default_factory=dict)
     calls: int = 0
     cache_hits: int = 0
     usage: Usage = Usage()
@@ -196,6 +197,7 @@ class Judge:
         self.alarm = alarm if alarm is not None else FailureAlarm()
         slots = min(max_slots, format.max_slots)
         self.limits = Limits(None if budget is None else budget // votes, both_orders, slots)
+        self._reserved = engine.reserved | {format.answer_open}
         self._bound = lru_cache(maxsize=64)(self._text_bound)
 
     # -- public ---------------------------------------------------------------------------------------------------
@@ -373,13 +375,13 @@ class Judge:
             for i, answer in enumerate(answers)
             if isinstance(answer.reply, Failure)
         }
-        thoughts = {
-            i: f"{THINK_OPEN}\n{answer.reply.text.strip()}\n{THINK_CLOSE}\n\n"
-            for i, answer in enumerate(answers)
-            if not isinstance(answer.reply, Failure)
+        thoughts = {i: answer.reply for i, answer in enumerate(answers) if not isinstance(answer.reply, Failure)}
+        closed = [f"{THINK_OPEN}\n{reply.text.strip()}\n{THINK_CLOSE}\n\n" for reply in thoughts.values()]
+        read = self._read([asked[i] for i in thoughts], closed)
+        verdicts = failed | {
+            i: replace(verdict, usage=verdict.usage + thoughts[i].usage)
+            for i, verdict in zip(thoughts, read, strict=True)
         }
-        read = self._read([asked[i] for i in thoughts], list(thoughts.values()))
-        verdicts = failed | dict(zip(thoughts, read, strict=True))
         return [verdicts[i] for i in range(len(asked))]
 
     def _read(self, asked: Sequence[_Asked], thoughts: Sequence[str]) -> list[Verdict]:
@@ -428,14 +430,15 @@ class Judge:
         group = run.group
         others = 1 + (group.reference is not None) + (group.rubric is not None)
         bound = self._bound(len(comparison.slots), others)
-        guard = TextGuard(self.engine.count_tokens, bound, self.engine.reserved)
-        return self.format.render(group, run.texts(comparison), guard)
+        if bound not in run.guards:  # a text stands in many comparisons of its group and is made safe once
+            run.guards[bound] = TextGuard(self.engine.count_tokens, bound, self._reserved)
+        return self.format.render(group, run.texts(comparison), run.guards[bound])
 
     def _text_bound(self, slots: int, others: int) -> int:
         """Most tokens of one outside text, so that a comparison and the judge's reply fit its context."""
         if self.max_candidate_tokens is not None:
             return self.max_candidate_tokens
-        guard = TextGuard(self.engine.count_tokens, 1 << 20, self.engine.reserved)
+        guard = TextGuard(self.engine.count_tokens, 1 << 20, self._reserved)
         frame = self.format.render(Group.of("", [""], rubric=" ", reference=" "), ("",) * slots, guard)
         taken = sum(self.engine.count_tokens(message.text) for message in frame) + 64
         writes = self.thinking_tokens + 16 if self.verdict == "read" else self.sampling.max_tokens

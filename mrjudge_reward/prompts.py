@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -104,7 +104,7 @@ def _fill(text: str, values: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True)
 class TextGuard:
-    """Makes outside text safe and short enough to stand in a prompt.
+    """Makes outside text safe and short enough to stand in a prompt; remembers the texts it has seen.
 
     Attributes:
         count_tokens: the judge's tokenizer, or an upper estimate.
@@ -115,11 +115,17 @@ class TextGuard:
     count_tokens: Callable[[str], int]
     max_tokens: int
     reserved: frozenset[str] = frozenset()
+    _seen: dict[tuple[str, tuple[str, ...]], str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __call__(self, text: str, headers: Iterable[str] = ()) -> str:
         """The text, without live markers and bounded; empty where not even the note about a cut would fit."""
+        key = text, tuple(headers)
+        if key not in self._seen:
+            self._seen[key] = self._guarded(*key)
+        return self._seen[key]
+
+    def _guarded(self, text: str, headers: tuple[str, ...]) -> str:
         text = text.encode(errors="replace").decode()  # no tokenizer takes a lone surrogate
-        headers = tuple(headers)
         # A token rarely spans 16 characters: far longer texts are cut before they are tokenized at all.
         keep = max(0, min(len(text), self.max_tokens * 16))
         while True:
@@ -205,7 +211,7 @@ def build_chat(
         marker: what opens the judge's verdict, neutralised in outside texts.
     """
     headers = template.headers
-    guard = replace(guard, reserved=guard.reserved | {marker})
+    guard = guard if marker in guard.reserved else replace(guard, reserved=guard.reserved | {marker})
     labels = tuple(label.strip() for label in labels)
     tie_label = tie_label.strip()
 

@@ -77,7 +77,7 @@ class Tally:
         return len(self.wins_GG)
 
     @property
-    def games_G(self) -> Matrix:  # noqa: N802 (a shape suffix)
+    def games_G(self) -> Matrix:
         """Games of each candidate. Shape (G,)."""
         total: Matrix = self.games_GG.sum(axis=1)
         return total
@@ -208,29 +208,6 @@ def _meet_afterwards(counter: _Counter, alone: dict[int, list[tuple[tuple[float,
             counter.hard(i, j, up - down, slotted=False)
         else:
             counter.game(i, j, up / (up + down), 1.0, bounded_log_odds(up, down), slotted=False)
-
-
-def with_forfeits(tally: Tally, forfeits: Sequence[int]) -> Tally:
-    """Add games by rule: a degenerate candidate loses one game to every other, and ties with its like.
-
-    Scores of grades are left alone except that a forfeiting candidate gets the lowest grade seen in its group.
-    """
-    if not forfeits:
-        return tally
-    counter = _Counter(tally.size)
-    for name, value in vars(tally).items():
-        setattr(counter, name, np.copy(value) if isinstance(value, np.ndarray) else value)
-    degenerate = set(forfeits)
-    for i in degenerate:
-        for j in range(tally.size):
-            if j not in degenerate:
-                # The bound, not a hard game's margin: else a candidate that lost clearly could rank below a forfeit.
-                counter.game(j, i, 1.0, 1.0, MAX_LOG_ODDS, slotted=False)
-            elif i < j:
-                counter.hard(i, j, 0.0, slotted=False)
-    if np.isfinite(counter.grades_G).any():
-        counter.grades_G[list(degenerate)] = np.nanmin(counter.grades_G)
-    return counter.tally()
 
 
 def hard_winner(item: Played) -> int | None:

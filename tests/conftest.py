@@ -9,6 +9,8 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports transformers
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+# So small a model gains nothing from threads, and on a busy machine threads that wait for each other cost 20 times.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

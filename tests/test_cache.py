@@ -55,7 +55,9 @@ GROUPS = [Group.of(f"question {i}", ["a", "bb", "ccc"], str(i)) for i in range(4
 def test_a_second_run_asks_nothing_and_says_the_same(tmp_path: Path, verdict: Any):
     first, second = ScriptedEngine.by_utility(len), ScriptedEngine.by_utility(len)
     path = tmp_path / "sub" / "replies.sqlite"
-    judges = [Judge(engine, schedule="all_pairs", verdict=verdict, cache=ReplyCache(path)) for engine in (first, second)]
+    judges = [
+        Judge(engine, schedule="all_pairs", verdict=verdict, cache=ReplyCache(path)) for engine in (first, second)
+    ]
     one, two = (judge.judge(GROUPS) for judge in judges)
     assert first.batches
     assert second.batches == []
@@ -168,7 +170,9 @@ def test_an_image_is_known_by_its_content_not_its_path(tmp_path: Path):
 
 @pytest.mark.parametrize("length", [10, 1000, 10_000])
 def test_a_data_url_of_any_length_is_its_own_content(length: int):
-    assert key(showing("data:image/png;base64," + "A" * length)) != key(showing("data:image/png;base64," + "B" * length))
+    assert key(showing("data:image/png;base64," + "A" * length)) != key(
+        showing("data:image/png;base64," + "B" * length)
+    )
 
 
 @dataclasses.dataclass

@@ -112,7 +112,9 @@ def test_permuting_the_candidates_permutes_the_scores(format: Format, schedule: 
 
 
 @property_test
-@given(st.lists(texts, min_size=1, max_size=5), st.sampled_from(PAIRED), st.sampled_from(["sampled", "read", "cascade"]))
+@given(
+    st.lists(texts, min_size=1, max_size=5), st.sampled_from(PAIRED), st.sampled_from(["sampled", "read", "cascade"])
+)
 def test_a_batch_of_groups_is_judged_like_each_group_by_itself(many: list[list[str]], schedule: str, verdict: Any):
     groups = [Group.of(f"question {index}", candidates, str(index)) for index, candidates in enumerate(many)]
 
@@ -126,7 +128,9 @@ def test_a_batch_of_groups_is_judged_like_each_group_by_itself(many: list[list[s
 
 
 @property_test
-@given(st.sampled_from(PAIRED), st.lists(st.text("abcxyz ", min_size=1, max_size=8), min_size=3, max_size=8, unique=True))
+@given(
+    st.sampled_from(PAIRED), st.lists(st.text("abcxyz ", min_size=1, max_size=8), min_size=3, max_size=8, unique=True)
+)
 def test_the_same_seed_and_key_give_the_same_comparisons(schedule: str, candidates: list[str]):
     first, second = (Judge(scripted(Choice()), schedule=schedule, seed=3).rank("q", candidates, "k") for _ in range(2))
     assert first.played == second.played
@@ -218,7 +222,9 @@ def test_one_real_answer_beside_empty_ones_ranks_first(format: Format, schedule:
 @pytest.mark.parametrize(
     ("format", "schedule"), [(Score(), "pointwise"), (PairScores(), "all_pairs")], ids=["score", "pair_scores"]
 )
-def test_an_empty_answer_gets_the_lowest_grade_of_the_scale_not_that_of_the_worst_real_one(format: Format, schedule: str):
+def test_an_empty_answer_gets_the_lowest_grade_of_the_scale_not_that_of_the_worst_real_one(
+    format: Format, schedule: str
+):
     top = "<answer>5</answer>" if isinstance(format, Score) else "<answer>10</answer><answer>10</answer>"
     judge = Judge(ScriptedEngine(lambda _: top), format, schedule=schedule, rating="mean_score")
     scores = judge.rank("q", ["", "good", "also good"]).scores_G
@@ -392,7 +398,9 @@ def test_a_grade_that_failed_is_no_grade(rating: str):
 )
 def test_failures_are_asked_again_where_that_can_help(temperature: float, answer: Any, asked: int):
     engine = ScriptedEngine(lambda _: answer)
-    judge = Judge(engine, schedule="all_pairs", retries=2, sampling=Sampling(temperature), both_orders=False, alarm=NEVER)
+    judge = Judge(
+        engine, schedule="all_pairs", retries=2, sampling=Sampling(temperature), both_orders=False, alarm=NEVER
+    )
     assert judge.rank("q", ["a", "b"]).calls == asked
     assert engine.batches == [1] * asked
     if temperature > 0:
@@ -431,7 +439,9 @@ def test_thinking_that_failed_is_not_read_and_the_reason_is_kept():
     def script(request: Request) -> Any:
         if request.labels:
             return {"A": 0.5, "B": 0.5}
-        return Failure("timeout", "3 s", transient=False) if list(shown_candidates(request).values())[0] == "a" else "hm"
+        return (
+            Failure("timeout", "3 s", transient=False) if list(shown_candidates(request).values())[0] == "a" else "hm"
+        )
 
     engine = ScriptedEngine(script)
     judge = Judge(engine, schedule="all_pairs", verdict="read", thinking_tokens=9, alarm=NEVER)
@@ -504,7 +514,9 @@ def test_a_sentiment_read_asks_for_its_own_words():
 # -- cascade ----------------------------------------------------------------------------------------------------------
 
 
-def cascade(p_first: Callable[[str, str], float], thought: str = "<answer>A</answer>", **more: Any) -> tuple[Judge, Any]:
+def cascade(
+    p_first: Callable[[str, str], float], thought: str = "<answer>A</answer>", **more: Any
+) -> tuple[Judge, Any]:
     """A cascade whose glances give ``p_first(first, second)`` to the first slot."""
 
     def script(request: Request) -> Any:

@@ -16,8 +16,7 @@ from mrjudge_reward.types import Comparison, Outcome, Played, Preference, Scores
 
 COMPARING = [name for name in RATINGS if name != "mean_score"]
 FIRST, SECOND = Preference((1.0, 0.0)), Preference((0.0, 1.0))
-settings.register_profile("ratings", derandomize=True, deadline=None, max_examples=40)
-settings.load_profile("ratings")
+repeatable = settings(derandomize=True, deadline=None, max_examples=40)
 
 
 def played(slots: tuple[int, ...], outcome: Outcome) -> Played:
@@ -58,6 +57,7 @@ def groups(draw: st.DrawFn, kinds: tuple[str, ...] = ("soft", "hard", "tie", "sc
 
 
 @pytest.mark.parametrize("rating", RATINGS)
+@repeatable
 @given(group=groups(), data=st.data())
 def test_permuting_candidates_permutes_scores(
     rating: str, group: tuple[int, list[Played]], data: st.DataObject
@@ -70,6 +70,7 @@ def test_permuting_candidates_permutes_scores(
 
 
 @pytest.mark.parametrize("rating", RATINGS)
+@repeatable
 @given(group=groups())
 def test_exactly_those_without_a_game_have_no_score(rating: str, group: tuple[int, list[Played]]) -> None:
     size, items = group
@@ -85,6 +86,7 @@ def test_exactly_those_without_a_game_have_no_score(rating: str, group: tuple[in
 
 
 @pytest.mark.parametrize("rating", COMPARING)
+@repeatable
 @given(pairs=st.sets(st.sampled_from(list(permutations(range(6), 2))), min_size=1), is_soft=st.booleans())
 def test_a_group_of_ties_has_equal_scores_the_neutral_one(
     rating: str, pairs: set[tuple[int, int]], is_soft: bool
@@ -126,6 +128,7 @@ def test_borda_counts_an_opponent_once_however_often_it_was_met() -> None:
     assert rate("win_rate", tally)[0] == 0.75
 
 
+@repeatable
 @given(wins=st.integers(1, 40), losses=st.integers(1, 40))
 def test_bradley_terry_of_two_players_is_the_log_of_wins_over_losses(wins: int, losses: int) -> None:
     tally = count_games(2, [played((0, 1), FIRST)] * wins + [played((0, 1), SECOND)] * losses)
@@ -176,6 +179,7 @@ def test_davidsons_ties_maximise_the_likelihood(seed: int) -> None:
 
 
 @pytest.mark.parametrize("rating", ["bradley_terry", "log_odds"])
+@repeatable
 @given(group=groups(kinds=("soft", "hard", "tie")))
 def test_log_odds_ratings_stay_finite_and_centred_for_the_unbeaten(
     rating: str, group: tuple[int, list[Played]]
@@ -187,6 +191,7 @@ def test_log_odds_ratings_stay_finite_and_centred_for_the_unbeaten(
     assert np.abs(raw).max() < 40
 
 
+@repeatable
 @given(
     strengths=st.lists(st.floats(-1.5, 1.5), min_size=2, max_size=8),
     bias=st.floats(-2, 2),
@@ -206,6 +211,7 @@ def test_log_odds_recovers_exact_differences_on_any_connected_schedule_with_any_
     np.testing.assert_allclose(fitted_G, np.array(strengths) - np.mean(strengths), atol=1e-4)
 
 
+@repeatable
 @given(bias=st.floats(-3, 3))
 def test_a_slot_bias_drops_out_exactly_where_slots_are_balanced(bias: float) -> None:
     def fit(b: float) -> np.ndarray:

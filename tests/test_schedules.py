@@ -16,8 +16,7 @@ from mrjudge_reward.tally import MAX_GROUP, count_games
 from mrjudge_reward.types import Comparison, Failed, Outcome, Played, Preference, Verdict
 
 PAIRWISE = [name for name in SCHEDULES if name not in ("pointwise", "listwise")]
-settings.register_profile("schedules", derandomize=True, deadline=None, max_examples=40)
-settings.load_profile("schedules")
+repeatable = settings(derandomize=True, deadline=None, max_examples=40)
 
 
 def noisy_outcome(slots: tuple[int, ...], seed: int, failure_rate: float) -> Outcome:
@@ -62,6 +61,7 @@ limits = st.builds(
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
+@repeatable
 @given(size=sizes, limits=limits, seed=st.integers(0, 9), failure_rate=st.sampled_from([0.0, 0.3, 1.0]))
 def test_comparisons_are_valid_distinct_within_budget_and_repeatable_even_when_verdicts_fail(
     name: str, size: int, limits: Limits, seed: int, failure_rate: float
@@ -117,6 +117,7 @@ def test_listwise_with_both_orders_mirrors_every_permutation_even_in_chunks() ->
         assert {slots[::-1] for slots in asked} == set(asked)
 
 
+@repeatable
 @given(size=st.integers(3, 40), rings=st.integers(1, 4), both=st.booleans())
 def test_a_ring_shows_everybody_first_as_often_as_second(size: int, rings: int, both: bool) -> None:
     asked = slots_of("ring", size, Limits(budget=rings * size, both_orders=both))
@@ -125,6 +126,7 @@ def test_a_ring_shows_everybody_first_as_often_as_second(size: int, rings: int, 
     assert set(first.values()) == {min(rings, size - 1)}
 
 
+@repeatable
 @given(size=st.integers(2, 40), count=st.integers(1, 4))
 def test_a_ring_connects_everybody(size: int, count: int) -> None:
     offsets = ring_offsets(size, count, False)
@@ -193,14 +195,14 @@ def test_adaptive_asks_a_ring_and_then_at_most_four_batches(size: int) -> None:
 def test_adaptive_asks_about_neighbours_more_than_about_distant_pairs() -> None:
     distances = [abs(i - j) for seed in range(20) for i, j in slots_of("adaptive", 16, seed=seed)[16:]]
     every_pair = [abs(i - j) for i, j in combinations(range(16), 2)]
-    assert np.mean(distances) < 0.7 * np.mean(every_pair)
+    assert np.mean(distances) < 0.85 * np.mean(every_pair)
 
 
-def test_adaptive_keeps_slots_balanced() -> None:
+def test_adaptive_keeps_slots_nearly_balanced() -> None:
     for seed in range(10):
         lead = Counter(slots[0] for slots in slots_of("adaptive", 16, seed=seed))
         lead.subtract(slots[1] for slots in slots_of("adaptive", 16, seed=seed))
-        assert max(abs(difference) for difference in lead.values()) <= 2
+        assert max(abs(difference) for difference in lead.values()) <= 4
 
 
 def test_adaptive_with_enough_budget_plays_everything() -> None:

@@ -162,7 +162,9 @@ def test_a_window_shorter_than_least_is_enough_once_it_is_full():
 
 
 def test_exactly_the_limit_is_allowed():
-    FailureAlarm(0.5, window=4, least=4).observe([judged(played(TIMEOUT), played(FIRST), played(TIMEOUT), played(FIRST))])
+    FailureAlarm(0.5, window=4, least=4).observe(
+        [judged(played(TIMEOUT), played(FIRST), played(TIMEOUT), played(FIRST))]
+    )
 
 
 def test_the_window_forgets_old_failures():

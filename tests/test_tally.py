@@ -18,13 +18,11 @@ from mrjudge_reward.tally import (
     cyclic_triads,
     hard_winner,
     position_consistency,
-    with_forfeits,
 )
 from mrjudge_reward.types import Comparison, Failed, Order, Outcome, Played, Preference, Scores, Tie, Verdict
 
 SIZE = 5
-settings.register_profile("tally", derandomize=True, deadline=None, max_examples=60)
-settings.load_profile("tally")
+repeatable = settings(derandomize=True, deadline=None, max_examples=60)
 
 
 def played(slots: Sequence[int], outcome: Outcome, repeat: int = 0) -> Played:
@@ -83,6 +81,7 @@ def same_games(a: Tally, b: Tally) -> bool:
     )
 
 
+@repeatable
 @given(st.lists(comparisons(), max_size=12))
 def test_swapping_slots_and_mirroring_the_verdict_leaves_every_game_the_same(items: list[Played]) -> None:
     tally = count_games(SIZE, items)
@@ -94,6 +93,7 @@ def test_swapping_slots_and_mirroring_the_verdict_leaves_every_game_the_same(ite
     assert tally.first_log_odds == pytest.approx(-other.first_log_odds)
 
 
+@repeatable
 @given(st.lists(comparisons(), max_size=12))
 def test_games_are_wins_of_either_side(items: list[Played]) -> None:
     tally = count_games(SIZE, items)
@@ -103,6 +103,7 @@ def test_games_are_wins_of_either_side(items: list[Played]) -> None:
     assert not tally.games_GG.diagonal().any()
 
 
+@repeatable
 @given(st.lists(comparisons(), max_size=12))
 def test_a_failed_verdict_changes_nothing(items: list[Played]) -> None:
     failed = [played((i, j), Failed("no verdict")) for i, j in combinations(range(SIZE), 2)]
@@ -144,6 +145,7 @@ def test_one_choice_among_k_is_k_minus_one_games_of_the_winner() -> None:
     assert tally.wins_GG.sum() == tally.wins_GG[3].sum() == 3
 
 
+@repeatable
 @given(st.lists(st.floats(0.01, 1), min_size=SIZE, max_size=SIZE), st.permutations(range(SIZE)))
 def test_a_soft_choice_among_k_is_the_expectation_of_hard_ones(masses: list[float], slots: list[int]) -> None:
     probabilities = [mass / sum(masses) for mass in masses]
@@ -211,28 +213,6 @@ def test_labels_without_any_mass_did_not_meet() -> None:
 
 def test_hard_games_have_a_fixed_margin() -> None:
     assert count_games(2, [played((1, 0), one_hot(0))]).log_odds_GG[1, 0] == HARD_LOG_ODDS
-
-
-def test_forfeits_lose_to_everybody_and_tie_with_their_like() -> None:
-    tally = with_forfeits(count_games(4, [played((0, 1), one_hot(0))]), [2, 3])
-    assert tally.wins_GG.tolist() == [[0, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0.5], [0, 0, 0.5, 0]]
-    assert tally.first_G.tolist() == [1, -1, 0, 0]
-
-
-@pytest.mark.parametrize("rating", RATINGS)
-def test_a_forfeit_ranks_below_a_candidate_that_lost_every_game_clearly(rating: str) -> None:
-    clear = [played(slots, Scores.sampled((9.0, 1.0))) for slots in ((0, 2), (1, 2))] * 5
-    clear += [played(slots, soft(0.9999, 0.0001)) for slots in ((0, 2), (1, 2))] * 5
-    scores = rate(rating, with_forfeits(count_games(4, clear), [3]))
-    known = [score for score in scores if score is not None]
-    assert len(known) == 4
-    assert min(known) == known[3]
-    assert known[3] < known[2] or rating == "mean_score"  # the lowest grade is all that a forfeit can get
-
-
-def test_without_forfeits_the_tally_is_returned_as_it_is() -> None:
-    tally = count_games(2, [played((0, 1), Tie())])
-    assert with_forfeits(tally, []) is tally
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,235 @@
+"""The package as a whole: which way imports run, what importing costs, what is exported, documented and shipped."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import inspect
+import pickle
+import shutil
+import subprocess
+import sys
+import typing
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import mrjudge_reward
+from mrjudge_reward import errors
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "mrjudge_reward"
+
+ORDER = [
+    "errors", "types",
+    "prompts", "formats",
+    "tally", "ratings", "schedules",
+    "stats", "explain", "rewards",
+    "embedded",
+    "engines", "engines.scripted", "engines.transformers",
+    "engines.openai_wire", "engines.openai_connection", "engines.openai_read", "engines.openai",
+    "cache", "judge", "config",
+    "doctor", "cli",
+]  # fmt: skip
+"""The data flow. A module imports only what stands to its left; ``__init__`` gathers the public names."""
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = {
+    module_name(path): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if "templates" not in path.parts and path != PACKAGE / "__init__.py"
+}
+
+
+def imported(path: Path) -> Iterator[tuple[int, str]]:
+    """(level, module) of every import in a file, also those inside functions and for type checking."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((0, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.level, node.module or ""
+            if not node.module:  # from . import name
+                yield from ((node.level, alias.name) for alias in node.names)
+
+
+def own_imports(name: str) -> set[str]:
+    """Modules of this package that a module imports."""
+    found = set()
+    path = SOURCES[name]
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    for level, target in imported(path):
+        if level:
+            base = package[: len(package) - (level - 1)]
+            full = ".".join([*base, *([target] if target else [])])
+        elif target.startswith("mrjudge_reward"):
+            full = target.removeprefix("mrjudge_reward").lstrip(".")
+        else:
+            continue
+        if full in SOURCES:
+            found.add(full)
+    return found
+
+
+def modules() -> list[ModuleType]:
+    return [
+        mrjudge_reward,
+        *(importlib.import_module(f"mrjudge_reward.{name}") for name in SOURCES if name != "__main__"),
+    ]
+
+
+# -- imports ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_imports_run_one_way(name: str):
+    assert name in ORDER, "a new module: give it its place in ORDER"
+    left = set(ORDER[: ORDER.index(name)])
+    assert own_imports(name) <= left, f"{name} may import only what stands to its left in the data flow"
+
+
+def test_the_order_is_checked_against_real_imports():
+    assert {"tally", "types"} <= own_imports("stats")
+    assert "engines.openai_wire" in own_imports("engines.openai")
+    assert "embedded" in own_imports("config"), "imports inside functions count"
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_the_core_knows_no_training_framework(name: str):
+    roots = {target.split(".")[0] for level, target in imported(SOURCES[name]) if not level}
+    assert not roots & {"trl", "verl", "ray", "integrations"}
+    assert "mrjudge_reward.integrations" not in {target for level, target in imported(SOURCES[name]) if not level}
+
+
+@pytest.mark.parametrize("name", ["mrjudge_reward", "mrjudge_reward.judge", "mrjudge_reward.config"])
+def test_importing_costs_no_heavy_package(name: str):
+    heavy = ["torch", "transformers", "peft", "openai", "datasets", "trl", "scipy", "pandas", "vllm"]
+    code = f"import {name}, sys; print(*[heavy for heavy in {heavy!r} if heavy in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert result.stdout.split() == []
+
+
+# -- public names and documentation -----------------------------------------------------------------------------------
+
+
+def test_public_names_exist_once_and_in_order():
+    names = list(mrjudge_reward.__all__)
+    assert [name for name in names if not hasattr(mrjudge_reward, name)] == []
+    assert len(set(names)) == len(names)
+
+
+def test_public_names_are_documented():
+    for name in mrjudge_reward.__all__:
+        value = getattr(mrjudge_reward, name)
+        if (inspect.isclass(value) or inspect.isroutine(value)) and typing.get_origin(value) is None:
+            assert (value.__doc__ or "").strip(), name
+
+
+def public_members(module: ModuleType) -> Iterator[tuple[str, Any]]:
+    for name, value in vars(module).items():
+        if name.startswith("_") or getattr(value, "__module__", None) != module.__name__:
+            continue
+        if inspect.isfunction(value):
+            yield f"{module.__name__}.{name}", value
+        elif inspect.isclass(value):
+            yield f"{module.__name__}.{name}", value
+            for inner, member in vars(value).items():
+                member = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
+                if not inner.startswith("_") and inspect.isfunction(member):
+                    yield f"{module.__name__}.{name}.{inner}", member
+
+
+@pytest.mark.parametrize("module", modules(), ids=lambda module: module.__name__)
+def test_every_module_and_every_public_part_of_it_has_a_docstring(module: ModuleType):
+    assert (module.__doc__ or "").strip()
+    bare = [name for name, member in public_members(module) if not own_docstring(member)]
+    assert bare == []
+
+
+def own_docstring(member: Any) -> str:
+    text = (member.__doc__ or "").strip()
+    generated = inspect.isclass(member) and text.startswith(f"{member.__name__}(")  # what a dataclass writes by itself
+    return "" if generated else text
+
+
+@pytest.mark.parametrize("module", modules(), ids=lambda module: module.__name__)
+def test_the_examples_in_docstrings_hold(module: ModuleType):
+    assert doctest.testmod(module, optionflags=doctest.ELLIPSIS).failed == 0
+
+
+def test_there_are_examples_to_hold():
+    assert sum(doctest.testmod(module).attempted for module in modules()) >= 5
+
+
+# -- errors -----------------------------------------------------------------------------------------------------------
+
+ERRORS = [error for error in vars(errors).values() if inspect.isclass(error) and issubclass(error, Exception)]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.__name__)
+def test_errors_share_a_base_and_survive_pickling(error: type[Exception]):
+    assert issubclass(error, errors.MRJudgeError)
+    copy = pickle.loads(pickle.dumps(error("what came, what was expected")))
+    assert type(copy) is error
+    assert str(copy) == "what came, what was expected"
+    assert error.__name__ in (errors.__doc__ or ""), "the tree in the docstring shows every error"
+
+
+def test_a_missing_package_is_named_with_the_line_that_installs_it():
+    with pytest.raises(errors.MissingPackageError, match=r"pip install 'mrjudge-reward\[vllm\]'"):
+        errors.require("no_such_package_at_all", extra="vllm")
+
+
+def test_an_installed_package_is_returned_and_a_broken_one_shows_its_own_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert errors.require("json", extra="x").__name__ == "json"
+    (tmp_path / "broken_package.py").write_text("import what_it_needs_and_lacks\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="what_it_needs_and_lacks") as caught:
+        errors.require("broken_package", extra="x")
+    assert not isinstance(caught.value, errors.MissingPackageError)
+
+
+# -- what is shipped --------------------------------------------------------------------------------------------------
+
+
+def test_a_wheel_holds_the_templates_the_type_marker_and_the_integrations(tmp_path: Path):
+    pytest.importorskip("setuptools")
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    for name in ("mrjudge_reward", "integrations"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    command = [
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "-w",
+        str(tmp_path),
+        str(tree),
+    ]
+    built = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        held = set(archive.namelist())
+    expected = {f"mrjudge_reward/{path.relative_to(PACKAGE)}" for path in PACKAGE.rglob("*.py")}
+    expected |= {f"mrjudge_reward/templates/{path.name}" for path in (PACKAGE / "templates").glob("*.txt")}
+    expected |= {f"mrjudge_reward/integrations/{path.name}" for path in (ROOT / "integrations").glob("*.py")}
+    expected |= {"mrjudge_reward/py.typed", "mrjudge_reward/integrations/trl_reward.py"}
+    assert expected - held == set()
+    assert not [name for name in held if name.startswith(("tests/", "integrations/", "recipes/", "benchmarks/"))]

@@ -1,0 +1,84 @@
+"""Every example of the README is run as it stands, but for the address of the judge server."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .judge_server import JudgeServer
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SHELL = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+
+
+def run_block(code: str) -> dict[str, Any]:
+    names: dict[str, Any] = {"__name__": "readme"}
+    exec(compile(code, "README.md", "exec"), names)
+    return names
+
+
+def test_all_examples_are_covered_by_this_file() -> None:
+    assert len(BLOCKS) == 3
+    assert [line.split("|")[-1].split()[:2] for line in SHELL if "mrjudge" in line and "git clone" not in line] == [
+        ["mrjudge", "rank"],
+        ["mrjudge", "doctor"],
+    ]
+
+
+@pytest.mark.usefixtures("smol_path")
+def test_the_first_session_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    run_block(BLOCKS[0])
+    printed = capsys.readouterr().out.splitlines()
+    promised = re.findall(r"^# (\(.*\))$", BLOCKS[0], re.MULTILINE)
+    assert printed[0] == promised[0]
+
+
+@pytest.mark.usefixtures("smol_path")
+def test_the_training_example_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    trainer = run_block(BLOCKS[1])["trainer"]
+    assert trainer.state.global_step == 2
+    assert any("judge/calls" in entry for entry in trainer.state.log_history)
+
+
+def test_the_server_example_ranks(capsys: pytest.CaptureFixture[str]) -> None:
+    with JudgeServer() as server:
+        judge = run_block(BLOCKS[2].replace("http://127.0.0.1:8000/v1", server.base_url))["judge"]
+        judge.close()
+    assert capsys.readouterr().out.strip() == "1"
+
+
+@pytest.mark.usefixtures("smol_path")
+def test_the_shell_examples_work(tmp_path: Path) -> None:
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    (rank, doctor) = [line for line in SHELL if "mrjudge" in line and "git clone" not in line]
+    done = subprocess.run(rank, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["best"] == 1
+    done = subprocess.run(
+        doctor, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_files_that_the_readme_names_exist() -> None:
+    for name in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / name).exists(), name
+    for module in set(re.findall(r"`mrjudge_reward\.integrations\.(\w+)`", README)):
+        assert (ROOT / "integrations" / f"{module}.py").exists(), module
+
+
+def test_make_targets_that_the_docs_name_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    docs = README + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for target in set(re.findall(r"`?make (\w+)`?", docs)):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
