@@ -134,6 +134,10 @@ def _decode(text: str) -> Reply:
     return Reply(**fields)
 
 
+def _reading_order(request: Request) -> tuple[str, ...]:
+    return (*(message.text for message in request.messages), request.prefill)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
     """A reply and whether the engine was asked for it (as against the cache or a twin in the same batch)."""
@@ -157,9 +161,7 @@ def ask(engine: Engine, verb: Verb, requests: Sequence[Request], cache: ReplyCac
         first.setdefault(key, index)
     known: dict[bytes, Reply | Failure] = dict(cache.get(list(first))) if cache is not None else {}
     open_keys = [key for key in first if key not in known]
-    open_keys.sort(
-        key=lambda key: tuple(m.text for m in requests[first[key]].messages) + (requests[first[key]].prefill,)
-    )
+    open_keys.sort(key=lambda key: (*(m.text for m in requests[first[key]].messages), requests[first[key]].prefill))
     if open_keys:
         batch = [requests[first[key]] for key in open_keys]
         replies = engine.generate(batch) if verb == "generate" else engine.label_probabilities(batch)

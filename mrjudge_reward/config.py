@@ -154,7 +154,9 @@ class JudgeConfig(BaseModel):
         if self.base_url is not None and self.embedded:
             raise ConfigError("base_url is set: name the model that the server knows (model: ...)")
         if self.base_url is not None and self.adapter is not None:
-            raise ConfigError("adapter is for engine 'transformers'; a server is told to load it, and names it as model")
+            raise ConfigError(
+                "adapter is for engine 'transformers'; a server is told to load it, and names it as model"
+            )
         self._judge(ScriptedEngine(lambda _: ""))  # says what contradicts before any model is loaded
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -214,7 +216,7 @@ class JudgeConfig(BaseModel):
             return OpenAIEngine(
                 self.model,
                 base_url=self.base_url,
-                api_key=os.environ.get(self.api_key_env),
+                api_key_env=self.api_key_env,
                 max_concurrency=self.max_concurrency,
                 deadline_s=self.deadline_s,
                 context_tokens=self.context_tokens,

@@ -154,7 +154,7 @@ def _embedded(config: JudgeConfig) -> Iterator[Check]:
 
 def _server(config: JudgeConfig, base_url: str) -> Check:
     url = f"{base_url.rstrip('/')}/models"
-    key = os.environ.get(config.api_key_env) or os.environ.get("OPENAI_API_KEY")  # as the engine takes it
+    key = os.environ.get(config.api_key_env)
     if not url.startswith(("http://", "https://")):
         return Check("server", "failed", f"base_url must begin with http:// or https://; got {base_url}")
     try:

@@ -6,6 +6,7 @@ import math
 import re
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -328,7 +329,7 @@ def test_requests_that_share_a_question_are_neighbours():
     groups = [Group.of(question, ["a", "b", "c"], str(i)) for i, question in enumerate(["same", "other", "same"])]
     Judge(engine, schedule="all_pairs").judge(groups)
     questions = ["same" in request.messages[-1].text for request in engine.requests]
-    assert sum(a != b for a, b in zip(questions, questions[1:], strict=False)) == 1
+    assert sum(a != b for a, b in pairwise(questions)) == 1
 
 
 # -- failures ---------------------------------------------------------------------------------------------------------
@@ -439,9 +440,8 @@ def test_thinking_that_failed_is_not_read_and_the_reason_is_kept():
     def script(request: Request) -> Any:
         if request.labels:
             return {"A": 0.5, "B": 0.5}
-        return (
-            Failure("timeout", "3 s", transient=False) if list(shown_candidates(request).values())[0] == "a" else "hm"
-        )
+        first = next(iter(shown_candidates(request).values()))
+        return Failure("timeout", "3 s", transient=False) if first == "a" else "hm"
 
     engine = ScriptedEngine(script)
     judge = Judge(engine, schedule="all_pairs", verdict="read", thinking_tokens=9, alarm=NEVER)

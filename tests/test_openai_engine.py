@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from judge_server import JudgeServer, prompt_text, seeded
 
 from mrjudge_reward import errors
 from mrjudge_reward.engines.openai import OpenAIEngine
@@ -37,6 +36,8 @@ from mrjudge_reward.types import (
     Usage,
     as_messages,
 )
+
+from .judge_server import JudgeServer, prompt_text, seeded
 
 EngineFactory = Callable[..., OpenAIEngine]
 

@@ -34,6 +34,7 @@ ORDER = [
     "engines", "engines.scripted", "engines.transformers",
     "engines.openai_wire", "engines.openai_connection", "engines.openai_read", "engines.openai",
     "cache", "judge", "config",
+    "jsonl",
     "doctor", "cli",
 ]  # fmt: skip
 """The data flow. A module imports only what stands to its left; ``__init__`` gathers the public names."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +179,7 @@ def test_a_request_that_cannot_be_served_fails_alone(smol_engine: TransformersEn
     requests = [make("Hi!"), make(too_long(smol_engine)), picture, make("\ud800"), make("Bye!")]
     replies = getattr(smol_engine, verb)(requests)
     reasons = [reply.reason if isinstance(reply, Failure) else "" for reply in replies]
+    # Whether a tokenizer takes a lone surrogate is its own affair, as long as the others are served.
     assert [reasons[index] for index in (0, 1, 2, 4)] == ["", "context", "images", ""]
     assert not any(reply.transient for reply in replies if isinstance(reply, Failure))
     alone = getattr(smol_engine, verb)([requests[4]])[0]
@@ -195,7 +195,7 @@ def test_what_is_to_be_written_counts_for_the_context(smol_engine: TransformersE
 
 
 @pytest.fixture
-def tight_engine(smol_engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+def tight_engine(smol_engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The engine on a device whose memory holds two requests."""
     seen: dict[str, Any] = {"sizes": [], "most": 2, "engine": smol_engine}
     forward = smol_engine._model.forward
@@ -207,7 +207,7 @@ def tight_engine(smol_engine: TransformersEngine, monkeypatch: pytest.MonkeyPatc
         return forward(*args, input_ids=input_ids, **more)
 
     monkeypatch.setattr(smol_engine._model, "forward", limited)
-    yield seen
+    return seen
 
 
 def test_a_batch_that_does_not_fit_is_split_and_comes_out_the_same(tight_engine: dict[str, Any]):

@@ -59,7 +59,8 @@ class OpenAIEngine:
     Args:
         model: name under which the server knows the judge.
         base_url: up to and including ``/v1``.
-        api_key: ``None`` takes ``OPENAI_API_KEY`` of the environment when the first call is made, else ``"none"``.
+        api_key: ``None`` takes it from the environment when the first call is made, so that it is in no pickle.
+        api_key_env: the variable that holds it; a server that wants none gets ``"none"``.
         max_concurrency: most requests in flight.
         deadline_s: seconds within which all tries of a request must end.
         context_tokens: the most tokens a request and its reply may hold together, if known.
@@ -79,6 +80,7 @@ class OpenAIEngine:
         base_url: str = "http://127.0.0.1:8000/v1",
         *,
         api_key: str | None = None,
+        api_key_env: str = "OPENAI_API_KEY",
         max_concurrency: int = 64,
         deadline_s: float = 120.0,
         context_tokens: int | None = None,
@@ -105,7 +107,7 @@ class OpenAIEngine:
         self.identity = f"openai:{model}@{self.base_url}"
         if self.extra_body:
             self.identity += " " + json.dumps(self.extra_body, sort_keys=True, default=repr)
-        self._api_key = api_key
+        self._api_key, self._api_key_env = api_key, api_key_env
         self._body = ChatBody(model, token_parameter, self.extra_body)
         self._reader = LabelReader(self._body, self.base_url.removesuffix("/v1") + "/tokenize", top_logprobs)
         if not self.can_read:
@@ -180,7 +182,7 @@ class OpenAIEngine:
             self._finalizer.detach()
         openai = require("openai", extra="openai")
         client = openai.AsyncOpenAI(
-            api_key=self._api_key or os.environ.get("OPENAI_API_KEY") or "none",
+            api_key=self._api_key or os.environ.get(self._api_key_env) or "none",
             base_url=self.base_url,
             max_retries=0,
             timeout=openai.Timeout(None, connect=min(10.0, self.deadline_s)),  # the deadline bounds all else

@@ -79,7 +79,7 @@ class TransformersEngine:
             tokenizer = self._tokenizer_source or (source if isinstance(source, str) else source.name_or_path)
             if isinstance(tokenizer, str):
                 tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:  # torch: an unknown device, or too little memory on it
             raise EngineError(f"the judge model {source!r:.200} cannot be loaded: {error}") from error
         if self._adapter is not None:
             peft = require("peft", extra="peft")
