@@ -161,7 +161,7 @@ def ask(engine: Engine, verb: Verb, requests: Sequence[Request], cache: ReplyCac
         first.setdefault(key, index)
     known: dict[bytes, Reply | Failure] = dict(cache.get(list(first))) if cache is not None else {}
     open_keys = [key for key in first if key not in known]
-    open_keys.sort(key=lambda key: (*(m.text for m in requests[first[key]].messages), requests[first[key]].prefill))
+    open_keys.sort(key=lambda key: _reading_order(requests[first[key]]))
     if open_keys:
         batch = [requests[first[key]] for key in open_keys]
         replies = engine.generate(batch) if verb == "generate" else engine.label_probabilities(batch)

@@ -162,6 +162,24 @@ def test_played_comparisons_speak_of_the_callers_candidates(format: Format, sche
     assert not any(slot in (2, 4) for item in judgement.played for slot in item.comparison.slots)
 
 
+@pytest.mark.parametrize("format", [Score(), SENTIMENT])
+def test_a_scripted_judge_can_be_read_on_any_scale_and_for_any_utility(format: Format):
+    texts = ["-" * 9 + "x" * 2000, "x", "x" * 20, "x" * 30]
+    judge = Judge(
+        ScriptedEngine.by_utility(lambda text: text.count("x") - 2000 * text.count("-")),
+        format, schedule="pointwise", verdict="read",
+    )  # fmt: skip
+    judgement = judge.rank("q", texts)
+    assert not any(item.verdict.failed for item in judgement.played)
+    assert judgement.best == 3
+    assert judgement.order[-1] == 0
+
+
+def test_a_scripted_choice_can_be_read_however_far_apart_the_utilities():
+    judge = Judge(ScriptedEngine.by_utility(lambda text: 1e6 * len(text)), schedule="all_pairs", verdict="read")
+    assert judge.rank("q", ["a", "bb", "ccc"]).order == (2, 1, 0)
+
+
 # -- small and odd groups ---------------------------------------------------------------------------------------------
 
 EVERY_WAY = [pytest.param(Choice(), name, id=name) for name in PAIRED] + [
