@@ -79,7 +79,7 @@ class JudgeConfig(BaseModel):
         schedule: who meets; ``"auto"`` is ``pointwise`` for formats that grade alone, else ``adaptive``.
         rating: how games become scores.
         budget, both_orders, max_slots: limits of the schedule.
-        verdict: ``"auto"`` is ``read`` for the embedded model, else ``sampled``.
+        verdict: ``"auto"`` is ``read`` for the embedded model or where ``thinking_tokens`` is set, else ``sampled``.
         temperature, top_p, max_tokens: of what the judge writes. ``max_tokens`` 1024 is MR. Judge's cap.
         thinking_tokens: cap on the reasoning before a read.
         cascade_margin: log-odds below which a cascade lets the judge think.
@@ -254,7 +254,7 @@ class JudgeConfig(BaseModel):
         verdict: VerdictMode = "sampled"
         if self.verdict != "auto":
             verdict = self.verdict
-        elif self.embedded and judge_format.readable:
+        elif judge_format.readable and (self.embedded or self.thinking_tokens > 0):
             verdict = "read"
         return Judge(
             engine,

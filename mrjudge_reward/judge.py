@@ -24,7 +24,6 @@ import time
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from random import Random
 from typing import Any, Literal, TypeAlias
 
@@ -56,6 +55,9 @@ VerdictMode: TypeAlias = Literal["sampled", "read", "cascade"]
 
 _UNKNOWN_CONTEXT = 16384
 """Assumed context of a judge that does not tell its own, in tokens."""
+
+_LEAST_TEXT = 48
+"""Tokens that each outside text must at least get; the note about a cut takes some twelve."""
 
 
 def is_degenerate(text: str) -> bool:
@@ -112,7 +114,8 @@ class Judge:
         sampling: how the judge writes.
         thinking_tokens: cap on the reasoning before a read; 0 is a glance.
         cascade_margin: log-odds between the two best, below which a glance is not trusted.
-        budget: most comparisons per group, votes included; None for the schedule's own number.
+        budget: most comparisons per group, votes included; None for the schedule's own number. A comparison is one
+            request, two where the judge thinks before it is read, up to three in a cascade; retries come on top.
         both_orders: show pairs in both slot orders; None for the schedule's habit.
         max_slots: most candidates in one comparison.
         votes: how often each comparison is asked (with different seeds; for sampled verdicts).
@@ -170,6 +173,8 @@ class Judge:
             raise ConfigError(f"rating 'mean_score' needs a format that grades; {type(format).__name__} does not")
         if votes > 1 and verdict != "read" and sampling.temperature == 0:
             raise ConfigError("votes > 1 at temperature 0 would ask the very same thing again; raise the temperature")
+        if thinking_tokens > 0 and verdict != "read":
+            raise ConfigError(f"thinking_tokens belong to verdict 'read'; a {verdict} verdict is bounded by max_tokens")
         if votes > 1 and verdict == "read" and (thinking_tokens == 0 or sampling.temperature == 0):
             raise ConfigError("votes > 1 need sampled reasoning: set thinking_tokens and temperature above 0")
         for name, value, least in (
@@ -198,7 +203,7 @@ class Judge:
         slots = min(max_slots, format.max_slots)
         self.limits = Limits(None if budget is None else budget // votes, both_orders, slots)
         self._reserved = engine.reserved | {format.answer_open}
-        self._bound = lru_cache(maxsize=64)(self._text_bound)
+        self._bounds: dict[tuple[int, int], int] = {}
 
     # -- public ---------------------------------------------------------------------------------------------------
 
@@ -429,7 +434,7 @@ class Judge:
     def _render(self, run: _Run, comparison: Comparison) -> tuple[Message, ...]:
         group = run.group
         others = 1 + (group.reference is not None) + (group.rubric is not None)
-        bound = self._bound(len(comparison.slots), others)
+        bound = self._text_bound(len(comparison.slots), others)
         if bound not in run.guards:  # a text stands in many comparisons of its group and is made safe once
             run.guards[bound] = TextGuard(self.engine.count_tokens, bound, self._reserved)
         return self.format.render(group, run.texts(comparison), run.guards[bound])
@@ -438,17 +443,20 @@ class Judge:
         """Most tokens of one outside text, so that a comparison and the judge's reply fit its context."""
         if self.max_candidate_tokens is not None:
             return self.max_candidate_tokens
+        if (slots, others) in self._bounds:
+            return self._bounds[slots, others]
         guard = TextGuard(self.engine.count_tokens, 1 << 20, self._reserved)
         frame = self.format.render(Group.of("", [""], rubric=" ", reference=" "), ("",) * slots, guard)
         taken = sum(self.engine.count_tokens(message.text) for message in frame) + 64
         writes = self.thinking_tokens + 16 if self.verdict == "read" else self.sampling.max_tokens
         room = (self.engine.context_tokens or _UNKNOWN_CONTEXT) - taken - writes
-        if room < 16 * (slots + others):
+        if room < _LEAST_TEXT * (slots + others):
             raise ConfigError(
                 f"the judge's context of {self.engine.context_tokens or _UNKNOWN_CONTEXT} tokens leaves {room} for "
                 f"{slots} candidates after the template ({taken}) and its reply ({writes}); lower max_tokens or max_slots"
             )
-        return room // (slots + others)
+        self._bounds[slots, others] = room // (slots + others)
+        return self._bounds[slots, others]
 
 
 def _agree(forward: Played, backward: Played, margin: float) -> bool:

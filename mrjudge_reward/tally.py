@@ -94,26 +94,25 @@ class _Counter:
         self.first_log_odds = self.slotted = self.ties = 0.0
         self.grades_G = np.full(size, np.nan)
 
-    def game(self, i: int, j: int, win: float, weight: float, log_odds: float, slotted: bool = True) -> None:
-        """Candidate i, in the earlier slot if ``slotted``, met j."""
+    def game(self, i: int, j: int, win: float, weight: float, log_odds: float) -> None:
+        """Candidate i, in the earlier slot, met j."""
         self.wins_GG[i, j] += weight * win
         self.wins_GG[j, i] += weight * (1 - win)
         self.games_GG[i, j] += weight
         self.games_GG[j, i] += weight
         self.log_odds_GG[i, j] += weight * log_odds
         self.log_odds_GG[j, i] -= weight * log_odds
-        if slotted:
-            self.first_G[i] += weight
-            self.first_G[j] -= weight
-            self.first_log_odds += weight * log_odds
-            self.slotted += weight
+        self.first_G[i] += weight
+        self.first_G[j] -= weight
+        self.first_log_odds += weight * log_odds
+        self.slotted += weight
 
-    def hard(self, i: int, j: int, difference: float, slotted: bool = True) -> None:
+    def hard(self, i: int, j: int, difference: float) -> None:
         """A game whose side is known but not its margin; a difference of 0 is a tie."""
         if difference == 0:
             self.ties += 1
         sign = float(np.sign(difference))
-        self.game(i, j, (1 + sign) / 2, 1.0, sign * HARD_LOG_ODDS, slotted)
+        self.game(i, j, (1 + sign) / 2, 1.0, sign * HARD_LOG_ODDS)
 
     def tally(self) -> Tally:
         return Tally(**vars(self))
@@ -197,17 +196,24 @@ def _meet_afterwards(counter: _Counter, alone: dict[int, list[tuple[tuple[float,
         for vote in alone[player]:
             for value, p in vote:
                 mass_PV[row, column[value]] += p / len(alone[player])
-    below_PV = np.cumsum(mass_PV, axis=1) - mass_PV
-    above_PP = mass_PV @ below_PV.T  # P(row's grade > column's)
-    for a, b in combinations(range(len(players)), 2):
-        up, down = float(above_PP[a, b]), float(above_PP[b, a])
-        i, j = players[a], players[b]
-        if up + down <= 0:
-            counter.hard(i, j, 0.0, slotted=False)
-        elif len(mass_PV[a].nonzero()[0]) == len(mass_PV[b].nonzero()[0]) == 1:
-            counter.hard(i, j, up - down, slotted=False)
-        else:
-            counter.game(i, j, up / (up + down), 1.0, bounded_log_odds(up, down), slotted=False)
+    below_PV = np.zeros_like(mass_PV)
+    below_PV[:, 1:] = np.cumsum(mass_PV, axis=1)[
+        :, :-1
+    ]  # not cumsum - mass: that loses what little mass sure grades leave
+    up_PP = mass_PV @ below_PV.T  # P(row's grade > column's)
+    down_PP, differ_PP = up_PP.T, up_PP + up_PP.T
+    written_P = (mass_PV > 0).sum(axis=1) == 1  # sampled grades, not read ones: their margin is unknown
+    hard_PP = np.outer(written_P, written_P) | (differ_PP <= 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        soft_PP = np.clip(np.log(up_PP) - np.log(down_PP), -MAX_LOG_ODDS, MAX_LOG_ODDS)
+    log_odds_PP = np.where(hard_PP, np.sign(up_PP - down_PP) * HARD_LOG_ODDS, soft_PP)
+    wins_PP = np.divide(up_PP, differ_PP, out=np.full_like(up_PP, 0.5), where=differ_PP > 0)
+    others_PP = 1 - np.eye(len(players))
+    block = np.ix_(players, players)
+    counter.wins_GG[block] += wins_PP * others_PP
+    counter.games_GG[block] += others_PP
+    counter.log_odds_GG[block] += log_odds_PP * others_PP
+    counter.ties += float(((hard_PP & (up_PP == down_PP)) * others_PP).sum()) / 2
 
 
 def hard_winner(item: Played) -> int | None:

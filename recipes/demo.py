@@ -68,7 +68,12 @@ def show(judge: Judge, prompts: list[str], before: list[str], after: list[str]) 
     """Before and after, side by side in one group each, with the judge's verdict on the two."""
     groups = [Group.of(p, pair, f"show/{i}") for i, (p, *pair) in enumerate(zip(prompts, before, after, strict=True))]
     judgements = judge.judge(groups)
-    for prompt, pair, judgement in zip(prompts[:4], zip(before, after, strict=True), judgements, strict=False):
+    changed = [
+        row for row in zip(prompts, zip(before, after, strict=True), judgements, strict=True) if row[1][0] != row[1][1]
+    ]
+    if not changed:
+        print("  not one completion changed: nothing to compare")
+    for prompt, pair, judgement in changed[:4]:
         print(f"\n  {prompt} ...")
         for name, text, score in zip(("before", "after "), pair, judgement.scores_G, strict=True):
             shown = "unknown" if score is None else f"{score:+.2f}"
@@ -78,7 +83,9 @@ def show(judge: Judge, prompts: list[str], before: list[str], after: list[str]) 
     decided = [j for j in judgements if None not in j.scores_G and j.scores_G[0] != j.scores_G[1]]
     won = sum(judgement.best == 1 for judgement in decided)
     grades = [mean_grade([j]) for j in judgements]
-    print(f"\n  the judge prefers 'after' in {won} of {len(decided)} decided held-out openings", end="")
+    print(
+        f"\n  the judge prefers 'after' in {won} of {len(decided)} held-out openings whose completion changed", end=""
+    )
     if all(grade is not None for grade in grades):
         for index, name in enumerate(("before", "after")):
             values = [
@@ -214,7 +221,7 @@ def main() -> None:
     parser.add_argument("--steps", "--max-steps", type=int, default=20)
     parser.add_argument("--num-generations", type=int, default=8)
     parser.add_argument("--prompts-per-step", type=int, default=4)
-    parser.add_argument("--learning-rate", type=float, default=2e-4)
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--format", choices=["sentiment", "choice"], default=None)
     parser.add_argument("--config", help="YAML file of a JudgeConfig")
     parser.add_argument("--out", default="runs/demo")

@@ -9,13 +9,24 @@ the batch it was drawn in.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ..errors import EngineError, require
 from ..types import Failure, Reply, Request, Sampling, Usage
+
+
+def _folder_version(source: Any) -> str:
+    """Sizes and times of a local model's files, so that a model trained anew in its place is another one to a cache."""
+    folder = Path(source) if isinstance(source, str) else None
+    if folder is None or not folder.is_dir():
+        return ""
+    files = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in folder.iterdir() if f.is_file())
+    return " " + hashlib.blake2b(repr(files).encode(), digest_size=6).hexdigest()
 
 
 class TransformersEngine:
@@ -60,7 +71,8 @@ class TransformersEngine:
         self._lock = threading.Lock()
         name = model if isinstance(model, str) else getattr(model, "name_or_path", type(model).__name__)
         extras = (f"+{adapter}" if adapter else "") + (f" {self._chat_template_kwargs}" if chat_template_kwargs else "")
-        self.identity = f"transformers:{name}{extras} {self._dtype}"
+        versions = "".join(_folder_version(part) for part in (model, adapter))
+        self.identity = f"transformers:{name}{extras} {self._dtype}{versions}"
         self._load()
 
     def _load(self) -> None:
@@ -97,7 +109,8 @@ class TransformersEngine:
         self.reserved = frozenset(token.content for token in tokenizer.added_tokens_decoder.values())
         stop = self._model.generation_config.eos_token_id
         stops = stop if isinstance(stop, list) else [stop]
-        self._ends = {token for token in (*stops, tokenizer.eos_token_id) if token is not None}
+        ends = (*stops, tokenizer.eos_token_id, self._pad)  # a row that ended at a stop string is padded
+        self._ends = {token for token in ends if token is not None}
 
     # -- the two verbs --------------------------------------------------------------------------------------------
 
@@ -199,9 +212,11 @@ class TransformersEngine:
     ) -> None:
         torch = require("torch", extra="transformers")
         ids, mask = self._padded(prompts)
+        # Whatever the model's own generation config says: a judge is asked with what the request says.
         how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        how["repetition_penalty"] = 1.0
         if sampling.temperature > 0:
-            how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+            how |= {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
         if stop:
             how |= {"stop_strings": list(stop), "tokenizer": self._tokenizer}
         devices = [ids.device] if ids.device.type == "cuda" else []
