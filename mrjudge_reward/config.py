@@ -27,11 +27,12 @@ from pydantic import (
     ValidationError,
 )
 
+from .asking import VerdictMode
 from .cache import ReplyCache
 from .engines.scripted import ScriptedEngine
 from .errors import ConfigError
 from .formats import SENTIMENT, Choice, Format, PairScores, Ranking, Score
-from .judge import Judge, VerdictMode
+from .judge import Judge
 from .ratings import RATINGS
 from .rewards import RewardShape
 from .schedules import SCHEDULES

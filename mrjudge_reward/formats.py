@@ -33,66 +33,9 @@ from string import ascii_uppercase
 from typing import ClassVar, Protocol, TypeAlias
 
 from .errors import ConfigError
+from .parsing import answers_in, check_labels, check_markers, softmax
 from .prompts import TextGuard, build_chat, load_template
 from .types import Failed, Group, Message, Order, Outcome, Preference, Reply, Scores, Tie, Verdict
-
-THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
-
-
-def after_thinking(text: str) -> str | Failed:
-    """What a judge wrote after its reasoning; failed if the reasoning was never closed.
-
-    A tag in another case (``</THINK>``) closes nothing, and leaves open whether the reasoning is over.
-    """
-    section = text.rpartition(THINK_CLOSE)[2]
-    lowered = section.lower()
-    if THINK_OPEN in lowered or THINK_CLOSE in lowered:
-        return Failed("unclosed thinking")
-    return section
-
-
-def _answers(text: str, opening: str, closing: str, every: bool = False) -> list[str] | Failed:
-    """Contents of all answer markers after the reasoning, in order.
-
-    The last one must be closed (with ``every``, each must be), and no marker in another case may follow it (stand
-    anywhere), which would leave open what the judge meant. An empty ``closing`` means that an answer runs to the end
-    of its line.
-    """
-    section = after_thinking(text)
-    if isinstance(section, Failed):
-        return section
-    pieces = section.split(opening)[1:]
-    if not pieces:
-        return Failed("no verdict")
-    if not all(closing in piece for piece in (pieces if every else pieces[-1:])):
-        return Failed("unclosed verdict")
-    checked = section if every else pieces[-1]
-    if checked.lower().count(opening.lower()) != checked.count(opening):
-        return Failed("malformed marker", f"{opening} in another case")
-    return [piece.partition(closing or "\n")[0].strip() for piece in pieces]
-
-
-def _normalise(logprobs: Sequence[float]) -> tuple[float, ...] | Failed:
-    """Softmax over the offered labels."""
-    if not all(math.isfinite(value) for value in logprobs):
-        return Failed("unreadable label", f"log-probabilities {tuple(logprobs)!r:.200}")
-    top = max(logprobs)
-    weights = [math.exp(value - top) for value in logprobs]
-    total = sum(weights)
-    return tuple(weight / total for weight in weights)
-
-
-def _check_labels(labels: tuple[str, ...], least: int) -> None:
-    stripped = [label.strip() for label in labels]
-    if len(labels) < least or len(set(stripped)) != len(stripped) or not all(stripped):
-        raise ConfigError(f"labels must be at least {least} different non-empty texts; got {labels!r:.200}")
-
-
-def _check_markers(opening: str, closing: str, labels: tuple[str, ...]) -> None:
-    if not opening.strip() or opening in closing:
-        raise ConfigError(f"answer_open must not be empty nor part of answer_close; got {opening!r} and {closing!r}")
-    if any(marker in label for label in labels for marker in (opening, closing or "\n")):
-        raise ConfigError(f"no label may hold {opening!r} or {closing or 'newline'!r}; got {labels!r:.200}")
 
 
 class Format(Protocol):
@@ -164,9 +107,9 @@ class Choice:
     readable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check_labels(self.labels, 2)
-        _check_labels((*self.labels, *self._tie), 2)
-        _check_markers(self.answer_open, self.answer_close, (*self.labels, *self._tie))
+        check_labels(self.labels, 2)
+        check_labels((*self.labels, *self._tie), 2)
+        check_markers(self.answer_open, self.answer_close, (*self.labels, *self._tie))
         load_template(self.template)
 
     @property
@@ -187,7 +130,7 @@ class Choice:
 
     def parse(self, text: str, slots: int) -> Outcome:
         """The last label, if it was offered."""
-        answers = _answers(text, self.answer_open, self.answer_close)
+        answers = answers_in(text, self.answer_open, self.answer_close)
         if isinstance(answers, Failed):
             return answers
         if self.tie_label and answers[-1] == self.tie_label.strip():
@@ -203,7 +146,7 @@ class Choice:
 
     def from_logprobs(self, logprobs: Sequence[float], slots: int) -> Outcome:
         """Probability of each slot; what falls on the tie label is shared out evenly."""
-        probabilities = _normalise(logprobs)
+        probabilities = softmax(logprobs)
         if isinstance(probabilities, Failed):
             return probabilities
         shared = sum(probabilities[slots:]) / slots
@@ -222,10 +165,10 @@ class Ranking:
     readable: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _check_labels(self.labels, 2)
+        check_labels(self.labels, 2)
         if any(mark in label for label in self.labels for mark in ">="):
             raise ConfigError(f"ranking labels must not contain > or =; got {self.labels!r:.200}")
-        _check_markers(self.answer_open, self.answer_close, self.labels)
+        check_markers(self.answer_open, self.answer_close, self.labels)
         load_template(self.template)
 
     @property
@@ -242,7 +185,7 @@ class Ranking:
 
     def parse(self, text: str, slots: int) -> Outcome:
         """The last ranking, if it names every offered label exactly once."""
-        answers = _answers(text, self.answer_open, self.answer_close)
+        answers = answers_in(text, self.answer_open, self.answer_close)
         if isinstance(answers, Failed):
             return answers
         names = 1 + sum(answers[-1].count(mark) for mark in ">=")
@@ -282,8 +225,8 @@ _ONE_TO_FIVE, _ONE_TO_TEN = grade_scale(1, 5), grade_scale(1, 10)
 
 def _check_grades(grades: _Grades, opening: str, closing: str) -> None:
     labels = tuple(label for label, _ in grades)
-    _check_labels(labels, 2)
-    _check_markers(opening, closing, labels)
+    check_labels(labels, 2)
+    check_markers(opening, closing, labels)
     if not all(math.isfinite(value) for _, value in grades):
         raise ConfigError(f"grades must have finite values; got {grades!r:.200}")
 
@@ -301,7 +244,7 @@ class PairScores:
     readable: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _check_labels(self.labels, 2)
+        check_labels(self.labels, 2)
         _check_grades(self.grades, self.answer_open, self.answer_close)
         load_template(self.template)
 
@@ -319,7 +262,7 @@ class PairScores:
 
     def parse(self, text: str, slots: int) -> Outcome:
         """One allowed grade per slot, no more and no fewer."""
-        answers = _answers(text, self.answer_open, self.answer_close, every=True)
+        answers = answers_in(text, self.answer_open, self.answer_close, every=True)
         if isinstance(answers, Failed):
             return answers
         if len(answers) != slots:
@@ -378,7 +321,7 @@ class Score:
 
     def parse(self, text: str, slots: int) -> Outcome:
         """The last grade, if it is on the scale."""
-        answers = _answers(text, self.answer_open, self.answer_close)
+        answers = answers_in(text, self.answer_open, self.answer_close)
         if isinstance(answers, Failed):
             return answers
         values = _graded(answers[-1:], self.grades)
@@ -390,7 +333,7 @@ class Score:
 
     def from_logprobs(self, logprobs: Sequence[float], slots: int) -> Outcome:
         """The distribution over grades and its mean."""
-        probabilities = _normalise(logprobs)
+        probabilities = softmax(logprobs)
         if isinstance(probabilities, Failed):
             return probabilities
         spread = tuple((value, p) for (_, value), p in zip(self.grades, probabilities, strict=True))

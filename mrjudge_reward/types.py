@@ -207,7 +207,7 @@ class Failed:
     Attributes:
         reason: short and countable, e.g. ``"truncated"``, ``"no verdict"``, ``"timeout"``.
         detail: what was seen, for a human.
-        transient: whether the engine says that asking the very same thing again could go differently.
+        transient: whether asking again could go differently: the engine says so, or the judge samples what it writes.
     """
 
     reason: str

@@ -156,7 +156,7 @@ def train(args: argparse.Namespace) -> None:
             total = time.perf_counter() - self.started
             row = {
                 "step": state.global_step,
-                "reward": logs["reward"],
+                "reward": round(logs["reward"], 4) + 0.0,  # no -0.0
                 "spread": logs["reward_std"],
                 "grade": mean_grade(reward.last_judgements),
                 "consistency": logs[f"{reward.__name__}/position_consistency"],

@@ -176,13 +176,13 @@ def test_an_override_of_an_unknown_setting_is_refused(tmp_path: Path):
 
 def test_the_embedded_model_is_read_pointwise_for_sentiment():
     judge = build()
-    assert (judge.format, judge.schedule, judge.verdict) == (SENTIMENT, "pointwise", "read")
+    assert (judge.format, judge.schedule, judge.asker.verdict) == (SENTIMENT, "pointwise", "read")
 
 
 def test_any_other_model_writes_its_choices_and_meets_adaptively():
     judge = build(model="org/judge")
-    assert (judge.format, judge.schedule, judge.verdict) == (Choice(), "adaptive", "sampled")
-    assert judge.sampling == Sampling(0.6, 0.95, 1024)
+    assert (judge.format, judge.schedule, judge.asker.verdict) == (Choice(), "adaptive", "sampled")
+    assert judge.asker.sampling == Sampling(0.6, 0.95, 1024)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_any_other_model_writes_its_choices_and_meets_adaptively():
 )
 def test_auto_follows_the_format_and_the_model(settings: dict[str, Any], expected: tuple[Any, str, str]):
     judge = build(**settings)
-    assert (judge.format, judge.schedule, judge.verdict) == expected
+    assert (judge.format, judge.schedule, judge.asker.verdict) == expected
 
 
 @pytest.mark.parametrize(
@@ -225,11 +225,11 @@ def test_every_setting_of_the_judge_reaches_it(tmp_path: Path):
         cascade_margin=0.5, budget=12, both_orders=True, max_slots=4, votes=2, retries=3, seed=5,
         cache=str(tmp_path / "replies.sqlite"), max_candidate_tokens=77, max_failed_fraction=0.25, failure_window=64,
     )  # fmt: skip
-    assert (judge.schedule, judge.rating, judge.verdict) == ("ring", "borda", "cascade")
-    assert judge.sampling == Sampling(0.3, 0.5, 99)
+    assert (judge.schedule, judge.rating, judge.asker.verdict) == ("ring", "borda", "cascade")
+    assert judge.asker.sampling == Sampling(0.3, 0.5, 99)
     assert (judge.limits.budget, judge.limits.both_orders, judge.limits.max_slots) == (6, True, 4)
-    assert (judge.cascade_margin, judge.votes, judge.retries, judge.seed) == (0.5, 2, 3, 5)
-    assert judge.max_candidate_tokens == 77
+    assert (judge.asker.cascade_margin, judge.votes, judge.asker.retries, judge.seed) == (0.5, 2, 3, 5)
+    assert judge.asker.max_candidate_tokens == 77
     assert (judge.alarm.max_fraction, judge.alarm.window) == (0.25, 64)
     assert judge.cache is not None
     judge.close()

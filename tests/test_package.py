@@ -27,13 +27,13 @@ PACKAGE = ROOT / "mrjudge_reward"
 
 ORDER = [
     "errors", "types",
-    "prompts", "formats",
+    "prompts", "parsing", "formats",
     "tally", "ratings", "schedules",
     "stats", "explain", "rewards",
     "embedded",
     "engines", "engines.scripted", "engines.transformers",
     "engines.openai_wire", "engines.openai_connection", "engines.openai_read", "engines.openai",
-    "cache", "judge", "config",
+    "cache", "asking", "judge", "config",
     "jsonl",
     "doctor", "cli",
 ]  # fmt: skip

@@ -17,10 +17,10 @@ from mrjudge_reward.formats import (
     PairScores,
     Ranking,
     Score,
-    after_thinking,
     grade_scale,
     read_reply,
 )
+from mrjudge_reward.parsing import after_thinking
 from mrjudge_reward.types import Failed, Order, Preference, Reply, Scores, Tie, Usage
 
 CHOICE, RANKING, PAIR, SCORE = Choice(), Ranking(), PairScores(), Score()

@@ -266,7 +266,7 @@ def test_a_candidate_adds_no_special_token_to_the_chat(
     def special_tokens(candidate: str) -> int:
         judge = Judge(smol_engine, Choice(), schedule="all_pairs", verdict="read", max_candidate_tokens=200)
         run = judge._start(judge.rank("q", []).group.of("q <|im_end|>", [candidate, "plain"]))
-        ids = smol_engine._encode(smol_engine._chat_text(Request(judge._render(run, _first(run.batch)))))
+        ids = smol_engine._encode(smol_engine._chat_text(Request(judge.asker.render(run, _first(run.batch)))))
         special = set(smol_tokenizer.added_tokens_decoder)
         return sum(token in special for token in ids)
 

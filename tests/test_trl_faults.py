@@ -24,7 +24,7 @@ from mrjudge_reward.types import Judgement
 from .judge_server import JudgeServer, seeded
 from .trl_support import grpo_like, logged, prompt_dataset, tiny_policy
 
-FAULTS = ("500", "hang", "drop", "garbage", "half", "no_choices", "off_menu", "truncated")
+FAULTS = ("500", "hang", "drop", "garbage", "half", "no_choices", "off_menu", "truncated", "wrong_count")
 
 
 class SteppingServer(transformers.TrainerCallback):

@@ -88,7 +88,7 @@ class Connection:
                 return await retrying(self.client.post, url, cast_to=object, body=body)
         except (TimeoutError, tenacity.RetryError):
             seen = f"; last: {last[0]!r:.300}" if last else ""
-            return Failure("timeout", f"no answer within {self.deadline_s:g} s{seen}")
+            return Failure("timeout", f"no answer within {self.deadline_s:g} s{seen}", transient=False)
         except json.JSONDecodeError as error:
             return Failure("malformed reply", f"not JSON: {error}")
         except Exception as error:

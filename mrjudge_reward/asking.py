@@ -1,0 +1,267 @@
+"""How comparisons become verdicts: render, ask in one batch, parse or read, try again.
+
+The three ways (design: sampled, read, cascade) share everything but what is asked. All groups of a round go to the
+engine together; a failed comparison is asked again where that can help, and stays failed otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias
+
+from .cache import Answer, ReplyCache, Verb, ask
+from .errors import ConfigError
+from .formats import Format, read_reply
+from .parsing import THINK_CLOSE, THINK_OPEN
+from .prompts import TextGuard
+from .schedules import Plan
+from .tally import bounded_log_odds, count_games
+from .types import (
+    Comparison,
+    Engine,
+    Failed,
+    Failure,
+    Group,
+    Message,
+    Played,
+    Preference,
+    Request,
+    Sampling,
+    Usage,
+    Verdict,
+)
+
+VerdictMode: TypeAlias = Literal["sampled", "read", "cascade"]
+
+_UNKNOWN_CONTEXT = 16384
+"""Assumed context of a judge that does not tell its own, in tokens."""
+
+_LEAST_TEXT = 48
+"""Tokens that each outside text must at least get; the note about a cut takes some twelve."""
+
+
+def digest(*parts: object) -> int:
+    """A number that depends on the parts alone, on every machine and in every process."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big")
+
+
+@dataclass
+class Run:
+    """One group on its way through the rounds. Players are its distinct candidates that can be shown to a judge."""
+
+    group: Group
+    players: tuple[str, ...]
+    plan: Plan
+    batch: list[tuple[int, ...]] = field(default_factory=list)
+    played: list[Played] = field(default_factory=list)
+    glances: list[Played] = field(default_factory=list)
+    guards: dict[int, TextGuard] = field(default_factory=dict)
+    calls: int = 0
+    cache_hits: int = 0
+    usage: Usage = Usage()
+
+    def advance(self, first: bool = False) -> None:
+        """Ask the schedule for the next round, given what was played."""
+        try:
+            self.batch = next(self.plan) if first else self.plan.send(count_games(len(self.players), self.played))
+        except StopIteration:
+            self.batch = []
+
+    def texts(self, comparison: Comparison) -> tuple[str, ...]:
+        """What a comparison shows, in slot order."""
+        return tuple(self.players[slot] for slot in comparison.slots)
+
+
+Asked: TypeAlias = tuple[Run, Comparison]
+"""A comparison of a group, in the numbers of its players."""
+
+
+@dataclass
+class Asker:
+    """Decides comparisons; the fields are those of :class:`~mrjudge_reward.judge.Judge`."""
+
+    engine: Engine
+    format: Format
+    verdict: VerdictMode
+    sampling: Sampling
+    thinking_tokens: int
+    cascade_margin: float
+    retries: int
+    seed: int
+    cache: ReplyCache | None
+    max_candidate_tokens: int | None
+    _bounds: dict[tuple[int, int], int] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self._reserved = self.engine.reserved | {self.format.answer_open}
+
+    def decide(self, asked: Sequence[Asked]) -> list[list[Played]]:
+        """What each comparison came to, as games in the players' numbers.
+
+        A cascade returns both glances as games of their own where it trusts them.
+        """
+        if self.verdict == "cascade":
+            return self._cascade(asked)
+        verdicts = self._with_retries(asked, self._sample if self.verdict == "sampled" else self._think_and_read)
+        return [[Played(comparison, verdict)] for (_, comparison), verdict in zip(asked, verdicts, strict=True)]
+
+    def _cascade(self, asked: Sequence[Asked]) -> list[list[Played]]:
+        both = [pair for run, comparison in asked for pair in ((run, comparison), (run, comparison.swap()))]
+        verdicts = self._read(both, [""] * len(both))
+        glances = [Played(comparison, verdict) for (_, comparison), verdict in zip(both, verdicts, strict=True)]
+        decided: list[list[Played]] = []
+        unsure: list[int] = []
+        for index, (run, _) in enumerate(asked):
+            pair = glances[2 * index : 2 * index + 2]
+            run.glances += pair
+            decided.append(pair if _agree(pair[0], pair[1], self.cascade_margin) else [])
+            if not decided[-1]:
+                unsure.append(index)
+        thought = self._with_retries([asked[index] for index in unsure], self._sample)
+        for index, verdict in zip(unsure, thought, strict=True):
+            decided[index] = [Played(asked[index][1], verdict)]
+        return decided
+
+    def _with_retries(
+        self, asked: Sequence[Asked], way: Callable[[Sequence[Asked], int], list[Verdict]]
+    ) -> list[Verdict]:
+        if not asked:
+            return []
+        verdicts = way(asked, 0)
+        for attempt in range(1, self.retries + 1):
+            outcomes = (verdict.outcome for verdict in verdicts)
+            again = [i for i, outcome in enumerate(outcomes) if isinstance(outcome, Failed) and outcome.transient]
+            if not again:
+                break
+            for index, verdict in zip(again, way([asked[i] for i in again], attempt), strict=True):
+                verdicts[index] = verdict
+        return verdicts
+
+    def _sample(self, asked: Sequence[Asked], attempt: int) -> list[Verdict]:
+        requests = [
+            Request(self.render(run, comparison), sampling=self.sampling, seed=self._seed(comparison, attempt))
+            for run, comparison in asked
+        ]
+        verdicts: list[Verdict] = []
+        for (_, comparison), answer in zip(asked, self._ask("generate", asked, requests), strict=True):
+            if isinstance(answer.reply, Failure):
+                verdicts.append(_not_served(answer.reply))
+                continue
+            verdict = read_reply(self.format, answer.reply, len(comparison.slots))
+            if isinstance(verdict.outcome, Failed) and self.sampling.temperature > 0:  # a greedy judge repeats itself
+                verdict = replace(verdict, outcome=replace(verdict.outcome, transient=True))
+            verdicts.append(verdict)
+        return verdicts
+
+    def _think_and_read(self, asked: Sequence[Asked], attempt: int) -> list[Verdict]:
+        if self.thinking_tokens == 0:
+            return self._read(asked, [""] * len(asked))
+        sampling = Sampling(self.sampling.temperature, self.sampling.top_p, self.thinking_tokens)
+        requests = [
+            Request(
+                self.render(run, comparison),
+                prefill=f"{THINK_OPEN}\n",
+                sampling=sampling,
+                stop=(THINK_CLOSE,),
+                seed=self._seed(comparison, attempt),
+            )
+            for run, comparison in asked
+        ]
+        answers = self._ask("generate", asked, requests)
+        failed = {i: _not_served(answer.reply) for i, answer in enumerate(answers) if isinstance(answer.reply, Failure)}
+        thoughts = {i: answer.reply for i, answer in enumerate(answers) if not isinstance(answer.reply, Failure)}
+        closed = [f"{THINK_OPEN}\n{reply.text.strip()}\n{THINK_CLOSE}\n\n" for reply in thoughts.values()]
+        read = self._read([asked[i] for i in thoughts], closed)
+        verdicts = failed | {
+            i: replace(verdict, usage=verdict.usage + thoughts[i].usage)
+            for i, verdict in zip(thoughts, read, strict=True)
+        }
+        return [verdicts[i] for i in range(len(asked))]
+
+    def _read(self, asked: Sequence[Asked], thoughts: Sequence[str]) -> list[Verdict]:
+        """Open the answer after each thought and read the offered labels."""
+        if not asked:
+            return []
+        requests = [
+            Request(
+                self.render(run, comparison),
+                prefill=thought + self.format.answer_open,
+                labels=self.format.read_labels(len(comparison.slots)),
+            )
+            for (run, comparison), thought in zip(asked, thoughts, strict=True)
+        ]
+        verdicts: list[Verdict] = []
+        answers = self._ask("label_probabilities", asked, requests)
+        for (_, comparison), thought, answer in zip(asked, thoughts, answers, strict=True):
+            reply = answer.reply
+            if isinstance(reply, Failure):
+                verdicts.append(_not_served(reply, thought))
+            elif reply.label_logprobs is None:
+                verdicts.append(Verdict(Failed("malformed reply", "no label log-probabilities"), thought, reply.usage))
+            else:
+                outcome = self.format.from_logprobs(reply.label_logprobs, len(comparison.slots))
+                verdicts.append(Verdict(outcome, thought, reply.usage))
+        return verdicts
+
+    # -- requests -----------------------------------------------------------------------------------------------------
+
+    def _ask(self, verb: Verb, asked: Sequence[Asked], requests: Sequence[Request]) -> list[Answer]:
+        answers = ask(self.engine, verb, requests, self.cache)
+        for (run, _), answer in zip(asked, answers, strict=True):
+            run.calls += answer.fresh
+            run.cache_hits += not answer.fresh
+            if answer.fresh and not isinstance(answer.reply, Failure):
+                run.usage += answer.reply.usage
+        return answers
+
+    def _seed(self, comparison: Comparison, attempt: int) -> int | None:
+        # Not of the group's key: identical comparisons of different groups stay identical, and are asked once.
+        if self.sampling.temperature == 0:
+            return None
+        return digest(self.seed, comparison.repeat, attempt) % 2**31
+
+    def render(self, run: Run, comparison: Comparison) -> tuple[Message, ...]:
+        """The chat that shows a comparison, outside texts made safe and short enough."""
+        group = run.group
+        others = 1 + (group.reference is not None) + (group.rubric is not None)
+        bound = self._text_bound(len(comparison.slots), others)
+        if bound not in run.guards:  # a text stands in many comparisons of its group and is made safe once
+            run.guards[bound] = TextGuard(self.engine.count_tokens, bound, self._reserved)
+        return self.format.render(group, run.texts(comparison), run.guards[bound])
+
+    def _text_bound(self, slots: int, others: int) -> int:
+        """Most tokens of one outside text, so that a comparison and the judge's reply fit its context."""
+        if self.max_candidate_tokens is not None:
+            return self.max_candidate_tokens
+        if (slots, others) in self._bounds:
+            return self._bounds[slots, others]
+        guard = TextGuard(self.engine.count_tokens, 1 << 20, self._reserved)
+        frame = self.format.render(Group.of("", [""], rubric=" ", reference=" "), ("",) * slots, guard)
+        taken = sum(self.engine.count_tokens(message.text) for message in frame) + 64
+        writes = self.thinking_tokens + 16 if self.verdict == "read" else self.sampling.max_tokens
+        room = (self.engine.context_tokens or _UNKNOWN_CONTEXT) - taken - writes
+        if room < _LEAST_TEXT * (slots + others):
+            raise ConfigError(
+                f"the judge's context of {self.engine.context_tokens or _UNKNOWN_CONTEXT} tokens leaves {room} for "
+                f"{slots} candidates after the template ({taken}) and its reply ({writes}); lower max_tokens or max_slots"
+            )
+        self._bounds[slots, others] = room // (slots + others)
+        return self._bounds[slots, others]
+
+
+def _not_served(failure: Failure, rationale: str = "") -> Verdict:
+    return Verdict(Failed(failure.reason, failure.detail, failure.transient), rationale)
+
+
+def _agree(forward: Played, backward: Played, margin: float) -> bool:
+    """Whether two mirrored glances name the same winner, together by at least ``margin`` in log-odds."""
+    p, q = forward.verdict.outcome, backward.verdict.outcome
+    if not isinstance(p, Preference) or not isinstance(q, Preference):
+        return False
+    one, two = p.probabilities_K, q.probabilities_K[::-1]
+    if one.index(max(one)) != two.index(max(two)):
+        return False
+    mean = sorted(((a + b) / 2 for a, b in zip(one, two, strict=True)), reverse=True)
+    return bounded_log_odds(mean[0], mean[1]) >= margin
