@@ -34,6 +34,7 @@ format: setup
 
 bench: setup
 	$(BIN)/python benchmarks/schedules.py
+	$(BIN)/python benchmarks/embedded_judge.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
