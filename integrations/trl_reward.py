@@ -31,13 +31,15 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from mrjudge_reward.config import JudgeConfig
-from mrjudge_reward.errors import ConfigError, InputError, MRJudgeError
+from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.explain import verdict_line
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.ratings import RATINGS
 from mrjudge_reward.rewards import OnAbstain, RewardShape, reward_group
 from mrjudge_reward.stats import JudgeStats
 from mrjudge_reward.types import Group, Judgement, as_messages, final_answer
+
+from .ranks import gather, gather_results, rank_and_world
 
 logger = logging.getLogger(__name__)
 
@@ -60,12 +62,11 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Judged:
-    """What one rank found out about the groups it judged, or why it could not."""
+    """What one rank found out about the groups it judged."""
 
     rewards: dict[int, tuple[float | None, ...]]
     verdicts: dict[int, str]
     stats: JudgeStats
-    error: MRJudgeError | None = None
 
 
 def completion_text(completion: Completion) -> str:
@@ -88,6 +89,9 @@ class JudgeReward:
         on_abstain: what stands for an unknown score: ``"none"``, ``"group_mean"``, or ``"auto"`` (see the module).
         shape: centring and length term; None for the config's own.
         reference_column, rubric_column: dataset columns shown to the judge as reference answer and criteria.
+        thinking: what becomes of the policy's own reasoning: ``"strip"`` judges what follows its last ``</think>``,
+            ``"opened"`` does too and knows that the policy's template opens ``<think>`` itself, so that a completion
+            without ``</think>`` holds no answer, ``"keep"`` judges everything.
         name: of the metrics; every instance has its own.
 
     Attributes:
@@ -110,6 +114,7 @@ class JudgeReward:
         shape: RewardShape | None = None,
         reference_column: str | None = None,
         rubric_column: str | None = None,
+        thinking: Literal["strip", "opened", "keep"] = "strip",
         name: str | None = None,
     ) -> None:
         self._config = judge if isinstance(judge, JudgeConfig) else JudgeConfig() if judge is None else None
@@ -125,6 +130,7 @@ class JudgeReward:
         self.shape = shape or (self._config.reward_shape if self._config else RewardShape())
         self.reference_column = reference_column
         self.rubric_column = rubric_column
+        self.thinking = thinking
         number = next(_instances)
         self.__name__ = name or ("judge" if number == 1 else f"judge_{number}")
         self.last_stats = JudgeStats()
@@ -176,18 +182,21 @@ class JudgeReward:
         trainer: Any = getattr(log_metric, "__self__", None)
         training = bool(trainer.model.training) if hasattr(trainer, "model") else True
         size = self.num_generations if training else self.num_generations_eval
-        self._check_trainer(trainer, training, size)
-        rows = self._rows(prompts, completions, completion_ids, columns)
-        if self.layout == "halves":
+
+        def prepare() -> list[_Row]:
+            self._check_trainer(trainer, training, size)
+            rows = self._rows(prompts, completions, completion_ids, columns)
             half = len(rows) // 2
-            rows = [row for pair in zip(rows[:half], rows[half:], strict=True) for row in pair]
+            pairs = zip(rows[:half], rows[half:], strict=True) if self.layout == "halves" else ()
+            return [row for pair in pairs for row in pair] or rows
+
         key = self._key(training, trainer_state)
         on_abstain: OnAbstain = "none"
         if self.on_abstain != "auto":
             on_abstain = self.on_abstain
         elif self.layout == "blocks" and (trainer is None or len(getattr(trainer, "reward_funcs", [0, 0])) > 1):
             on_abstain = "group_mean"
-        rewards, verdicts = self._score(rows, size, key, on_abstain)
+        rewards, verdicts = self._score(prepare, size, key, on_abstain)
         self._log(rewards, verdicts, log_extra, log_metric)
         if self.layout == "halves":
             rewards = [*rewards[0::2], *rewards[1::2]]
@@ -216,7 +225,10 @@ class JudgeReward:
     ) -> list[_Row]:
         if len(prompts) != len(completions):
             raise InputError(f"{len(prompts)} prompts for {len(completions)} completions")
-        answers = [final_answer(completion_text(completion)) for completion in completions]
+        texts = [completion_text(completion) for completion in completions]
+        answers = (
+            texts if self.thinking == "keep" else [final_answer(text, self.thinking == "opened") for text in texts]
+        )
         lengths = [len(ids) for ids in completion_ids] if completion_ids is not None else [len(a) for a in answers]
 
         def column(name: str | None) -> Sequence[Any]:
@@ -224,8 +236,8 @@ class JudgeReward:
                 return [None] * len(prompts)
             if name not in columns:
                 raise ConfigError(f"the dataset has no column {name!r}; it has {', '.join(sorted(columns)) or 'none'}")
-            values: Sequence[Any] = columns[name]
-            return values
+            # A dataset of numeric answers is common, and means their numerals.
+            return [str(value) if isinstance(value, int | float) else value for value in columns[name]]
 
         references, rubrics = column(self.reference_column), column(self.rubric_column)
         return list(map(_Row, prompts, answers, lengths, references, rubrics))
@@ -240,10 +252,16 @@ class JudgeReward:
     # -- judging, over ranks --------------------------------------------------------------------------------------------
 
     def _score(
-        self, rows: list[_Row], size: int, key: str, on_abstain: OnAbstain
+        self, prepare: Callable[[], list[_Row]], size: int, key: str, on_abstain: OnAbstain
     ) -> tuple[list[float | None], list[str]]:
-        rank, world = _rank_and_world()
-        counts = _gather(len(rows), world)
+        rank, world = rank_and_world()
+        rows: list[_Row] = []
+
+        def prepared() -> int:
+            rows.extend(prepare())
+            return len(rows)
+
+        counts = gather_results(prepared, world)
         if sum(counts) % size:
             raise InputError(
                 f"{sum(counts)} completions do not form groups of {size}: num_generations of the trainer and of this "
@@ -251,21 +269,13 @@ class JudgeReward:
             )
         straddling = any(count % size for count in counts)
         offset = 0 if straddling else sum(counts[:rank])  # of the rows judged here, in the global order
-        if straddling:
-            shares: list[list[_Row]] = _gather(rows, world)
-            known = [row for share in shares for row in share]
-        else:
-            known = rows
+        known = [row for share in gather(rows, world) for row in share] if straddling else rows
         mine = range(rank if straddling else 0, len(known) // size, world if straddling else 1)
-        judged = self._judge_blocks(known, mine, size, key, offset // size, on_abstain)
-        results = _gather(judged, world)
-        for result in results:
-            if result.error is not None:
-                raise result.error
+        results = gather_results(lambda: self._judge_blocks(known, mine, size, key, offset // size, on_abstain), world)
         self.last_stats = sum((result.stats for result in results), JudgeStats())
         rewards_of: dict[int, tuple[float | None, ...]] = {}
         verdicts_of: dict[int, str] = {}
-        for result in results if straddling else [judged]:
+        for result in results if straddling else [results[rank]]:
             rewards_of |= result.rewards
             verdicts_of |= result.verdicts
         blocks = range(len(known) // size)
@@ -277,37 +287,25 @@ class JudgeReward:
     def _judge_blocks(
         self, rows: Sequence[_Row], blocks: range, size: int, key: str, first_block: int, on_abstain: OnAbstain
     ) -> _Judged:
-        try:
-            groups: list[Group] = []
-            for block in blocks:
-                members = rows[block * size : (block + 1) * size]
-                if any(member.prompt != members[0].prompt for member in members):
-                    raise InputError(
-                        f"rows {block * size}..{(block + 1) * size - 1} should answer one prompt and do not: check "
-                        "num_generations, or set layout='halves' for OnlineDPO"
-                    )
-                head = members[0]
-                answers = [member.answer for member in members]
-                identity = f"{key}/{first_block + block}"
-                groups.append(Group.of(head.prompt, answers, identity, head.reference, head.rubric))
-            judgements = self.last_judgements = self.judge.judge(groups)
-            neutral = RATINGS[self.judge.rating].neutral or 0.0
-            rewards = {
-                block: reward_group(
-                    judgement,
-                    self.shape,
-                    on_abstain,
-                    [row.length for row in rows[block * size : (block + 1) * size]],
-                    0.0 if self.shape.centre else neutral,
-                ).rewards_G
-                for block, judgement in zip(blocks, judgements, strict=True)
-            }
-            verdicts = {
-                block: verdict_line(judgement.played[0]) if judgement.played else "nothing to compare"
-                for block, judgement in zip(blocks, judgements, strict=True)
-            }
-        except MRJudgeError as error:  # told to all ranks, so that none waits for the others for ever
-            return _Judged({}, {}, JudgeStats(), error)
+        groups: list[Group] = []
+        for block in blocks:
+            members = rows[block * size : (block + 1) * size]
+            if any(member.prompt != members[0].prompt for member in members):
+                raise InputError(
+                    f"rows {block * size}..{(block + 1) * size - 1} should answer one prompt and do not: check "
+                    "num_generations, or set layout='halves' for OnlineDPO"
+                )
+            head = members[0]
+            answers = [member.answer for member in members]
+            groups.append(Group.of(head.prompt, answers, f"{key}/{first_block + block}", head.reference, head.rubric))
+        judgements = self.last_judgements = self.judge.judge(groups)
+        neutral = 0.0 if self.shape.centre else RATINGS[self.judge.rating].neutral or 0.0
+        rewards: dict[int, tuple[float | None, ...]] = {}
+        verdicts: dict[int, str] = {}
+        for block, judgement in zip(blocks, judgements, strict=True):
+            lengths_G = [row.length for row in rows[block * size : (block + 1) * size]]
+            rewards[block] = reward_group(judgement, self.shape, on_abstain, lengths_G, neutral).rewards_G
+            verdicts[block] = verdict_line(judgement.played[0]) if judgement.played else "nothing to compare"
         return _Judged(rewards, verdicts, JudgeStats.of(judgements))
 
     # -- what goes out --------------------------------------------------------------------------------------------------
@@ -332,22 +330,3 @@ class JudgeReward:
                 log_metric(f"{self.__name__}/{name}", value)
         if log_extra is not None:
             log_extra(f"{self.__name__}/verdict", verdicts)
-
-
-def _rank_and_world() -> tuple[int, int]:
-    import torch.distributed as dist
-
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
-
-
-def _gather(value: Any, world: int) -> list[Any]:
-    """The values of all ranks, in rank order."""
-    if world == 1:
-        return [value]
-    import torch.distributed as dist
-
-    values: list[Any] = [None] * world
-    dist.all_gather_object(values, value)
-    return values

@@ -1,4 +1,4 @@
-"""Reasoning judges as pairwise and listwise rewards for RL fine-tuning, in TRL and verl.
+"""Reasoning judges as pairwise and listwise rewards for RL fine-tuning.
 
 A judge model looks at several responses to one prompt and says which is best. This package turns such verdicts into
 rewards: it decides who meets whom (:mod:`~mrjudge_reward.schedules`), asks and parses

@@ -7,6 +7,7 @@ engine together; a failed comparison is asked again where that can help, and sta
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
@@ -15,7 +16,7 @@ from .cache import Answer, ReplyCache, Verb, ask
 from .errors import ConfigError
 from .formats import Format, read_reply
 from .parsing import THINK_CLOSE, THINK_OPEN
-from .prompts import TextGuard
+from .prompts import TextGuard, conversation_text
 from .schedules import Plan
 from .tally import bounded_log_odds, count_games
 from .types import (
@@ -58,6 +59,7 @@ class Run:
     played: list[Played] = field(default_factory=list)
     glances: list[Played] = field(default_factory=list)
     guards: dict[int, TextGuard] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
     calls: int = 0
     cache_hits: int = 0
     usage: Usage = Usage()
@@ -92,7 +94,8 @@ class Asker:
     seed: int
     cache: ReplyCache | None
     max_candidate_tokens: int | None
-    _bounds: dict[tuple[int, int], int] = field(default_factory=dict, init=False)
+    min_label_mass: float
+    _frames: dict[int, int] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self._reserved = self.engine.reserved | {self.format.answer_open}
@@ -150,7 +153,9 @@ class Asker:
                 verdicts.append(_not_served(answer.reply))
                 continue
             verdict = read_reply(self.format, answer.reply, len(comparison.slots))
-            if isinstance(verdict.outcome, Failed) and self.sampling.temperature > 0:  # a greedy judge repeats itself
+            # A greedy judge repeats itself, and one that ran into the cap mostly will again.
+            if verdict.failed and self.sampling.temperature > 0 and answer.reply.finish != "length":
+                assert isinstance(verdict.outcome, Failed)
                 verdict = replace(verdict, outcome=replace(verdict.outcome, transient=True))
             verdicts.append(verdict)
         return verdicts
@@ -158,11 +163,11 @@ class Asker:
     def _think_and_read(self, asked: Sequence[Asked], attempt: int) -> list[Verdict]:
         if self.thinking_tokens == 0:
             return self._read(asked, [""] * len(asked))
+        # The judge opens its reasoning itself: templates of thinking models rewrite a turn that was opened for them.
         sampling = Sampling(self.sampling.temperature, self.sampling.top_p, self.thinking_tokens)
         requests = [
             Request(
                 self.render(run, comparison),
-                prefill=f"{THINK_OPEN}\n",
                 sampling=sampling,
                 stop=(THINK_CLOSE,),
                 seed=self._seed(comparison, attempt),
@@ -172,7 +177,7 @@ class Asker:
         answers = self._ask("generate", asked, requests)
         failed = {i: _not_served(answer.reply) for i, answer in enumerate(answers) if isinstance(answer.reply, Failure)}
         thoughts = {i: answer.reply for i, answer in enumerate(answers) if not isinstance(answer.reply, Failure)}
-        closed = [f"{THINK_OPEN}\n{reply.text.strip()}\n{THINK_CLOSE}\n\n" for reply in thoughts.values()]
+        closed = [_closed_thought(reply.text) for reply in thoughts.values()]
         read = self._read([asked[i] for i in thoughts], closed)
         verdicts = failed | {
             i: replace(verdict, usage=verdict.usage + thoughts[i].usage)
@@ -200,9 +205,14 @@ class Asker:
                 verdicts.append(_not_served(reply, thought))
             elif reply.label_logprobs is None:
                 verdicts.append(Verdict(Failed("malformed reply", "no label log-probabilities"), thought, reply.usage))
-            else:
-                outcome = self.format.from_logprobs(reply.label_logprobs, len(comparison.slots))
+            elif (mass := sum(map(math.exp, reply.label_logprobs))) < self.min_label_mass:
+                outcome = Failed(
+                    "labels improbable", f"together {mass:.1e}: the judge was about to write something else"
+                )
                 verdicts.append(Verdict(outcome, thought, reply.usage))
+            else:
+                read = self.format.from_logprobs(reply.label_logprobs, len(comparison.slots))
+                verdicts.append(Verdict(read, thought, reply.usage))
         return verdicts
 
     # -- requests -----------------------------------------------------------------------------------------------------
@@ -224,31 +234,52 @@ class Asker:
 
     def render(self, run: Run, comparison: Comparison) -> tuple[Message, ...]:
         """The chat that shows a comparison, outside texts made safe and short enough."""
-        group = run.group
-        others = 1 + (group.reference is not None) + (group.rubric is not None)
-        bound = self._text_bound(len(comparison.slots), others)
+        group, texts = run.group, run.texts(comparison)
+        bound = self.max_candidate_tokens or self._bound_of(run, texts)
         if bound not in run.guards:  # a text stands in many comparisons of its group and is made safe once
             run.guards[bound] = TextGuard(self.engine.count_tokens, bound, self._reserved)
-        return self.format.render(group, run.texts(comparison), run.guards[bound])
+        return self.format.render(group, texts, run.guards[bound])
 
-    def _text_bound(self, slots: int, others: int) -> int:
-        """Most tokens of one outside text, so that a comparison and the judge's reply fit its context."""
-        if self.max_candidate_tokens is not None:
-            return self.max_candidate_tokens
-        if (slots, others) in self._bounds:
-            return self._bounds[slots, others]
-        guard = TextGuard(self.engine.count_tokens, 1 << 20, self._reserved)
-        frame = self.format.render(Group.of("", [""], rubric=" ", reference=" "), ("",) * slots, guard)
-        taken = sum(self.engine.count_tokens(message.text) for message in frame) + 64
-        writes = self.thinking_tokens + 16 if self.verdict == "read" else self.sampling.max_tokens
-        room = (self.engine.context_tokens or _UNKNOWN_CONTEXT) - taken - writes
-        if room < _LEAST_TEXT * (slots + others):
+    def _bound_of(self, run: Run, candidates: tuple[str, ...]) -> int:
+        """Most tokens of one outside text, so that this comparison and the judge's reply fit its context.
+
+        Where everything fits nothing is cut; otherwise the longest texts are cut to a common length.
+        """
+        group, room = run.group, self._room(len(candidates))
+        texts = (conversation_text(group.prompt), group.reference or "", group.rubric or "", *candidates)
+        for text in texts:
+            if text not in run.tokens:  # no token spans 16 characters, so far longer texts are not tokenized
+                run.tokens[text] = self.engine.count_tokens(text) if len(text) <= 16 * room else len(text) // 4
+        sizes = sorted(run.tokens[text] for text in texts)
+        if sum(sizes) <= 0.95 * room:  # neutralising markers takes a few more
+            return room
+        for index, size in enumerate(sizes):  # water level: short texts leave their share to the long ones
+            level = room // (len(sizes) - index)
+            if size > level:
+                break
+            room -= size
+        if level < _LEAST_TEXT:
             raise ConfigError(
-                f"the judge's context of {self.engine.context_tokens or _UNKNOWN_CONTEXT} tokens leaves {room} for "
-                f"{slots} candidates after the template ({taken}) and its reply ({writes}); lower max_tokens or max_slots"
+                f"the judge's context of {self.engine.context_tokens or _UNKNOWN_CONTEXT} tokens leaves {level} for each "
+                f"of {len(candidates)} candidates after the template and its reply; lower max_tokens or max_slots"
             )
-        self._bounds[slots, others] = room // (slots + others)
-        return self._bounds[slots, others]
+        return level
+
+    def _room(self, slots: int) -> int:
+        """Tokens left for outside texts."""
+        if slots not in self._frames:
+            guard = TextGuard(self.engine.count_tokens, 1 << 20, self._reserved)
+            frame = self.format.render(Group.of("", [""], rubric=" ", reference=" "), ("",) * slots, guard)
+            taken = sum(self.engine.count_tokens(message.text) for message in frame) + 64
+            writes = self.thinking_tokens + 16 if self.verdict == "read" else self.sampling.max_tokens
+            self._frames[slots] = (self.engine.context_tokens or _UNKNOWN_CONTEXT) - taken - writes
+        return max(0, self._frames[slots])
+
+
+def _closed_thought(text: str) -> str:
+    """Reasoning as a closed section, whether the judge (or its server) wrote the tags or not."""
+    body = text.lstrip().removeprefix(THINK_OPEN).partition(THINK_CLOSE)[0].strip()
+    return f"{THINK_OPEN}\n{body}\n{THINK_CLOSE}\n\n"
 
 
 def _not_served(failure: Failure, rationale: str = "") -> Verdict:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import sqlite3
 import threading
@@ -17,8 +18,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from .errors import ConfigError
+from .errors import ConfigError, EngineError
 from .types import Engine, Failure, ImagePart, Reply, Request, Usage
+
+logger = logging.getLogger(__name__)
 
 Verb: TypeAlias = Literal["generate", "label_probabilities"]
 
@@ -52,16 +55,23 @@ def request_key(engine: Engine, verb: Verb, request: Request) -> bytes:
 class ReplyCache:
     """Replies on disk, in one sqlite file that several processes may share.
 
+    A cache that breaks while it is used costs calls, never the run: what cannot be read is not known, what cannot be
+    written is not kept, and a warning says so once.
+
     Args:
         path: the file; made if it does not exist.
+        timeout_s: how long to wait for another process that writes.
 
     Raises:
         ConfigError: if the file is not such a cache or cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], timeout_s: float = 60) -> None:
         self.path = Path(path)
+        self.timeout_s = timeout_s
         self._lock = threading.Lock()
+        self._undecodable: set[bytes] = set()
+        self._warned: set[str] = set()
         self._owner = 0
         self._connection: sqlite3.Connection | None = None
         self._connect()
@@ -72,7 +82,8 @@ class ReplyCache:
             connection = None
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                connection = sqlite3.connect(self.path, timeout=60, check_same_thread=False)
+                connection = sqlite3.connect(self.path, timeout=self.timeout_s, check_same_thread=False)
+                connection.text_factory = bytes  # one row that is no UTF-8 must not cost the others
                 connection.execute("PRAGMA journal_mode=WAL")
                 connection.execute("PRAGMA synchronous=NORMAL")
                 connection.execute("CREATE TABLE IF NOT EXISTS replies (key BLOB PRIMARY KEY, reply TEXT NOT NULL)")
@@ -88,20 +99,42 @@ class ReplyCache:
         """The replies that are known."""
         found: dict[bytes, Reply] = {}
         with self._lock:
-            connection = self._connect()
-            for chunk in _chunks(list(keys)):
-                marks = ",".join("?" * len(chunk))
-                rows = connection.execute(f"SELECT key, reply FROM replies WHERE key IN ({marks})", chunk)
-                found |= {bytes(key): _decode(text) for key, text in rows}
+            try:
+                for key, text in self._rows(list(keys)):
+                    try:
+                        found[key] = _decode(text)
+                    except (ValueError, TypeError, KeyError) as error:
+                        self._undecodable.add(key)
+                        self._warn("holds a reply that cannot be decoded", error, "it is asked for again")
+            except (sqlite3.Error, ConfigError) as error:
+                self._warn("cannot be read", error, "judging goes on without what it holds")
+                return {}
         return found
 
+    def _rows(self, keys: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
+        connection = self._connect()
+        for start in range(0, len(keys), _CHUNK):
+            chunk = keys[start : start + _CHUNK]
+            marks = ",".join("?" * len(chunk))
+            yield from connection.execute(f"SELECT key, reply FROM replies WHERE key IN ({marks})", chunk)
+
+    def _warn(self, what: str, error: Exception, so: str) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            logger.warning("the reply cache %s %s (%s); %s. This is said once.", self.path, what, error, so)
+
     def put(self, replies: dict[bytes, Reply]) -> None:
-        """Keep replies; one that is there already stays."""
+        """Keep replies; one that is there already stays, unless it could not be decoded."""
         rows = [(key, json.dumps(dataclasses.asdict(reply))) for key, reply in replies.items()]
         with self._lock:
-            connection = self._connect()
-            with connection:
-                connection.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?)", rows)
+            spoiled = self._undecodable & replies.keys()
+            try:
+                with self._connect() as transaction:
+                    transaction.executemany("DELETE FROM replies WHERE key = ?", [(key,) for key in spoiled])
+                    transaction.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?)", rows)
+                self._undecodable -= spoiled
+            except (sqlite3.Error, ConfigError) as error:
+                self._warn("cannot be written", error, "judging goes on, and replies are not kept")
 
     def __len__(self) -> int:
         with self._lock:
@@ -115,18 +148,13 @@ class ReplyCache:
             self._connection = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}
+        return {"path": self.path, "timeout_s": self.timeout_s}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"])  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc]
 
 
-def _chunks(items: list[bytes]) -> Iterator[list[bytes]]:
-    for start in range(0, len(items), _CHUNK):
-        yield items[start : start + _CHUNK]
-
-
-def _decode(text: str) -> Reply:
+def _decode(text: bytes) -> Reply:
     fields = json.loads(text)
     fields["usage"] = Usage(**fields["usage"])
     if fields["label_logprobs"] is not None:
@@ -154,6 +182,9 @@ def ask(engine: Engine, verb: Verb, requests: Sequence[Request], cache: ReplyCac
 
     Returns:
         As many answers as requests, in their order.
+
+    Raises:
+        EngineError: if the engine breaks its contract and returns another number of replies than requests.
     """
     keys = [request_key(engine, verb, request) for request in requests]
     first: dict[bytes, int] = {}
@@ -165,6 +196,8 @@ def ask(engine: Engine, verb: Verb, requests: Sequence[Request], cache: ReplyCac
     if open_keys:
         batch = [requests[first[key]] for key in open_keys]
         replies = engine.generate(batch) if verb == "generate" else engine.label_probabilities(batch)
+        if len(replies) != len(batch):
+            raise EngineError(f"{engine.identity} returned {len(replies)} replies to {len(batch)} requests")
         fresh = dict(zip(open_keys, replies, strict=True))
         if cache is not None:
             cache.put({key: reply for key, reply in fresh.items() if isinstance(reply, Reply)})

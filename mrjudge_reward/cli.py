@@ -1,8 +1,8 @@
 """The command line: ``mrjudge rank`` scores a JSONL file, ``mrjudge doctor`` checks a judge, ``mrjudge cache`` a cache.
 
 Exit codes: 0 done; 1 done, but some input lines were bad (rank), or a check failed (doctor); 2 wrong usage, settings or
-files, or an engine that cannot work; 3 the judge failed too often; 130 interrupted. Whatever the code, finished chunks
-are in the output. What is heavy is imported where it is used, so that ``--help`` is quick.
+files, or an engine that cannot work; 3 the judge failed too often (which goes before 1); 130 interrupted. Whatever the
+code, finished chunks are in the output. What is heavy is imported where it is used, so that ``--help`` is quick.
 """
 
 from __future__ import annotations
@@ -73,8 +73,9 @@ def rank(
 
     A line is {"prompt": text or chat messages, "candidates": [text, ...]}, with "id" (or "key"), "reference" and
     "rubric" if there are any; other fields are ignored. Each line gets a result, in the same order: "id", "scores"
-    (null where unknown), "order" (indices, best first), "best", "verdicts", "rationale", "calls", "failed". A bad line
-    gets "id", "line" and "error" instead, the others are judged, and the exit code is 1.
+    (null where unknown), "order" (indices, best first), "best" (null where nothing is known or different texts tie for
+    the best), "verdicts", "rationale", "calls", "failed". A bad line gets "id", "line" and "error" instead, the others
+    are judged, and the exit code is 1. It is 3 if more than max_failed_fraction of all comparisons failed.
 
     An OUTPUT that holds results is continued. Each of them must be the result of the input line in its place, with the
     same settings (speed, device, cache and alarm may differ); a half-written last line is dropped. Otherwise nothing
@@ -112,6 +113,13 @@ def rank(
             + (f" ({counts.found} of them found in {output})" if counts.found else "")
             + f", {counts.bad} bad, {counts.calls} calls, {counts.failed} failed comparisons"
         )
+        limit = judge_config.max_failed_fraction
+        if counts.failed > limit * counts.comparisons:
+            say(
+                f"{counts.failed} of {counts.comparisons} comparisons failed, more than max_failed_fraction ({limit:.0%}) "
+                "allows: check the judge (mrjudge doctor); the results are written, for what they are worth"
+            )
+            raise typer.Exit(3)
         if counts.bad:
             raise typer.Exit(1)
 

@@ -70,6 +70,8 @@ class JudgeConfig(BaseModel):
         api_key_env: environment variable that holds the server's key; a key itself never stands in a config.
         max_concurrency: requests in flight (openai).
         deadline_s: seconds a request may take, tries included (openai).
+        fold_system: put the instructions into the user turn, for models without a system role (openai; transformers
+            finds out by itself).
         extra_body: further fields of each request (openai), e.g. ``{"chat_template_kwargs": {...}}``.
         context_tokens: the server's context, if it is to be respected (openai).
         device, dtype, batch_size, batch_tokens, chat_template_kwargs: of the model (transformers).
@@ -86,6 +88,8 @@ class JudgeConfig(BaseModel):
         cascade_margin: log-odds below which a cascade lets the judge think.
         votes, retries, seed: see ``Judge``.
         max_candidate_tokens: bound of a candidate; None to share out the judge's context.
+        min_label_mass: least probability that the labels of a read must have together.
+        audit: mirror one comparison per group where the schedule mirrors none, so that position consistency is known.
         cache: file in which replies are kept.
         max_failed_fraction, failure_window: when a run stops because judgements fail.
         centre, length_weight: see ``RewardShape``.
@@ -103,6 +107,7 @@ class JudgeConfig(BaseModel):
     base_url: str | None = None
     api_key_env: str = "OPENAI_API_KEY"
     max_concurrency: PositiveInt = 64
+    fold_system: bool = False
     deadline_s: Annotated[float, Field(gt=0)] = 120.0
     extra_body: dict[str, Any] = {}
     context_tokens: PositiveInt | None = None
@@ -130,6 +135,8 @@ class JudgeConfig(BaseModel):
     retries: NonNegativeInt = 1
     seed: int = 0
     max_candidate_tokens: PositiveInt | None = None
+    min_label_mass: Annotated[float, Field(ge=0, lt=1)] = 1e-4
+    audit: bool = True
     cache: str | None = None
     max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
     failure_window: PositiveInt = 256
@@ -220,6 +227,7 @@ class JudgeConfig(BaseModel):
                 api_key_env=self.api_key_env,
                 max_concurrency=self.max_concurrency,
                 deadline_s=self.deadline_s,
+                fold_system=self.fold_system,
                 context_tokens=self.context_tokens,
                 extra_body=self.extra_body or None,
             )
@@ -274,5 +282,7 @@ class JudgeConfig(BaseModel):
             seed=self.seed,
             cache=cache,
             max_candidate_tokens=self.max_candidate_tokens,
+            min_label_mass=self.min_label_mass,
+            audit=self.audit,
             alarm=FailureAlarm(self.max_failed_fraction, self.failure_window),
         )

@@ -228,14 +228,20 @@ def _smoke(config: JudgeConfig, engine: Engine) -> Check:
         says.append("both orders agree" if agreeing else "the two orders contradict each other: position bias")
     elif both:
         says.append("only one order has a verdict, so nothing is known of position bias" if failures == 1 else "")
-    wrong = failures == 0 and (not both or agreeing == mirrored) and judgement.best != 0
-    says += ["the worse candidate was preferred" if wrong else "", f"{seconds:.1f} s, {judgement.calls} calls"]
+    better, worse = judgement.scores_G
+    if better is None or worse is None or better == worse:
+        says.append("the judge cannot tell the two candidates apart")
+    elif better < worse:
+        says.append("the worse candidate was preferred")
+    says.append(f"{seconds:.1f} s, {judgement.calls} calls")
     data = {
         "seconds": seconds,
         "verdicts": [verdict_record(item) for item in asked],
         "scores": list(judgement.scores_G),
         "orders_agree": bool(agreeing) if mirrored else None,
     }
-    clean = failures == 0 and not wrong and agreeing == mirrored
-    status: Literal["ok", "note", "failed"] = "failed" if judgement.best is None else "ok" if clean else "note"
+    right = better is not None and worse is not None and better > worse
+    status: Literal["ok", "note", "failed"] = "ok" if right and failures == 0 and agreeing == mirrored else "note"
+    if better is None and worse is None:
+        status = "failed"
     return Check("smoke test", status, "\n".join(filter(None, says)), data)

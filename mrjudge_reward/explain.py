@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from .types import Failed, Order, Played, Preference, Scores, Tie
+
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """One line that is safe to print: white space folded, control characters and bidi overrides made visible (U+FFFD).
+
+    Models write what they like, and a terminal obeys escape sequences.
+    """
+    return _UNPRINTABLE.sub("\ufffd", " ".join(text.split()))
 
 
 def verdict_line(item: Played, limit: int = 400) -> str:
@@ -24,7 +35,7 @@ def verdict_line(item: Played, limit: int = 400) -> str:
     rationale = " ".join(item.verdict.rationale.split())
     if len(rationale) > limit:
         rationale = f"... {rationale[-limit:]}"
-    return f"[{shown}] {said}" + (f" | {rationale}" if rationale else "")
+    return printable(f"[{shown}] {said}" + (f" | {rationale}" if rationale else ""))
 
 
 def verdict_record(item: Played) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import typer
 
 from .errors import InputError
+from .explain import printable, verdict_record
 from .types import Group, Judgement
 
 if TYPE_CHECKING:
@@ -36,10 +38,12 @@ _NOT_OF_SCORES = {
 
 _START = b'{"id": '  # of every output line, which tells a half-written one from somebody else's file
 
+_CONTROLS = re.compile(r"[\x7f-\x9f]")  # json.dumps leaves them as they are, and a terminal obeys some
+
 
 def say(message: str) -> None:
     """One line to standard error."""
-    typer.echo(f"mrjudge: {' '.join(message.split())}", err=True)
+    typer.echo(f"mrjudge: {printable(message)}", err=True)
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,16 @@ class Item:
 
 @dataclass
 class Counts:
-    """What happened so far; ``total`` is the number of input lines, where it is known."""
+    """What happened so far; ``total`` is the number of input lines, where it is known.
+
+    ``comparisons``, and how many of them failed, include those of the results found; ``calls`` are this run's alone.
+    """
 
     written: int = 0
     found: int = 0
     bad: int = 0
     calls: int = 0
+    comparisons: int = 0
     failed: int = 0
     total: int | None = None
 
@@ -144,7 +152,8 @@ def skip_finished(output: Path, items: Iterator[Item], counts: Counts) -> int:
                 break  # half-written
             item = next(items, None)
             try:
-                same = item is not None and raw.endswith(b"\n") and json.loads(raw)["input"] == item.digest
+                record = json.loads(raw)
+                same = item is not None and raw.endswith(b"\n") and record["input"] == item.digest
             except (ValueError, TypeError, KeyError):
                 same = False
             if not same:
@@ -156,6 +165,8 @@ def skip_finished(output: Path, items: Iterator[Item], counts: Counts) -> int:
             keep += len(raw)
             counts.found += 1
             counts.written += 1
+            counts.comparisons += len(record.get("verdicts", ()))
+            counts.failed += record.get("failed", 0)
     return keep
 
 
@@ -169,8 +180,6 @@ def plain(value: Any) -> Any:
 
 
 def _encoded(item: Item, judgement: Judgement | None, counts: Counts) -> bytes:
-    from .explain import verdict_record
-
     record: dict[str, Any] = {"id": item.id, "line": item.line, "error": item.error}
     if judgement is not None:
         failed = sum(played.verdict.failed for played in judgement.played)
@@ -181,8 +190,10 @@ def _encoded(item: Item, judgement: Judgement | None, counts: Counts) -> bytes:
             "calls": judgement.calls, "failed": failed,
         }  # fmt: skip
         counts.calls += judgement.calls
+        counts.comparisons += len(judgement.played)
         counts.failed += failed
     text = json.dumps(plain(record | {"input": item.digest}), ensure_ascii=False, allow_nan=False)
+    text = _CONTROLS.sub(lambda control: f"\\u{ord(control[0]):04x}", text)
     return text.encode(errors="backslashreplace") + b"\n"  # half a surrogate pair becomes its JSON escape
 
 

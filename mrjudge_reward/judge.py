@@ -67,6 +67,11 @@ class Judge:
         seed: of slots, schedules and sampling.
         cache: replies kept on disk.
         max_candidate_tokens: bound of each outside text; None to share out the judge's context.
+        min_label_mass: a read whose labels have less probability together than this has failed: the judge was about
+            to write something else.
+        audit: play the mirror image of a group's first comparison as well, where the schedule's first round mirrors
+            none, so that position consistency is always known. It is a game like any other; it counts in a budget, and
+            comes on top of a schedule's own number.
         alarm: when to stop because of failures.
 
     Raises:
@@ -92,6 +97,8 @@ class Judge:
         seed: int = 0,
         cache: ReplyCache | None = None,
         max_candidate_tokens: int | None = None,
+        min_label_mass: float = 1e-4,
+        audit: bool = False,
         alarm: FailureAlarm | None = None,
     ) -> None:
         if schedule not in SCHEDULES:
@@ -115,6 +122,11 @@ class Judge:
             raise ConfigError("a cascade compares both orders of candidates; a format that grades alone has no order")
         if rating == "mean_score" and not hasattr(format, "grades"):
             raise ConfigError(f"rating 'mean_score' needs a format that grades; {type(format).__name__} does not")
+        if cache is not None and getattr(engine, "weights_may_change", False):
+            raise ConfigError(
+                f"{engine.identity} is a loaded model whose weights may change, so its replies cannot be kept: leave out "
+                "the cache, or give the engine the model's name"
+            )
         if votes > 1 and verdict != "read" and sampling.temperature == 0:
             raise ConfigError("votes > 1 at temperature 0 would ask the very same thing again; raise the temperature")
         if thinking_tokens > 0 and verdict != "read":
@@ -139,19 +151,12 @@ class Judge:
         self.cache = cache
         self.alarm = alarm if alarm is not None else FailureAlarm()
         slots = min(max_slots, format.max_slots)
-        self.limits = Limits(None if budget is None else budget // votes, both_orders, slots)
+        self.audit = audit and format.max_slots > 1 and (budget is None or budget // votes > 1)
+        self.limits = Limits(None if budget is None else budget // votes - self.audit, both_orders, slots)
         self.asker = Asker(
-            engine,
-            format,
-            verdict,
-            sampling,
-            thinking_tokens,
-            cascade_margin,
-            retries,
-            seed,
-            cache,
-            max_candidate_tokens,
-        )
+            engine, format, verdict, sampling, thinking_tokens, cascade_margin, retries, seed, cache, max_candidate_tokens,
+            min_label_mass,
+        )  # fmt: skip
 
     # -- public ---------------------------------------------------------------------------------------------------
 
@@ -170,15 +175,16 @@ class Judge:
         while asked := [
             (run, Comparison(slots, vote)) for run in runs for slots in run.batch for vote in range(self.votes)
         ]:
-            for (run, _), verdicts in zip(asked, self.asker.decide(asked), strict=True):
-                run.played += verdicts
+            decided = self.asker.decide(asked)
+            for (run, _), items in zip(asked, decided, strict=True):
+                run.played += items
+            # After every round, not at the end: a dead judge is not asked for the rounds that are left.
+            self.alarm.observe(item.verdict.outcome for items in decided for item in items)
             for run in runs:
                 if run.batch:
                     run.advance()
         seconds = time.perf_counter() - started
-        judgements = [self._finish(run, seconds) for run in runs]
-        self.alarm.observe(judgements)
-        return judgements
+        return [self._finish(run, seconds) for run in runs]
 
     def rank(
         self, prompt: str | Sequence[Mapping[str, Any] | Message], candidates: Sequence[str], key: str = "0"
@@ -205,6 +211,9 @@ class Judge:
         run = Run(group, players, plan)
         if len(players) >= self.format.min_slots:
             run.advance(first=True)
+        if self.audit and run.batch and run.batch[0][::-1] not in run.batch:
+            mirrored = any(slots[::-1] in run.batch for slots in run.batch)
+            run.batch += [] if mirrored else [run.batch[0][::-1]]
         return run
 
     def _finish(self, run: Run, seconds: float) -> Judgement:
@@ -247,5 +256,6 @@ class Judge:
         neutral = RATINGS[self.rating].neutral
         if neutral is None:
             grades: tuple[tuple[str, float], ...] = getattr(self.format, "grades")  # noqa: B009  known to be there
-            return min(value for _, value in grades)
+            lowest, second = sorted(value for _, value in grades)[:2]
+            return lowest - (second - lowest)  # a step below the scale: worse than the worst real answer
         return 0.0 if neutral == 0.5 else min(known) - HARD_LOG_ODDS

@@ -7,15 +7,17 @@ candidate stay what they are.
 
 Whatever comes from outside (question, candidates, reference, rubric) passes a :class:`TextGuard`, which
 
-1. neutralises markers: the judge's tags, the template's own section headers (lines that begin with ``[``) and
+1. loses its invisible format characters, which would hide a marker from the next step and not from the judge;
+2. neutralises markers: the judge's tags, the template's own section headers (lines that begin with ``[``) and
    chat-template tokens get a round bracket for their opening character (``<|im_end|>`` becomes ``(|im_end|>``), so that
    no text can close its section, speak for the judge, or produce a special token;
-2. bounds the length in tokens by cutting the middle and saying so in the text.
+3. bounds the length in tokens by cutting the middle and saying so in the text.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -28,7 +30,16 @@ from .types import Group, ImagePart, Message, Part, TextPart
 _SECTION = re.compile(r"^=== (\w+) ===$", re.MULTILINE)
 _PLACEHOLDER = re.compile(r"\{(question|responses|labels|grades|reference|rubric|label|text)\}")
 _NEEDED = {"user": "{responses}", "response": "{text}", "reference": "{text}", "rubric": "{text}"}
-_HEADER = re.compile(r"^\[([^\[\]{}\n]+)", re.MULTILINE)
+_HEADER = re.compile(r"^\[(?=[^\[\]{}\n]*[^\W_])([^\[\]{}\n]+)", re.MULTILINE)
+
+_JOINERS = re.compile(r"(?<=[\x00-\x7f])[\u200c\u200d]+|[\u200c\u200d]+(?=[\x00-\x7f])")
+_SHOWN = frozenset("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd")
+"""Signs of Arabic, Syriac and Kaithi that are format characters by category, and yet are seen."""
+
+# What may stand unseen between the letters of a header: joiners, fillers and variation selectors (emoji need these, so
+# they are not removed). Between its words there may be more: white space, hyphens, dashes, underscores.
+_UNSEEN = r"\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200c\u200d\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef"
+_BETWEEN = r"\s_\-\u2010-\u2015\u2212"
 
 # Tokens of common chat templates, for judges whose tokenizer is out of reach (a remote server); a local engine names
 # its tokenizer's own list besides. Sources: the tokenizer configs of the Llama, Qwen, Mistral, Gemma, DeepSeek, Phi,
@@ -92,6 +103,13 @@ def load_template(name: str) -> Template:
             f"template {name!r} has the unknown section {', '.join(sorted(unknown))}; "
             f"known are system, {', '.join(_NEEDED)}"
         )
+    lines = sections["response"].split("\n")
+    if not all(_HEADER.match(line) and "{text}" not in line for line in (lines[0], lines[-1])):
+        raise ConfigError(
+            f"template {name!r}: section response must begin and end with a line of its own that opens with a bracket "
+            "and a word, such as [Response {label}] and [End of response {label}]; other headers could be forged by a "
+            "candidate, because nothing tells them from text"
+        )
     return Template(
         name, sections["system"], sections["user"], sections["response"],
         sections.get("reference", ""), sections.get("rubric", ""),
@@ -125,7 +143,7 @@ class TextGuard:
         return self._seen[key]
 
     def _guarded(self, text: str, headers: tuple[str, ...]) -> str:
-        text = text.encode(errors="replace").decode()  # no tokenizer takes a lone surrogate
+        text = visible(text.encode(errors="replace").decode())  # no tokenizer takes a lone surrogate
         # A token rarely spans 16 characters: far longer texts are cut before they are tokenized at all.
         keep = max(0, min(len(text), self.max_tokens * 16))
         while True:
@@ -147,6 +165,17 @@ def _cut_middle(text: str, keep: int) -> str:
     return f"{text[:head]}\n(... {len(text) - keep} characters cut here ...)\n{text[tail:]}"
 
 
+def visible(text: str) -> str:
+    """A text without invisible format characters (Unicode category Cf), such as U+200B and the bidi overrides.
+
+    The joiners U+200C and U+200D stay between characters that are not ASCII: emoji and many scripts need them there.
+    """
+    if text.isascii():
+        return text
+    kept = (c for c in text if unicodedata.category(c) != "Cf" or c in "\u200c\u200d" or c in _SHOWN)
+    return _JOINERS.sub("", "".join(kept))
+
+
 def _any_of(texts: set[str]) -> str:
     """A pattern for any of these texts, as a tree of prefixes: some vocabularies reserve thousands of tokens."""
     if "" in texts:  # the shortest decides
@@ -158,13 +187,22 @@ def _any_of(texts: set[str]) -> str:
     return branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"
 
 
+def _header_pattern(header: str) -> str:
+    """A section header as a reader would take it for one: in either width of bracket, however its words are joined."""
+    words = (f"[{_UNSEEN}]*".join(map(re.escape, word)) for word in re.split(f"[{_BETWEEN}]+", header) if word)
+    between = f"[{_BETWEEN}{_UNSEEN}]*"
+    return rf"[\[\uff3b]{between}{between.join(words)}(?![^\W_])"
+
+
 @lru_cache(maxsize=256)
 def _markers(reserved: frozenset[str], headers: tuple[str, ...]) -> re.Pattern[str]:
-    patterns = [_CHAT_TOKENS]
-    patterns += [r"\[\s*" + r"\s+".join(map(re.escape, header.split())) + r"(?!\w)" for header in headers]
+    patterns = [_CHAT_TOKENS, *map(_header_pattern, headers)]
     literals = {token for token in reserved if token.strip()}
-    if literals:
-        patterns.append(_any_of(literals))
+    words = {token for token in literals if "<" not in token and "[" not in token}
+    if literals > words:
+        patterns.append(_any_of(literals - words))
+    if words:  # "Sentiment:" is a marker and "the sentiment: great" is prose
+        patterns.append(f"(?-i:{_any_of(words)})")
     # Matches the opening character alone, so that one pass finds markers that overlap.
     return re.compile(f"(?=(?:{'|'.join(patterns)})).", re.IGNORECASE | re.DOTALL)
 

@@ -12,6 +12,10 @@ mean_score      the format's grades                       -        formats that 
 
 Win rate and Borda agree where everybody met everybody equally often. All of them give equal scores to a group of ties:
 nothing is stretched to fill a range.
+
+Where games are missing because judgements failed, win rate and Borda favour whoever's losses are among them, since they
+do not ask against whom a game was won; the two fits do. Candidates that no chain of games connects are comparable
+through the prior alone, which holds that every part of the group is as good on average.
 """
 
 from __future__ import annotations

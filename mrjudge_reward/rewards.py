@@ -62,8 +62,12 @@ def reward_group(
     lengths = list(lengths_G) if lengths_G is not None else [len(text) for text in judgement.group.candidates]
     if len(lengths) != len(scores_G):
         raise InputError(f"{len(lengths)} lengths for {len(scores_G)} candidates")
-    if known and shape.length_weight > 0:
-        known = _with_length(known, lengths, shape.length_weight)
+    real = {index: score for index, score in known.items() if index not in judgement.forfeits}
+    if real and shape.length_weight > 0:
+        shaped = _with_length(real, lengths, shape.length_weight)
+        # Being short must not make up for saying nothing: a degenerate answer stays at the bottom.
+        bottom = min(shaped.values())
+        known = {index: shaped.get(index, min(score, bottom)) for index, score in known.items()}
     mean = sum(known.values()) / len(known) if known else neutral
     offset = mean if shape.centre else 0.0
     unknown = None if on_abstain == "none" else mean - offset

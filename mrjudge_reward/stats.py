@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from .errors import JudgeUnreliableError
 from .tally import position_consistency
-from .types import Failed, Judgement, Order, Played, Tie, Usage
+from .types import Failed, Judgement, Order, Outcome, Played, Tie, Usage
 
 METRICS = (
     "position_consistency",
@@ -146,24 +146,24 @@ class FailureAlarm:
     def __post_init__(self) -> None:
         self._latest: deque[Failed | None] = deque(maxlen=self.window)
 
-    def observe(self, judgements: Sequence[Judgement]) -> None:
-        """Count a batch.
+    def observe(self, outcomes: Iterable[Outcome]) -> None:
+        """Count comparisons, in the order they were decided.
 
         Raises:
-            JudgeUnreliableError: if more than ``max_fraction`` of the window failed; it names the reasons.
+            JudgeUnreliableError: if more than ``max_fraction`` of the window failed; it names the reasons. The window
+                is then empty, so that a caller who mends the judge can go on with it.
         """
-        for judgement in judgements:
-            for item in judgement.played:
-                outcome = item.verdict.outcome
-                self._latest.append(outcome if isinstance(outcome, Failed) else None)
+        self._latest.extend(outcome if isinstance(outcome, Failed) else None for outcome in outcomes)
+        seen = len(self._latest)
         failed = [outcome for outcome in self._latest if outcome is not None]
-        enough = len(self._latest) >= min(self.least, self.window)
-        if enough and len(failed) > self.max_fraction * len(self._latest):
-            counts = Counter(outcome.reason for outcome in failed)
-            reasons = ", ".join(f"{reason} ({count})" for reason, count in counts.most_common(3))
-            example = failed[-1]
-            raise JudgeUnreliableError(
-                f"{len(failed)} of the last {len(self._latest)} judgements failed (limit {self.max_fraction:.0%}); "
-                f"most often: {reasons}; latest: {example.reason}: {example.detail or 'no detail'}. Rewards from so "
-                "few verdicts would be noise: check the judge (mrjudge doctor), or raise max_failed_fraction."
-            )
+        if seen < min(self.least, self.window) or len(failed) <= self.max_fraction * seen:
+            return
+        self._latest.clear()
+        counts = Counter(outcome.reason for outcome in failed).most_common(3)
+        advice = "raise max_tokens" if counts[0][0] == "truncated" else "check the judge (mrjudge doctor)"
+        raise JudgeUnreliableError(
+            f"{len(failed)} of the last {seen} judgements failed (limit {self.max_fraction:.0%}); most often: "
+            f"{', '.join(f'{reason} ({count})' for reason, count in counts)}; latest: {failed[-1].reason}: "
+            f"{failed[-1].detail or 'no detail'}. Rewards from so few verdicts would be noise: {advice}, or raise "
+            "max_failed_fraction."
+        )

@@ -121,22 +121,32 @@ class Group:
         """Build a group from plain Python values.
 
         Raises:
-            InputError: if the prompt is not text or messages, or a candidate is not text.
+            InputError: if the prompt is not text or messages, or a candidate, reference or rubric is not text.
         """
         if isinstance(candidates, str):
             raise InputError("candidates must be a list of texts; got one text")
         for index, candidate in enumerate(candidates):
             if not isinstance(candidate, str):
                 raise InputError(f"candidate {index} must be text; got {type(candidate).__name__}")
+        for name, text in (("reference", reference), ("rubric", rubric)):
+            if text is not None and not isinstance(text, str):
+                raise InputError(f"the {name} must be text; got {type(text).__name__}")
         return cls(as_messages(prompt), tuple(candidates), key, reference, rubric)
 
 
-def final_answer(completion: str) -> str:
+def final_answer(completion: str, opened: bool = False) -> str:
     """A completion without the policy's own reasoning: what follows its last ``</think>``.
 
-    An unclosed ``<think>`` means that the policy never answered, so the final answer is empty.
+    Reasoning that was never closed means that the policy never answered, so the final answer is empty.
+
+    Args:
+        completion: what the policy wrote.
+        opened: the policy's chat template opens ``<think>`` itself, so that a completion without ``</think>`` is all
+            reasoning.
     """
-    answer = completion.rpartition("</think>")[2]
+    _, closed, answer = completion.rpartition("</think>")
+    if opened and not closed:
+        return ""
     return answer.partition("<think>")[0].strip()
 
 
@@ -397,8 +407,9 @@ class Judgement:
 
     @property
     def best(self) -> int | None:
-        """Index of the best candidate, None if nothing is known."""
-        return self.order[0] if self.order else None
+        """Index of the best candidate; None if nothing is known, or if different candidates tie for the best."""
+        top = [index for index in self.order if self.scores_G[index] == self.scores_G[self.order[0]]]
+        return top[0] if len({self.group.candidates[index] for index in top}) == 1 else None
 
 
 @dataclass(frozen=True, slots=True)

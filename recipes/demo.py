@@ -10,8 +10,9 @@ model is untrained and chooses at chance: that shows the path, not progress).
     python recipes/demo.py --config judge.yaml              # any judge
 
 It prints a table per step: mean reward, its spread inside groups, the judge's mean grade (probability of positive; only
-for formats that grade), position consistency, failed judgements, seconds generating, judging and updating; then
-completions of held-out openings before and after with their verdicts. It leaves ``log.jsonl`` and the adapter in --out.
+for formats that grade), position consistency (only where the schedule shows something in both orders), failed
+judgements, seconds generating, judging and updating, with a dash for what is unknown; then completions of held-out
+openings before and after with their verdicts. It leaves ``log.jsonl`` and the adapter in --out.
 
 What this is not: evidence about any judge you would use, or about sentiment by any measure but the judge's own.
 """
@@ -21,21 +22,39 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
+import re
 import statistics
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.embedded import embedded_model_path
-from mrjudge_reward.explain import verdict_line
+from mrjudge_reward.explain import printable, verdict_line
 from mrjudge_reward.integrations.trl_reward import JudgeReward
+from mrjudge_reward.jsonl import plain
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.types import Group, Judgement, Scores
 from reviews import openings
 
 NEW_TOKENS = 20
+COLUMNS = {
+    "step": "4d", "reward": "+7.3f", "spread": "7.3f", "grade": "6.3f", "consistency": "8.2f", "failed": "7.2f",
+    "generate_s": "9.1f", "judge_s": "8.1f", "update_s": "8.1f",
+}  # fmt: skip
+
+
+def row_line(row: Mapping[str, float | None]) -> str:
+    """A step as a line of the table; a dash for what is unknown (None, or NaN as some trainers say it)."""
+    cells = []
+    for name, form in COLUMNS.items():
+        value = row[name]
+        width = int(re.findall(r"\d+", form)[0])
+        cells.append("-".rjust(width) if value is None or math.isnan(value) else f"{value:{form}}")
+    return " ".join(cells)
 
 
 def mean_grade(judgements: list[Judgement]) -> float | None:
@@ -74,26 +93,25 @@ def show(judge: Judge, prompts: list[str], before: list[str], after: list[str]) 
     if not changed:
         print("  not one completion changed: nothing to compare")
     for prompt, pair, judgement in changed[:4]:
-        print(f"\n  {prompt} ...")
+        print(f"\n  {printable(prompt)} ...")
         for name, text, score in zip(("before", "after "), pair, judgement.scores_G, strict=True):
             shown = "unknown" if score is None else f"{score:+.2f}"
-            print(f"    {name} {shown:>7}  ... {' '.join(text.split())}")
+            print(f"    {name} {shown:>7}  ... {printable(text)}")
         for item in judgement.played:
             print(f"           verdict {verdict_line(item, 100)}")
     decided = [j for j in judgements if None not in j.scores_G and j.scores_G[0] != j.scores_G[1]]
-    won = sum(judgement.best == 1 for judgement in decided)
-    grades = [mean_grade([j]) for j in judgements]
+    won = sum(judgement.order[0] == 1 for judgement in decided)
     print(
         f"\n  the judge prefers 'after' in {won} of {len(decided)} held-out openings whose completion changed", end=""
     )
-    if all(grade is not None for grade in grades):
-        for index, name in enumerate(("before", "after")):
-            values = [
-                item.verdict.outcome.values_K[0]
-                for judgement in judgements
-                for item in judgement.played
-                if isinstance(item.verdict.outcome, Scores) and item.comparison.slots == (index,)
-            ]
+    for index, name in enumerate(("before", "after")):
+        values = [
+            item.verdict.outcome.values_K[0]
+            for judgement in judgements
+            for item in judgement.played
+            if isinstance(item.verdict.outcome, Scores) and item.comparison.slots == (index,)
+        ]
+        if values:
             print(f"; mean grade {name} {statistics.mean(values):.3f}", end="")
     print()
 
@@ -150,13 +168,14 @@ def train(args: argparse.Namespace) -> None:
             self.started = time.perf_counter()
             seconds.update(generate=0.0, judge=0.0)
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float | None], **_: Any) -> None:
             if "reward" not in logs:
                 return
             total = time.perf_counter() - self.started
-            row = {
+            reward_mean = logs["reward"]
+            row: dict[str, float | None] = {
                 "step": state.global_step,
-                "reward": round(logs["reward"], 4) + 0.0,  # no -0.0
+                "reward": None if reward_mean is None else round(reward_mean, 4) + 0.0,  # no -0.0
                 "spread": logs["reward_std"],
                 "grade": mean_grade(reward.last_judgements),
                 "consistency": logs[f"{reward.__name__}/position_consistency"],
@@ -165,14 +184,9 @@ def train(args: argparse.Namespace) -> None:
                 "judge_s": seconds["judge"],
                 "update_s": total - seconds["generate"] - seconds["judge"],
             }
-            grade = "     -" if row["grade"] is None else f"{row['grade']:6.3f}"
-            print(
-                f"{row['step']:4d} {row['reward']:+7.3f} {row['spread']:7.3f} {grade} {row['consistency']:8.2f} "
-                f"{row['failed']:7.2f} {row['generate_s']:9.1f} {row['judge_s']:8.1f} {row['update_s']:8.1f}",
-                flush=True,
-            )
+            print(row_line(row), flush=True)
             with (out / "log.jsonl").open("a", encoding="utf-8") as log:
-                print(json.dumps(row | {"metrics": logs}), file=log)
+                print(json.dumps(plain({**row, "metrics": logs}), allow_nan=False), file=log)
 
     reward = JudgeReward(judge, num_generations=args.num_generations)
     trainer = TimedTrainer(

@@ -1,24 +1,76 @@
+"""Benchmarks run, and the numbers behind the defaults hold."""
+
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from mrjudge_reward import Judge
 from mrjudge_reward.schedules import SCHEDULES
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
+def printed_by(*command: str) -> str:
+    """What a benchmark prints; it must end well."""
+    script, *arguments = command
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / script), *arguments], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
 def test_the_schedules_benchmark_prints_every_schedule_and_its_requirements(tmp_path: Path) -> None:
-    command = [sys.executable, str(BENCHMARKS / "schedules.py"), "--quick", "--json", str(tmp_path / "rows.json")]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    printed = printed_by("schedules.py", "--quick", "--json", str(tmp_path / "rows.json"))
     table, _, requirements = printed.partition("Requirements")
     shown = {line.split()[0] for line in table.splitlines() if line.strip()}
     assert set(SCHEDULES) - {"pointwise"} <= shown
     assert "(a) G=8" in requirements
     assert "(b) G=8" in requirements
-    assert "default: " in requirements
+    assert "default for soft verdicts: " in requirements
+    assert "default for hard verdicts: " in requirements
     assert any(line.startswith(("PASS", "FAIL")) for line in requirements.splitlines())
     written = json.loads((tmp_path / "rows.json").read_text())
     assert {row["schedule"] for row in written["rows"]} == set(SCHEDULES) - {"pointwise"}
+
+
+def test_every_requirement_of_groups_of_eight_passes_and_the_default_is_the_one_found_best() -> None:
+    requirements = printed_by("schedules.py", "--sizes", "8", "--groups", "200").partition("Requirements")[2]
+    statuses = re.findall(r"^(\S+) +\([ab]\) G=8 ", requirements, re.MULTILINE)
+    assert statuses == ["PASS"] * 6, requirements
+    found = re.findall(r"^default for soft verdicts: (\w+),", requirements, re.MULTILINE)
+    assert found == ["adaptive"]
+    assert inspect.signature(Judge).parameters["schedule"].default == "adaptive"
+
+
+def test_a_requirement_that_fails_ends_the_schedules_benchmark_with_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import schedules
+
+    monkeypatch.setitem(schedules.REQUIRED_SHARE, 8, 2.0)
+    monkeypatch.setattr(sys, "argv", ["schedules.py", "--sizes", "8", "--groups", "2"])
+    with pytest.raises(SystemExit) as ended:
+        schedules.main()
+    assert ended.value.code == 1
+    monkeypatch.setattr(sys, "argv", ["schedules.py", "--quick"])
+    schedules.main()
+
+
+@pytest.mark.usefixtures("smol_path")
+def test_the_embedded_judge_benchmark_prints_its_four_rows() -> None:
+    printed = printed_by("embedded_judge.py", "--pairs", "3")
+    share = r"[01]\.\d{3} \[-?\d\.\d{3}, \d\.\d{3}\]"
+    for name in (
+        "alone, sentiment (the default)",
+        "as a choice, both orders",
+        "as a choice, right in both orders",
+        "as a choice, position consistency",
+    ):
+        assert re.search(rf"^{re.escape(name)} +{share}", printed, re.MULTILINE), printed

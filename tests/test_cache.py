@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import multiprocessing
 import os
@@ -16,7 +17,7 @@ import pytest
 
 from mrjudge_reward.cache import ReplyCache, ask, request_key
 from mrjudge_reward.engines.scripted import ScriptedEngine
-from mrjudge_reward.errors import ConfigError
+from mrjudge_reward.errors import ConfigError, EngineError
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.types import (
     Engine,
@@ -112,6 +113,91 @@ def test_a_reply_there_already_stays(tmp_path: Path):
     with_one.put({b"k": Reply("second")})
     assert with_one.get([b"k", b"unknown"]) == {b"k": Reply("first")}
     with_one.close()
+
+
+# -- what breaks ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "spoiled", ["", "{", "null", "[1]", "{}", '{"usage": 3}', '{"usage": {}, "label_logprobs": 1}', b"\xff\xfe"]
+)
+def test_a_row_that_cannot_be_decoded_is_a_miss_and_is_replaced(
+    tmp_path: Path, spoiled: Any, caplog: pytest.LogCaptureFixture
+):
+    path = tmp_path / "replies.sqlite"
+    cache = ReplyCache(path)
+    cache.put({b"bad": Reply("old"), b"worse": Reply("old"), b"good": Reply("good")})
+    with sqlite3.connect(path) as connection:
+        connection.execute(
+            "UPDATE replies SET reply = CAST(? AS TEXT) WHERE key IN (?, ?)", (spoiled, b"bad", b"worse")
+        )
+    connection.close()
+    for _ in range(2):
+        assert cache.get([b"bad", b"worse", b"good"]) == {b"good": Reply("good")}
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "cannot be decoded" in caplog.text
+    cache.put({b"bad": Reply("new"), b"good": Reply("ignored")})
+    assert cache.get([b"bad", b"good"]) == {b"bad": Reply("new"), b"good": Reply("good")}
+    cache.put({b"bad": Reply("newer")})
+    assert cache.get([b"bad"]) == {b"bad": Reply("new")}, "a mended row stays like any other"
+    cache.close()
+
+
+def test_a_locked_cache_keeps_nothing_warns_once_and_judging_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    path = tmp_path / "replies.sqlite"
+    cache, engine = ReplyCache(path, timeout_s=0.05), ScriptedEngine(lambda _: "fine")
+    ask(engine, "generate", [request("known")], cache)
+    other = sqlite3.connect(path)
+    other.execute("BEGIN IMMEDIATE")
+    for _ in range(2):
+        known, new = ask(engine, "generate", [request("known"), request("new")], cache)
+        assert (known.fresh, new.fresh) == (False, True)
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "cannot be written (database is locked); judging goes on" in caplog.text
+    other.rollback()
+    other.close()
+    ask(engine, "generate", [request("new")], cache)
+    assert len(cache) == 2, "it is used again as soon as it is free"
+    cache.close()
+
+
+def test_a_cache_that_cannot_be_read_knows_nothing_warns_once_and_judging_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    path = tmp_path / "replies.sqlite"
+    cache, engine = ReplyCache(path), ScriptedEngine(lambda _: "fine")
+    ask(engine, "generate", [request()], cache)
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP TABLE replies")
+    connection.close()
+    for _ in range(3):
+        assert ask(engine, "generate", [request()], cache)[0].fresh
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert "cannot be read (no such table: replies); judging goes on without what it holds" in said[0]
+    assert "cannot be written" in said[1]
+    cache.close()
+
+
+def test_a_cache_that_cannot_be_opened_again_does_not_stop_judging(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    path = tmp_path / "replies.sqlite"
+    cache = ReplyCache(path)
+    cache.close()
+    path.write_text("no database " * 100)
+    assert ask(ScriptedEngine(lambda _: "fine"), "generate", [request()], cache)[0].fresh
+    assert "cannot serve as a reply cache" in caplog.text
+
+
+@pytest.mark.parametrize("verb", ["generate", "label_probabilities"])
+def test_an_engine_that_returns_another_number_of_replies_is_named(verb: Any):
+    class Short(ScriptedEngine):
+        def generate(self, requests: Any) -> Any:
+            return super().generate(requests)[:-1]
+
+        label_probabilities = generate
+
+    with pytest.raises(EngineError, match="short judge returned 2 replies to 3 requests"):
+        ask(Short(lambda _: "fine", "short judge"), verb, [request(f"{i}") for i in range(3)])
 
 
 # -- the key ----------------------------------------------------------------------------------------------------------
@@ -299,9 +385,10 @@ def test_a_path_below_a_file_is_refused(tmp_path: Path):
 
 
 def test_a_cache_survives_pickling_and_closing_twice(tmp_path: Path):
-    cache = ReplyCache(tmp_path / "replies.sqlite")
+    cache = ReplyCache(tmp_path / "replies.sqlite", timeout_s=7)
     cache.put({b"k": Reply("kept")})
     copy = pickle.loads(pickle.dumps(cache))
+    assert copy.timeout_s == cache.timeout_s == 7
     cache.close()
     cache.close()
     assert copy.get([b"k"]) == {b"k": Reply("kept")}

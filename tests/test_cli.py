@@ -23,7 +23,9 @@ from mrjudge_reward import doctor
 from mrjudge_reward.cli import app
 from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.engines.scripted import ScriptedEngine
-from mrjudge_reward.types import Failure, Request
+from mrjudge_reward.explain import verdict_line
+from mrjudge_reward.jsonl import say
+from mrjudge_reward.types import Comparison, Failed, Failure, Played, Request, Tie, Verdict
 
 SCRIPTED = ("--set", "model=scripted")
 GROUPS = [{"id": f"g{i}", "prompt": f"Question {i}?", "candidates": ["a", f"a long one {i}", "abc"]} for i in range(5)]
@@ -181,6 +183,63 @@ def test_equal_ids_are_two_results_and_a_missing_id_is_the_line_number(engine: S
     line = {"prompt": "q", "candidates": ["a", "bb"]}
     result = rank(stdin=jsonl(line | {"id": 7}, line | {"key": 7}, line))
     assert [record["id"] for record in records(result.stdout)] == [7, 7, 3]
+
+
+def failing_for(text: str) -> ScriptedEngine:
+    """Prefers long texts, and fails wherever a text is shown."""
+    inner = by_length()
+
+    def script(request: Request) -> Any:
+        shown = text in request.messages[-1].text
+        return Failure("http 500", "crash", transient=False) if shown else inner.script(request)
+
+    return ScriptedEngine(script, inner.identity)
+
+
+def test_a_run_in_which_too_many_comparisons_failed_ends_with_code_3_and_its_results_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    path.write_text(jsonl(*GROUPS[:2], "oops"), encoding="utf-8")
+    use(failing_for("Question 0?"), monkeypatch)
+    assert rank(path).exit_code == 1  # half of all failed, and that may fail
+    first = rank(path, "-o", output, "--set", "max_failed_fraction=0.4")
+    assert first.exit_code == 3
+    assert "comparisons failed, more than max_failed_fraction (40%)" in first.stderr
+    assert [record.get("best") for record in records(output)] == [None, 1, None]
+    again = rank(path, "-o", output, "--set", "max_failed_fraction=0.4")
+    assert again.exit_code == 3  # nothing is judged anew, and the results are no better
+    assert rank(path, "-o", output, "--set", "max_failed_fraction=1").exit_code == 1
+
+
+def test_best_is_null_where_different_texts_tie_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(ScriptedEngine(lambda request: "<answer>A</answer>"), monkeypatch)
+    settings = ("--set", "schedule=all_pairs")
+    (line,) = records(rank(*settings, stdin=jsonl({"prompt": "q", "candidates": ["a", "b"]})).stdout)
+    assert (line["order"], line["best"]) == ([0, 1], None)
+
+
+def test_no_control_character_of_a_judge_reaches_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = "<think>\x1b[2J \x7f\x85\x9b31m é\u202e</think><answer>A</answer>"
+    use(ScriptedEngine(lambda request: written), monkeypatch)
+    output = rank(stdin=jsonl({"id": "\x9bx", "prompt": "q", "candidates": ["a", "b"]})).stdout
+    assert not {*"\x1b\x7f\x85\x9b"} & {*output}
+    assert "\\u009b31m é\u202e" in output
+    (line,) = records(output)
+    assert (line["id"], line["rationale"]) == ("\x9bx", written)
+
+
+def test_a_verdict_line_shows_control_characters_and_bidi_overrides_instead_of_obeying_them() -> None:
+    written = "a\x1b]0;title\x07b\x7f\x9b2J\u202ec\u2066d\ne"
+    line = verdict_line(Played(Comparison((0, 1)), Verdict(Tie(), written)))
+    assert line == "[#0 #1] tie | a�]0;title�b��2J�c�d e"
+    failed = verdict_line(Played(Comparison((0, 1)), Verdict(Failed("odd\x1b"))))
+    assert failed == "[#0 #1] failed: odd�"
+
+
+def test_messages_obey_no_escape_sequence(capsys: pytest.CaptureFixture[str]) -> None:
+    say("the judge wrote \x1b[2J\nand more")
+    assert capsys.readouterr().err == "mrjudge: the judge wrote �[2J and more\n"
 
 
 def test_failed_comparisons_are_counted_and_leave_scores_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -453,6 +512,34 @@ def test_doctor_tells_position_bias_apart_from_agreement(monkeypatch: pytest.Mon
     biased = examined(run("doctor", *SCRIPTED, "--json"))["smoke test"]
     assert biased["status"] == "note"
     assert "contradict" in biased["detail"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("--set", "tie_label=T"),
+        ("--set", "format=score", "--set", "labels={T: 1, U: 2}"),
+        ("--set", "format=score", "--set", "labels={T: 1, U: 2}", "--set", "rating=mean_score"),
+    ],
+)
+def test_doctor_notes_a_judge_that_cannot_tell_the_candidates_apart(
+    settings: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(ScriptedEngine(lambda request: "<answer>T</answer>"), monkeypatch)
+    smoke = examined(run("doctor", *SCRIPTED, *settings, "--json"))["smoke test"]
+    assert smoke["status"] == "note"
+    assert "the judge cannot tell the two candidates apart" in smoke["detail"]
+
+
+def test_doctor_notes_a_judge_that_graded_only_the_better_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def script(request: Request) -> str:
+        return "no" if "The answer is five." in request.messages[-1].text else "<answer>5</answer>"
+
+    use(ScriptedEngine(script), monkeypatch)
+    settings = ("--set", "format=score", "--set", "rating=mean_score")
+    smoke = examined(run("doctor", *SCRIPTED, *settings, "--json"))["smoke test"]
+    assert smoke["status"] == "note"
+    assert "cannot tell the two candidates apart" in smoke["detail"]
 
 
 def test_doctor_fails_if_the_judge_gives_no_verdict_or_does_not_fit_the_settings(

@@ -227,7 +227,7 @@ def test_every_setting_of_the_judge_reaches_it(tmp_path: Path):
     )  # fmt: skip
     assert (judge.schedule, judge.rating, judge.asker.verdict) == ("ring", "borda", "cascade")
     assert judge.asker.sampling == Sampling(0.3, 0.5, 99)
-    assert (judge.limits.budget, judge.limits.both_orders, judge.limits.max_slots) == (6, True, 4)
+    assert (judge.limits.budget, judge.limits.both_orders, judge.limits.max_slots) == (5, True, 4)
     assert (judge.asker.cascade_margin, judge.votes, judge.asker.retries, judge.seed) == (0.5, 2, 3, 5)
     assert judge.asker.max_candidate_tokens == 77
     assert (judge.alarm.max_fraction, judge.alarm.window) == (0.25, 64)

@@ -20,7 +20,7 @@ from mrjudge_reward.judge import Judge, is_degenerate
 from mrjudge_reward.ratings import RATINGS
 from mrjudge_reward.schedules import SCHEDULES
 from mrjudge_reward.stats import FailureAlarm
-from mrjudge_reward.tally import MAX_GROUP
+from mrjudge_reward.tally import MAX_GROUP, position_consistency
 from mrjudge_reward.types import (
     Failed,
     Failure,
@@ -241,13 +241,11 @@ def test_one_real_answer_beside_empty_ones_ranks_first(format: Format, schedule:
 @pytest.mark.parametrize(
     ("format", "schedule"), [(Score(), "pointwise"), (PairScores(), "all_pairs")], ids=["score", "pair_scores"]
 )
-def test_an_empty_answer_gets_the_lowest_grade_of_the_scale_not_that_of_the_worst_real_one(
-    format: Format, schedule: str
-):
+def test_an_empty_answer_gets_a_grade_below_the_scale_not_that_of_the_worst_real_one(format: Format, schedule: str):
     top = "<answer>5</answer>" if isinstance(format, Score) else "<answer>10</answer><answer>10</answer>"
     judge = Judge(ScriptedEngine(lambda _: top), format, schedule=schedule, rating="mean_score")
     scores = judge.rank("q", ["", "good", "also good"]).scores_G
-    assert scores[0] == 1.0
+    assert scores[0] == 0.0
     assert scores[1] == scores[2] == (5.0 if isinstance(format, Score) else 10.0)
 
 
@@ -410,7 +408,7 @@ def test_a_grade_that_failed_is_no_grade(rating: str):
         (0.0, "no verdict in here", 1),  # a greedy judge would write the same again
         (0.7, Failure("timeout", transient=True), 3),
         (0.7, "no verdict in here", 3),
-        (0.7, Reply("<answer>A</answer>", "length"), 3),
+        (0.7, Reply("<answer>A</answer>", "length"), 1),  # the cap is the same again
         (0.0, "<answer>A</answer>", 1),
         (0.7, "<answer>A</answer>", 1),
     ],
@@ -499,12 +497,75 @@ def test_a_read_after_thinking_opens_the_answer_behind_closed_thinking():
     judge = Judge(engine, schedule="all_pairs", verdict="read", thinking_tokens=50, sampling=WARM, both_orders=False)
     judgement = judge.rank("q", ["a", "b"])
     think, read = engine.requests
-    assert (think.prefill, think.stop, think.labels) == ("<think>\n", ("</think>",), ())
+    assert (think.prefill, think.stop, think.labels) == ("", ("</think>",), ())
     assert think.sampling == Sampling(0.7, 1.0, 50)
     assert read.prefill == "<think>\nA is better.\n</think>\n\n<answer>"
     assert (read.labels, read.stop, read.seed) == (("A", "B"), (), None)
     assert judgement.played[0].verdict.rationale == "<think>\nA is better.\n</think>\n\n"
     assert judgement.played[0].verdict.outcome == Preference(pytest.approx((0.9, 0.1)), soft=True)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "written", ["why", "<think>why", "<think>\nwhy\n</think>", "why</think>", " <think>why</think> <answer>B</answer>"]
+)
+def test_reasoning_is_closed_once_whatever_tags_the_judge_or_its_server_wrote(written: str):
+    engine = ScriptedEngine(lambda request: {"A": 0.9, "B": 0.1} if request.labels else written)
+    Judge(engine, schedule="all_pairs", verdict="read", thinking_tokens=50, both_orders=False).rank("q", ["a", "b"])
+    assert engine.requests[-1].prefill == "<think>\nwhy\n</think>\n\n<answer>"
+
+
+def test_a_read_whose_labels_are_improbable_has_failed():
+    """As with a server that ignores the prefill: the labels hold next to nothing of the first token of a new turn."""
+    engine = ScriptedEngine(lambda _: Reply(label_logprobs=(-21.0, -23.0)))
+    judgement = Judge(engine, schedule="all_pairs", verdict="read", alarm=NEVER).rank("q", ["a", "b"])
+    assert judgement.scores_G == (None, None)
+    assert {played.verdict.outcome.reason for played in judgement.played} == {"labels improbable"}  # type: ignore[union-attr]
+    trusting = Judge(engine, schedule="all_pairs", verdict="read", min_label_mass=0.0)
+    assert None not in trusting.rank("q", ["a", "b"]).scores_G
+
+
+def test_an_audit_mirrors_one_comparison_where_the_schedule_mirrors_none():
+    candidates = [str(index) * (index + 1) for index in range(8)]
+    for schedule in ("ring", "adaptive", "swiss", "knockout"):
+        judgement = Judge(scripted(Choice()), schedule=schedule, audit=True).rank("q", candidates)
+        assert position_consistency(judgement.played)[1] >= 1, schedule
+    budgeted = Judge(scripted(Choice()), schedule="ring", audit=True, budget=9).rank("q", candidates)
+    assert len(budgeted.played) == 9
+    both = Judge(scripted(Choice()), schedule="all_pairs", audit=True).rank("q", candidates)
+    assert len(both.played) == 56
+
+
+def test_a_judge_that_fails_is_not_asked_for_the_rounds_that_are_left():
+    engine = ScriptedEngine(lambda _: Failure("down", transient=False))
+    judge = Judge(engine, schedule="adaptive")
+    with pytest.raises(JudgeUnreliableError, match="down"):
+        judge.judge([Group.of("q", [str(i) for i in range(8)], str(key)) for key in range(16)])
+    assert len(engine.batches) == 1
+
+
+def test_a_tie_for_the_best_is_not_the_first_candidate():
+    undecided = Judge(ScriptedEngine(lambda _: "<answer>A</answer>"), schedule="all_pairs")
+    assert undecided.rank("q", ["x", "y"]).best is None
+    assert undecided.rank("q", ["y", "x"]).best is None
+    longest = Judge(ScriptedEngine.by_utility(len), schedule="all_pairs")
+    assert longest.rank("q", ["long one", "x", "long one"]).best == 0
+
+
+def test_a_long_question_is_not_cut_where_everything_fits():
+    engine = ScriptedEngine.by_utility(len)
+    question = "word " * 20_000  # 25,000 of its "tokens" would not fit; 5,000 do
+    Judge(engine, schedule="all_pairs").rank(question[:20_000], ["yes", "no, never"])
+    assert "cut here" not in engine.requests[-1].messages[-1].text
+    Judge(engine, schedule="all_pairs").rank(question, ["yes", "no, never"])
+    shown = engine.requests[-1].messages[-1].text
+    assert shown.count("cut here") == 1
+    assert "no, never" in shown
+    assert sum(engine.count_tokens(message.text) for message in engine.requests[-1].messages) < 16384
+
+
+def test_a_reference_that_is_not_text_is_refused():
+    with pytest.raises(InputError, match="the reference must be text; got int"):
+        Group.of("q", ["a"], reference=42)  # type: ignore[arg-type]
 
 
 def test_thinking_that_ran_into_its_cap_is_closed_and_read_all_the_same():

@@ -11,6 +11,7 @@ import os
 import pickle
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ from typing import Any
 import pytest
 
 from mrjudge_reward import errors
+from mrjudge_reward.engines import fold_system
 from mrjudge_reward.engines.openai import OpenAIEngine
 from mrjudge_reward.engines.openai_wire import chat_messages, image_url, top_tokens, usage_of, written_reply
 from mrjudge_reward.types import (
@@ -220,6 +222,67 @@ def test_the_deadline_bounds_all_tries_together(connect: EngineFactory, fault: s
     assert {failure.reason for failure in failures if isinstance(failure, Failure)} == {"timeout"}
 
 
+def reasons(replies: list[Reply | Failure]) -> list[str]:
+    return [reply.reason if isinstance(reply, Failure) else "" for reply in replies]
+
+
+def test_a_batch_against_a_hanging_server_costs_one_deadline_and_not_one_per_wave(connect: EngineFactory) -> None:
+    with JudgeServer(echo) as server:
+        server.all_fail = "hang"
+        engine = connect(server, max_concurrency=4, deadline_s=0.5)
+        started = time.monotonic()
+        failures = engine.generate(asks(64))
+        assert time.monotonic() - started < 1.4
+        assert reasons(failures).count("timeout") >= 4
+        assert reasons(failures)[-50:] == ["server down"] * 50
+        assert not any(failure.transient for failure in failures if isinstance(failure, Failure))
+        sent = len(server.requests)
+        assert reasons(engine.generate([ask()])) == ["server down"]
+        assert len(server.requests) == sent
+        server.all_fail = None
+        time.sleep(0.6)
+        assert reasons(engine.generate(asks(8))) == [""] * 8
+
+
+def test_a_batch_against_a_refused_port_costs_one_deadline_and_says_why() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    engine = OpenAIEngine("judge", f"http://127.0.0.1:{port}/v1", max_concurrency=4, deadline_s=0.5)
+    started = time.monotonic()
+    failures = engine.generate(asks(64))
+    assert time.monotonic() - started < 1.4
+    assert reasons(failures)[-50:] == ["server down"] * 50
+    assert isinstance(failures[-1], Failure)
+    assert "Connection" in failures[-1].detail
+    assert reasons(engine.label_probabilities([ask(**READ)])) == ["server down"]
+    assert engine.can_read, "nothing was learnt about a server that is down"
+    with JudgeServer(echo, port=port):
+        assert reasons(engine.generate([ask()])) == ["server down"]
+        time.sleep(0.6)
+        assert reasons(engine.generate(asks(8))) == [""] * 8
+    engine.close()
+
+
+@pytest.mark.parametrize("fault", ["503", "429"])
+def test_a_server_that_answers_with_errors_is_not_down(connect: EngineFactory, fault: str) -> None:
+    with JudgeServer(echo) as server:
+        server.all_fail = fault
+        engine = connect(server, max_concurrency=2, deadline_s=0.5)
+        assert set(reasons(engine.generate(asks(4)))) == {"timeout"}
+        server.all_fail = None
+        assert reasons(engine.generate([ask()])) == [""]
+
+
+def test_one_request_that_hangs_while_others_are_answered_does_not_count_as_a_dead_server(
+    connect: EngineFactory,
+) -> None:
+    with JudgeServer(echo, faults=["hang"]) as server:
+        engine = connect(server, max_concurrency=2, deadline_s=0.5)
+        assert reasons(engine.generate(asks(20))).count("timeout") == 1
+        assert reasons(engine.generate([ask()])) == [""]
+
+
 def test_waiting_for_a_free_slot_does_not_count_against_the_deadline(connect: EngineFactory) -> None:
     with JudgeServer(echo, delay_s=0.3) as server:
         replies = connect(server, max_concurrency=2, deadline_s=1.0).generate(asks(10))
@@ -400,6 +463,39 @@ def test_the_request_carries_the_sampling_and_extra_fields_that_win_or_remove(co
     }  # fmt: skip
 
 
+def test_system_text_is_folded_into_the_first_user_turn_where_the_model_has_no_system_role(
+    connect: EngineFactory,
+) -> None:
+    picture = ImagePart("https://example.org/a.png")
+    request = Request((Message("system", (TextPart("Be fair."),)), Message("user", (TextPart("Which?"),))))
+    seen = Request((*request.messages[:1], Message("user", (picture, TextPart("Which?")))))
+    with JudgeServer(echo) as server:
+        plain, folding = connect(server), connect(server, fold_system=True)
+        plain.generate([request])
+        folding.generate([request])
+        folding.generate([seen])
+        chats = [body["messages"] for body in server.requests]
+    assert [turn["role"] for turn in chats[0]] == ["system", "user"]
+    assert chats[1] == [{"role": "user", "content": "Be fair.\n\nWhich?"}]
+    assert [part["type"] for part in chats[2][0]["content"]] == ["text", "image_url", "text"]
+    assert len(chats[2]) == 1
+    assert folding.identity == f"{plain.identity} fold_system"
+
+
+@pytest.mark.parametrize(
+    ("chat", "folded"),
+    [
+        ([("user", "q")], [("user", "q")]),
+        ([("system", "s")], [("user", "s")]),
+        ([("system", "s"), ("assistant", "a"), ("user", "q")], [("assistant", "a"), ("user", "s\n\nq")]),
+        ([("system", "s"), ("system", "t"), ("user", "q"), ("user", "r")], [("user", "s\n\nt\n\nq"), ("user", "r")]),
+    ],
+)
+def test_folding_keeps_every_other_turn_in_its_place(chat: Any, folded: Any) -> None:
+    messages = as_messages([{"role": role, "content": text} for role, text in chat])
+    assert [(message.role, message.text) for message in fold_system(messages)] == folded
+
+
 # Reading
 
 
@@ -474,6 +570,7 @@ def test_a_server_that_is_away_during_the_probe_is_not_taken_for_one_that_cannot
         away = engine.label_probabilities([ask(**READ)] * 3)
         assert [failure.reason for failure in away if isinstance(failure, Failure)] == ["timeout"] * 3
         server.all_fail = None
+        time.sleep(0.7)
         assert all(isinstance(reply, Reply) for reply in engine.label_probabilities([ask(**READ)] * 3))
 
 

@@ -31,7 +31,7 @@ ORDER = [
     "tally", "ratings", "schedules",
     "stats", "explain", "rewards",
     "embedded",
-    "engines", "engines.scripted", "engines.transformers",
+    "engines", "engines.scripted", "engines.chat_template", "engines.transformers",
     "engines.openai_wire", "engines.openai_connection", "engines.openai_read", "engines.openai",
     "cache", "asking", "judge", "config",
     "jsonl",

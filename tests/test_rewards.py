@@ -96,3 +96,12 @@ def test_a_negative_length_weight_is_refused():
 
 def test_an_empty_group_has_no_rewards():
     assert reward_group(judged(), RewardShape(True, 1.0), on_abstain="group_mean").rewards_G == ()
+
+
+@pytest.mark.parametrize("weight", [0.5, 2.0])
+def test_being_short_does_not_make_up_for_saying_nothing(weight: float):
+    group = Group.of("question", ["a long and thorough answer", "a longer and no less thorough answer", ""])
+    judgement = Judgement(group, (0.5, 0.25, 0.0), (1.0,) * 3, (), forfeits=(2,))
+    reward = reward_group(judgement, RewardShape(length_weight=weight)).rewards_G
+    assert None not in reward
+    assert reward[2] <= min(reward[0], reward[1])  # type: ignore[type-var]

@@ -138,71 +138,87 @@ def test_a_real_judge_fills_the_stats():
 # -- the alarm --------------------------------------------------------------------------------------------------------
 
 
+def outcomes(*items: Played) -> list[Outcome]:
+    return [item.verdict.outcome for item in items]
+
+
 def test_the_alarm_names_the_share_the_reasons_and_the_latest_failure():
     alarm = FailureAlarm(0.5, window=10, least=4)
     with pytest.raises(JudgeUnreliableError) as caught:
-        alarm.observe([judged(played(TIMEOUT), played(TIMEOUT), played(GARBLED), played(FIRST))])
+        alarm.observe(outcomes(played(TIMEOUT), played(TIMEOUT), played(GARBLED), played(FIRST)))
     message = str(caught.value)
     for part in ("3 of the last 4", "50%", "timeout (2)", "no verdict (1)", "it said nothing", "max_failed_fraction"):
         assert part in message
 
 
+def test_the_alarm_starts_anew_after_it_has_raised():
+    alarm = FailureAlarm(0.5, window=256, least=4)
+    with pytest.raises(JudgeUnreliableError):
+        alarm.observe(outcomes(*[played(TIMEOUT)] * 256))
+    alarm.observe(outcomes(*[played(FIRST)] * 8))
+
+
+def test_truncation_is_met_with_advice_about_the_cap():
+    with pytest.raises(JudgeUnreliableError, match="raise max_tokens"):
+        FailureAlarm(least=2).observe([Failed("truncated"), Failed("truncated")])
+
+
 def test_the_alarm_waits_until_enough_has_been_seen():
     alarm = FailureAlarm(0.5, window=10, least=4)
-    alarm.observe([judged(played(TIMEOUT), played(TIMEOUT), played(TIMEOUT))])
+    alarm.observe(outcomes(played(TIMEOUT), played(TIMEOUT), played(TIMEOUT)))
     with pytest.raises(JudgeUnreliableError):
-        alarm.observe([judged(played(TIMEOUT))])
+        alarm.observe(outcomes(played(TIMEOUT)))
 
 
 def test_a_window_shorter_than_least_is_enough_once_it_is_full():
     alarm = FailureAlarm(0.5, window=2)
-    alarm.observe([judged(played(TIMEOUT))])
+    alarm.observe(outcomes(played(TIMEOUT)))
     with pytest.raises(JudgeUnreliableError):
-        alarm.observe([judged(played(TIMEOUT))])
+        alarm.observe(outcomes(played(TIMEOUT)))
 
 
 def test_exactly_the_limit_is_allowed():
     FailureAlarm(0.5, window=4, least=4).observe(
-        [judged(played(TIMEOUT), played(FIRST), played(TIMEOUT), played(FIRST))]
+        outcomes(played(TIMEOUT), played(FIRST), played(TIMEOUT), played(FIRST))
     )
 
 
 def test_the_window_forgets_old_failures():
     alarm = FailureAlarm(0.5, window=4, least=4)
-    alarm.observe([judged(played(TIMEOUT), played(TIMEOUT))])
+    alarm.observe(outcomes(played(TIMEOUT), played(TIMEOUT)))
     for _ in range(3):
-        alarm.observe([judged(played(FIRST), played(FIRST))])
-    alarm.observe([judged(played(TIMEOUT), played(TIMEOUT))])  # two of four again, not four of eight
+        alarm.observe(outcomes(played(FIRST), played(FIRST)))
+    alarm.observe(outcomes(played(TIMEOUT), played(TIMEOUT)))  # two of four again, not four of eight
     with pytest.raises(JudgeUnreliableError, match="3 of the last 4"):
-        alarm.observe([judged(played(TIMEOUT))])
+        alarm.observe(outcomes(played(TIMEOUT)))
 
 
 def test_failures_of_earlier_batches_raise_when_a_clean_batch_completes_the_count():
     alarm = FailureAlarm(0.5, window=10, least=4)
-    alarm.observe([judged(played(TIMEOUT), played(TIMEOUT), played(GARBLED))])
+    alarm.observe(outcomes(played(TIMEOUT), played(TIMEOUT), played(GARBLED)))
     with pytest.raises(JudgeUnreliableError, match="3 of the last 4"):
-        alarm.observe([judged(played(FIRST))])
+        alarm.observe(outcomes(played(FIRST)))
 
 
 def test_a_fraction_of_one_never_raises():
-    FailureAlarm(1.0, window=4, least=1).observe([judged(*[played(TIMEOUT)] * 50)])
+    FailureAlarm(1.0, window=4, least=1).observe(outcomes(*[played(TIMEOUT)] * 50))
 
 
 def test_a_fraction_of_zero_tolerates_no_failure():
     alarm = FailureAlarm(0.0, window=4, least=1)
-    alarm.observe([judged(played(FIRST))])
+    alarm.observe(outcomes(played(FIRST)))
     with pytest.raises(JudgeUnreliableError):
-        alarm.observe([judged(played(TIMEOUT))])
+        alarm.observe(outcomes(played(TIMEOUT)))
 
 
 def test_a_batch_without_comparisons_is_no_news():
-    FailureAlarm(0.0, window=4, least=0).observe([judged(), judged()])
+    FailureAlarm(0.0, window=4, least=0).observe([])
 
 
 def test_the_alarm_and_its_error_survive_pickling():
     alarm = FailureAlarm(0.5, window=4, least=4)
-    alarm.observe([judged(played(TIMEOUT), played(TIMEOUT), played(TIMEOUT))])
+    alarm.observe(outcomes(played(TIMEOUT), played(TIMEOUT), played(TIMEOUT)))
     restored = pickle.loads(pickle.dumps(alarm))
     with pytest.raises(JudgeUnreliableError) as caught:
-        restored.observe([judged(played(FIRST))])
+        restored.observe(outcomes(played(FIRST)))
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from pathlib import Path
 from typing import Any
@@ -266,7 +267,7 @@ def test_a_candidate_adds_no_special_token_to_the_chat(
     def special_tokens(candidate: str) -> int:
         judge = Judge(smol_engine, Choice(), schedule="all_pairs", verdict="read", max_candidate_tokens=200)
         run = judge._start(judge.rank("q", []).group.of("q <|im_end|>", [candidate, "plain"]))
-        ids = smol_engine._encode(smol_engine._chat_text(Request(judge.asker.render(run, _first(run.batch)))))
+        ids = smol_engine._encode(smol_engine._chat.text(Request(judge.asker.render(run, _first(run.batch)))))
         special = set(smol_tokenizer.added_tokens_decoder)
         return sum(token in special for token in ids)
 
@@ -289,13 +290,17 @@ def test_tokens_are_counted_by_the_models_tokenizer(smol_engine: TransformersEng
 
 
 def test_an_engine_survives_pickling(smol_engine: TransformersEngine):
-    copy = pickle.loads(pickle.dumps(smol_engine))
-    assert copy.identity == smol_engine.identity
-    assert logprobs(copy.label_probabilities([reading("Hi!")])) == logprobs(
+    twin = pickle.loads(pickle.dumps(smol_engine))
+    assert twin.identity == smol_engine.identity
+    assert logprobs(twin.label_probabilities([reading("Hi!")])) == logprobs(
         smol_engine.label_probabilities([reading("Hi!")])
     )
-    copy.close()
-    copy.close()
+    twin.close()
+    twin.close()
+    with pytest.raises(EngineError, match=r"transformers:.* was closed"):
+        twin.label_probabilities([reading("Hi!")])
+    with pytest.raises(EngineError, match="was closed"):
+        twin.generate([writing("Hi!")])
 
 
 def test_an_engine_around_a_loaded_model_works_and_refuses_to_be_pickled(
@@ -347,6 +352,118 @@ def test_an_adapter_changes_what_the_judge_says(smol_engine: TransformersEngine,
     assert engine.identity != smol_engine.identity
     judged, plain = (logprobs(e.label_probabilities([reading("Hi!")]))[0] for e in (engine, smol_engine))
     assert max(abs(a - b) for a, b in zip(judged, plain, strict=True)) > 1e-2
+
+
+# -- a model that is somebody else's ----------------------------------------------------------------------------------
+
+
+def test_a_loaded_model_may_change_and_a_named_one_does_not(smol_engine: TransformersEngine, smol_tokenizer: Any):
+    assert TransformersEngine(smol_engine._model, tokenizer=smol_tokenizer).weights_may_change
+    assert not smol_engine.weights_may_change
+    assert not TransformersEngine.weights_may_change
+
+
+@pytest.mark.parametrize("verb", ["generate", "label_probabilities"])
+def test_a_loaded_model_judges_in_eval_mode_and_every_part_gets_its_own_mode_back(
+    smol_engine: TransformersEngine, smol_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, verb: str
+):
+    model = smol_engine._model
+    model.train()
+    model.model.layers[1].eval()
+    before = [module.training for module in model.modules()]
+    assert len(set(before)) == 2
+    seen: list[bool] = []
+    broken = False
+    forward = model.forward
+
+    def watched(*args: Any, **more: Any) -> Any:
+        seen.append(any(module.training for module in model.modules()))
+        if broken:
+            raise RuntimeError("broken")
+        return forward(*args, **more)
+
+    monkeypatch.setattr(model, "forward", watched)
+    try:
+        engine = TransformersEngine(model, tokenizer=smol_tokenizer)
+        assert [module.training for module in model.modules()] == before, "building it changes nothing"
+        asked = [writing("Hi!", Sampling(0.0, 1.0, 2))] if verb == "generate" else [reading("Hi!")]
+        getattr(engine, verb)(asked)
+        assert [module.training for module in model.modules()] == before
+        broken = True
+        with pytest.raises(RuntimeError, match="broken"):
+            getattr(engine, verb)(asked)
+        assert [module.training for module in model.modules()] == before
+        assert seen
+        assert not any(seen)
+    finally:
+        model.eval()
+
+
+def test_the_commit_of_a_hub_model_is_part_of_its_identity(
+    smol_engine: TransformersEngine, smol_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+):
+    plain = TransformersEngine(smol_engine._model, tokenizer=smol_tokenizer).identity
+    monkeypatch.setattr(smol_engine._model.config, "_commit_hash", "c0ffee", raising=False)
+    pinned = TransformersEngine(smol_engine._model, tokenizer=smol_tokenizer).identity
+    assert "@c0ffee" in pinned
+    assert pinned.replace("@c0ffee", "") == plain
+
+
+# -- chat templates ---------------------------------------------------------------------------------------------------
+
+_TURNS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "<|im_start|>assistant{{ '\n' }}"
+)
+_NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+_DROPS_SYSTEM = _TURNS.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}")
+CHAT = as_messages([{"role": "system", "content": "Be fair."}, {"role": "user", "content": "Which?"}])
+
+
+@pytest.fixture
+def templated(smol_engine: TransformersEngine, smol_tokenizer: Any) -> Any:
+    def build(template: str) -> TransformersEngine:
+        tokenizer = copy.deepcopy(smol_tokenizer)
+        tokenizer.chat_template = template
+        return TransformersEngine(smol_engine._model, tokenizer=tokenizer)
+
+    return build
+
+
+@pytest.mark.parametrize("opened", ["<think>", "<think>\n"])
+def test_a_glance_is_not_read_inside_a_reasoning_that_the_template_opened(templated: Any, opened: str):
+    engine = templated(_TURNS + f"{{{{ {opened!r} }}}}")
+    glance = engine._chat.text(Request(CHAT, prefill="<answer>"))
+    assert glance.endswith(f"assistant\n{opened}\n</think>\n\n<answer>")
+    thought = engine._chat.text(Request(CHAT, prefill="<think>\nA is right.\n</think>\n\n<answer>"))
+    assert thought.endswith(f"assistant\n{opened}A is right.\n</think>\n\n<answer>")
+    assert engine._chat.text(Request(CHAT)).endswith(f"assistant\n{opened}")
+    assert templated(_TURNS)._chat.text(Request(CHAT, prefill="<answer>")).endswith("assistant\n<answer>")
+
+
+def test_a_reasoning_that_the_template_opened_is_seen_in_what_the_judge_wrote(templated: Any):
+    engine, tokenizer = templated(_TURNS + "<think>\n"), templated(_TURNS)._tokenizer
+    reply, begun = engine.generate([writing("Hi!"), writing("Hi!", prefill="<think>\n")])
+    assert reply.text == "<think>" + begun.text, "the same prompt, once opened by the request"
+    assert reply.text.count("<think>") == 1
+    assert reply.usage == begun.usage
+    assert tokenizer.chat_template == _TURNS
+    failed = Choice().parse(reply.text, 2)
+    assert failed.reason == "unclosed thinking"
+
+
+@pytest.mark.parametrize("template", [_NO_SYSTEM + _TURNS, _DROPS_SYSTEM], ids=["refused", "dropped"])
+def test_system_text_is_folded_into_the_user_turn_where_the_template_takes_no_system_role(
+    templated: Any, template: str
+):
+    text = templated(template)._chat.text(Request(CHAT))
+    assert text == "<|im_start|>user\nBe fair.\n\nWhich?<|im_end|>\n<|im_start|>assistant\n"
+    assert "<|im_start|>system\nBe fair.<|im_end|>" in templated(_TURNS)._chat.text(Request(CHAT))
+
+
+def test_a_template_that_renders_no_user_turn_is_refused(templated: Any):
+    with pytest.raises(EngineError, match="cannot render a user turn: not today"):
+        templated("{{ raise_exception('not today') }}")
 
 
 # -- judging ----------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import random
+import socket
 import subprocess
 import sys
 import threading
@@ -116,7 +116,9 @@ def test_a_judge_that_starts_to_fail_in_mid_run_stops_it(train: Any) -> None:
 
 
 def test_a_server_killed_and_restarted_in_mid_run_is_found_again(train: Any) -> None:
-    port = random.Random().randrange(20000, 30000)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     script = [sys.executable, str(Path(__file__).with_name("judge_server.py")), "--port", str(port)]
 
     def start() -> subprocess.Popen[bytes]:

@@ -177,3 +177,28 @@ def test_impossible_settings_are_refused(arguments: dict[str, Any]) -> None:
 
 def test_no_rows_give_no_rewards() -> None:
     assert JudgeReward(judge(), num_generations=4)([], []) == []
+
+
+@pytest.mark.parametrize(
+    ("thinking", "completion", "shown"),
+    [
+        ("strip", "<think>plan</think>answer", "answer"),
+        ("strip", "unfinished plan", "unfinished plan"),
+        ("opened", "plan</think>answer", "answer"),
+        ("opened", "unfinished plan", ""),  # the template opened the reasoning, and nothing closed it
+        ("keep", "<think>plan</think>answer", "(think>plan(/think>answer"),
+    ],
+)
+def test_the_policys_reasoning_is_stripped_or_kept_as_asked(thinking: Any, completion: str, shown: str) -> None:
+    seen = judge()
+    reward = JudgeReward(seen, num_generations=3, thinking=thinking)
+    reward(["p"] * 3, [completion, "b</think>b", "c</think>c"])
+    candidates = {text for request in seen.engine.requests for text in shown_candidates(request).values()}  # type: ignore[attr-defined]
+    assert (shown in candidates) == bool(shown)
+    assert reward.last_judgements[0].forfeits == (() if shown else (0,))
+
+
+def test_numeric_reference_answers_mean_their_numerals() -> None:
+    seen = judge()
+    JudgeReward(seen, num_generations=2, reference_column="solution")(["p", "p"], ["a", "b"], solution=[42, 42])
+    assert "[Reference answer]\n42" in seen.engine.requests[0].messages[-1].text  # type: ignore[attr-defined]

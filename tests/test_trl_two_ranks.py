@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from mrjudge_reward.config import JudgeConfig
-from mrjudge_reward.errors import JudgeUnreliableError
 from mrjudge_reward.integrations.trl_reward import JudgeReward
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,5 +68,6 @@ def test_an_error_on_one_rank_reaches_all_ranks(smol_path: Path, tmp_path: Path)
     """Otherwise the others would wait in the next collective until it times out."""
     done = torchrun("tests.two_ranks_failing", str(tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
-    for rank in (0, 1):
-        assert (tmp_path / f"rank{rank}.txt").read_text(encoding="utf-8") == JudgeUnreliableError.__name__
+    caught = [json.loads((tmp_path / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
+    assert caught[0] == {"judge": "JudgeUnreliableError", "engine": "EngineError", "rows": "InputError"}
+    assert caught[1] == {"judge": "JudgeUnreliableError", "engine": "RuntimeError", "rows": "InputError"}

@@ -1,36 +1,47 @@
-"""Run under torchrun by test_trl_two_ranks.py: the judge of rank 1 alone is unreachable.
+"""Run under torchrun by test_trl_two_ranks.py: rank 1 alone fails, in one of several ways.
 
 Usage: torchrun --nproc_per_node 2 -m tests.two_ranks_failing OUT_DIR
 """
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
 
 from mrjudge_reward.engines.scripted import ScriptedEngine
-from mrjudge_reward.errors import MRJudgeError
 from mrjudge_reward.formats import Choice
 from mrjudge_reward.integrations.trl_reward import JudgeReward
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.stats import FailureAlarm
-from mrjudge_reward.types import Failure
+from mrjudge_reward.types import Failure, Reply, Request
+
+
+class BrokenEngine(ScriptedEngine):
+    """Raises where an engine should not."""
+
+    def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+        raise RuntimeError("device-side assert")
 
 
 def main(out: str) -> None:
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     rank = dist.get_rank()
-    engine = ScriptedEngine(lambda _: Failure("down")) if rank == 1 else ScriptedEngine.by_utility(len)
-    judge = Judge(engine, Choice(), schedule="ring", alarm=FailureAlarm(least=1))
-    reward = JudgeReward(judge, num_generations=4)
-    caught = "nothing"
-    try:
-        reward(["p"] * 6, [f"{rank}{'x' * i}" for i in range(6)])
-    except MRJudgeError as error:
-        caught = type(error).__name__
-    Path(out, f"rank{rank}.txt").write_text(caught, encoding="utf-8")
+    good = ScriptedEngine.by_utility(len)
+    bad = {"judge": ScriptedEngine(lambda _: Failure("down")), "engine": BrokenEngine(lambda _: ""), "rows": good}
+    caught = {}
+    for name, engine in bad.items():
+        judge = Judge(engine if rank == 1 else good, Choice(), schedule="ring", retries=0, alarm=FailureAlarm(least=1))
+        prompts = ["p"] * 6 if rank == 0 or name != "rows" else ["p"] * 5
+        try:
+            JudgeReward(judge, num_generations=4)(prompts, [f"{rank}{'x' * i}" for i in range(6)])
+        except Exception as error:  # noqa: BLE001  the test looks at which it was
+            caught[name] = type(error).__name__
+    Path(out, f"rank{rank}.json").write_text(json.dumps(caught), encoding="utf-8")
     dist.barrier()
     dist.destroy_process_group()
 

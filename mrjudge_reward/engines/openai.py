@@ -11,8 +11,10 @@ per engine holds one event loop and one client with pooled connections. It start
 **Failing.** Lost connections, 408, 429 and 5xx are tried again, with exponentially growing, jittered pauses (or the
 server's ``Retry-After``, at most a minute), until the request's own deadline, which begins when a slot is free for it
 and not while it queues. What answers 500 again and again has crashed on this prompt and is given up after a few tries.
-Other 4xx and replies that make no sense are not tried again here. Failures: ``timeout``, ``http <status>``,
-``malformed reply``, ``server error`` (a 200 that holds an error), ``refused``, ``tool call``, ``unknown finish``,
+Other 4xx and replies that make no sense are not tried again here. A server that let a request run into its deadline
+without a sign of life counts as down: for ``min(30 s, deadline)`` new requests fail at once, so that a batch costs one
+deadline and not one per wave of slots. Failures: ``timeout``, ``server down``, ``http <status>``, ``malformed reply``,
+``server error`` (a 200 that holds an error), ``refused``, ``tool call``, ``unknown finish``,
 ``label not in top logprobs``, ``labels share a token``, ``no log-probabilities``, ``no token ids``, or the name of an
 unexpected exception.
 
@@ -70,6 +72,7 @@ class OpenAIEngine:
         token_parameter: field that bounds the reply; hosted reasoning models want ``max_completion_tokens``.
         can_read: whether the server can read labels; ``None`` to find out with the first read.
         top_logprobs: how many tokens to ask for in the second way of reading; some servers allow only 5.
+        fold_system: put system text into the first user turn, for models whose chat template refuses a system role.
     """
 
     reserved: frozenset[str] = frozenset()
@@ -88,6 +91,7 @@ class OpenAIEngine:
         token_parameter: Literal["max_tokens", "max_completion_tokens"] = "max_tokens",
         can_read: bool | None = None,
         top_logprobs: int = 20,
+        fold_system: bool = False,
     ) -> None:
         require("openai", extra="openai")
         if max_concurrency < 1 or not deadline_s > 0 or top_logprobs < 1:
@@ -107,8 +111,10 @@ class OpenAIEngine:
         self.identity = f"openai:{model}@{self.base_url}"
         if self.extra_body:
             self.identity += " " + json.dumps(self.extra_body, sort_keys=True, default=repr)
+        if fold_system:
+            self.identity += " fold_system"
         self._api_key, self._api_key_env = api_key, api_key_env
-        self._body = ChatBody(model, token_parameter, self.extra_body)
+        self._body = ChatBody(model, token_parameter, self.extra_body, fold_system)
         self._reader = LabelReader(self._body, self.base_url.removesuffix("/v1") + "/tokenize", top_logprobs)
         if not self.can_read:
             self._reader.refuse("the engine was built with can_read=False")

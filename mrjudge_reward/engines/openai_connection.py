@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import threading
 import time
@@ -23,6 +24,8 @@ from ..types import Failure
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
+SERVER_DOWN = "server down"  # a failure's reason
+_LONGEST_DOWN_S = 30.0  # how long a silent server is left alone at most
 _CRASH_TRIES = 5  # tries of a request that is answered 500 each time
 _LONGEST_PAUSE_S = 60.0  # bound on Retry-After
 _BACKOFF = tenacity.wait_exponential(multiplier=0.25, max=8.0) + tenacity.wait_random(0.0, 0.25)
@@ -30,6 +33,9 @@ _BACKOFF = tenacity.wait_exponential(multiplier=0.25, max=8.0) + tenacity.wait_r
 
 class Connection:
     """One thread, one event loop, one client.
+
+    A breaker keeps a dead server from costing a deadline per post: see ``post``. Its state is touched by the loop's
+    thread alone.
 
     Args:
         client: without retries of its own.
@@ -43,6 +49,8 @@ class Connection:
         self.deadline_s = deadline_s
         self.slots = asyncio.Semaphore(max_concurrency)
         self.loop = asyncio.new_event_loop()
+        self._answered_at = self._down_until = -math.inf  # in the loop's time
+        self._down_because = ""
         self._stop = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="mrjudge-openai", daemon=True)
         self._thread.start()
@@ -69,11 +77,21 @@ class Connection:
             self._thread.join()
 
     async def post(self, url: str, body: dict[str, Any]) -> Any:
-        """The decoded answer (text, if it is not JSON by its content type), or a ``Failure``."""
+        """The decoded answer (text, if it is not JSON by its content type), or a ``Failure``.
+
+        When a post comes to its deadline and the server has answered nothing, neither to it nor to another one, since
+        it began, the server is down: posts that begin within the next ``min(30 s, deadline)`` fail at once. Any answer,
+        whatever its status, ends that.
+        """
+        began = self.loop.time()
+        if began < self._down_until:
+            return Failure(SERVER_DOWN, self._down_because, transient=False)
         last: list[Exception] = []
 
         def again(state: tenacity.RetryCallState) -> bool:
             error = state.outcome.exception() if state.outcome else None
+            if _is_answer(error):
+                self._answered_at, self._down_until = self.loop.time(), -math.inf
             if error is None:
                 return False
             if isinstance(error, Exception):  # not the cancellation that ends the last try
@@ -88,7 +106,11 @@ class Connection:
                 return await retrying(self.client.post, url, cast_to=object, body=body)
         except (TimeoutError, tenacity.RetryError):
             seen = f"; last: {last[0]!r:.300}" if last else ""
-            return Failure("timeout", f"no answer within {self.deadline_s:g} s{seen}", transient=False)
+            detail = f"no answer within {self.deadline_s:g} s{seen}"
+            if self._answered_at < began:
+                self._down_until = self.loop.time() + min(_LONGEST_DOWN_S, self.deadline_s)
+                self._down_because = f"an earlier request got {detail}"
+            return Failure("timeout", detail, transient=False)
         except json.JSONDecodeError as error:
             return Failure("malformed reply", f"not JSON: {error}")
         except Exception as error:
@@ -97,6 +119,11 @@ class Connection:
                 raise
             transient = _worth_another(error, tries=0)
             return Failure(f"http {status}", str(getattr(error, "message", error))[:500], transient)
+
+
+def _is_answer(error: BaseException | None) -> bool:
+    """Whether a try that ended so shows that the server lives."""
+    return error is None or isinstance(error, json.JSONDecodeError) or hasattr(error, "status_code")
 
 
 def _worth_another(error: BaseException, tries: int) -> bool:

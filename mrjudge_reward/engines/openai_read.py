@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ..errors import EngineError
 from ..types import Failure, Reply, Request, Sampling, as_messages
-from .openai_connection import Connection
+from .openai_connection import SERVER_DOWN, Connection
 from .openai_wire import ChatBody, token_ids, top_tokens, usage_of
 
 _REJECTED = frozenset({"http 400", "http 422", "http 501"})
@@ -133,7 +133,8 @@ class LabelReader:
         body = {"model": self._body.model, "prompt": text, "add_special_tokens": False}
         payload = await connection.post(self._tokenize_url, body)
         if isinstance(payload, Failure):
-            return payload if payload.transient else Failure("no token ids", payload.reason, transient=False)
+            down = payload.reason == SERVER_DOWN  # says nothing about what the server offers
+            return payload if payload.transient or down else Failure("no token ids", payload.reason, transient=False)
         return token_ids(payload)
 
 

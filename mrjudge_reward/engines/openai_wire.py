@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from ..errors import InputError
 from ..types import Failure, Message, Reply, Request, TextPart, Usage
+from . import fold_system
 
 _FLOOR = -9999.0  # what the protocol writes for minus infinity, which JSON does not have
 _STOPPED = frozenset({None, "stop", "eos", "eos_token", "stop_sequence", "end_turn"})
@@ -96,17 +97,20 @@ class ChatBody:
         model: the judge's name on the server.
         token_parameter: field that bounds the reply.
         extra: further fields, which win; ``None`` removes a field.
+        fold_system: whether system text goes into the first user turn.
     """
 
     model: str
     token_parameter: str
     extra: Mapping[str, Any]
+    fold_system: bool = False
 
     def of(self, request: Request, encoded: dict[int, str], **fields: Any) -> dict[str, Any]:
         """A request's body; ``fields`` win over everything."""
+        messages = fold_system(request.messages) if self.fold_system else request.messages
         body: dict[str, Any] = {
             "model": self.model,
-            "messages": chat_messages(request.messages, request.prefill, encoded),
+            "messages": chat_messages(messages, request.prefill, encoded),
             "temperature": request.sampling.temperature,
             "top_p": request.sampling.top_p,
             self.token_parameter: request.sampling.max_tokens,

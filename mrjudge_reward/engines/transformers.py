@@ -12,12 +12,15 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import EngineError, require
 from ..types import Failure, Reply, Request, Sampling, Usage
+from .chat_template import ChatTemplate
 
 
 def _folder_version(source: Any) -> str:
@@ -29,8 +32,23 @@ def _folder_version(source: Any) -> str:
     return " " + hashlib.blake2b(repr(files).encode(), digest_size=6).hexdigest()
 
 
+@contextmanager
+def _in_eval_mode(model: Any) -> Iterator[None]:
+    """Every submodule gets its own ``training`` flag back: a policy may keep some of them frozen in eval mode."""
+    before = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
 class TransformersEngine:
     """Runs a causal language model.
+
+    A loaded model may be one that trains: it is in eval mode only while it judges, and its weights may change, so that
+    no cache may keep its replies.
 
     Args:
         model: hub name or path, or a loaded model.
@@ -43,11 +61,12 @@ class TransformersEngine:
         chat_template_kwargs: passed to the chat template, e.g. ``{"enable_thinking": True}``.
 
     Raises:
-        EngineError: if the model cannot be loaded or its tokenizer has no chat template.
+        EngineError: if the model cannot be loaded, or its tokenizer has no chat template or none that takes a user turn.
         MissingPackageError: if torch, transformers or (for an adapter) peft is missing.
     """
 
     can_read = True
+    weights_may_change = False  # whether one identity can stand for different weights
 
     def __init__(
         self,
@@ -69,11 +88,14 @@ class TransformersEngine:
         self.batch_size, self.batch_tokens = batch_size, batch_tokens
         self._chat_template_kwargs = chat_template_kwargs or {}
         self._lock = threading.Lock()
+        self.weights_may_change = not isinstance(model, str)
+        self._load()
         name = model if isinstance(model, str) else getattr(model, "name_or_path", type(model).__name__)
-        extras = (f"+{adapter}" if adapter else "") + (f" {self._chat_template_kwargs}" if chat_template_kwargs else "")
+        commit = getattr(self._model.config, "_commit_hash", None)  # of a model from the hub
+        extras = (f"@{commit}" if commit else "") + (f"+{adapter}" if adapter else "")
+        extras += f" {self._chat_template_kwargs}" if chat_template_kwargs else ""
         versions = "".join(_folder_version(part) for part in (model, adapter))
         self.identity = f"transformers:{name}{extras} {self._dtype}{versions}"
-        self._load()
 
     def _load(self) -> None:
         torch = require("torch", extra="transformers")
@@ -85,7 +107,7 @@ class TransformersEngine:
                 if not isinstance(dtype, torch.dtype):
                     raise EngineError(f"torch has no dtype {self._dtype!r}; choose bfloat16, float16 or float32")
                 self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-                self._model.to(self._device)
+                self._model.to(self._device).eval()
             else:
                 self._model, self._device = source, str(source.device)
             tokenizer = self._tokenizer_source or (source if isinstance(source, str) else source.name_or_path)
@@ -96,13 +118,12 @@ class TransformersEngine:
         if self._adapter is not None:
             peft = require("peft", extra="peft")
             try:
-                self._model = peft.PeftModel.from_pretrained(self._model, self._adapter)
+                with _in_eval_mode(self._model):
+                    self._model = peft.PeftModel.from_pretrained(self._model, self._adapter)
             except (OSError, ValueError) as error:
                 raise EngineError(f"the adapter {self._adapter!r} cannot be loaded: {error}") from error
-        if not getattr(tokenizer, "chat_template", None):
-            raise EngineError(f"the tokenizer of {source!r:.200} has no chat template, so it cannot be asked to judge")
-        self._model.eval()
         self._tokenizer: Any = tokenizer
+        self._chat = ChatTemplate(tokenizer, f"{source!r:.200}", self._chat_template_kwargs)
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         config = self._model.config.get_text_config()
         self.context_tokens: int | None = getattr(config, "max_position_embeddings", None)
@@ -124,6 +145,13 @@ class TransformersEngine:
             prompts = self._prompts(requests, indices, replies, sampling.max_tokens)
             for batch in self._batches(prompts, sampling.max_tokens):
                 self._write([prompts[i] for i in batch], batch, replies, sampling, stop, seed)
+            if (
+                self._chat.opens_thinking
+            ):  # what the judge writes is the rest of a reasoning that the reader must see opened
+                for i in indices:
+                    reply = replies[i]
+                    if isinstance(reply, Reply) and not requests[i].prefill:
+                        replies[i] = replace(reply, text="<think>" + reply.text)
         return [reply if reply is not None else Failure("no reply") for reply in replies]
 
     def label_probabilities(self, requests: Sequence[Request]) -> list[Reply | Failure]:
@@ -141,16 +169,6 @@ class TransformersEngine:
 
     # -- prompts and batches --------------------------------------------------------------------------------------
 
-    def _chat_text(self, request: Request) -> str:
-        messages = [{"role": message.role, "content": message.text} for message in request.messages]
-        text: str = self._tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **self._chat_template_kwargs
-        )
-        prefill = request.prefill
-        if prefill.startswith("<think>") and text.rstrip().endswith("<think>"):  # the template opened it already
-            prefill = prefill.removeprefix("<think>").lstrip("\n")
-        return text + prefill
-
     def _prompts(
         self,
         requests: Sequence[Request],
@@ -166,7 +184,7 @@ class TransformersEngine:
                 replies[index] = Failure("images", "this engine judges text only", transient=False)
                 continue
             try:
-                ids: list[int] = self._encode(self._chat_text(request))
+                ids: list[int] = self._encode(self._chat.text(request))
             except Exception as error:  # noqa: BLE001  one bad request must not take the batch with it
                 replies[index] = Failure("chat template", f"{type(error).__name__}: {error}", transient=False)
                 continue
@@ -201,6 +219,15 @@ class TransformersEngine:
 
     # -- model calls ------------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def _running(self) -> Iterator[Any]:
+        """The model for one call: by one thread, without gradients, in eval mode."""
+        with self._lock:
+            if self._model is None:
+                raise EngineError(f"{self.identity} was closed")
+            with require("torch", extra="transformers").no_grad(), _in_eval_mode(self._model):
+                yield self._model
+
     def _write(
         self,
         prompts: list[list[int]],
@@ -222,13 +249,13 @@ class TransformersEngine:
         devices = [ids.device] if ids.device.type == "cuda" else []
         out_of_memory = ""
         try:
-            with self._lock, torch.no_grad(), torch.random.fork_rng(devices):
+            with self._running() as model, torch.random.fork_rng(devices):
                 # Not torch.manual_seed: it would seed every GPU, and only this one's state is put back.
                 torch.default_generator.manual_seed(seed or 0)
                 if devices:
                     with torch.cuda.device(ids.device):
                         torch.cuda.manual_seed(seed or 0)
-                written = self._model.generate(
+                written = model.generate(
                     input_ids=ids,
                     attention_mask=mask,
                     max_new_tokens=sampling.max_tokens,
@@ -261,9 +288,9 @@ class TransformersEngine:
         ids, mask = self._padded(prompts)
         out_of_memory = ""
         try:
-            with self._lock, torch.no_grad():
+            with self._running() as model:
                 positions = (mask.cumsum(-1) - 1).clamp(min=0)
-                logits = self._model(
+                logits = model(
                     input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1, use_cache=False
                 ).logits[:, -1]  # (B, V)
                 logprobs = torch.log_softmax(logits.float(), dim=-1)
@@ -325,7 +352,7 @@ class TransformersEngine:
     def __getstate__(self) -> dict[str, Any]:
         if not isinstance(self._source, str):
             raise EngineError("an engine around a loaded model cannot be pickled; give it the model's name instead")
-        dropped = ("_model", "_tokenizer", "_lock")
+        dropped = ("_model", "_tokenizer", "_chat", "_lock")
         return {name: value for name, value in vars(self).items() if name not in dropped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -1,0 +1,56 @@
+"""What ranks of a distributed run tell each other. With one rank all of it is a plain function call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from mrjudge_reward.errors import EngineError, MRJudgeError
+
+T = TypeVar("T")
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's rank and the number of ranks; (0, 1) where torch.distributed is not in use."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def gather(value: T, world: int) -> list[T]:
+    """The values of all ranks, in rank order. Every rank must call it."""
+    if world == 1:
+        return [value]
+    import torch.distributed as dist
+
+    values: list[Any] = [None] * world
+    dist.all_gather_object(values, value)
+    return values
+
+
+def gather_results(work: Callable[[], T], world: int) -> list[T]:
+    """Do this rank's work and gather the results of all ranks.
+
+    If the work fails on any rank, whatever the exception, every rank raises: a rank that left alone would keep the
+    others waiting in their next collective until it times out.
+
+    Raises:
+        MRJudgeError: another rank's error; one that is not of this package comes as an ``EngineError`` that names it,
+            because foreign exceptions may not survive the journey. This rank's own error is raised as it is.
+    """
+    own: Exception | None = None
+    told: T | MRJudgeError
+    try:
+        told = work()
+    except Exception as error:  # noqa: BLE001  told to all ranks, and raised below
+        own = error
+        told = error if isinstance(error, MRJudgeError) else EngineError(f"{type(error).__name__}: {error}")
+    results = gather(told, world)
+    if own is not None:
+        raise own
+    for result in results:
+        if isinstance(result, MRJudgeError):
+            raise result
+    return [result for result in results if not isinstance(result, MRJudgeError)]
