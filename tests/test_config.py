@@ -245,7 +245,6 @@ def test_the_shape_of_rewards_is_part_of_it():
 
 
 def test_the_server_and_its_key_reach_the_engine(monkeypatch: pytest.MonkeyPatch):
-    pytest.importorskip("openai")
     monkeypatch.setenv("JUDGE_KEY", "sk-secret")
     config = JudgeConfig(model="m", base_url="http://127.0.0.1:1/v1", api_key_env="JUDGE_KEY", context_tokens=4096)
     engine = config.build_engine()

@@ -205,7 +205,6 @@ def test_an_installed_package_is_returned_and_a_broken_one_shows_its_own_error(
 
 
 def test_a_wheel_holds_the_templates_the_type_marker_and_the_integrations(tmp_path: Path):
-    pytest.importorskip("setuptools")
     tree = tmp_path / "tree"
     tree.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.engines.transformers import TransformersEngine
@@ -24,9 +25,6 @@ from mrjudge_reward.types import (
     TextPart,
     as_messages,
 )
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
 
 GREEDY = Sampling(0.0, 1.0, 8)
 QUESTIONS = ["Hi!", "Name a colour of the rainbow, please, and say no more than its name.", "What is 2 + 2?"]
@@ -317,7 +315,6 @@ def test_an_engine_around_a_loaded_model_works_and_refuses_to_be_pickled(
 def test_a_model_or_adapter_that_is_not_there_is_named(smol_path: str, tmp_path: Path):
     with pytest.raises(EngineError, match="no-such-model"):
         TransformersEngine(str(tmp_path / "no-such-model"))
-    pytest.importorskip("peft")
     with pytest.raises(EngineError, match="no-such-adapter"):
         TransformersEngine(smol_path, adapter=str(tmp_path / "no-such-adapter"))
 
@@ -337,7 +334,7 @@ def test_a_tokenizer_without_a_chat_template_cannot_judge(smol_engine: Transform
 
 
 def test_an_adapter_changes_what_the_judge_says(smol_engine: TransformersEngine, smol_path: str, tmp_path: Path):
-    peft = pytest.importorskip("peft")
+    import peft
     from transformers import AutoModelForCausalLM
 
     base = AutoModelForCausalLM.from_pretrained(smol_path, dtype=torch.float32)
