@@ -28,7 +28,7 @@ import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.errors import ConfigError, InputError
@@ -45,6 +45,9 @@ logger = logging.getLogger(__name__)
 
 _instances = itertools.count(1)
 
+Layout: TypeAlias = Literal["blocks", "halves"]
+Abstain: TypeAlias = Literal["auto", "none", "group_mean"]
+Thinking: TypeAlias = Literal["strip", "opened", "keep"]
 Prompt: TypeAlias = str | Sequence[Mapping[str, Any]]
 Completion: TypeAlias = str | Sequence[Mapping[str, Any]]
 
@@ -100,7 +103,7 @@ class JudgeReward:
         abstained_rows: rows of the latest call whose reward is None.
 
     Raises:
-        ConfigError: if a number of generations is below 1, or ``halves`` is combined with anything but 2.
+        ConfigError: if a setting is unknown, a number of generations is below 1, or ``halves`` goes with anything but 2.
     """
 
     def __init__(
@@ -109,12 +112,12 @@ class JudgeReward:
         *,
         num_generations: int,
         num_generations_eval: int | None = None,
-        layout: Literal["blocks", "halves"] = "blocks",
-        on_abstain: Literal["auto", "none", "group_mean"] = "auto",
+        layout: Layout = "blocks",
+        on_abstain: Abstain = "auto",
         shape: RewardShape | None = None,
         reference_column: str | None = None,
         rubric_column: str | None = None,
-        thinking: Literal["strip", "opened", "keep"] = "strip",
+        thinking: Thinking = "strip",
         name: str | None = None,
     ) -> None:
         self._config = judge if isinstance(judge, JudgeConfig) else JudgeConfig() if judge is None else None
@@ -123,6 +126,10 @@ class JudgeReward:
         self.num_generations_eval = num_generations_eval if num_generations_eval is not None else num_generations
         if min(self.num_generations, self.num_generations_eval) < 1:
             raise ConfigError("num_generations must be at least 1")
+        choices = (("layout", layout, Layout), ("on_abstain", on_abstain, Abstain), ("thinking", thinking, Thinking))
+        for setting, value, known in choices:
+            if value not in get_args(known):
+                raise ConfigError(f"{setting} must be one of {', '.join(get_args(known))}; got {value!r}")
         if layout == "halves" and (self.num_generations, self.num_generations_eval) != (2, 2):
             raise ConfigError("layout 'halves' is for OnlineDPO, which generates 2 completions per prompt")
         self.layout = layout

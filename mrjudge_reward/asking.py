@@ -103,7 +103,7 @@ class Asker:
     def decide(self, asked: Sequence[Asked]) -> list[list[Played]]:
         """What each comparison came to, as games in the players' numbers.
 
-        A cascade returns both glances as games of their own where it trusts them.
+        A cascade returns both glances as games of their own where it trusts them, each glance once.
         """
         if self.verdict == "cascade":
             return self._cascade(asked)
@@ -114,12 +114,15 @@ class Asker:
         both = [pair for run, comparison in asked for pair in ((run, comparison), (run, comparison.swap()))]
         verdicts = self._read(both, [""] * len(both))
         glances = [Played(comparison, verdict) for (_, comparison), verdict in zip(both, verdicts, strict=True)]
+        scheduled = {(id(run), comparison) for run, comparison in asked}
         decided: list[list[Played]] = []
         unsure: list[int] = []
-        for index, (run, _) in enumerate(asked):
+        for index, (run, comparison) in enumerate(asked):
             pair = glances[2 * index : 2 * index + 2]
-            run.glances += pair
-            decided.append(pair if _agree(pair[0], pair[1], self.cascade_margin) else [])
+            # Where the mirror image is scheduled too, it brings its own glance: none may count twice.
+            own = pair[:1] if (id(run), comparison.swap()) in scheduled else pair
+            run.glances += own
+            decided.append(own if _agree(pair[0], pair[1], self.cascade_margin) else [])
             if not decided[-1]:
                 unsure.append(index)
         thought = self._with_retries([asked[index] for index in unsure], self._sample)

@@ -71,16 +71,15 @@ class Format(Protocol):
         ...
 
 
-def read_reply(format: Format, reply: Reply, slots: int, prefill: str = "") -> Verdict:
+def read_reply(format: Format, reply: Reply, slots: int) -> Verdict:
     """Turn what the judge wrote into a verdict.
 
     Args:
         format: the format that was rendered.
         reply: the engine's reply; one that ran into its token cap has no verdict, whatever it mentions.
         slots: how many candidates were shown.
-        prefill: text with which the judge's turn was begun for it.
     """
-    text = prefill + reply.text
+    text = reply.text
     if reply.finish == "length":
         return Verdict(Failed("truncated", f"after {reply.usage.completion_tokens} tokens"), text, reply.usage)
     return Verdict(format.parse(text, slots), text, reply.usage)

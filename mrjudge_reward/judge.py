@@ -211,9 +211,8 @@ class Judge:
         run = Run(group, players, plan)
         if len(players) >= self.format.min_slots:
             run.advance(first=True)
-        if self.audit and run.batch and run.batch[0][::-1] not in run.batch:
-            mirrored = any(slots[::-1] in run.batch for slots in run.batch)
-            run.batch += [] if mirrored else [run.batch[0][::-1]]
+        if self.audit and run.batch and set(run.batch).isdisjoint(slots[::-1] for slots in run.batch):
+            run.batch.append(run.batch[0][::-1])
         return run
 
     def _finish(self, run: Run, seconds: float) -> Judgement:

@@ -535,6 +535,21 @@ def test_an_audit_mirrors_one_comparison_where_the_schedule_mirrors_none():
     assert len(both.played) == 56
 
 
+@pytest.mark.parametrize("more", [{"both_orders": True}, {"both_orders": False, "audit": True}])
+def test_a_glance_counts_once_even_if_its_mirror_image_is_scheduled_too(more: dict[str, Any]):
+    candidates = ["a", "bbbb"]
+    once, twice = (
+        Judge(
+            ScriptedEngine.by_utility(lambda text: 2.0 * len(text)), schedule="all_pairs", verdict="cascade", **settings
+        )
+        for settings in ({"both_orders": False}, more)
+    )
+    expected, judgement = once.rank("q", candidates), twice.rank("q", candidates)
+    assert judgement.scores_G == expected.scores_G
+    assert len(judgement.played) == len(judgement.glances) == len(expected.played) == 2
+    assert position_consistency(judgement.glances) == (1, 1)
+
+
 def test_a_judge_that_fails_is_not_asked_for_the_rounds_that_are_left():
     engine = ScriptedEngine(lambda _: Failure("down", transient=False))
     judge = Judge(engine, schedule="adaptive")

@@ -320,7 +320,7 @@ def test_reasoning_before_a_judge_output_changes_no_verdict(format: Format, slot
 
 
 def test_a_complete_reply_keeps_its_text_and_its_cost():
-    verdict = read_reply(CHOICE, Reply("so B</think><answer>B</answer>", usage=Usage(7, 2, 5)), 2, prefill="<think>\n")
+    verdict = read_reply(CHOICE, Reply("<think>\nso B</think><answer>B</answer>", usage=Usage(7, 2, 5)), 2)
     assert verdict.outcome == Preference((0.0, 1.0))
     assert verdict.rationale == "<think>\nso B</think><answer>B</answer>"
     assert verdict.usage == Usage(7, 2, 5)
@@ -336,7 +336,7 @@ def test_a_complete_reply_keeps_its_text_and_its_cost():
     ],
 )
 def test_a_prefill_is_part_of_what_the_judge_wrote(prefill, text, expected):
-    assert told(read_reply(CHOICE, Reply(text), 2, prefill).outcome) == expected
+    assert told(read_reply(CHOICE, Reply(prefill + text), 2).outcome) == expected
 
 
 def test_a_failed_verdict_says_what_was_seen_and_stays_short():

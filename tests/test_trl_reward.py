@@ -168,6 +168,9 @@ def test_it_travels_to_another_process() -> None:
         {"num_generations": 0},
         {"num_generations": 4, "layout": "halves"},
         {"num_generations": 2, "num_generations_eval": 0},
+        {"num_generations": 2, "layout": "halfs"},
+        {"num_generations": 2, "on_abstain": "zero"},
+        {"num_generations": 2, "thinking": "drop"},
     ],
 )
 def test_impossible_settings_are_refused(arguments: dict[str, Any]) -> None:
