@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
@@ -48,9 +49,20 @@ def digest(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big")
 
 
+def is_degenerate(text: str) -> bool:
+    """Whether a final answer holds no letter, number or symbol: empty, blank, or bare punctuation.
+
+    Such answers win surprisingly often with judges ("master keys", arXiv 2507.08794), so they are not shown to one.
+    """
+    return not any(unicodedata.category(char)[0] in "LNS" for char in text)
+
+
 @dataclass
 class Run:
-    """One group on its way through the rounds. Players are its distinct candidates that can be shown to a judge."""
+    """One group on its way through the rounds. Players are its distinct candidates that can be shown to a judge.
+
+    ``known`` holds what was decided ahead, in the numbers of this run; ``earlier`` is the run in which that was done.
+    """
 
     group: Group
     players: tuple[str, ...]
@@ -63,6 +75,33 @@ class Run:
     calls: int = 0
     cache_hits: int = 0
     usage: Usage = Usage()
+    known: dict[tuple[tuple[str, ...], int], list[Played]] = field(default_factory=dict)
+    earlier: Run | None = None
+
+    def follow(self, earlier: Run) -> None:
+        """Go on from what another run of the same group found out; its calls count as calls of this one."""
+        self.earlier = earlier
+        self.calls, self.cache_hits, self.usage = earlier.calls, earlier.cache_hits, earlier.usage
+
+    def recall(self, comparison: Comparison) -> list[Played] | None:
+        """What the earlier run decided about a comparison, in this run's numbers; None if it was not asked there."""
+        texts = self.texts(comparison)
+        if self.earlier is None or (texts, comparison.repeat) not in self.earlier.known:
+            return None
+        earlier, number = self.earlier, {text: index for index, text in enumerate(self.players)}
+
+        def renumbered(item: Played) -> Played:
+            slots = tuple(number[text] for text in earlier.texts(item.comparison))
+            return Played(Comparison(slots, item.comparison.repeat), item.verdict)
+
+        mine = [
+            item
+            for item in earlier.glances
+            if item.comparison.repeat == comparison.repeat and earlier.texts(item.comparison) in (texts, texts[::-1])
+        ]
+        earlier.glances = [item for item in earlier.glances if item not in mine]
+        self.glances += map(renumbered, mine)
+        return [renumbered(item) for item in earlier.known.pop((texts, comparison.repeat))]
 
     def advance(self, first: bool = False) -> None:
         """Ask the schedule for the next round, given what was played."""

@@ -176,13 +176,22 @@ class JudgeConfig(BaseModel):
         Raises:
             ConfigError: if the file is missing, not YAML, or not a mapping of known settings.
         """
+        return cls(**{**cls.load_values(path), **overrides})
+
+    @staticmethod
+    def load_values(path: str | os.PathLike[str]) -> dict[str, Any]:
+        """The settings in a YAML file, as they stand there.
+
+        Raises:
+            ConfigError: if the file is missing, not YAML, or not a mapping.
+        """
         try:
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError(f"{path}: {error}") from error
         if not isinstance(values, Mapping | None):
             raise ConfigError(f"{path} must hold settings (key: value); got {type(values).__name__}")
-        return cls(**{str(key): value for key, value in {**(values or {}), **overrides}.items()})
+        return {str(key): value for key, value in (values or {}).items()}
 
     # -- what it resolves to --------------------------------------------------------------------------------------------
 

@@ -5,8 +5,8 @@
 Cost: one engine call per round (two where the judge thinks before it is read), whatever the number of groups. Identical
 requests of a batch are asked once. Identical candidates of a group are judged as one and share its score.
 
-The order in which candidates arrive carries no information: they are renumbered by a hash of (seed, group key, text)
-before anything is scheduled, so permuting the candidates permutes the scores, and any rank computes the same plan.
+The order in which candidates arrive carries no information: they are renumbered by a hash of (seed, group key, text or
+name) before anything is scheduled, so permuting the candidates permutes the scores, and any rank computes the same plan.
 
 On failure: a failed comparison is asked again (``retries``), then contributes no game. A candidate without a game has
 score None. When more than ``max_failed_fraction`` of the latest comparisons failed, the judge raises.
@@ -20,12 +20,12 @@ score None. When more than ``max_failed_fraction`` of the latest comparisons fai
 from __future__ import annotations
 
 import time
-import unicodedata
 from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
-from .asking import Asker, Run, VerdictMode, digest
+from .ahead import Ahead
+from .asking import Asked, Asker, Run, VerdictMode, digest, is_degenerate
 from .cache import ReplyCache
 from .errors import ConfigError, InputError
 from .formats import Choice, Format
@@ -33,15 +33,7 @@ from .ratings import RATINGS, rate
 from .schedules import SCHEDULES, Limits
 from .stats import FailureAlarm
 from .tally import HARD_LOG_ODDS, MAX_GROUP, count_games, cyclic_triads
-from .types import Comparison, Engine, Group, Judgement, Message, Played, Sampling
-
-
-def is_degenerate(text: str) -> bool:
-    """Whether a final answer holds no letter, number or symbol: empty, blank, or bare punctuation.
-
-    Such answers win surprisingly often with judges ("master keys", arXiv 2507.08794), so they are not shown to one.
-    """
-    return not any(unicodedata.category(char)[0] in "LNS" for char in text)
+from .types import Comparison, Engine, Failed, Group, Judgement, Message, Played, Sampling
 
 
 class Judge:
@@ -160,8 +152,13 @@ class Judge:
 
     # -- public ---------------------------------------------------------------------------------------------------
 
-    def judge(self, groups: Sequence[Group]) -> list[Judgement]:
+    def judge(self, groups: Sequence[Group], ahead: Sequence[Ahead | None] | None = None) -> list[Judgement]:
         """Judge groups together.
+
+        Args:
+            groups: to judge; several threads may do so at once if the engine allows.
+            ahead: per group, what was asked ahead of it (see ``ahead``). It changes what is asked now, never the scores
+                of a judge that repeats itself.
 
         Returns:
             A judgement per group, in their order.
@@ -172,10 +169,17 @@ class Judge:
         """
         started = time.perf_counter()
         runs = [self._start(group) for group in groups]
+        for run, begun in zip(runs, ahead or (), strict=ahead is not None):
+            if begun is not None:
+                run.follow(begun.run)
         while asked := [
             (run, Comparison(slots, vote)) for run in runs for slots in run.batch for vote in range(self.votes)
         ]:
-            decided = self.asker.decide(asked)
+            recalled = [run.recall(comparison) for run, comparison in asked]
+            fresh = iter(
+                self.asker.decide([pair for pair, items in zip(asked, recalled, strict=True) if items is None])
+            )
+            decided = [items if items is not None else next(fresh) for items in recalled]
             for (run, _), items in zip(asked, decided, strict=True):
                 run.played += items
             # After every round, not at the end: a dead judge is not asked for the rounds that are left.
@@ -185,6 +189,41 @@ class Judge:
                     run.advance()
         seconds = time.perf_counter() - started
         return [self._finish(run, seconds) for run in runs]
+
+    def ahead(
+        self,
+        prompt: str | Sequence[Mapping[str, Any] | Message],
+        size: int,
+        key: str,
+        names: Sequence[str] | None = None,
+        reference: str | None = None,
+        rubric: str | None = None,
+    ) -> Ahead:
+        """Begin a group whose candidates come one by one; everything but the candidates is as in ``Group.of``.
+
+        Without names it is not known who will meet whom, so only schedules that show every candidate to every other
+        in all orders (or each one alone) can begin.
+
+        Args:
+            size: how many candidates there will be.
+        """
+        order = None if names is None else sorted(names, key=lambda name: (digest(self.seed, key, name), name))
+        group = Group.of(prompt, [""] * size, key, reference, rubric, names)
+        return Ahead(self._open(group, ("",) * size), order, self.votes)
+
+    def ask_ahead(self, asked: Sequence[Asked]) -> None:
+        """Ask what ``Ahead.add`` returned, of any number of groups, in one batch.
+
+        A comparison that failed and could go better is not kept, so that it is asked again with the whole group.
+        """
+        decided = self.asker.decide(asked)
+        retry: set[tuple[int, frozenset[int]]] = set()
+        for (run, comparison), items in zip(asked, decided, strict=True):
+            if any(isinstance(o := item.verdict.outcome, Failed) and o.transient for item in items):
+                retry.add((id(run), frozenset(comparison.slots)))
+        for (run, comparison), items in zip(asked, decided, strict=True):
+            if (id(run), frozenset(comparison.slots)) not in retry:
+                run.known[run.texts(comparison), comparison.repeat] = items
 
     def rank(
         self, prompt: str | Sequence[Mapping[str, Any] | Message], candidates: Sequence[str], key: str = "0"
@@ -205,8 +244,14 @@ class Judge:
             raise InputError(
                 f"group {group.key!r} has {len(group.candidates)} candidates; at most {MAX_GROUP} are judged together"
             )
-        texts = {text for text in group.candidates if not is_degenerate(text)}
-        players = tuple(sorted(texts, key=lambda text: (digest(self.seed, group.key, text), text)))
+        mark: dict[str, tuple[int, str]] = {}  # twins share the place of the first of them
+        for name, text in zip(group.names or group.candidates, group.candidates, strict=True):
+            if not is_degenerate(text):
+                own = (digest(self.seed, group.key, name), name)
+                mark[text] = min(mark.get(text, own), own)
+        return self._open(group, tuple(sorted(mark, key=mark.__getitem__)))
+
+    def _open(self, group: Group, players: tuple[str, ...]) -> Run:
         plan = SCHEDULES[self.schedule](len(players), self.limits, Random(digest(self.seed, group.key)))
         run = Run(group, players, plan)
         if len(players) >= self.format.min_slots:

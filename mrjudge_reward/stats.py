@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from .errors import JudgeUnreliableError
 from .tally import position_consistency
@@ -131,7 +133,7 @@ def _count(judgement: Judgement) -> JudgeStats:
 
 @dataclass
 class FailureAlarm:
-    """Stops a run when too many of the latest comparisons failed.
+    """Stops a run when too many of the latest comparisons failed. Several threads may share one.
 
     Args:
         max_fraction: the most that may fail; 1 switches the alarm off.
@@ -145,6 +147,13 @@ class FailureAlarm:
 
     def __post_init__(self) -> None:
         self._latest: deque[Failed | None] = deque(maxlen=self.window)
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
 
     def observe(self, outcomes: Iterable[Outcome]) -> None:
         """Count comparisons, in the order they were decided.
@@ -153,12 +162,13 @@ class FailureAlarm:
             JudgeUnreliableError: if more than ``max_fraction`` of the window failed; it names the reasons. The window
                 is then empty, so that a caller who mends the judge can go on with it.
         """
-        self._latest.extend(outcome if isinstance(outcome, Failed) else None for outcome in outcomes)
-        seen = len(self._latest)
-        failed = [outcome for outcome in self._latest if outcome is not None]
-        if seen < min(self.least, self.window) or len(failed) <= self.max_fraction * seen:
-            return
-        self._latest.clear()
+        with self._lock:
+            self._latest.extend(outcome if isinstance(outcome, Failed) else None for outcome in outcomes)
+            seen = len(self._latest)
+            failed = [outcome for outcome in self._latest if outcome is not None]
+            if seen < min(self.least, self.window) or len(failed) <= self.max_fraction * seen:
+                return
+            self._latest.clear()
         counts = Counter(outcome.reason for outcome in failed).most_common(3)
         advice = "raise max_tokens" if counts[0][0] == "truncated" else "check the judge (mrjudge doctor)"
         raise JudgeUnreliableError(

@@ -101,6 +101,8 @@ class Group:
         key: identity given by the framework. Two groups with the same prompt text are still two groups.
         reference: an answer known to be good, shown to the judge if present.
         rubric: extra criteria, shown to the judge if present.
+        names: identities of the candidates, given by the framework, G of them. With names, who meets whom is decided
+            by these instead of by the texts, so that comparisons can begin before all texts are there.
     """
 
     prompt: tuple[Message, ...]
@@ -108,6 +110,7 @@ class Group:
     key: str
     reference: str | None = None
     rubric: str | None = None
+    names: tuple[str, ...] | None = None
 
     @classmethod
     def of(
@@ -117,11 +120,13 @@ class Group:
         key: str = "0",
         reference: str | None = None,
         rubric: str | None = None,
+        names: Sequence[str] | None = None,
     ) -> Group:
         """Build a group from plain Python values.
 
         Raises:
-            InputError: if the prompt is not text or messages, or a candidate, reference or rubric is not text.
+            InputError: if the prompt is not text or messages, a candidate, reference or rubric is not text, or the
+                names are not as many as the candidates, all different.
         """
         if isinstance(candidates, str):
             raise InputError("candidates must be a list of texts; got one text")
@@ -131,7 +136,11 @@ class Group:
         for name, text in (("reference", reference), ("rubric", rubric)):
             if text is not None and not isinstance(text, str):
                 raise InputError(f"the {name} must be text; got {type(text).__name__}")
-        return cls(as_messages(prompt), tuple(candidates), key, reference, rubric)
+        if names is not None and (len(names) != len(candidates) or len(set(names)) != len(names)):
+            raise InputError(f"{len(candidates)} candidates need as many different names; got {list(names)!r:.200}")
+        return cls(
+            as_messages(prompt), tuple(candidates), key, reference, rubric, None if names is None else tuple(names)
+        )
 
 
 def final_answer(completion: str, opened: bool = False) -> str:

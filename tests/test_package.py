@@ -33,7 +33,7 @@ ORDER = [
     "embedded",
     "engines", "engines.scripted", "engines.chat_template", "engines.transformers",
     "engines.openai_wire", "engines.openai_connection", "engines.openai_read", "engines.openai",
-    "cache", "asking", "judge", "config",
+    "cache", "asking", "ahead", "judge", "config",
     "jsonl",
     "doctor", "cli",
 ]  # fmt: skip

@@ -76,6 +76,8 @@ class OpenAIEngine:
     """
 
     reserved: frozenset[str] = frozenset()
+    concurrent_calls = True
+    """Calls of several threads share the connections and ``max_concurrency``."""
 
     def __init__(
         self,

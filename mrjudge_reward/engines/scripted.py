@@ -51,6 +51,7 @@ class ScriptedEngine:
     reserved: frozenset[str] = frozenset()
     context_tokens: int | None = None
     can_read = True
+    concurrent_calls = True
 
     def __init__(self, script: Script, identity: str = "scripted") -> None:
         self.script = script
