@@ -29,6 +29,9 @@ from mrjudge_reward.errors import ConfigError
 
 SECTION = "mrjudge"
 
+VALIDATION_SPLITS = frozenset({"test", "val", "valid", "validation", "dev", "eval"})
+"""Values of ``extra_info.split`` that mark a validation row."""
+
 Positive = Annotated[float, Field(gt=0)]
 GroupSize = Annotated[int, Field(ge=1)]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -77,6 +78,21 @@ class Run:
     usage: Usage = Usage()
     known: dict[tuple[tuple[str, ...], int], list[Played]] = field(default_factory=dict)
     earlier: Run | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def fork(self) -> Run:
+        """A run of the same group and players that starts with nothing, to be absorbed later."""
+        return Run(self.group, self.players, self.plan)
+
+    def absorb(self, fork: Run, keep: Sequence[tuple[Comparison, list[Played]]]) -> None:
+        """Take over what a fork spent, and those of its comparisons that are worth keeping. Threads may do it at once."""
+        with self._lock:
+            self.calls += fork.calls
+            self.cache_hits += fork.cache_hits
+            self.usage += fork.usage
+            kept = {frozenset(comparison.slots) for comparison, _ in keep}
+            self.glances += [item for item in fork.glances if frozenset(item.comparison.slots) in kept]
+            self.known |= {(fork.texts(comparison), comparison.repeat): items for comparison, items in keep}
 
     def follow(self, earlier: Run) -> None:
         """Go on from what another run of the same group found out; its calls count as calls of this one."""

@@ -216,14 +216,22 @@ class Judge:
 
         A comparison that failed and could go better is not kept, so that it is asked again with the whole group.
         """
-        decided = self.asker.decide(asked)
-        retry: set[tuple[int, frozenset[int]]] = set()
-        for (run, comparison), items in zip(asked, decided, strict=True):
-            if any(isinstance(o := item.verdict.outcome, Failed) and o.transient for item in items):
-                retry.add((id(run), frozenset(comparison.slots)))
-        for (run, comparison), items in zip(asked, decided, strict=True):
-            if (id(run), frozenset(comparison.slots)) not in retry:
-                run.known[run.texts(comparison), comparison.repeat] = items
+        forks = {id(run): (run, run.fork()) for run, _ in asked}
+        decided = self.asker.decide([(forks[id(run)][1], comparison) for run, comparison in asked])
+        passing = {  # both orders of a pair are asked again together: a cascade looks at both
+            (id(run), frozenset(comparison.slots))
+            for (run, comparison), items in zip(asked, decided, strict=True)
+            if any(isinstance(outcome := item.verdict.outcome, Failed) and outcome.transient for item in items)
+        }
+        for run, fork in forks.values():
+            run.absorb(
+                fork,
+                [
+                    (comparison, items)
+                    for (other, comparison), items in zip(asked, decided, strict=True)
+                    if other is run and (id(run), frozenset(comparison.slots)) not in passing
+                ],
+            )
 
     def rank(
         self, prompt: str | Sequence[Mapping[str, Any] | Message], candidates: Sequence[str], key: str = "0"

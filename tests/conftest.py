@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -35,3 +36,13 @@ def smol_engine(smol_path: str) -> Any:
     from mrjudge_reward.engines.transformers import TransformersEngine
 
     return TransformersEngine(smol_path, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """A real Ray cluster of this machine."""
+    import ray
+
+    ray.init(num_cpus=16, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()

@@ -111,6 +111,13 @@ def test_the_core_knows_no_training_framework(name: str):
     assert "mrjudge_reward.integrations" not in {target for level, target in imported(SOURCES[name]) if not level}
 
 
+def test_only_the_command_line_reaches_up_to_an_integration_and_only_when_asked():
+    reaching = {name for name in SOURCES for level, to in imported(SOURCES[name]) if level and "integrations" in to}
+    assert reaching == {"cli"}
+    code = "import mrjudge_reward.cli, sys; print([n for n in sys.modules if 'integrations' in n or n == 'verl'])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT).strip() == "[]"
+
+
 @pytest.mark.parametrize("name", ["mrjudge_reward", "mrjudge_reward.judge", "mrjudge_reward.config"])
 def test_importing_costs_no_heavy_package(name: str):
     heavy = ["torch", "transformers", "peft", "openai", "datasets", "trl", "scipy", "pandas", "vllm"]
