@@ -133,22 +133,39 @@ def doctor(
     settings: _Settings = [],  # noqa: B006  never changed
     smoke: Annotated[bool, typer.Option("--smoke/--no-smoke", help="Judge one comparison.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable results.")] = False,
+    verl: Annotated[str | None, typer.Option(metavar="CONFIG", help="Check a verl config, not a judge alone.")] = None,
+    verl_settings: Annotated[
+        list[str], typer.Option("--verl-set", metavar="KEY=VALUE", help="An override as verl takes it; repeatable.")
+    ] = [],  # noqa: B006  never changed
 ) -> None:
     """Check versions, devices and the judge, and let it judge one comparison.
+
+    With --verl, check instead what a verl run makes of its judge: whether the reward manager is called, whether groups
+    can fill, whether all fits the judge's context, whether its server answers. No model is loaded.
 
     Exit code 0 if the judge works, 1 if a check failed.
     """
     with _reported():
         from .doctor import as_table, examine
 
-        checks = examine(_load(config, settings), smoke)
+        if verl is None and verl_settings:
+            raise ConfigError("--verl-set belongs to --verl CONFIG")
+        if verl is not None:
+            if config is not None or settings:
+                raise ConfigError("with --verl the judge is in CONFIG: use --verl-set +mrjudge.judge.KEY=VALUE")
+            from .integrations.verl_doctor import examine_verl
+
+            checks = examine_verl(verl, verl_settings)
+        else:
+            checks = examine(_load(config, settings), smoke)
         works = all(check.status != "failed" for check in checks)
         if as_json:
             report = {"works": works, "checks": [vars(check) for check in checks]}
             typer.echo(json.dumps(plain(report), allow_nan=False, indent=2))
         else:
             as_table(checks)
-            typer.echo("The judge works." if works else "The judge does not work: see what failed.")
+            subject = "The judge" if verl is None else "The verl config"
+            typer.echo(f"{subject} works." if works else f"{subject} does not work: see what failed.")
         raise typer.Exit(0 if works else 1)
 
 

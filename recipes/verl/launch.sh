@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Checks a config and, if nothing failed, starts verl with it. Usage: launch.sh CONFIG.yaml [key=value ...]
+set -euo pipefail
+config=$(realpath -- "${1:?usage: launch.sh CONFIG.yaml [key=value ...]}")
+shift
+settings=()
+for setting in "$@"; do
+  settings+=(--verl-set "$setting")
+done
+mrjudge doctor --verl "$config" "${settings[@]}"
+exec python -m verl.trainer.main_ppo --config-path "$(dirname -- "$config")" --config-name "$(basename -- "$config" .yaml)" "$@"
