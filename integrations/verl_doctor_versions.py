@@ -78,6 +78,10 @@ def _package(name: str, accepted: SpecifierSet | None, pinned: SpecifierSet | No
     return Check(name, "note" if remarks else "ok", "; ".join([found, *remarks]), data)
 
 
+WITHOUT_TRL = "mrjudge_reward.integrations.verl_without_trl"
+"""The module that keeps TRL from verl."""
+
+
 def _home_of_trl() -> Path | None:
     spec = importlib.util.find_spec("trl")
     return Path(spec.origin).parent if spec is not None and spec.origin else None
@@ -94,12 +98,15 @@ def _trl() -> Iterator[Check]:
     if any(_VALUE_HEAD in path.read_text(encoding="utf-8") for path in places if path.is_file()):
         yield Check("trl", "ok", f"{found}, with the {_VALUE_HEAD} that verl's FSDP models import", {"found": found})
         return
-    status: Literal["note", "failed"] = "failed"
+    modules = os.environ.get("VERL_USE_EXTERNAL_MODULES", "")
+    if WITHOUT_TRL in modules.split(","):
+        yield Check("trl", "ok", f"{found}, kept from verl by {WITHOUT_TRL}", {"found": found})
+        return
     detail = (
         f"{found} has no {_VALUE_HEAD}, which verl imports for every FSDP model if TRL is installed, so that the workers "
-        "end with ImportError. Use an environment without TRL, or pip install 'trl==0.27.0'"
+        f"end with ImportError. Set VERL_USE_EXTERNAL_MODULES={WITHOUT_TRL}, or use an environment without TRL"
     )
-    modules = os.environ.get("VERL_USE_EXTERNAL_MODULES")
+    status: Literal["note", "failed"] = "failed"
     if modules:
         status, detail = "note", f"{detail}. VERL_USE_EXTERNAL_MODULES={modules} may bring a stand-in"
     yield Check("trl", status, detail, {"found": found})

@@ -39,6 +39,8 @@ TESTED: Mapping[str, tuple[str, str]] = {
     "openai": ("3.54.0", "openai"),
     "trl": ("1.16.0", "trl"),
     "datasets": ("5.2.0", "trl"),
+    "verl": ("0.9.1", "verl"),
+    "ray": ("2.60.0", "verl"),
 }
 """Package → the version this release was tested with, and the extra that brings it."""
 

@@ -74,3 +74,14 @@ def test_the_embedded_judge_benchmark_prints_its_four_rows() -> None:
         "as a choice, position consistency",
     ):
         assert re.search(rf"^{re.escape(name)} +{share}", printed, re.MULTILINE), printed
+
+
+def test_the_arrivals_benchmark_prints_three_ways_for_each_schedule() -> None:
+    small = ("--groups", "4", "--size", "4", "--median", "0.2", "--think", "0.01", "--slots", "4", "--no-ray")
+    printed = printed_by("verl_arrivals.py", *small, "--schedules", "ring", "adaptive")
+    rows = re.findall(
+        r"^(ring|adaptive) +(at the end of the batch|group by group|as it arrives)", printed, re.MULTILINE
+    )
+    assert len(set(rows)) == len(rows) == 6
+    ratios = [float(line.split()[-1]) for line in printed.splitlines() if line.startswith(("ring", "adaptive"))]
+    assert ratios[0] == ratios[3] == 1.0

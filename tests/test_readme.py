@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+
+from mrjudge_reward.integrations.verl_reward import JudgeRewardManager
+from mrjudge_reward.integrations.verl_settings import VerlSettings
 
 from .judge_server import JudgeServer
 
@@ -18,6 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SHELL = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+
+COMMANDS = [line for line in SHELL if re.match(r"mrjudge |echo |python ", line)]
 
 
 def run_block(code: str) -> dict[str, Any]:
@@ -28,9 +34,11 @@ def run_block(code: str) -> dict[str, Any]:
 
 def test_all_examples_are_covered_by_this_file() -> None:
     assert len(BLOCKS) == 3
-    assert [line.split("|")[-1].split()[:2] for line in SHELL if "mrjudge" in line and "git clone" not in line] == [
+    assert [line.split("|")[-1].split()[:3] for line in COMMANDS] == [
         ["mrjudge", "rank"],
         ["mrjudge", "doctor"],
+        ["mrjudge", "doctor", "--verl"],
+        ["python", "recipes/verl/cpu/run.py", "grpo"],  # in test_verl_training.py
     ]
 
 
@@ -60,7 +68,7 @@ def test_the_server_example_ranks(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.usefixtures("smol_path")
 def test_the_shell_examples_work(tmp_path: Path) -> None:
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    (rank, doctor) = [line for line in SHELL if "mrjudge" in line and "git clone" not in line]
+    rank, doctor, doctor_verl, _ = COMMANDS
     done = subprocess.run(rank, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["best"] == 1
@@ -68,6 +76,27 @@ def test_the_shell_examples_work(tmp_path: Path) -> None:
         doctor, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    (export,) = [line.split("#")[0].removeprefix("export ").strip() for line in SHELL if line.startswith("export ")]
+    variable, _, value = export.partition("=")
+    done = subprocess.run(
+        doctor_verl,
+        shell=True,
+        cwd=ROOT,
+        env=environment | {variable: value},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_verl_section_is_what_the_adapter_reads() -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    config = yaml.safe_load(block)
+    assert VerlSettings(**config["mrjudge"]).judge == "judge.yaml"
+    manager = config["reward"]["reward_manager"]
+    assert f"pkg://{JudgeRewardManager.__module__}" == manager["module"]["path"]
+    assert (manager["source"], manager["name"]) == ("importlib", JudgeRewardManager.__name__)
 
 
 def test_files_that_the_readme_names_exist() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 import socket
+import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -622,14 +624,25 @@ def test_a_python_that_verl_does_not_accept_fails(monkeypatch: pytest.MonkeyPatc
     assert "3.11 or 3.12" in check.detail
 
 
+def test_the_module_that_keeps_trl_from_verl_does() -> None:
+    def is_there(modules: str) -> str:
+        code = "import verl; from verl.utils.import_utils import is_trl_available; print(is_trl_available())"
+        environment = os.environ | {"VERL_USE_EXTERNAL_MODULES": modules}
+        return subprocess.check_output([sys.executable, "-c", code], text=True, env=environment).split()[-1]
+
+    assert (is_there(""), is_there(verl_doctor_versions.WITHOUT_TRL)) == ("True", "False")
+
+
 def test_a_trl_without_the_class_that_verl_imports_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verl_doctor_versions, "_home_of_trl", lambda: tmp_path)
     lacking = versions(monkeypatch, trl="1.16.0")["trl"]
     assert lacking.status == "failed"
     assert "1.16.0 has no AutoModelForCausalLMWithValueHead" in lacking.detail
-    assert "trl==0.27.0" in lacking.detail
+    assert f"VERL_USE_EXTERNAL_MODULES={verl_doctor_versions.WITHOUT_TRL}" in lacking.detail
     monkeypatch.setenv("VERL_USE_EXTERNAL_MODULES", "stand_in")
     assert versions(monkeypatch, trl="1.16.0")["trl"].status == "note"
+    monkeypatch.setenv("VERL_USE_EXTERNAL_MODULES", f"other,{verl_doctor_versions.WITHOUT_TRL}")
+    assert versions(monkeypatch, trl="1.16.0")["trl"].status == "ok"
     monkeypatch.delenv("VERL_USE_EXTERNAL_MODULES")
     (tmp_path / "experimental" / "ppo").mkdir(parents=True)
     (tmp_path / "experimental" / "ppo" / "__init__.py").write_text("AutoModelForCausalLMWithValueHead = 1\n")

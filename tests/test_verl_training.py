@@ -1,0 +1,122 @@
+"""verl trains: two steps of its real trainers on a CPU, started as a user starts the recipes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+
+RUN = Path(__file__).resolve().parent.parent / "recipes" / "verl" / "cpu" / "run.py"
+MARK = "MRJUDGE_TEST_RUN"
+
+pytestmark = [pytest.mark.usefixtures("smol_path"), pytest.mark.timeout(900)]
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """Processes of a run: all that carry its mark in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def train(recipe: str, out: Path, *overrides: str) -> list[dict[str, float]]:
+    """The metrics of each step that verl printed. The run has to end well, and to leave no process behind."""
+    mark = uuid.uuid4().hex
+    printed = out / "printed.txt"
+    try:
+        with printed.open("w", encoding="utf-8") as file:
+            command = [sys.executable, str(RUN), recipe, "--out", str(out), *overrides]
+            done = subprocess.run(
+                command, env=os.environ | {MARK: mark}, stdout=file, stderr=subprocess.STDOUT, timeout=800, check=False
+            )
+        text = printed.read_text(encoding="utf-8")
+        assert done.returncode == 0, text[-5000:]
+        deadline = time.monotonic() + 30
+        while (left := marked(mark)) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert not left, [process.cmdline() for process in left]
+    finally:
+        for process in marked(mark):
+            process.kill()
+    return steps_in(text)
+
+
+def steps_in(printed: str) -> list[dict[str, float]]:
+    """The metrics in the lines ``step:1 - critic/score/mean:0.5 - training/num_turns/max:np.int32(2) ...``."""
+    metric = re.compile(r"([\w/@.-]+):(?:np\.\w+\()?([-+\w.]+)")
+    lines = re.findall(r"step:\d+ - (.*)", printed)
+    return [{key: float(value) for key, value in metric.findall(line)} for line in lines]
+
+
+def scores_of(out: Path, step: int) -> list[list[float]]:
+    """The scores of each prompt's group in a step, as verl dumped them."""
+    groups = defaultdict(list)
+    for line in (out / "rollouts" / f"{step}.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        groups[row["input"]].append(row["score"])
+    return list(groups.values())
+
+
+def check_steps(steps: Sequence[dict[str, float]], out: Path, groups: int, size: int) -> None:
+    assert [step["training/global_step"] for step in steps] == [1, 2]
+    for number, step in enumerate(steps, 1):
+        scores = scores_of(out, number)
+        assert [len(group) for group in scores] == [size] * groups
+        assert all(len({*group}) > 1 for group in scores)
+        assert step["critic/score/max"] == pytest.approx(max(map(max, scores)), abs=1e-5)
+        assert step["critic/score/min"] == pytest.approx(min(map(min, scores)), abs=1e-5)
+        assert step["actor/grad_norm"] > 0
+
+
+def check_grpo(steps: Sequence[dict[str, float]], out: Path, groups: int, size: int) -> None:
+    """Every token's advantage is its sample's score, centred and scaled within the group."""
+    check_steps(steps, out, groups, size)
+    for number, step in enumerate(steps, 1):
+        advantages = [
+            (score - statistics.mean(group)) / (statistics.stdev(group) + 1e-6)
+            for group in scores_of(out, number)
+            for score in group
+        ]
+        assert step["critic/advantages/max"] == pytest.approx(max(advantages), rel=1e-3)
+        assert step["critic/advantages/min"] == pytest.approx(min(advantages), rel=1e-3)
+
+
+def test_grpo_trains_on_streamed_rewards(tmp_path: Path) -> None:
+    check_grpo(train("grpo", tmp_path), tmp_path, groups=2, size=4)
+
+
+def test_grpo_trains_with_the_trainer_before(tmp_path: Path) -> None:
+    check_grpo(train("grpo", tmp_path, "trainer.use_v1=False"), tmp_path, groups=2, size=4)
+
+
+def test_grpo_trains_with_a_reward_model_on_the_policys_devices(tmp_path: Path) -> None:
+    steps = train("grpo_colocated", tmp_path)
+    check_grpo(steps, tmp_path, groups=2, size=4)
+    assert all(step["timing_s/reward"] > 0 for step in steps)
+
+
+def test_ppo_trains_its_critic_on_the_rewards(tmp_path: Path) -> None:
+    steps = train("ppo", tmp_path)
+    check_steps(steps, tmp_path, groups=2, size=2)
+    for step in steps:
+        assert step["critic/vf_loss"] > 0
+        assert step["critic/grad_norm"] > 0
+        assert step["critic/returns/max"] == pytest.approx(step["critic/score/max"], abs=1e-4)  # gamma = lambda = 1
+        assert step["critic/advantages/min"] < 0 < step["critic/advantages/max"]
+        assert step["critic/advantages/mean"] == pytest.approx(0, abs=1e-3)  # whitened over the batch's tokens
