@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from mrjudge_reward import Choice, Judge
 from mrjudge_reward.engines.scripted import ScriptedEngine
+from mrjudge_reward.integrations.cohort_batches import CohortBatches
 from mrjudge_reward.integrations.cohorts import Cohorts, Sample
 from mrjudge_reward.integrations.judging_queue import JudgingQueue
 from mrjudge_reward.types import Failure, Reply, Request, as_messages
@@ -72,7 +73,7 @@ async def step(judge: Judge, times: list[list[float]], way: str) -> float:
     """Seconds until every sample has its reward."""
     size = len(times[0])
     queue = JudgingQueue(lambda: judge, deadline_s=600)
-    cohorts = Cohorts(queue, as_it_arrives=way == "comparison")
+    cohorts, batches = Cohorts(queue, as_it_arrives=way == "comparison"), CohortBatches(queue, sizes=[size])
     await queue.ask_ahead(())  # the judge is ready
     began = time.perf_counter()
 
@@ -84,7 +85,7 @@ async def step(judge: Judge, times: list[list[float]], way: str) -> float:
     await asyncio.gather(*(one(group, member) for group in range(len(times)) for member in range(size)))
     if way == "batch":
         everything = [sample(group, member, size) for group in range(len(times)) for member in range(size)]
-        await cohorts.join_share(everything, 0, 1)
+        await batches.join_share(everything, 0, 1)
     seconds = time.perf_counter() - began
     queue.close()
     return seconds

@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 LANES = 32
 """Batches judged side by side where the engine takes calls from several threads; elsewhere one."""
 
+_CLOSED = "the judge was closed"
+
 
 @dataclass(eq=False)
 class _Work:
@@ -42,6 +44,7 @@ class JudgingQueue:
         self._deadline_s = deadline_s
         self._waiting: list[_Work] = []
         self._busy = 0
+        self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(LANES, "mrjudge-lane")
 
@@ -67,14 +70,17 @@ class JudgingQueue:
         return await self._submit(_Work(asyncio.get_running_loop().create_future(), (), groups, begun))
 
     async def _submit(self, work: _Work) -> list[Judgement]:
+        if self._closed:
+            raise EngineError(_CLOSED)
         self._waiting.append(work)
         asyncio.get_running_loop().call_soon(self._start)  # whatever else comes in this turn of the loop joins
         try:
             return await asyncio.wait_for(work.done, self._deadline_s)
         except TimeoutError:
+            raise EngineError(f"the judge did not finish within {self._deadline_s:g} s (judge_deadline_s)") from None
+        finally:
             if work in self._waiting:
                 self._waiting.remove(work)
-            raise EngineError(f"the judge did not finish within {self._deadline_s:g} s (judge_deadline_s)") from None
 
     def _start(self) -> None:
         several = self.judge is not None and getattr(self.judge.engine, "concurrent_calls", False)
@@ -102,19 +108,29 @@ class JudgingQueue:
             self._start()
 
     def _judge(self, batch: Sequence[_Work]) -> list[Judgement]:
-        if self.judge is None:
-            self.judge = self._build()
-        if asked := [pair for work in batch for pair in work.asked]:
-            try:
-                self.judge.ask_ahead(asked)
-            except MRJudgeError as error:  # the same comparisons are asked again with their group
-                logger.warning("asking ahead failed: %s", error)
-        groups = [group for work in batch for group in work.groups]
-        begun = [ahead for work in batch for ahead in work.ahead]
-        return self.judge.judge(groups, begun) if groups else []
+        try:
+            if self.judge is None:
+                self.judge = self._build()
+            if asked := [pair for work in batch for pair in work.asked]:
+                try:
+                    self.judge.ask_ahead(asked)
+                except Exception as error:  # noqa: BLE001  the same comparisons are asked again with their group
+                    logger.warning("asking ahead failed: %s: %s", type(error).__name__, error)
+            groups = [group for work in batch for group in work.groups]
+            begun = [ahead for work in batch for ahead in work.ahead]
+            return self.judge.judge(groups, begun) if groups else []
+        except MRJudgeError:
+            raise
+        except (Exception, SystemExit) as error:  # some of these a future cannot carry, or end the loop
+            raise EngineError(f"the judge raised {type(error).__name__}: {error}") from error
 
     def close(self) -> None:
-        """Release the judge. Work in progress is not waited for."""
+        """Release the judge. Work that waits is refused, and work in progress is not waited for."""
+        self._closed = True
+        for work in self._waiting:
+            if not work.done.done():
+                work.done.set_exception(EngineError(_CLOSED))
+        self._waiting = []
         self._threads.shutdown(wait=False, cancel_futures=True)
         if self.judge is not None:
             self.judge.close()

@@ -37,10 +37,9 @@ class GroupAgentLoopManager(AgentLoopManagerTQ):  # type: ignore[misc]
     def generate_sequences(self, prompts: TensorDict) -> None:
         """Dispatch the prompts, marked."""
         validate = bool(tensordict_utils.get(prompts, "validate", False))
-        usual = [group_size(self.rollout_config, validate)] * len(prompts)
-        sizes = tensordict_utils.get(prompts, "__rollout_n__", None)
-        own = [int(size) for size in sizes] if sizes is not None else usual
-        tensordict_utils.assign_non_tensor_stack(prompts, FIELD, own)
+        sizes = tensordict_utils.get(prompts, "__rollout_n__", group_size(self.rollout_config, validate))
+        own = np.broadcast_to(np.asarray(sizes, dtype=int), len(prompts))  # one for all, or one each
+        tensordict_utils.assign_non_tensor_stack(prompts, FIELD, own.tolist())
         super().generate_sequences(prompts)
 
 

@@ -12,10 +12,12 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from mrjudge_reward.config import JudgeConfig
-from mrjudge_reward.errors import ConfigError, EngineError, MRJudgeError
+from mrjudge_reward.errors import ConfigError, EngineError, JudgeUnreliableError, MRJudgeError
 from mrjudge_reward.judge import Judge
 
-from .cohorts import Cohorts, Sample, Scored
+from .cohort_batches import CohortBatches
+from .cohort_scores import Sample, Scored
+from .cohorts import Cohorts
 from .judging_queue import JudgingQueue
 from .verl_settings import VerlSettings
 
@@ -58,28 +60,44 @@ class CohortActor:
     """Runs ``Cohorts`` in a process of its own. Its methods are coroutines, so calls wait without holding a thread."""
 
     def __init__(self, judge: JudgeConfig, settings: VerlSettings) -> None:
-        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
-        self._queue = JudgingQueue(lambda: build_judge(judge, settings.factory), settings.judge_deadline_s)
+        logging.basicConfig(format="%(name)s: %(message)s")
+        logging.getLogger("mrjudge_reward").setLevel(logging.INFO)
+        self._stopped: JudgeUnreliableError | None = None
+        queue = JudgingQueue(lambda: build_judge(judge, settings.factory), settings.judge_deadline_s)
+        shape, deadline_s = judge.reward_shape, settings.deadline_s
         self._cohorts = Cohorts(
-            self._queue,
-            shape=judge.reward_shape,
-            sizes=[size for size in (settings.group_size, settings.validation_group_size) if size is not None],
-            deadline_s=settings.deadline_s,
+            queue,
+            shape=shape,
+            deadline_s=deadline_s,
             settle_s=settings.settle_s,
             as_it_arrives=settings.as_it_arrives,
         )
+        sizes = [size for size in (settings.group_size, settings.validation_group_size) if size is not None]
+        self._batches = CohortBatches(queue, shape=shape, sizes=sizes, deadline_s=deadline_s)
 
     async def join(self, sample: Sample) -> Scored:
         """See ``Cohorts.join``."""
-        return await self._cohorts.join(sample)
+        return await self._unless_stopped(lambda: self._cohorts.join(sample))
 
     async def join_share(self, samples: Sequence[Sample], worker: int, workers: int) -> list[Scored]:
-        """See ``Cohorts.join_share``."""
-        return await self._cohorts.join_share(samples, worker, workers)
+        """See ``CohortBatches.join_share``."""
+        return await self._unless_stopped(lambda: self._batches.join_share(samples, worker, workers))
+
+    async def _unless_stopped(self, work: Callable[[], Awaitable[T]]) -> T:
+        """verl's V1 trainer goes on without groups whose scoring raised; only when all do, the run ends."""
+        if self._stopped is not None:
+            raise self._stopped
+        try:
+            return await work()
+        except JudgeUnreliableError as error:
+            if self._stopped is None:
+                logger.error("no more groups are judged in this run: %s", error)
+            self._stopped = error
+            raise
 
     async def metrics(self) -> dict[str, float]:
         """What was judged since the actor began: ``METRICS``, and how many groups and judgements that were."""
-        stats = self._cohorts.stats
+        stats = self._cohorts.stats + self._batches.stats
         return {**stats.metrics(), "groups": float(stats.groups), "comparisons": float(stats.comparisons)}
 
 
@@ -92,6 +110,9 @@ class CohortClient:
     Args:
         judge, settings: of the run; the same in all workers.
         served: see ``VerlSettings.judge_config``; part of the actor's name.
+
+    Raises:
+        ConfigError: if Ray does not take the actor options.
     """
 
     def __init__(self, judge: JudgeConfig, settings: VerlSettings, served: Mapping[str, Any] | None = None) -> None:
@@ -100,16 +121,18 @@ class CohortClient:
         self._settings = settings
         self._patience_s = settings.deadline_s + 2 * settings.judge_deadline_s + 60
         self._handle: Any = None
+        options = {"num_cpus": 0, **settings.actor_options}
+        try:
+            self._maker: Any = ray.remote(CohortActor).options(
+                name=self.name, get_if_exists=True, max_concurrency=MANY, **options
+            )
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"actor_options {settings.actor_options}: {error}") from error
 
     def actor(self) -> Any:
         """The handle of the actor, which is made if there is none."""
         if self._handle is None:
-            options = {"num_cpus": 0, **self._settings.actor_options}
-            self._handle = (
-                ray.remote(CohortActor)
-                .options(name=self.name, get_if_exists=True, max_concurrency=MANY, **options)
-                .remote(self._judge, self._settings)
-            )
+            self._handle = self._maker.remote(self._judge, self._settings)
         return self._handle
 
     async def join(self, sample: Sample) -> Scored:

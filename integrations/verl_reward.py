@@ -20,9 +20,12 @@ See ``verl_settings`` for the ``mrjudge`` section. What verl does, and what this
   evenly over the workers, and scored while the reward model is awake. V1 passes no ``uid`` here, so rows meet by their
   prompt. The batch is judged as one when all workers have handed in their share.
 * A reward must be a number. Rows whose score is unknown get the mean of their group, whose advantage is zero, and are
-  flagged: ``judge_abstained``. ``reward_extra_info`` has the same keys on every row (``cohorts.INFO_KEYS``).
+  flagged: ``judge_abstained``. ``reward_extra_info`` has the same keys on every row (``cohort_scores.INFO_KEYS``).
 * Nothing tells training from validation in a streamed sample. Where their group sizes differ, a sample's size is taken
   from ``mrjudge_group_size`` (set by ``verl_agent_loop``), ``__rollout_n__``, or ``extra_info.split``.
+* When too many judgements failed, nothing more is judged and every sample ends with that error. V0 and the colocated path
+  stop at the first one; V1 in streaming mode drops groups whose scoring raised, and ends with the first step in which all
+  did ("no materializable trajectories"), the reason in the log of the cohort actor.
 * With a reward model, verl calls the manager only if ``reward.custom_reward_function.path`` is set: name this module
   and ``compute_score``.
 """
@@ -35,6 +38,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import ray
 import ray.actor
 from omegaconf import DictConfig, OmegaConf
@@ -44,7 +48,7 @@ from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.types import ImagePart, Message, Part, TextPart, as_messages, final_answer
 
-from .cohorts import Sample, Scored
+from .cohort_scores import Sample, Scored
 from .verl_cohorts import MANY, CohortClient
 from .verl_settings import VALIDATION_SPLITS, VerlSettings, is_colocated, served_judge
 
@@ -85,7 +89,8 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
         reward_model_tokenizer: not used.
 
     Raises:
-        ConfigError: if the section is invalid, or names fields that verl's colocated path does not pass.
+        ConfigError: if the section is invalid, names fields that verl's colocated path does not pass, or its judge has
+            no room for candidates in the context that verl gives it.
     """
 
     def __init__(
@@ -106,6 +111,7 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
                 f"verl's colocated path does not pass {', '.join(self._named_fields())}: leave out reference_field and "
                 "rubric_field, or give the reward model devices of its own (enable_resource_pool)"
             )
+        self.settings.check_context(served)
         self.workers = int(plain["reward"]["num_workers"])
         self.client = CohortClient(self.settings.judge_config(served), self.settings, served)
         self._share: list[tuple[Sample, asyncio.Future[Scored]]] = []
@@ -189,7 +195,8 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
         responses = item.batch["responses"]
         length = item.non_tensor_batch.get("response_len")
         if length is None:
-            length = item.batch["attention_mask"][-responses.shape[-1] :].sum()
+            mask = item.batch["attention_mask"]
+            length = mask[mask.shape[-1] - responses.shape[-1] :].sum()
         ids = responses[: int(length)]
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)), int(length)
 
@@ -225,7 +232,8 @@ def _prompt(row: Mapping[str, Any]) -> tuple[Message, ...]:
     turns: list[Any] = [getattr(turn, "data", turn) for turn in (raw.tolist() if hasattr(raw, "tolist") else raw)]
     messages = list(as_messages(turns))
     beside = row.get("multi_modal_data")
-    images: Sequence[Any] = (beside.get("images") or beside.get("image") or ()) if isinstance(beside, Mapping) else ()
+    given = [beside.get("images"), beside.get("image")] if isinstance(beside, Mapping) else []
+    images: Sequence[Any] = next((images for images in given if images is not None and len(images)), ())
     users = [index for index, message in enumerate(messages) if message.role == "user"]
     if len(images) and users and not any(message.images for message in messages):
         last = messages[users[-1]]
@@ -242,19 +250,22 @@ def prompt_hash(prompt: Sequence[Message]) -> str:
     """Identity of a prompt, its images included."""
     found = hashlib.blake2b(digest_size=16)
     for message in prompt:
-        found.update(message.role.encode() + b"\0")
+        found.update(f"{message.role!r} {len(message.content)}\n".encode())
         for part in message.content:
-            found.update(b"text\0" + part.text.encode() if isinstance(part, TextPart) else _image_bytes(part.image))
-            found.update(b"\0")
+            kind, content = ("text", part.text.encode()) if isinstance(part, TextPart) else _image_content(part.image)
+            found.update(f"{kind} {len(content)}\n".encode() + content)  # lengths, so that no text can look like two
     return found.hexdigest()
 
 
-def _image_bytes(image: Any) -> bytes:
+def _image_content(image: Any) -> tuple[str, bytes]:
+    """What kind of image it is, and its bytes."""
     if isinstance(image, bytes):
-        return image
+        return "bytes", image
+    if hasattr(image, "getpalette"):  # PIL
+        return f"image {image.mode} {image.size}", bytes(image.tobytes()) + bytes(image.getpalette() or ())
     if hasattr(image, "tobytes"):
-        return f"{getattr(image, 'size', '')}".encode() + bytes(image.tobytes())
-    return str(image).encode()
+        return f"array {getattr(image, 'shape', '')} {getattr(image, 'dtype', '')}", bytes(image.tobytes())
+    return "path", str(image).encode()
 
 
 def _text_at(row: Mapping[str, Any], path: str | None) -> str | None:
@@ -266,6 +277,7 @@ def _text_at(row: Mapping[str, Any], path: str | None) -> str | None:
     value: Any = row if path is not None else None
     for key in path.split(".") if path is not None else ():
         value = value.get(key) if isinstance(value, Mapping) else None
+    value = value.item() if isinstance(value, np.generic) else value
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, int | float):

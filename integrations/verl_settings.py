@@ -25,6 +25,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mrjudge_reward.config import EMBEDDED, JudgeConfig
+from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import ConfigError
 
 SECTION = "mrjudge"
@@ -114,6 +115,20 @@ class VerlSettings(BaseModel):
         if served and given.get("model", EMBEDDED) == EMBEDDED and "base_url" not in given:
             given = {**served, **{key: value for key, value in given.items() if key != "model"}}
         return JudgeConfig(**given)
+
+    def check_context(self, served: Mapping[str, Any] | None) -> None:
+        """Render a comparison of endless texts for the model that verl serves, before anything runs.
+
+        Raises:
+            ConfigError: if its context leaves no room for candidates beside the template and the judge's reply.
+        """
+        if served is None or self.factory is not None:
+            return
+        config = self.judge_config(served).model_copy(update={"cache": None, "max_failed_fraction": 1.0})
+        engine = ScriptedEngine(lambda _: "")
+        engine.context_tokens = config.context_tokens
+        endless = "word " * (engine.context_tokens or 0)
+        config.build(engine).rank(endless, [f"{number} {endless}" for number in range(2)])
 
     def actor_name(self, served: Mapping[str, Any] | None = None) -> str:
         """Name under which all reward workers of a run find the same cohort actor; other settings, another actor."""

@@ -162,6 +162,8 @@ def test_a_judge_server_killed_in_mid_batch(streaming: Any, server: Any, limit: 
         else:
             assert errors
             assert all("judgements failed (limit 50%)" in str(error) for error in errors)
+            with pytest.raises(ray.exceptions.RayError, match="judgements failed"):  # the run has to end
+                stream.all(rollouts(1, 4))
         groups: dict[str, list[Any]] = {}
         for rollout, output in zip(made, outputs, strict=True):
             if not isinstance(output, BaseException):

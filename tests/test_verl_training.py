@@ -17,6 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from mrjudge_reward.integrations.cohorts import INFO_KEYS
+
 RUN = Path(__file__).resolve().parent.parent / "recipes" / "verl" / "cpu" / "run.py"
 MARK = "MRJUDGE_TEST_RUN"
 
@@ -60,7 +62,7 @@ def train(recipe: str, out: Path, *overrides: str) -> list[dict[str, float]]:
 def steps_in(printed: str) -> list[dict[str, float]]:
     """The metrics in the lines ``step:1 - critic/score/mean:0.5 - training/num_turns/max:np.int32(2) ...``."""
     metric = re.compile(r"([\w/@.-]+):(?:np\.\w+\()?([-+\w.]+)")
-    lines = re.findall(r"step:\d+ - (.*)", printed)
+    lines = re.findall(r"step:\d+ - (.*training/global_step.*)", printed)
     return [{key: float(value) for key, value in metric.findall(line)} for line in lines]
 
 
@@ -97,8 +99,22 @@ def check_grpo(steps: Sequence[dict[str, float]], out: Path, groups: int, size: 
         assert step["critic/advantages/min"] == pytest.approx(min(advantages), rel=1e-3)
 
 
-def test_grpo_trains_on_streamed_rewards(tmp_path: Path) -> None:
-    check_grpo(train("grpo", tmp_path), tmp_path, groups=2, size=4)
+def test_grpo_trains_on_streamed_rewards_and_validates_on_groups_of_another_size(tmp_path: Path) -> None:
+    validation = (
+        "trainer.val_before_train=True",
+        "data.val_max_samples=2",
+        "actor_rollout_ref.rollout.val_kwargs.n=2",
+        "actor_rollout_ref.rollout.val_kwargs.do_sample=True",
+        "actor_rollout_ref.rollout.val_kwargs.temperature=1.0",
+        "+actor_rollout_ref.rollout.agent.agent_loop_manager_class="
+        "mrjudge_reward.integrations.verl_agent_loop.GroupAgentLoopManager",
+    )
+    check_grpo(train("grpo", tmp_path, *validation), tmp_path, groups=2, size=4)
+    printed = (tmp_path / "printed.txt").read_text(encoding="utf-8")
+    means = dict(re.findall(r"val-\w+/openings/(\w+)/mean@2:np\.\w+\(([-.\w]+)\)", printed))
+    assert means.keys() >= {"reward", *INFO_KEYS}
+    assert float(means["judge_partial"]) == float(means["judge_failed"]) == 0
+    assert float(means["judge_games"]) == 1, "each of two met the other"
 
 
 def test_grpo_trains_with_the_trainer_before(tmp_path: Path) -> None:
