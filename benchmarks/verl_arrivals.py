@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--sigma", type=float, default=0.6, help="of the logarithm of a rollout's time")
     parser.add_argument("--think", type=float, default=0.25, help="seconds of thinking per comparison")
     parser.add_argument("--slots", type=int, default=32, help="comparisons the judge works on at once")
-    parser.add_argument("--schedules", nargs="+", default=["ring", "adaptive", "all_pairs"])
+    parser.add_argument("--schedules", nargs="*", default=["ring", "adaptive", "all_pairs"])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
