@@ -31,15 +31,15 @@ $(VENV)/.installed-verl: $(VENV)/.installed recipes/verl/cpu/vllm_name/pyproject
 demo: $(VENV)/.installed
 	$(BIN)/python recipes/demo.py
 
-lint: $(VENV)/.installed
+lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy mrjudge_reward integrations recipes benchmarks
 
-test: lint setup
+test: lint
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-format: $(VENV)/.installed
+format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -41,6 +41,7 @@ TESTED: Mapping[str, tuple[str, str]] = {
     "datasets": ("5.2.0", "trl"),
     "verl": ("0.9.1", "verl"),
     "ray": ("2.60.0", "verl"),
+    "vllm": ("0.31.0", "vllm"),
 }
 """Package → the version this release was tested with, and the extra that brings it."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
 import re
 from pathlib import Path
@@ -46,6 +47,7 @@ def test_an_unknown_setting_is_refused_with_the_nearest_known_one(settings: dict
         ("model", 7), ("model", None), ("votes", "3"), ("votes", 1.5), ("votes", True), ("temperature", "hot"),
         ("seed", "0"), ("centre", "yes"), ("both_orders", 1), ("extra_body", ["a"]), ("labels", "ABC"),
         ("labels", {"good": "high"}), ("adapter", 3), ("max_concurrency", None), ("cache", True),
+        ("engine_kwargs", ["enforce_eager"]), ("tensor_parallel_size", "2"), ("enable_sleep_mode", "yes"),
     ],
 )  # fmt: skip
 def test_a_value_of_the_wrong_type_is_refused_by_name(name: str, value: Any):
@@ -56,12 +58,13 @@ def test_a_value_of_the_wrong_type_is_refused_by_name(name: str, value: Any):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("engine", "vllm"), ("format", "essay"), ("schedule", "shuffle"), ("rating", "elo"), ("verdict", "guessed"),
+        ("engine", "sglang"), ("format", "essay"), ("schedule", "shuffle"), ("rating", "elo"), ("verdict", "guessed"),
         ("temperature", -0.1), ("temperature", 6.0), ("top_p", 0.0), ("top_p", 1.1), ("max_tokens", 0),
         ("thinking_tokens", -1), ("cascade_margin", -1.0), ("votes", 0), ("retries", -1), ("budget", 0),
         ("max_slots", 1), ("max_candidate_tokens", 0), ("max_failed_fraction", 1.1), ("failure_window", 0),
         ("length_weight", -0.5), ("max_concurrency", 0), ("deadline_s", 0.0), ("context_tokens", 0),
-        ("batch_size", 0), ("batch_tokens", 0),
+        ("batch_size", 0), ("batch_tokens", 0), ("gpu_memory_utilization", 0.0), ("gpu_memory_utilization", 1.1),
+        ("tensor_parallel_size", 0),
     ],
 )  # fmt: skip
 def test_a_value_out_of_range_is_refused_by_name(name: str, value: Any):
@@ -79,6 +82,13 @@ def test_every_fault_is_named_at_once():
     [
         ({"engine": "openai", "model": "m"}, "needs base_url"),
         ({"engine": "transformers", "model": "m", "base_url": "http://x/v1"}, "base_url is for engine 'openai'"),
+        ({"engine": "vllm", "model": "m", "base_url": "http://x/v1"}, "base_url is for engine 'openai'"),
+        ({"engine": "vllm_server", "model": "m", "base_url": "http://x/v1"}, "base_url is for engine 'openai'"),
+        ({"engine_kwargs": {"enforce_eager": True}}, "engine_kwargs is for engines 'vllm' and 'vllm_server'"),
+        ({"model": "m", "tensor_parallel_size": 2}, "tensor_parallel_size is for engines"),
+        ({"model": "m", "engine": "transformers", "gpu_memory_utilization": 0.5}, "gpu_memory_utilization is for"),
+        ({"base_url": "http://x/v1", "model": "m", "enable_sleep_mode": True}, "enable_sleep_mode is for engines"),
+        ({"engine": "vllm", "device": "cuda:1"}, "CUDA_VISIBLE_DEVICES"),
         ({"base_url": "http://x/v1"}, "name the model that the server knows"),
         ({"base_url": "http://x/v1", "model": "m", "adapter": "a"}, "adapter is for engine 'transformers'"),
         ({"format": "ranking", "tie_label": "T"}, "tie_label belongs to format 'choice'"),
@@ -251,6 +261,26 @@ def test_the_server_and_its_key_reach_the_engine(monkeypatch: pytest.MonkeyPatch
     assert engine.context_tokens == 4096
     assert "sk-secret" not in repr(config) + engine.identity
     engine.close()
+
+
+@pytest.mark.parametrize(("engine", "module", "name"), [
+    ("vllm", "vllm", "VLLMEngine"), ("vllm_server", "vllm_server", "VLLMServerEngine"),
+])  # fmt: skip
+def test_the_settings_of_vllm_reach_its_engine(monkeypatch: pytest.MonkeyPatch, engine: str, module: str, name: str):
+    built: dict[str, Any] = {}
+
+    def build_engine(model: str, **settings: Any) -> Any:
+        built.update(settings, model=model)
+
+    monkeypatch.setattr(importlib.import_module(f"mrjudge_reward.engines.{module}"), name, build_engine)
+    given = {
+        "model": "m", "adapter": "a", "dtype": "bfloat16", "gpu_memory_utilization": 0.5, "tensor_parallel_size": 2,
+        "enable_sleep_mode": True, "engine_kwargs": {"seed": 1}, "chat_template_kwargs": {"enable_thinking": True},
+    }  # fmt: skip
+    of_the_server: dict[str, Any] = {"device": "cuda:1", "max_concurrency": 3, "deadline_s": 9.0}
+    given |= of_the_server if engine == "vllm_server" else {}
+    JudgeConfig(engine=engine, context_tokens=4096, **given).build_engine()
+    assert built == {**given, "max_model_len": 4096}
 
 
 def test_a_config_survives_pickling_and_compares_by_value():
