@@ -226,9 +226,7 @@ def _prompt(row: Mapping[str, Any]) -> tuple[Message, ...]:
     """The chat messages of a row, with images that came beside them in the last user turn."""
     raw = row.get("raw_prompt")
     if raw is None:
-        raise InputError(
-            "the row holds no raw_prompt, so there is nothing to show a judge; set data.return_raw_chat=True"
-        )
+        raise InputError("the row holds no raw_prompt, so there is nothing to show a judge")
     turns: list[Any] = [getattr(turn, "data", turn) for turn in (raw.tolist() if hasattr(raw, "tolist") else raw)]
     messages = list(as_messages(turns))
     beside = row.get("multi_modal_data")
