@@ -19,8 +19,8 @@ from packaging.specifiers import SpecifierSet
 
 from mrjudge_reward.doctor import TESTED, Check
 
-RUN_WITH: Mapping[str, str] = {"verl": "0.9.1", "ray": "2.60.0", "tensordict": "0.10.0"}
-"""Package → the version that this adapter was run with, beside those in ``TESTED``."""
+RUN_WITH: Mapping[str, str] = {"verl": "0.9.1", "ray": "2.60.0", "tensordict": "0.10.0", "vllm": ""}
+"""Package → the version that this adapter was run with, beside those in ``TESTED``; of vLLM only the CPU build was."""
 
 _WATCHED = ("verl", "ray", "torch", "transformers", "tensordict", "numpy", "vllm")
 _VALUE_HEAD = "AutoModelForCausalLMWithValueHead"
@@ -60,7 +60,7 @@ def _wanted_by_verl() -> tuple[dict[str, SpecifierSet], dict[str, SpecifierSet]]
 
 
 def _package(name: str, accepted: SpecifierSet | None, pinned: SpecifierSet | None) -> Check:
-    run_with = RUN_WITH.get(name) or TESTED.get(name, ("", ""))[0]
+    run_with = RUN_WITH[name] if name in RUN_WITH else TESTED.get(name, ("", ""))[0]
     data = {"found": None, "accepted": str(accepted or ""), "pinned": str(pinned or ""), "run_with": run_with}
     try:
         found = importlib.metadata.version(name)
