@@ -28,7 +28,7 @@ INFO_KEYS = (
     "judge_partial",
     "judge_seconds",
 )
-"""What is told of every row, always all of it, each a float: its score (the group's mean where it has none), games it
+"""What is told of every row, always all of it, each a float: its score (NaN where nothing is known), games it
 took part in, share of mirrored comparisons of its group that agree (NaN where none was mirrored), share of its group's
 comparisons that failed, whether (1 or 0) its score is unknown, whether its group was not whole, seconds of judging."""
 
@@ -122,15 +122,13 @@ class Scorer:
         assert self._queue.judge is not None
         neutral = 0.0 if self._shape.centre else RATINGS[self._queue.judge.rating].neutral or 0.0
         rewards = reward_group(judgement, self._shape, "group_mean", lengths_G, neutral)
-        known = [score for score in judgement.scores_G if score is not None]
-        middle = sum(known) / len(known) if known else neutral
         agreeing, mirrored = position_consistency(judgement.glances or judgement.played)
         self._report(stats)
         scored = []
         for index, (reward, score) in enumerate(zip(rewards.rewards_G, judgement.scores_G, strict=True)):
             assert reward is not None
             values = (
-                middle if score is None else score,
+                math.nan if score is None else score,
                 judgement.games_G[index],
                 agreeing / mirrored if mirrored else math.nan,
                 stats.failed / max(1, stats.comparisons),

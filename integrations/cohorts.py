@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -291,8 +292,7 @@ class Cohorts:
 
 def _mean(scored: Sequence[Scored]) -> Scored:
     """What is told to whoever waits for an answer that was replaced: nothing is known about it."""
-    score = fmean(result.info["judge_score"] for result in scored)
-    unknown = {"judge_score": score, "judge_games": 0.0, "judge_abstained": 1.0}
+    unknown = {"judge_score": math.nan, "judge_games": 0.0, "judge_abstained": 1.0}
     return Scored(fmean(result.reward for result in scored), {**scored[0].info, **unknown})
 
 

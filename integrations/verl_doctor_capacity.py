@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from mrjudge_reward.asking import LEAST_TEXT, UNKNOWN_CONTEXT, common_length
 from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.doctor import Check
 from mrjudge_reward.errors import require
@@ -17,8 +18,6 @@ CALLS_PER_WORKER = 1000
 """Ray's default of calls that an asynchronous actor works on at once."""
 
 _RAY_LIMIT = "DEFAULT_MAX_CONCURRENCY_ASYNC"
-_UNKNOWN_CONTEXT = 16384  # what the judge assumes of a server that is not described
-_LEAST_TEXT = 48  # below this the judge refuses
 _CHARS_PER_TOKEN = 4
 _SLOW = 10.0  # tokens a second of one request among many; a guess on the safe side
 
@@ -70,8 +69,9 @@ def _samples_in_flight(config: Mapping[str, Any]) -> Check:
 
 def _writes(judge: JudgeConfig) -> tuple[str, int]:
     """The setting that bounds a reply of the judge, and that bound."""
-    reads = judge.verdict == "read" or (judge.verdict == "auto" and (judge.embedded or judge.thinking_tokens > 0))
-    return ("thinking_tokens", judge.thinking_tokens + 16) if reads else ("max_tokens", judge.max_tokens)
+    if judge.verdict_mode == "read":
+        return "thinking_tokens", judge.thinking_tokens + 16
+    return "max_tokens", judge.max_tokens
 
 
 def _request_deadline(judge: JudgeConfig) -> Check:
@@ -108,7 +108,7 @@ def _context(config: Mapping[str, Any], settings: VerlSettings, judge: JudgeConf
     slots = _slots(judge, settings.group_size or 1)
     prompt, response = config["data"]["max_prompt_length"], config["data"]["max_response_length"]
     template, (setting, writes) = _template_tokens(judge, slots), _writes(judge)
-    size = judge.context_tokens or (8192 if judge.embedded else _UNKNOWN_CONTEXT)
+    size = judge.context_tokens or (8192 if judge.embedded else UNKNOWN_CONTEXT)
     assumed = f" (assumed; set {SECTION}.judge.context_tokens)" if judge.base_url else " (assumed)"
     where = "" if judge.context_tokens or judge.embedded else assumed
     texts = [min(length, judge.max_candidate_tokens or length) for length in (prompt, *[response] * slots)]
@@ -127,8 +127,8 @@ def _context(config: Mapping[str, Any], settings: VerlSettings, judge: JudgeConf
     if judge.max_candidate_tokens:
         detail = f"{figures}; {SECTION}.judge.max_candidate_tokens={judge.max_candidate_tokens} is too much: remove it"
         return Check("context", "failed", detail, data)
-    level = _water_level(room, texts)
-    status: Literal["note", "failed"] = "failed" if level < max(_LEAST_TEXT, response // 10) else "note"
+    level = common_length(room, texts)
+    status: Literal["note", "failed"] = "failed" if level < max(LEAST_TEXT, response // 10) else "note"
     left = f"so the judge sees at most {max(0, level)} tokens of each text, their middles cut out"
     return Check("context", status, f"{figures}, {left}: {remedy}", {**data, "per_text": level})
 
@@ -146,14 +146,3 @@ def _template_tokens(judge: JudgeConfig, slots: int) -> int:
     guard = TextGuard(lambda text: len(text) // _CHARS_PER_TOKEN, 1 << 20)
     frame = judge.build_format().render(Group.of("", [""], rubric=" ", reference=" "), ("",) * slots, guard)
     return sum(len(message.text) for message in frame) // _CHARS_PER_TOKEN + 64
-
-
-def _water_level(room: int, sizes: Sequence[int]) -> int:
-    """The longest that a text may be if the longest ones are cut to a common length."""
-    level = 0
-    for index, size in enumerate(sorted(sizes)):
-        level = room // (len(sizes) - index)
-        if size > level:
-            break
-        room -= size
-    return level

@@ -17,16 +17,16 @@ command line it is ``+mrjudge.judge=judge.yaml``.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from mrjudge_reward.config import EMBEDDED, JudgeConfig
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import ConfigError
+from mrjudge_reward.settings import Settings
 
 SECTION = "mrjudge"
 
@@ -37,7 +37,7 @@ Positive = Annotated[float, Field(gt=0)]
 GroupSize = Annotated[int, Field(ge=1)]
 
 
-class VerlSettings(BaseModel):
+class VerlSettings(Settings):
     """How groups are collected inside verl, and by whom they are judged.
 
     Args:
@@ -61,9 +61,9 @@ class VerlSettings(BaseModel):
         ConfigError: for an unknown setting (naming the nearest known one) or a bad value.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    where: ClassVar[str] = f"section {SECTION}"
 
-    judge: dict[str, Any] | str = {}
+    judge: dict[str, Any] | str = Field(default_factory=dict)
     factory: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None
     deadline_s: Positive = 1800.0
     judge_deadline_s: Positive = 3600.0
@@ -74,21 +74,7 @@ class VerlSettings(BaseModel):
     thinking: Literal["strip", "opened", "keep"] = "strip"
     reference_field: str | None = None
     rubric_field: str | None = None
-    actor_options: dict[str, Any] = {}
-
-    def __init__(self, **values: Any) -> None:
-        known = list(type(self).model_fields)
-        for key in values:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-                raise ConfigError(f"unknown setting {key!r} in section {SECTION}; {hint}")
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            faults = {str(e["loc"][0]): f"{e['msg']} (got {e['input']!r:.100})" for e in error.errors()}
-            said = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
-            raise ConfigError(f"section {SECTION}: {said}") from error
+    actor_options: dict[str, Any] = Field(default_factory=dict)
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> VerlSettings:
@@ -117,18 +103,18 @@ class VerlSettings(BaseModel):
         return JudgeConfig(**given)
 
     def check_context(self, served: Mapping[str, Any] | None) -> None:
-        """Render a comparison of endless texts for the model that verl serves, before anything runs.
+        """Whether the model that verl serves has room for candidates, before anything runs.
 
         Raises:
-            ConfigError: if its context leaves no room for candidates beside the template and the judge's reply.
+            ConfigError: if its context leaves none beside the template and the judge's reply.
         """
         if served is None or self.factory is not None:
             return
-        config = self.judge_config(served).model_copy(update={"cache": None, "max_failed_fraction": 1.0})
+        config = self.judge_config(served).model_copy(update={"cache": None})
         engine = ScriptedEngine(lambda _: "")
         engine.context_tokens = config.context_tokens
-        endless = "word " * (engine.context_tokens or 0)
-        config.build(engine).rank(endless, [f"{number} {endless}" for number in range(2)])
+        judge = config.build(engine)
+        judge.asker.check_room(judge.format.min_slots)
 
     def actor_name(self, served: Mapping[str, Any] | None = None) -> str:
         """Name under which all reward workers of a run find the same cohort actor; other settings, another actor."""

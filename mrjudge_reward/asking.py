@@ -38,10 +38,10 @@ from .types import (
 
 VerdictMode: TypeAlias = Literal["sampled", "read", "cascade"]
 
-_UNKNOWN_CONTEXT = 16384
+UNKNOWN_CONTEXT = 16384
 """Assumed context of a judge that does not tell its own, in tokens."""
 
-_LEAST_TEXT = 48
+LEAST_TEXT = 48
 """Tokens that each outside text must at least get; the note about a cut takes some twelve."""
 
 
@@ -62,7 +62,7 @@ def is_degenerate(text: str) -> bool:
 class Run:
     """One group on its way through the rounds. Players are its distinct candidates that can be shown to a judge.
 
-    ``known`` holds what was decided ahead, in the numbers of this run; ``earlier`` is the run in which that was done.
+    ``known`` holds what was decided ahead, by the texts in slot order and the vote; ``earlier`` is the run that did so.
     """
 
     group: Group
@@ -77,6 +77,7 @@ class Run:
     cache_hits: int = 0
     usage: Usage = Usage()
     known: dict[tuple[tuple[str, ...], int], list[Played]] = field(default_factory=dict)
+    known_glances: dict[tuple[tuple[str, ...], int], Played] = field(default_factory=dict)
     earlier: Run | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
@@ -86,13 +87,17 @@ class Run:
 
     def absorb(self, fork: Run, keep: Sequence[tuple[Comparison, list[Played]]]) -> None:
         """Take over what a fork spent, and those of its comparisons that are worth keeping. Threads may do it at once."""
+        kept = {frozenset(comparison.slots) for comparison, _ in keep}
         with self._lock:
             self.calls += fork.calls
             self.cache_hits += fork.cache_hits
             self.usage += fork.usage
-            kept = {frozenset(comparison.slots) for comparison, _ in keep}
-            self.glances += [item for item in fork.glances if frozenset(item.comparison.slots) in kept]
             self.known |= {(fork.texts(comparison), comparison.repeat): items for comparison, items in keep}
+            self.known_glances |= {
+                (fork.texts(item.comparison), item.comparison.repeat): item
+                for item in fork.glances
+                if frozenset(item.comparison.slots) in kept
+            }
 
     def follow(self, earlier: Run) -> None:
         """Go on from what another run of the same group found out; its calls count as calls of this one."""
@@ -101,23 +106,22 @@ class Run:
 
     def recall(self, comparison: Comparison) -> list[Played] | None:
         """What the earlier run decided about a comparison, in this run's numbers; None if it was not asked there."""
-        texts = self.texts(comparison)
-        if self.earlier is None or (texts, comparison.repeat) not in self.earlier.known:
+        if self.earlier is None:
             return None
-        earlier, number = self.earlier, {text: index for index, text in enumerate(self.players)}
+        earlier, texts, vote = self.earlier, self.texts(comparison), comparison.repeat
+        items = earlier.known.pop((texts, vote), None)
+        if items is None:
+            return None
+        number = dict(zip(texts, comparison.slots, strict=True))
 
         def renumbered(item: Played) -> Played:
-            slots = tuple(number[text] for text in earlier.texts(item.comparison))
-            return Played(Comparison(slots, item.comparison.repeat), item.verdict)
+            return Played(
+                Comparison(tuple(number[text] for text in earlier.texts(item.comparison)), vote), item.verdict
+            )
 
-        mine = [
-            item
-            for item in earlier.glances
-            if item.comparison.repeat == comparison.repeat and earlier.texts(item.comparison) in (texts, texts[::-1])
-        ]
-        earlier.glances = [item for item in earlier.glances if item not in mine]
-        self.glances += map(renumbered, mine)
-        return [renumbered(item) for item in earlier.known.pop((texts, comparison.repeat))]
+        glances = [earlier.known_glances.pop((order, vote), None) for order in (texts, texts[::-1])]
+        self.glances += [renumbered(glance) for glance in glances if glance is not None]
+        return [renumbered(item) for item in items]
 
     def advance(self, first: bool = False) -> None:
         """Ask the schedule for the next round, given what was played."""
@@ -308,18 +312,24 @@ class Asker:
         for text in texts:
             if text not in run.tokens:  # no token spans 16 characters, so far longer texts are not tokenized
                 run.tokens[text] = self.engine.count_tokens(text) if len(text) <= 16 * room else len(text) // 4
-        sizes = sorted(run.tokens[text] for text in texts)
+        sizes = [run.tokens[text] for text in texts]
         if sum(sizes) <= 0.95 * room:  # neutralising markers takes a few more
             return room
-        for index, size in enumerate(sizes):  # water level: short texts leave their share to the long ones
-            level = room // (len(sizes) - index)
-            if size > level:
-                break
-            room -= size
-        if level < _LEAST_TEXT:
+        return self._enough(common_length(room, sizes), len(candidates))
+
+    def check_room(self, slots: int) -> None:
+        """Whether texts without end still get a share of the judge's context that is worth showing.
+
+        Raises:
+            ConfigError: if not.
+        """
+        self._enough(self._room(slots) // (slots + 1), slots)
+
+    def _enough(self, level: int, slots: int) -> int:
+        if level < LEAST_TEXT:
             raise ConfigError(
-                f"the judge's context of {self.engine.context_tokens or _UNKNOWN_CONTEXT} tokens leaves {level} for each "
-                f"of {len(candidates)} candidates after the template and its reply; lower max_tokens or max_slots"
+                f"the judge's context of {self.engine.context_tokens or UNKNOWN_CONTEXT} tokens leaves {level} for each "
+                f"of {slots} candidates after the template and its reply; lower max_tokens or max_slots"
             )
         return level
 
@@ -330,8 +340,19 @@ class Asker:
             frame = self.format.render(Group.of("", [""], rubric=" ", reference=" "), ("",) * slots, guard)
             taken = sum(self.engine.count_tokens(message.text) for message in frame) + 64
             writes = self.thinking_tokens + 16 if self.verdict == "read" else self.sampling.max_tokens
-            self._frames[slots] = (self.engine.context_tokens or _UNKNOWN_CONTEXT) - taken - writes
+            self._frames[slots] = (self.engine.context_tokens or UNKNOWN_CONTEXT) - taken - writes
         return max(0, self._frames[slots])
+
+
+def common_length(room: int, sizes: Sequence[int]) -> int:
+    """To which length texts of these sizes are cut so that together they fit: short ones leave their share to the rest."""
+    level, left = room, room
+    for index, size in enumerate(sorted(sizes)):
+        level = left // (len(sizes) - index)
+        if size > level:
+            break
+        left -= size
+    return level
 
 
 def _closed_thought(text: str) -> str:

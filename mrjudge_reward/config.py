@@ -9,7 +9,6 @@ mrjudge_reward.errors.ConfigError: unknown setting 'shedule'; did you mean 'sche
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,13 +17,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
-    ValidationError,
 )
 
 from .asking import VerdictMode
@@ -36,6 +32,7 @@ from .judge import Judge
 from .ratings import RATINGS
 from .rewards import RewardShape
 from .schedules import SCHEDULES
+from .settings import Settings
 from .stats import FailureAlarm
 from .types import Engine, Sampling
 
@@ -56,7 +53,7 @@ def _one_of(names: Mapping[str, object], *more: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-class JudgeConfig(BaseModel):
+class JudgeConfig(Settings):
     """Everything about a judge, as plain values.
 
     With the default ``model="embedded"`` the untrained 135M model is read pointwise for sentiment, because that is what
@@ -107,8 +104,6 @@ class JudgeConfig(BaseModel):
             wrong type, out of range, or contradicts another.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
     model: str = EMBEDDED
     engine: EngineName = "auto"
     adapter: str | None = None
@@ -117,17 +112,17 @@ class JudgeConfig(BaseModel):
     max_concurrency: PositiveInt = 64
     fold_system: bool = False
     deadline_s: Annotated[float, Field(gt=0)] = 120.0
-    extra_body: dict[str, Any] = {}
+    extra_body: dict[str, Any] = Field(default_factory=dict)
     context_tokens: PositiveInt | None = None
     device: str | None = None
     dtype: str | None = None
     batch_size: PositiveInt = 32
     batch_tokens: PositiveInt = 32768
-    chat_template_kwargs: dict[str, Any] = {}
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.3
     tensor_parallel_size: PositiveInt = 1
     enable_sleep_mode: bool = False
-    engine_kwargs: dict[str, Any] = {}
+    engine_kwargs: dict[str, Any] = Field(default_factory=dict)
     format: FormatName = "auto"
     template: str | None = None
     labels: list[str] | dict[str, float] | None = None
@@ -156,17 +151,7 @@ class JudgeConfig(BaseModel):
     length_weight: NonNegativeFloat = 0.0
 
     def __init__(self, **values: Any) -> None:
-        known = list(type(self).model_fields)
-        for key in values:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-                raise ConfigError(f"unknown setting {key!r}; {hint}")
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            faults = {str(e["loc"][0]): f"{e['msg']} (got {e['input']!r:.100})" for e in error.errors()}
-            raise ConfigError("; ".join(f"{name}: {fault}" for name, fault in faults.items())) from error
+        super().__init__(**values)
         if self.engine == "openai" and self.base_url is None:
             raise ConfigError("engine 'openai' needs base_url, e.g. http://127.0.0.1:8000/v1")
         if self.engine not in ("auto", "openai") and self.base_url is not None:
@@ -179,7 +164,7 @@ class JudgeConfig(BaseModel):
             )
         if self.engine not in ("vllm", "vllm_server"):
             for name in ("gpu_memory_utilization", "tensor_parallel_size", "enable_sleep_mode", "engine_kwargs"):
-                if getattr(self, name) != type(self).model_fields[name].default:
+                if getattr(self, name) != type(self).model_fields[name].get_default(call_default_factory=True):
                     raise ConfigError(f"{name} is for engines 'vllm' and 'vllm_server'; remove it or set engine")
         if self.engine == "vllm" and self.device is not None:
             raise ConfigError("engine 'vllm' takes the first visible GPU; set CUDA_VISIBLE_DEVICES, or use vllm_server")
@@ -222,6 +207,14 @@ class JudgeConfig(BaseModel):
     def reward_shape(self) -> RewardShape:
         """How scores become rewards."""
         return RewardShape(self.centre, self.length_weight)
+
+    @property
+    def verdict_mode(self) -> VerdictMode:
+        """How verdicts are taken, with ``auto`` resolved."""
+        if self.verdict != "auto":
+            return self.verdict
+        reads = self.build_format().readable and (self.embedded or self.thinking_tokens > 0)
+        return "read" if reads else "sampled"
 
     def build_format(self) -> Format:
         """The judge format."""
@@ -309,17 +302,12 @@ class JudgeConfig(BaseModel):
     def _judge(self, engine: Engine, cache: ReplyCache | None = None) -> Judge:
         judge_format = self.build_format()
         alone = judge_format.max_slots == 1
-        verdict: VerdictMode = "sampled"
-        if self.verdict != "auto":
-            verdict = self.verdict
-        elif judge_format.readable and (self.embedded or self.thinking_tokens > 0):
-            verdict = "read"
         return Judge(
             engine,
             judge_format,
             schedule=self.schedule if self.schedule != "auto" else ("pointwise" if alone else "adaptive"),
             rating=self.rating,
-            verdict=verdict,
+            verdict=self.verdict_mode,
             sampling=Sampling(self.temperature, self.top_p, self.max_tokens),
             thinking_tokens=self.thinking_tokens,
             cascade_margin=self.cascade_margin,

@@ -223,15 +223,12 @@ class Judge:
             for (run, comparison), items in zip(asked, decided, strict=True)
             if any(isinstance(outcome := item.verdict.outcome, Failed) and outcome.transient for item in items)
         }
-        for run, fork in forks.values():
-            run.absorb(
-                fork,
-                [
-                    (comparison, items)
-                    for (other, comparison), items in zip(asked, decided, strict=True)
-                    if other is run and (id(run), frozenset(comparison.slots)) not in passing
-                ],
-            )
+        keep: dict[int, list[tuple[Comparison, list[Played]]]] = {key: [] for key in forks}
+        for (run, comparison), items in zip(asked, decided, strict=True):
+            if (id(run), frozenset(comparison.slots)) not in passing:
+                keep[id(run)].append((comparison, items))
+        for key, (run, fork) in forks.items():
+            run.absorb(fork, keep[key])
 
     def rank(
         self, prompt: str | Sequence[Mapping[str, Any] | Message], candidates: Sequence[str], key: str = "0"

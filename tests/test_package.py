@@ -26,12 +26,12 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mrjudge_reward"
 
 ORDER = [
-    "errors", "types",
+    "errors", "settings", "types",
     "prompts", "parsing", "formats",
     "tally", "ratings", "schedules",
     "stats", "explain", "rewards",
     "embedded",
-    "engines", "engines.scripted", "engines.chat_template", "engines.transformers",
+    "engines", "engines.scripted", "engines.chat_template", "engines.local_model", "engines.transformers",
     "engines.peft_state", "engines.shared_base", "engines.offload",
     "engines.openai_wire", "engines.openai_connection", "engines.openai_read", "engines.openai",
     "engines.vllm_setup", "engines.vllm", "engines.supervise", "engines.vllm_guard", "engines.vllm_child",

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mrjudge_reward.config import JudgeConfig
+from mrjudge_reward.engines.local_model import first_label_tokens
 from mrjudge_reward.engines.transformers import TransformersEngine
 from mrjudge_reward.errors import ConfigError, EngineError
 from mrjudge_reward.formats import Choice, Score
@@ -77,9 +78,9 @@ def test_a_read_equals_a_forward_pass_by_hand(smol_engine: TransformersEngine, s
 
 
 def test_labels_are_read_as_they_follow_the_prefill(smol_engine: TransformersEngine, smol_tokenizer: Any):
-    spaced = smol_engine._label_ids(reading("q"))
+    spaced = first_label_tokens(smol_engine._encode, reading("q"))
     assert smol_tokenizer.convert_ids_to_tokens(spaced) == ["Ġnegative", "Ġpositive"]
-    bare = smol_engine._label_ids(reading("q", ("A", "B"), "<answer>"))
+    bare = first_label_tokens(smol_engine._encode, reading("q", ("A", "B"), "<answer>"))
     assert smol_tokenizer.convert_ids_to_tokens(bare) == ["A", "B"]
 
 

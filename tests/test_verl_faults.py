@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import subprocess
 import sys
@@ -182,6 +183,7 @@ def test_flagged_rows_have_no_advantage_by_verls_own_estimator(streaming: Any):
         scored = stream.all(made)
     assert [info(scored[r])["judge_abstained"] for r in made] == [1] * 4 + [0] * 4
     assert [info(scored[r])["judge_failed"] for r in made] == [1] * 4 + [0] * 4
+    assert [math.isnan(info(scored[r])["judge_score"]) for r in made] == [True] * 4 + [False] * 4
     scores = torch.tensor([[scored[r].reward_score] for r in made])
     index = np.array([r.uid for r in made], dtype=object)
     advantages, _ = compute_grpo_outcome_advantage(scores, torch.ones_like(scores), index)

@@ -144,7 +144,7 @@ def test_prompts_of_parts_and_images_beside_them():
         assert [len(turn.images) for turn in prompt] == [0, 1]
     for beside in ({}, {"images": None}, {"images": []}, {"videos": [1]}):
         assert manager().sample_of(rows([1], multi_modal_data=beside)).prompt == as_messages(CHAT)
-    with pytest.raises(InputError, match="return_raw_chat"):
+    with pytest.raises(InputError, match="holds no raw_prompt"):
         manager().sample_of(rows([1], raw_prompt=None))
 
 

@@ -23,9 +23,10 @@ from typing import Any
 import pytest
 
 from mrjudge_reward.engines import supervise
+from mrjudge_reward.engines.local_model import first_label_tokens
 from mrjudge_reward.engines.transformers import TransformersEngine
 from mrjudge_reward.engines.vllm_child import command_line, environment, reserve_port
-from mrjudge_reward.engines.vllm_setup import VLLMSetup, cpu_build, first_label_tokens
+from mrjudge_reward.engines.vllm_setup import VLLMSetup, cpu_build
 from mrjudge_reward.errors import ConfigError, EngineError
 from mrjudge_reward.formats import SENTIMENT, Choice
 from mrjudge_reward.judge import Judge
@@ -33,7 +34,8 @@ from mrjudge_reward.types import Engine, Failure, ImagePart, Message, Preference
 from mrjudge_reward.types import as_messages as chat
 
 needs_vllm = pytest.mark.skipif(
-    importlib.util.find_spec("vllm") is None or not cpu_build(), reason="needs vLLM's CPU build"
+    importlib.util.find_spec("vllm") is None or not cpu_build(),
+    reason="needs vLLM's CPU build, which `make setup` installs",
 )
 # vLLM registers its kernels by looking at every attribute of torch.distributed, a deprecated one among them.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.distributed.reduce_op` is deprecated:FutureWarning")

@@ -29,8 +29,9 @@ from weakref import WeakKeyDictionary
 
 from ..errors import EngineError
 from ..types import Failure, Reply, Request
+from .local_model import folder_version
 from .peft_state import Visitor, check_usable, fingerprint, kept, own_parameters
-from .transformers import TransformersEngine, _folder_version
+from .transformers import TransformersEngine
 
 _locks: WeakKeyDictionary[Any, threading.Lock] = WeakKeyDictionary()
 """One per model: two judges on one base must not interleave."""
@@ -86,7 +87,7 @@ class SharedBaseEngine(TransformersEngine):
         self.weights_may_change = any(parameter.requires_grad for parameter in judging)
         base = getattr(model, "name_or_path", "") or type(model.get_base_model()).__name__
         extras = (f"+{adapter}" if adapter else "") + (f" {chat_template_kwargs}" if chat_template_kwargs else "")
-        weights = f"{judging[0].dtype}{_folder_version(adapter)} {fingerprint(judging)}"
+        weights = f"{judging[0].dtype}{folder_version(adapter)} {fingerprint(judging)}"
         self.identity = f"shared_base:{base}{extras} {weights}"
 
     def _padded(self, prompts: Any) -> tuple[Any, Any]:

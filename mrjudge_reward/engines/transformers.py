@@ -9,27 +9,17 @@ the batch it was drawn in.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ..errors import EngineError, require
 from ..types import Failure, Reply, Request, Sampling, Usage
 from .chat_template import ChatTemplate
-
-
-def _folder_version(source: Any) -> str:
-    """Sizes and times of a local model's files, so that a model trained anew in its place is another one to a cache."""
-    folder = Path(source) if isinstance(source, str) else None
-    if folder is None or not folder.is_dir():
-        return ""
-    files = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in folder.iterdir() if f.is_file())
-    return " " + hashlib.blake2b(repr(files).encode(), digest_size=6).hexdigest()
+from .local_model import first_label_tokens, folder_version
 
 
 @contextmanager
@@ -94,7 +84,7 @@ class TransformersEngine:
         commit = getattr(self._model.config, "_commit_hash", None)  # of a model from the hub
         extras = (f"@{commit}" if commit else "") + (f"+{adapter}" if adapter else "")
         extras += f" {self._chat_template_kwargs}" if chat_template_kwargs else ""
-        versions = "".join(_folder_version(part) for part in (model, adapter))
+        versions = "".join(folder_version(part) for part in (model, adapter))
         self.identity = f"transformers:{name}{extras} {self._dtype}{versions}"
 
     def _load(self) -> None:
@@ -161,7 +151,7 @@ class TransformersEngine:
             EngineError: if two labels of a request begin with the same token, so that one token cannot tell them apart.
         """
         replies: list[Reply | Failure | None] = [None] * len(requests)
-        labels = {i: self._label_ids(request) for i, request in enumerate(requests)}
+        labels = {i: first_label_tokens(self._encode, request) for i, request in enumerate(requests)}
         prompts = self._prompts(requests, range(len(requests)), replies, 1)
         for batch in self._batches(prompts, 1):
             self._read([prompts[i] for i in batch], batch, replies, labels)
@@ -324,21 +314,6 @@ class TransformersEngine:
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
-        return ids
-
-    def _label_ids(self, request: Request) -> list[int]:
-        """First token of each label as it would follow the prefill."""
-        before = self._encode(request.prefill)
-        ids: list[int] = []
-        for label in request.labels:
-            after = self._encode(request.prefill + label)
-            # Where the tokenizer would merge label and prefill, the label's own first token is what a model can write.
-            ids.append(after[len(before)] if after[: len(before)] == before else self._encode(label)[0])
-        if len(set(ids)) != len(ids):
-            raise EngineError(
-                f"the labels {request.labels!r} do not differ in their first token for this tokenizer, so they cannot "
-                "be read; choose other labels (single letters, or one-digit grades), or verdict='sampled'"
-            )
         return ids
 
     def count_tokens(self, text: str) -> int:

@@ -26,7 +26,8 @@ from typing import Any, TypeAlias
 
 from ..errors import EngineError, require
 from ..types import Failure, Reply, Request, Usage
-from .vllm_setup import ADAPTER, VLLMSetup, cannot_sleep, first_label_tokens
+from .local_model import first_label_tokens
+from .vllm_setup import ADAPTER, VLLMSetup, cannot_sleep
 
 logger = logging.getLogger(__name__)
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, EngineError, require
-from ..types import Request
 from .chat_template import ChatTemplate
-from .transformers import _folder_version
+from .local_model import folder_version
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +103,7 @@ class VLLMSetup:
         extras += f"+{self.adapter}" if self.adapter else ""
         for values in (self.chat_template_kwargs, self.engine_kwargs):
             extras += f" {json.dumps(dict(values), sort_keys=True, default=repr)}" if values else ""
-        versions = "".join(_folder_version(part) for part in (self.model, self.adapter))
+        versions = "".join(folder_version(part) for part in (self.model, self.adapter))
         return f"{engine}:{self.model}{extras} {self.dtype or 'auto'}{versions}"
 
     def _commit(self) -> str | None:
@@ -156,26 +155,6 @@ class JudgeTokenizer:
         """Tokens of a text, without special ones around it."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
         return ids
-
-
-def first_label_tokens(encode: Callable[[str], list[int]], request: Request) -> list[int]:
-    """First token of each label as it would follow the prefill.
-
-    Raises:
-        EngineError: if two labels begin with the same token, so that one token cannot tell them apart.
-    """
-    before = encode(request.prefill)
-    ids: list[int] = []
-    for label in request.labels:
-        after = encode(request.prefill + label)
-        # Where the tokenizer would merge label and prefill, the label's own first token is what a model can write.
-        ids.append(after[len(before)] if after[: len(before)] == before else encode(label)[0])
-    if len(set(ids)) != len(ids):
-        raise EngineError(
-            f"the labels {request.labels!r} do not differ in their first token for this tokenizer, so they cannot be "
-            "read; choose other labels (single letters, or one-digit grades), or verdict='sampled'"
-        )
-    return ids
 
 
 def cpu_build() -> bool:

@@ -1,0 +1,40 @@
+"""Validated settings: an unknown key names the nearest known one, and every fault is a ``ConfigError``."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .errors import ConfigError
+
+
+class Settings(BaseModel):
+    """Base of settings that are given as keyword arguments.
+
+    Attributes:
+        where: added to messages, if the settings stand in a part of some larger config.
+
+    Raises:
+        ConfigError: on construction, for an unknown setting, or a value of the wrong type or out of range.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    where: ClassVar[str] = ""
+
+    def __init__(self, **values: Any) -> None:
+        known = list(type(self).model_fields)
+        place = f" in {self.where}" if self.where else ""
+        for key in values:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+                raise ConfigError(f"unknown setting {key!r}{place}; {hint}")
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            faults = {str(e["loc"][0]): f"{e['msg']} (got {e['input']!r:.100})" for e in error.errors()}
+            said = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
+            raise ConfigError(f"{self.where}: {said}" if self.where else said) from error
