@@ -20,7 +20,7 @@ import math
 import random
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeAlias
 
@@ -41,14 +41,7 @@ class VLLMEngine:
 
     Args:
         model: hub name or path.
-        adapter: LoRA adapter, a hub name or path.
-        dtype: e.g. ``"bfloat16"``; None for what the model was saved in.
-        gpu_memory_utilization: fraction of the GPU for weights and prefix cache together, in (0, 1].
-        max_model_len: the most tokens a request and its reply hold together; None for the model's own.
-        tensor_parallel_size: GPUs that share the model.
-        enable_sleep_mode: whether ``sleep`` is to free the GPU.
-        engine_kwargs: further arguments of ``vllm.EngineArgs``, e.g. ``{"enforce_eager": True}``; they win.
-        chat_template_kwargs: passed to the chat template, e.g. ``{"enable_thinking": True}``.
+        settings: see ``VLLMSetup``.
 
     Raises:
         ConfigError: if an argument is out of range.
@@ -58,30 +51,8 @@ class VLLMEngine:
 
     can_read = True
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        adapter: str | None = None,
-        dtype: str | None = None,
-        gpu_memory_utilization: float = 0.3,
-        max_model_len: int | None = None,
-        tensor_parallel_size: int = 1,
-        enable_sleep_mode: bool = False,
-        engine_kwargs: Mapping[str, Any] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-    ) -> None:
-        self._setup = VLLMSetup(
-            model,
-            adapter,
-            dtype,
-            gpu_memory_utilization,
-            max_model_len,
-            tensor_parallel_size,
-            enable_sleep_mode,
-            dict(engine_kwargs or {}),
-            dict(chat_template_kwargs or {}),
-        )
+    def __init__(self, model: str, **settings: Any) -> None:
+        self._setup = VLLMSetup(model, **settings)
         self._load()
 
     def _load(self) -> None:

@@ -23,7 +23,7 @@ import socket
 import tempfile
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -44,19 +44,12 @@ class VLLMServerEngine:
 
     Args:
         model: hub name or path.
-        adapter: LoRA adapter, a hub name or path.
-        dtype: e.g. ``"bfloat16"``; None for what the model was saved in.
-        gpu_memory_utilization: fraction of the GPU for weights and prefix cache together, in (0, 1].
-        max_model_len: the most tokens a request and its reply hold together; None for the model's own.
-        tensor_parallel_size: GPUs that share the model.
-        enable_sleep_mode: whether ``sleep`` is to free the GPU.
-        engine_kwargs: further arguments of ``vllm.EngineArgs``, e.g. ``{"enforce_eager": True}``; they win.
-        chat_template_kwargs: passed to the chat template, e.g. ``{"enable_thinking": True}``.
         device: e.g. ``"cuda:1"``; None for all visible ones, or under a launcher (torchrun) for the rank's own.
         max_concurrency, deadline_s: see ``OpenAIEngine``.
         start_timeout_s: seconds until the server must be ready.
         restarts: how many times a server that died is started anew.
         log_path: file that its output is appended to; None for one in the temporary folder, removed by ``close()``.
+        settings: see ``VLLMSetup``.
 
     Raises:
         ConfigError: if an argument is out of range.
@@ -71,40 +64,23 @@ class VLLMServerEngine:
         self,
         model: str,
         *,
-        adapter: str | None = None,
-        dtype: str | None = None,
-        gpu_memory_utilization: float = 0.3,
-        max_model_len: int | None = None,
-        tensor_parallel_size: int = 1,
-        enable_sleep_mode: bool = False,
-        engine_kwargs: Mapping[str, Any] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
         device: str | None = None,
         max_concurrency: int = 64,
         deadline_s: float = 120.0,
         start_timeout_s: float = 600.0,
         restarts: int = 1,
         log_path: str | os.PathLike[str] | None = None,
+        **settings: Any,
     ) -> None:
         if restarts < 0 or not start_timeout_s > 0:
             raise ConfigError(
                 f"restarts must not be negative, start_timeout_s positive; got {restarts}, {start_timeout_s}"
             )
-        self._setup = VLLMSetup(
-            model,
-            adapter,
-            dtype,
-            gpu_memory_utilization,
-            max_model_len,
-            tensor_parallel_size,
-            enable_sleep_mode,
-            dict(engine_kwargs or {}),
-            dict(chat_template_kwargs or {}),
-        )
+        self._setup = VLLMSetup(model, **settings)
         self._device, self._max_concurrency, self._deadline_s = device, max_concurrency, deadline_s
         self._start_timeout_s, self._restarts = start_timeout_s, restarts
         self._given_log = None if log_path is None else os.fspath(log_path)
-        self.context_tokens: int | None = max_model_len
+        self.context_tokens: int | None = self._setup.max_model_len
         self._prepare()
         try:
             self._start()

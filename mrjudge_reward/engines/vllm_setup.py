@@ -35,8 +35,8 @@ class VLLMSetup:
         max_model_len: the most tokens a request and its reply hold together; None for the model's own.
         tensor_parallel_size: GPUs that share the model.
         enable_sleep_mode: whether ``sleep`` is to free the GPU.
-        engine_kwargs: further arguments of ``vllm.EngineArgs``; they win.
-        chat_template_kwargs: passed to the chat template.
+        engine_kwargs: further arguments of ``vllm.EngineArgs``, e.g. ``{"enforce_eager": True}``; they win.
+        chat_template_kwargs: passed to the chat template, e.g. ``{"enable_thinking": True}``.
 
     Raises:
         ConfigError: if a value is out of range.
