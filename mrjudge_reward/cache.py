@@ -7,6 +7,7 @@ reply, so a stricter parser applies to old replies as well. Failures are never k
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -18,6 +19,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
+
 from .errors import ConfigError, EngineError
 from .types import Engine, Failure, ImagePart, Reply, Request, Usage
 
@@ -26,6 +29,10 @@ logger = logging.getLogger(__name__)
 Verb: TypeAlias = Literal["generate", "label_probabilities"]
 
 _CHUNK = 500  # sqlite's default limit of variables in one statement is 999 in old builds
+
+
+def _is_locked(error: BaseException) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def _image_fingerprint(image: Any) -> str:
@@ -79,21 +86,32 @@ class ReplyCache:
     def _connect(self) -> sqlite3.Connection:
         # A connection must not cross a fork: each process opens its own.
         if self._connection is None or self._owner != os.getpid():
-            connection = None
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._connection, self._owner = self._open(), os.getpid()
+            except (sqlite3.Error, OSError) as error:
+                raise ConfigError(f"{self.path} cannot serve as a reply cache ({error}); name another file") from error
+        return self._connection
+
+    def _open(self) -> sqlite3.Connection:
+        # sqlite does not wait for its own timeout where two processes turn a new file to WAL at once: one is told
+        # "locked" straight away. So the opening as a whole is tried again until the timeout.
+        for attempt in Retrying(
+            retry=retry_if_exception(_is_locked),
+            stop=stop_after_delay(self.timeout_s),
+            wait=wait_random(0.005, 0.05),
+            reraise=True,
+        ):
+            with attempt, contextlib.ExitStack() as undo:
                 connection = sqlite3.connect(self.path, timeout=self.timeout_s, check_same_thread=False)
+                undo.callback(connection.close)
                 connection.text_factory = bytes  # one row that is no UTF-8 must not cost the others
                 connection.execute("PRAGMA journal_mode=WAL")
                 connection.execute("PRAGMA synchronous=NORMAL")
                 connection.execute("CREATE TABLE IF NOT EXISTS replies (key BLOB PRIMARY KEY, reply TEXT NOT NULL)")
                 connection.execute("SELECT key, reply FROM replies LIMIT 0")
-            except (sqlite3.Error, OSError) as error:
-                if connection is not None:
-                    connection.close()
-                raise ConfigError(f"{self.path} cannot serve as a reply cache ({error}); name another file") from error
-            self._connection, self._owner = connection, os.getpid()
-        return self._connection
+                undo.pop_all()
+        return connection
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, Reply]:
         """The replies that are known."""

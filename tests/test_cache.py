@@ -10,6 +10,7 @@ import os
 import pickle
 import signal
 import sqlite3
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -306,6 +307,21 @@ def test_two_processes_may_write_at_once(tmp_path: Path):
     assert len(cache) == 450
     assert cache.get([b"left149", b"right149"]) == {b"left149": Reply("left 149"), b"right149": Reply("right 149")}
     cache.close()
+
+
+def test_a_new_file_may_be_opened_by_many_at_once(tmp_path: Path):
+    """sqlite answers "locked" at once, whatever its timeout, where two connections turn one file to WAL together."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    together = threading.Barrier(4)
+
+    def open_one(path: Path) -> None:
+        together.wait()
+        ReplyCache(path).close()
+
+    with ThreadPoolExecutor(4) as pool:
+        for attempt in range(60):
+            list(pool.map(open_one, [tmp_path / f"{attempt}.sqlite"] * 4))
 
 
 def test_a_process_killed_while_writing_leaves_a_usable_cache(tmp_path: Path):
