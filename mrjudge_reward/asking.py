@@ -11,11 +11,13 @@ import math
 import threading
 import unicodedata
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from .cache import Answer, ReplyCache, Verb, ask
-from .errors import ConfigError
+from .engines.cancelling import cancelled
+from .errors import ConfigError, EngineError
 from .formats import Format, read_reply
 from .parsing import THINK_CLOSE, THINK_OPEN
 from .prompts import TextGuard, conversation_text
@@ -56,6 +58,12 @@ def is_degenerate(text: str) -> bool:
     Such answers win surprisingly often with judges ("master keys", arXiv 2507.08794), so they are not shown to one.
     """
     return not any(unicodedata.category(char)[0] in "LNS" for char in text)
+
+
+def session_of(engine: Engine) -> AbstractContextManager[Any]:
+    """What an engine wants to be held around all calls of one judging; most want nothing."""
+    session: Callable[[], AbstractContextManager[Any]] = getattr(engine, "session", nullcontext)
+    return session()
 
 
 @dataclass
@@ -280,7 +288,11 @@ class Asker:
     # -- requests -----------------------------------------------------------------------------------------------------
 
     def _ask(self, verb: Verb, asked: Sequence[Asked], requests: Sequence[Request]) -> list[Answer]:
+        if cancelled():
+            raise EngineError("judging was cancelled")
         answers = ask(self.engine, verb, requests, self.cache)
+        if cancelled():  # what was answered is in the cache; what was not has failed for a reason that says nothing
+            raise EngineError("judging was cancelled")
         for (run, _), answer in zip(asked, answers, strict=True):
             run.calls += answer.fresh
             run.cache_hits += not answer.fresh

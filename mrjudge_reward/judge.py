@@ -2,8 +2,10 @@
 
 ``schedule → render → one engine batch per round over all groups → parse → rate``
 
-Cost: one engine call per round (two where the judge thinks before it is read), whatever the number of groups. Identical
-requests of a batch are asked once. Identical candidates of a group are judged as one and share its score.
+Cost: one engine call per round (two where the judge thinks before it is read), whatever the number of groups. An engine
+that takes calls from several threads gets those of a schedule with several rounds group by group instead, so that no
+group waits for another (see ``rounds``). Identical requests of a batch are asked once. Identical candidates of a group
+are judged as one and share its score.
 
 The order in which candidates arrive carries no information: they are renumbered by a hash of (seed, group key, text or
 name) before anything is scheduled, so permuting the candidates permutes the scores, and any rank computes the same plan.
@@ -25,11 +27,12 @@ from random import Random
 from typing import Any
 
 from .ahead import Ahead
-from .asking import Asked, Asker, Run, VerdictMode, digest, is_degenerate
+from .asking import Asked, Asker, Run, VerdictMode, digest, is_degenerate, session_of
 from .cache import ReplyCache
 from .errors import ConfigError, InputError
 from .formats import Choice, Format
 from .ratings import RATINGS, rate
+from .rounds import shares, side_by_side
 from .schedules import SCHEDULES, Limits
 from .stats import FailureAlarm
 from .tally import HARD_LOG_ODDS, MAX_GROUP, count_games, cyclic_triads
@@ -172,21 +175,12 @@ class Judge:
         for run, begun in zip(runs, ahead or (), strict=ahead is not None):
             if begun is not None:
                 run.follow(begun.run)
-        while asked := [
-            (run, Comparison(slots, vote)) for run in runs for slots in run.batch for vote in range(self.votes)
-        ]:
-            recalled = [run.recall(comparison) for run, comparison in asked]
-            fresh = iter(
-                self.asker.decide([pair for pair, items in zip(asked, recalled, strict=True) if items is None])
-            )
-            decided = [items if items is not None else next(fresh) for items in recalled]
-            for (run, _), items in zip(asked, decided, strict=True):
-                run.played += items
-            # After every round, not at the end: a dead judge is not asked for the rounds that are left.
-            self.alarm.observe(item.verdict.outcome for items in decided for item in items)
-            for run in runs:
-                if run.batch:
-                    run.advance()
+        if playing := [run for run in runs if run.batch]:
+            with session_of(self.engine):
+                if getattr(self.engine, "concurrent_calls", False):
+                    side_by_side(shares(playing, self.schedule), self._play)
+                else:
+                    self._play(playing)
         seconds = time.perf_counter() - started
         return [self._finish(run, seconds) for run in runs]
 
@@ -217,7 +211,8 @@ class Judge:
         A comparison that failed and could go better is not kept, so that it is asked again with the whole group.
         """
         forks = {id(run): (run, run.fork()) for run, _ in asked}
-        decided = self.asker.decide([(forks[id(run)][1], comparison) for run, comparison in asked])
+        with session_of(self.engine):
+            decided = self.asker.decide([(forks[id(run)][1], comparison) for run, comparison in asked])
         passing = {  # both orders of a pair are asked again together: a cascade looks at both
             (id(run), frozenset(comparison.slots))
             for (run, comparison), items in zip(asked, decided, strict=True)
@@ -264,6 +259,24 @@ class Judge:
         if self.audit and run.batch and set(run.batch).isdisjoint(slots[::-1] for slots in run.batch):
             run.batch.append(run.batch[0][::-1])
         return run
+
+    def _play(self, runs: Sequence[Run]) -> None:
+        """Take groups through all their rounds, in lock-step."""
+        while asked := [
+            (run, Comparison(slots, vote)) for run in runs for slots in run.batch for vote in range(self.votes)
+        ]:
+            recalled = [run.recall(comparison) for run, comparison in asked]
+            fresh = iter(
+                self.asker.decide([pair for pair, items in zip(asked, recalled, strict=True) if items is None])
+            )
+            decided = [items if items is not None else next(fresh) for items in recalled]
+            for (run, _), items in zip(asked, decided, strict=True):
+                run.played += items
+            # After every round, not at the end: a dead judge is not asked for the rounds that are left.
+            self.alarm.observe(item.verdict.outcome for items in decided for item in items)
+            for run in runs:
+                if run.batch:
+                    run.advance()
 
     def _finish(self, run: Run, seconds: float) -> Judgement:
         tally = count_games(len(run.players), run.played)

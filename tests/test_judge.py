@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrjudge_reward.engines.scripted import ScriptedEngine, shown_candidates
-from mrjudge_reward.errors import ConfigError, InputError, JudgeUnreliableError
+from mrjudge_reward.errors import ConfigError, EngineError, InputError, JudgeUnreliableError
 from mrjudge_reward.formats import SENTIMENT, Choice, Format, PairScores, Ranking, Score
 from mrjudge_reward.judge import Judge, is_degenerate
 from mrjudge_reward.ratings import RATINGS
@@ -286,6 +287,7 @@ def test_calls_stay_within_the_budget(format: Format, schedule: str, budget: int
 def test_a_round_is_one_engine_call_over_all_groups(schedule: str):
     groups = [Group.of(f"question {i}", [f"{i}{letter}" for letter in "abcde"], str(i)) for i in range(6)]
     alone, together = scripted(Choice()), scripted(Choice())
+    together.concurrent_calls = False  # type: ignore[misc]
     rounds = []
     for group in groups:
         before = len(alone.batches)
@@ -294,6 +296,60 @@ def test_a_round_is_one_engine_call_over_all_groups(schedule: str):
     Judge(together, schedule=schedule).judge(groups)
     assert len(together.batches) == max(rounds)
     assert sum(together.batches) == sum(alone.batches)
+
+
+class Held(ScriptedEngine):
+    """Wants to be held while it is asked."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.history: list[str] = []
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        self.history.append("enter")
+        try:
+            yield
+        finally:
+            self.history.append("exit")
+
+    def _serve(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+        self.history.append("call")
+        if "break" in requests[0].messages[-1].text:
+            raise EngineError("the judge is broken")
+        return super()._serve(requests)
+
+
+@pytest.mark.parametrize("several_calls", [False, True])
+def test_an_engine_is_held_once_over_all_rounds_groups_and_retries_of_a_batch(several_calls: bool):
+    engine = Held(lambda _: Failure("busy", transient=True))
+    engine.concurrent_calls = several_calls  # type: ignore[misc]
+    judge = Judge(engine, schedule="swiss", alarm=NEVER)
+    judge.judge([Group.of(f"question {i}", ["a", "b", "c", "d"], str(i)) for i in range(3)])
+    groups_apart = 3 if several_calls else 1
+    assert engine.history == ["enter", *["call"] * 2 * 2 * groups_apart, "exit"], "two rounds, each asked twice"
+    engine.history.clear()
+    judge.judge([Group.of("nobody to compare", ["a"])])
+    assert engine.history == [], "nothing to ask"
+
+
+@pytest.mark.parametrize("several_calls", [False, True])
+def test_an_engine_is_let_go_when_it_raises(several_calls: bool):
+    engine = Held(lambda _: "<answer>A</answer>")
+    engine.concurrent_calls = several_calls  # type: ignore[misc]
+    with pytest.raises(EngineError, match="is broken"):
+        Judge(engine).rank("break", ["a", "b"])
+    assert engine.history == ["enter", "call", "exit"]
+
+
+def test_an_engine_is_held_once_for_all_that_is_asked_ahead():
+    engine = Held(lambda _: "<answer>A</answer>")
+    judge = Judge(engine, schedule="all_pairs")
+    ahead = [judge.ahead("question", 2, key) for key in "ab"]
+    asked = [pair for one in ahead for text in "xy" for pair in one.add("", text)]
+    judge.ask_ahead(asked)
+    assert len(asked) == 4
+    assert engine.history == ["enter", "call", "exit"]
 
 
 def test_thinking_before_a_read_is_two_engine_calls_a_round():
@@ -783,6 +839,7 @@ def test_a_group_over_the_limit_is_refused_by_name_and_at_once():
 
 def test_two_thousand_groups_are_judged_in_a_few_batches():
     engine = ScriptedEngine.by_utility(len)
+    engine.concurrent_calls = False  # type: ignore[misc]
     groups = [Group.of(f"question {i}", ["a", "bb", "ccc", "dddd"], str(i)) for i in range(2000)]
     judgements = Judge(engine).judge(groups)
     assert all(judgement.best == 3 for judgement in judgements)

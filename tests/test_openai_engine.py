@@ -110,6 +110,27 @@ def test_no_more_requests_than_allowed_are_in_flight(connect: EngineFactory) -> 
         assert server.most_in_flight == 5
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_server_on_this_machine_is_reached_past_the_proxy_of_the_environment(
+    connect: EngineFactory, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with JudgeServer(echo) as server:
+        engine = OpenAIEngine("judge", server.base_url.replace("127.0.0.1", host), deadline_s=5)
+        assert [reply.text for reply in engine.generate(asks(2)) if isinstance(reply, Reply)] == [
+            "question 0",
+            "question 1",
+        ]
+        engine.close()
+    far = OpenAIEngine("judge", "http://judge.example/v1", deadline_s=1)
+    failure = far.generate(asks(1))[0]
+    far.close()
+    assert isinstance(failure, Failure), "nothing listens where the proxy should be"
+
+
 def test_hundreds_of_requests_reuse_a_bounded_pool_of_connections_and_close_releases_it(connect: EngineFactory) -> None:
     with JudgeServer(echo) as server:
         engine = connect(server, max_concurrency=8)

@@ -15,8 +15,8 @@ Other 4xx and replies that make no sense are not tried again here. A server that
 without a sign of life counts as down: for ``min(30 s, deadline)`` new requests fail at once, so that a batch costs one
 deadline and not one per wave of slots. Failures: ``timeout``, ``server down``, ``http <status>``, ``malformed reply``,
 ``server error`` (a 200 that holds an error), ``refused``, ``tool call``, ``unknown finish``,
-``label not in top logprobs``, ``labels share a token``, ``no log-probabilities``, ``no token ids``, or the name of an
-unexpected exception.
+``label not in top logprobs``, ``labels share a token``, ``no log-probabilities``, ``no token ids``, ``cancelled`` (which
+only whoever cancelled gets to see, see ``cancelling``), or the name of an unexpected exception.
 
 **Reading.** One token at temperature 0 with log-probabilities, after a judge's turn that is continued
 (``continue_final_message``). Which of two ways a server offers is found out with the first read:
@@ -37,21 +37,24 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import ipaddress
 import json
 import math
 import os
 import threading
+import urllib.parse
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from ..errors import ConfigError, EngineError, require
 from ..types import Failure, Reply, Request
+from .cancelling import CANCELLED, cancelled, result_of
 from .openai_connection import Connection
 from .openai_read import LabelReader
 from .openai_wire import ChatBody, written_reply
 
-_T = TypeVar("_T")
+_IMAGES_KEPT = 32
 _ABANDONED: list[Connection] = []  # of a parent process: its sockets must neither be closed nor collected here
 
 
@@ -137,13 +140,15 @@ class OpenAIEngine:
         Raises:
             EngineError: if the engine is closed by another thread meanwhile.
         """
-        encoded: dict[int, str] = {}
+        encoded, replies = _LatestImages(), _unanswered(requests)
 
         async def write(connection: Connection, request: Request) -> Reply | Failure:
             payload = await connection.post("/chat/completions", self._body.of(request, encoded))
             return payload if isinstance(payload, Failure) else written_reply(payload, request)
 
-        return self._wait_for(lambda connection: self._each(connection, requests, write)) if requests else []
+        if requests:
+            self._wait_for(lambda connection: self._each(connection, requests, write, replies))
+        return list(replies)
 
     def label_probabilities(self, requests: Sequence[Request]) -> list[Reply | Failure]:
         """Read how likely each label is right after the prefill.
@@ -151,19 +156,27 @@ class OpenAIEngine:
         Raises:
             EngineError: if the server cannot do it, with what it lacks.
         """
-        encoded: dict[int, str] = {}
+        encoded, replies = _LatestImages(), _unanswered(requests)
 
         async def read(connection: Connection, request: Request) -> Reply | Failure:
             return await self._reader.read(connection, request, encoded)
 
-        async def read_all(connection: Connection) -> list[Reply | Failure]:
-            unknown = await self._reader.probe(connection, requests)
-            return [unknown] * len(requests) if unknown else await self._each(connection, requests, read)
+        async def read_all(connection: Connection) -> None:
+            async with connection.probing:
+                if self._reader.refusal:  # found out by another call meanwhile
+                    raise EngineError(self._reader.refusal)
+                unknown = await self._reader.probe(connection, requests)
+            if unknown:
+                replies[:] = [unknown] * len(requests)
+            else:
+                await self._each(connection, requests, read, replies)
 
         if self._reader.refusal:
             raise EngineError(self._reader.refusal)
         try:
-            return self._wait_for(read_all) if requests else []
+            if requests:
+                self._wait_for(read_all)
+            return list(replies)
         finally:
             self.can_read = not self._reader.refusal
 
@@ -189,26 +202,30 @@ class OpenAIEngine:
         if self._finalizer is not None:
             self._finalizer.detach()
         openai = require("openai", extra="openai")
+        # A proxy of the environment is for hosts elsewhere, and mostly cannot reach this one.
+        direct = openai.DefaultAsyncHttpxClient(trust_env=False) if _is_here(self.base_url) else None
         client = openai.AsyncOpenAI(
             api_key=self._api_key or os.environ.get(self._api_key_env) or "none",
             base_url=self.base_url,
             max_retries=0,
             timeout=openai.Timeout(None, connect=min(10.0, self.deadline_s)),  # the deadline bounds all else
+            http_client=direct,
         )
         self._connection = Connection(client, self.max_concurrency, self.deadline_s)
         self._finalizer = weakref.finalize(self, self._connection.close)
         return self._connection
 
-    def _wait_for(self, work: Callable[[Connection], Coroutine[Any, Any, _T]]) -> _T:
+    def _wait_for(self, work: Callable[[Connection], Coroutine[Any, Any, None]]) -> None:
         if self._pid != os.getpid():  # forked: another thread may have held the lock at that moment
             self._pid, self._lock = os.getpid(), threading.Lock()
         with self._lock:
             connection = self._connected()
             future = asyncio.run_coroutine_threadsafe(work(connection), connection.loop)
         try:
-            return future.result()
+            result_of(future)
         except concurrent.futures.CancelledError:
-            raise EngineError(f"{self.identity} was closed while requests were in flight") from None
+            if not cancelled():
+                raise EngineError(f"{self.identity} was closed while requests were in flight") from None
         finally:
             future.cancel()  # does nothing unless an interrupt ended the wait
 
@@ -217,13 +234,41 @@ class OpenAIEngine:
         connection: Connection,
         requests: Sequence[Request],
         work: Callable[[Connection, Request], Awaitable[Reply | Failure]],
-    ) -> list[Reply | Failure]:
-        async def one(request: Request) -> Reply | Failure:
-            async with connection.slots:
-                try:
-                    return await work(connection, request)
-                except Exception as error:  # noqa: BLE001 (one bad request must not cost the batch)
-                    lasting = isinstance(error, ValueError | OSError)  # an image that is no image or cannot be opened
-                    return Failure(type(error).__name__, str(error)[:500], transient=not lasting)
+        replies: list[Reply | Failure],
+    ) -> None:
+        """Put the reply to each request in its place, in the order of the requests as slots become free."""
+        waiting = iter(enumerate(requests))
 
-        return list(await asyncio.gather(*map(one, requests)))
+        async def serve() -> None:
+            for index, request in waiting:
+                async with connection.slots:
+                    try:
+                        replies[index] = await work(connection, request)
+                    except Exception as error:  # noqa: BLE001 (one bad request must not cost the batch)
+                        # An image that is no image or cannot be opened will not be one the next time.
+                        lasting = isinstance(error, ValueError | OSError)
+                        replies[index] = Failure(type(error).__name__, str(error)[:500], transient=not lasting)
+
+        # As many as can be in flight, not one per request: of ten thousand, most would only wait.
+        await asyncio.gather(*(serve() for _ in range(min(self.max_concurrency, len(requests)))))
+
+
+def _is_here(url: str) -> bool:
+    host = urllib.parse.urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class _LatestImages(dict[int, str]):
+    """Encoded images by ``id``. Requests that share one are neighbours, so the latest few are enough."""
+
+    def __setitem__(self, image: int, url: str) -> None:
+        if len(self) >= _IMAGES_KEPT:
+            del self[next(iter(self))]
+        super().__setitem__(image, url)
+
+
+def _unanswered(requests: Sequence[Request]) -> list[Reply | Failure]:
+    return [CANCELLED] * len(requests)

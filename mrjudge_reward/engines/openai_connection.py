@@ -41,6 +41,9 @@ class Connection:
         client: without retries of its own.
         max_concurrency: size of ``slots``, which callers hold while they post.
         deadline_s: seconds for all tries of a post together.
+
+    Attributes:
+        probing: held by the one of several calls that finds out what the server can do.
     """
 
     def __init__(self, client: AsyncOpenAI, max_concurrency: int, deadline_s: float) -> None:
@@ -48,6 +51,7 @@ class Connection:
         self.client = client
         self.deadline_s = deadline_s
         self.slots = asyncio.Semaphore(max_concurrency)
+        self.probing = asyncio.Lock()
         self.loop = asyncio.new_event_loop()
         self._answered_at = self._down_until = -math.inf  # in the loop's time
         self._down_because = ""
