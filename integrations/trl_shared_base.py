@@ -36,7 +36,7 @@ class SharedBaseJudgeReward(JudgeReward):
         num_generations, settings: see ``JudgeReward``.
 
     Raises:
-        ConfigError: if the config names a server, a device or a dtype, or another adapter than ``adapter``.
+        ConfigError: if the config names a server, an engine, a device or a dtype, or another adapter than ``adapter``.
     """
 
     def __init__(
@@ -59,6 +59,8 @@ class SharedBaseJudgeReward(JudgeReward):
                 raise ConfigError(
                     f"{name} does not go with a judge on the policy's base: it runs where the policy does"
                 )
+        if config.engine not in ("auto", "transformers"):
+            raise ConfigError(f"engine {config.engine!r} loads a model of its own; leave engine out")
         if adapter is not None and config.adapter not in (None, adapter):
             raise ConfigError(f"two adapters for one judge: {adapter!r} here, {config.adapter!r} in the config")
         super().__init__(config, num_generations=num_generations, **settings)

@@ -23,7 +23,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from mrjudge_reward.config import EMBEDDED, JudgeConfig
+from mrjudge_reward.config import JudgeConfig
+from mrjudge_reward.engine_config import EMBEDDED
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.settings import Settings

@@ -25,6 +25,7 @@ from pydantic import (
 
 from .asking import VerdictMode
 from .cache import ReplyCache
+from .engine_config import EngineConfig
 from .engines.scripted import ScriptedEngine
 from .errors import ConfigError
 from .formats import SENTIMENT, Choice, Format, PairScores, Ranking, Score
@@ -32,14 +33,10 @@ from .judge import Judge
 from .ratings import RATINGS
 from .rewards import RewardShape
 from .schedules import SCHEDULES
-from .settings import Settings
 from .stats import FailureAlarm
 from .types import Engine, Sampling
 
-EngineName = Literal["auto", "transformers", "openai", "vllm", "vllm_server"]
 FormatName = Literal["auto", "choice", "ranking", "pair_scores", "score", "sentiment"]
-
-EMBEDDED = "embedded"
 
 
 def _one_of(names: Mapping[str, object], *more: str) -> AfterValidator:
@@ -53,33 +50,13 @@ def _one_of(names: Mapping[str, object], *more: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-class JudgeConfig(Settings):
-    """Everything about a judge, as plain values.
+class JudgeConfig(EngineConfig):
+    """Everything about a judge, as plain values: the settings of ``EngineConfig``, and these.
 
     With the default ``model="embedded"`` the untrained 135M model is read pointwise for sentiment, because that is what
     it does well; any other model chooses among candidates, after the papers.
 
     Args:
-        model: hub name, path, ``"embedded"``, or the name that an OpenAI-compatible server knows.
-        engine: ``"auto"`` is ``openai`` if ``base_url`` is set, else ``transformers``. ``"vllm"`` runs the model in this
-            process, ``"vllm_server"`` in a vLLM server that it starts and ends.
-        adapter: PEFT adapter (transformers, vllm, vllm_server).
-        base_url: of an OpenAI-compatible server, e.g. ``http://127.0.0.1:8000/v1``.
-        api_key_env: environment variable that holds the server's key; a key itself never stands in a config.
-        max_concurrency: requests in flight (openai, vllm_server).
-        deadline_s: seconds a request may take, tries included (openai, vllm_server).
-        fold_system: put the instructions into the user turn, for models without a system role (openai; the others find
-            out by themselves).
-        extra_body: further fields of each request (openai), e.g. ``{"chat_template_kwargs": {...}}``.
-        context_tokens: the server's context, if it is to be respected (openai); the context vLLM is given (vllm,
-            vllm_server), None for the model's own.
-        device: of the model (transformers, vllm_server).
-        dtype, chat_template_kwargs: of the model (transformers, vllm, vllm_server).
-        batch_size, batch_tokens: most requests and tokens of a batch (transformers).
-        gpu_memory_utilization: fraction of the GPU that vLLM takes for weights and prefix cache (vllm, vllm_server).
-        tensor_parallel_size: GPUs that share the model (vllm, vllm_server).
-        enable_sleep_mode: whether the engine can give its GPU's memory back (vllm, vllm_server).
-        engine_kwargs: further arguments of vLLM's ``EngineArgs``, e.g. ``{"enforce_eager": true}`` (vllm, vllm_server).
         format: what the judge is asked; ``"auto"`` is ``sentiment`` for the embedded model, else ``choice``.
         template: name or path of another wording.
         labels: labels of the slots (choice, ranking, pair_scores), or label → value (score).
@@ -104,25 +81,6 @@ class JudgeConfig(Settings):
             wrong type, out of range, or contradicts another.
     """
 
-    model: str = EMBEDDED
-    engine: EngineName = "auto"
-    adapter: str | None = None
-    base_url: str | None = None
-    api_key_env: str = "OPENAI_API_KEY"
-    max_concurrency: PositiveInt = 64
-    fold_system: bool = False
-    deadline_s: Annotated[float, Field(gt=0)] = 120.0
-    extra_body: dict[str, Any] = Field(default_factory=dict)
-    context_tokens: PositiveInt | None = None
-    device: str | None = None
-    dtype: str | None = None
-    batch_size: PositiveInt = 32
-    batch_tokens: PositiveInt = 32768
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.3
-    tensor_parallel_size: PositiveInt = 1
-    enable_sleep_mode: bool = False
-    engine_kwargs: dict[str, Any] = Field(default_factory=dict)
     format: FormatName = "auto"
     template: str | None = None
     labels: list[str] | dict[str, float] | None = None
@@ -152,22 +110,6 @@ class JudgeConfig(Settings):
 
     def __init__(self, **values: Any) -> None:
         super().__init__(**values)
-        if self.engine == "openai" and self.base_url is None:
-            raise ConfigError("engine 'openai' needs base_url, e.g. http://127.0.0.1:8000/v1")
-        if self.engine not in ("auto", "openai") and self.base_url is not None:
-            raise ConfigError("base_url is for engine 'openai'; remove it or set engine: openai")
-        if self.base_url is not None and self.embedded:
-            raise ConfigError("base_url is set: name the model that the server knows (model: ...)")
-        if self.base_url is not None and self.adapter is not None:
-            raise ConfigError(
-                "adapter is for engine 'transformers'; a server is told to load it, and names it as model"
-            )
-        if self.engine not in ("vllm", "vllm_server"):
-            for name in ("gpu_memory_utilization", "tensor_parallel_size", "enable_sleep_mode", "engine_kwargs"):
-                if getattr(self, name) != type(self).model_fields[name].get_default(call_default_factory=True):
-                    raise ConfigError(f"{name} is for engines 'vllm' and 'vllm_server'; remove it or set engine")
-        if self.engine == "vllm" and self.device is not None:
-            raise ConfigError("engine 'vllm' takes the first visible GPU; set CUDA_VISIBLE_DEVICES, or use vllm_server")
         self._judge(ScriptedEngine(lambda _: ""))  # says what contradicts before any model is loaded
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -197,11 +139,6 @@ class JudgeConfig(Settings):
         return {str(key): value for key, value in (values or {}).items()}
 
     # -- what it resolves to --------------------------------------------------------------------------------------------
-
-    @property
-    def embedded(self) -> bool:
-        """Whether the untrained embedded model judges."""
-        return self.model == EMBEDDED
 
     @property
     def reward_shape(self) -> RewardShape:
@@ -235,60 +172,6 @@ class JudgeConfig(Settings):
         if name == "choice":
             return Choice(**wording, tie_label=self.tie_label)
         return Ranking(**wording) if name == "ranking" else PairScores(**wording)
-
-    def build_engine(self) -> Engine:
-        """Load or reach the judge model."""
-        if self.base_url is not None:
-            from .engines.openai import OpenAIEngine
-
-            return OpenAIEngine(
-                self.model,
-                base_url=self.base_url,
-                api_key_env=self.api_key_env,
-                max_concurrency=self.max_concurrency,
-                deadline_s=self.deadline_s,
-                fold_system=self.fold_system,
-                context_tokens=self.context_tokens,
-                extra_body=self.extra_body or None,
-            )
-        model = self.model
-        if self.embedded:
-            from .embedded import embedded_model_path
-
-            model = str(embedded_model_path())
-        if self.engine in ("vllm", "vllm_server"):
-            return self._build_vllm(model)
-        from .engines.transformers import TransformersEngine
-
-        return TransformersEngine(
-            model,
-            adapter=self.adapter,
-            device=self.device,
-            dtype=self.dtype,
-            batch_size=self.batch_size,
-            batch_tokens=self.batch_tokens,
-            chat_template_kwargs=self.chat_template_kwargs or None,
-        )
-
-    def _build_vllm(self, model: str) -> Engine:
-        settings: dict[str, Any] = {
-            "adapter": self.adapter,
-            "dtype": self.dtype,
-            "gpu_memory_utilization": self.gpu_memory_utilization,
-            "max_model_len": self.context_tokens,
-            "tensor_parallel_size": self.tensor_parallel_size,
-            "enable_sleep_mode": self.enable_sleep_mode,
-            "engine_kwargs": self.engine_kwargs,
-            "chat_template_kwargs": self.chat_template_kwargs,
-        }
-        if self.engine == "vllm":
-            from .engines.vllm import VLLMEngine
-
-            return VLLMEngine(model, **settings)
-        from .engines.vllm_server import VLLMServerEngine
-
-        settings |= {"device": self.device, "max_concurrency": self.max_concurrency, "deadline_s": self.deadline_s}
-        return VLLMServerEngine(model, **settings)
 
     def build(self, engine: Engine | None = None) -> Judge:
         """The judge.

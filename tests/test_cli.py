@@ -584,6 +584,9 @@ def test_doctor_finds_the_embedded_model_working_and_says_what_it_is() -> None:
     assert checks["embedded model"]["data"]["package"] is True
     assert checks["can read labels"]["data"]["reads"] is True
     assert checks["context"]["data"]["tokens"] == 8192
+    memory = checks["memory"]["data"]
+    assert memory["fits"] is True
+    assert 4 * 134_515_008 < memory["needs_bytes"] < memory["free_bytes"]
     first, second = checks["smoke test"]["data"]["scores"]
     assert first > second
     assert checks["smoke test"]["data"]["seconds"] > 0

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mrjudge_reward.config import JudgeConfig
+from mrjudge_reward.engine_config import EngineConfig
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.formats import SENTIMENT, Choice, PairScores, Ranking, Score
@@ -47,7 +48,8 @@ def test_an_unknown_setting_is_refused_with_the_nearest_known_one(settings: dict
         ("model", 7), ("model", None), ("votes", "3"), ("votes", 1.5), ("votes", True), ("temperature", "hot"),
         ("seed", "0"), ("centre", "yes"), ("both_orders", 1), ("extra_body", ["a"]), ("labels", "ABC"),
         ("labels", {"good": "high"}), ("adapter", 3), ("max_concurrency", None), ("cache", True),
-        ("engine_kwargs", ["enforce_eager"]), ("tensor_parallel_size", "2"), ("enable_sleep_mode", "yes"),
+        ("engine_kwargs", ["enforce_eager"]), ("tensor_parallel_size", "2"), ("colocated", "yes"),
+        ("sleep_level", 3), ("turn_wait_s", 0.0),
     ],
 )  # fmt: skip
 def test_a_value_of_the_wrong_type_is_refused_by_name(name: str, value: Any):
@@ -84,13 +86,18 @@ def test_every_fault_is_named_at_once():
         ({"engine": "transformers", "model": "m", "base_url": "http://x/v1"}, "base_url is for engine 'openai'"),
         ({"engine": "vllm", "model": "m", "base_url": "http://x/v1"}, "base_url is for engine 'openai'"),
         ({"engine": "vllm_server", "model": "m", "base_url": "http://x/v1"}, "base_url is for engine 'openai'"),
-        ({"engine_kwargs": {"enforce_eager": True}}, "engine_kwargs is for engines 'vllm' and 'vllm_server'"),
+        ({"engine_kwargs": {"enforce_eager": True}}, "engine_kwargs is for engines 'vllm', 'vllm_server'"),
         ({"model": "m", "tensor_parallel_size": 2}, "tensor_parallel_size is for engines"),
         ({"model": "m", "engine": "transformers", "gpu_memory_utilization": 0.5}, "gpu_memory_utilization is for"),
-        ({"base_url": "http://x/v1", "model": "m", "enable_sleep_mode": True}, "enable_sleep_mode is for engines"),
+        ({"base_url": "http://x/v1", "model": "m", "colocated": True}, "colocated is for engines"),
+        ({"engine": "transformers", "colocated": True}, "colocated is for engines 'vllm_server', 'vllm', 'offload'"),
+        ({"engine": "offload", "sleep_level": 1}, "sleep_level is for engines 'vllm', 'vllm_server'"),
+        ({"engine": "vllm_server", "adapter": "a", "sleep_level": 2}, "use level 1"),
+        ({"engine": "vllm_server", "device": "cuda:1", "tensor_parallel_size": 2}, "first visible GPUs"),
+        ({"engine": "shared_base"}, "SharedBaseJudgeReward"),
         ({"engine": "vllm", "device": "cuda:1"}, "CUDA_VISIBLE_DEVICES"),
         ({"base_url": "http://x/v1"}, "name the model that the server knows"),
-        ({"base_url": "http://x/v1", "model": "m", "adapter": "a"}, "adapter is for engine 'transformers'"),
+        ({"base_url": "http://x/v1", "model": "m", "adapter": "a"}, "adapter is for engines that load a model"),
         ({"format": "ranking", "tie_label": "T"}, "tie_label belongs to format 'choice'"),
         ({"tie_label": "T"}, "tie_label belongs to format 'choice'"),
         ({"format": "choice", "labels": ["A", "B"], "tie_label": "B"}, "labels must be"),
@@ -274,13 +281,14 @@ def test_the_settings_of_vllm_reach_its_engine(monkeypatch: pytest.MonkeyPatch, 
 
     monkeypatch.setattr(importlib.import_module(f"mrjudge_reward.engines.{module}"), name, build_engine)
     given = {
-        "model": "m", "adapter": "a", "dtype": "bfloat16", "gpu_memory_utilization": 0.5, "tensor_parallel_size": 2,
-        "enable_sleep_mode": True, "engine_kwargs": {"seed": 1}, "chat_template_kwargs": {"enable_thinking": True},
+        "model": "m", "adapter": "a", "dtype": "bfloat16", "gpu_memory_utilization": 0.5,
+        "engine_kwargs": {"seed": 1}, "chat_template_kwargs": {"enable_thinking": True},
     }  # fmt: skip
     of_the_server: dict[str, Any] = {"device": "cuda:1", "max_concurrency": 3, "deadline_s": 9.0}
     given |= of_the_server if engine == "vllm_server" else {}
     JudgeConfig(engine=engine, context_tokens=4096, **given).build_engine()
-    assert built == {**given, "max_model_len": 4096}
+    awake = {"tensor_parallel_size": 1, "enable_sleep_mode": False, "sleep_level": 1}
+    assert built == {**given, **awake, "max_model_len": 4096}
 
 
 def test_a_config_survives_pickling_and_compares_by_value():
@@ -292,5 +300,5 @@ def test_a_config_survives_pickling_and_compares_by_value():
 
 @pytest.mark.parametrize("name", list(JudgeConfig.model_fields))
 def test_every_setting_is_documented(name: str):
-    entries = re.findall(r"^        ([\w, ]+): \S", JudgeConfig.__doc__ or "", re.MULTILINE)
+    entries = re.findall(r"^        ([\w, ]+): \S", f"{EngineConfig.__doc__}{JudgeConfig.__doc__}", re.MULTILINE)
     assert name in {word for entry in entries for word in entry.split(", ")}

@@ -105,6 +105,9 @@ def test_no_room_fails_the_requests_and_leaves_nothing_behind(engine: OffloadEng
     replies = engine.label_probabilities([READ, READ])
     assert [reply.reason for reply in replies if isinstance(reply, Failure)] == ["out of memory"] * 2
     assert travels.at_home
+    with pytest.raises(EngineError, match=r"no room on cpu for the judge .*no room left"):
+        engine.wake()
+    assert travels.at_home
     monkeypatch.undo()
     assert isinstance(engine.label_probabilities([READ])[0], Reply)
 

@@ -30,13 +30,13 @@ ORDER = [
     "prompts", "parsing", "formats",
     "tally", "ratings", "schedules",
     "stats", "explain", "rewards",
-    "embedded",
+    "embedded", "colocation", "memory_plan",
     "engines", "engines.scripted", "engines.chat_template", "engines.local_model", "engines.transformers",
     "engines.peft_state", "engines.shared_base", "engines.offload",
-    "engines.openai_wire", "engines.openai_connection", "engines.openai_read", "engines.openai",
+    "engines.cancelling", "engines.openai_wire", "engines.openai_connection", "engines.openai_read", "engines.openai",
     "engines.vllm_setup", "engines.vllm", "engines.supervise", "engines.vllm_guard", "engines.vllm_child",
     "engines.vllm_server",
-    "cache", "asking", "ahead", "judge", "config",
+    "cache", "asking", "rounds", "ahead", "judge", "engine_config", "config",
     "jsonl",
     "doctor", "cli",
 ]  # fmt: skip
@@ -104,7 +104,7 @@ def test_imports_run_one_way(name: str):
 def test_the_order_is_checked_against_real_imports():
     assert {"tally", "types"} <= own_imports("stats")
     assert "engines.openai_wire" in own_imports("engines.openai")
-    assert "embedded" in own_imports("config"), "imports inside functions count"
+    assert "embedded" in own_imports("engine_config"), "imports inside functions count"
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from mrjudge_reward.colocation import ColocatedEngine
 from mrjudge_reward.engines import supervise
 from mrjudge_reward.engines.local_model import first_label_tokens
 from mrjudge_reward.engines.transformers import TransformersEngine
@@ -30,7 +31,18 @@ from mrjudge_reward.engines.vllm_setup import VLLMSetup, cpu_build
 from mrjudge_reward.errors import ConfigError, EngineError
 from mrjudge_reward.formats import SENTIMENT, Choice
 from mrjudge_reward.judge import Judge
-from mrjudge_reward.types import Engine, Failure, ImagePart, Message, Preference, Reply, Request, Sampling, TextPart
+from mrjudge_reward.types import (
+    Engine,
+    Failure,
+    Group,
+    ImagePart,
+    Message,
+    Preference,
+    Reply,
+    Request,
+    Sampling,
+    TextPart,
+)
 from mrjudge_reward.types import as_messages as chat
 
 needs_vllm = pytest.mark.skipif(
@@ -304,8 +316,6 @@ def test_asleep_it_refuses_and_a_cpu_that_frees_nothing_is_said_once(engine: Any
             engine.wake()
     assert sum("cannot put a model to sleep on a CPU" in record.message for record in caplog.records) == 1
     assert texts(engine.generate([writing("Hi!")]))[0]
-    with pytest.raises(ConfigError, match="sleep level"):
-        engine.sleep(3)
 
 
 @pytest.fixture(scope="module")
@@ -365,6 +375,7 @@ def test_a_model_or_adapter_that_is_not_there_is_named(engine: Any, smol_path: s
         ({"gpu_memory_utilization": 0.0}, "gpu_memory_utilization must be in"),
         ({"gpu_memory_utilization": 1.5}, "gpu_memory_utilization must be in"),
         ({"tensor_parallel_size": 0}, "tensor_parallel_size must be"),
+        ({"sleep_level": 3}, "a sleep level is 1"),
     ],
 )
 def test_a_setting_out_of_range_is_refused(settings: dict[str, Any], message: str):
@@ -377,7 +388,7 @@ def test_an_adapter_gets_room_for_its_rank_and_is_not_dropped_by_a_deep_sleep(tm
     setup = VLLMSetup("m", adapter=str(tmp_path))
     assert setup.engine_arguments()["max_lora_rank"] == 32
     with pytest.raises(ConfigError, match="use level 1"):
-        setup.sleep_level(2)
+        VLLMSetup("m", adapter=str(tmp_path), sleep_level=2)
     (tmp_path / "adapter_config.json").write_text('{"r": 1024}')
     with pytest.raises(EngineError, match="rank 1024; vLLM takes at most 512"):
         setup.engine_arguments()
@@ -621,6 +632,64 @@ def test_sleep_waits_for_calls_in_flight_and_refuses_new_ones_until_woken(
 
 @linux
 @needs_vllm
+def test_a_colocated_server_sleeps_after_success_failure_and_interrupt(
+    server: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("MRJUDGE_LOCKS", str(tmp_path))
+    colocated = ColocatedEngine(lambda: server, ["cpu"])
+
+    def asleep() -> bool:
+        return bool(server._child.ask("GET", "/is_sleeping")["is_sleeping"])
+
+    assert asleep(), "as soon as it is loaded"
+    judge = Judge(colocated, SENTIMENT, verdict="read", schedule="pointwise")
+    judged = judge.judge([Group.of("Say hello.", ["Hello!", "Go away.", "What?"], key) for key in "ab"])
+    assert not any(played.verdict.failed for item in judged for played in item.played)
+    assert asleep()
+    assert colocated.turns == 2
+
+    ask = server._child.engine.label_probabilities
+    for error in (RuntimeError, KeyboardInterrupt):
+
+        def fails(requests: Any, error: type[BaseException] = error) -> Any:
+            assert not asleep()
+            ask(requests[:1])
+            raise error("in the middle")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(server._child.engine, "label_probabilities", fails)
+            with pytest.raises(error, match="in the middle"):
+                judge.judge([Group.of("Say hello.", ["Hello!", "Go away."], "c")])
+        assert asleep()
+    assert judge.judge([Group.of("Say hello.", ["Hello!", "Go away."], "d")])[0].calls
+    server.wake()
+
+
+@linux
+@needs_vllm
+def test_a_real_interrupt_while_a_colocated_judge_writes_leaves_it_asleep(
+    server: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("MRJUDGE_LOCKS", str(tmp_path))
+    colocated = ColocatedEngine(lambda: server, ["cpu"])
+
+    def interrupt() -> None:
+        wait_for(lambda: server._child.calls_in_flight)
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        colocated.generate([writing(f"Tell story {i}.", Sampling(1.0, 1.0, 800), seed=i) for i in range(8)])
+    thread.join()
+    assert server._child.ask("GET", "/is_sleeping") == {"is_sleeping": True}
+    assert texts(colocated.generate([writing("Hi!")]))[0], "what was interrupted is not in its way"
+    server.wake()
+
+
+@linux
+@needs_vllm
 def test_a_pickled_engine_is_a_description_without_the_key_and_without_a_server(server: Any):
     pickled = pickle.dumps(server)
     assert server._child._key.encode() not in pickled
@@ -666,6 +735,42 @@ def test_a_killed_server_costs_the_calls_in_flight_is_started_once_more_and_ends
     assert not log.exists()
     with pytest.raises(EngineError, match="was closed"):
         server.generate([writing("Hi!")])
+
+
+@linux
+@needs_vllm
+def test_a_server_that_does_not_wake_or_sleep_is_ended_and_started_anew(smol_path: str):
+    from mrjudge_reward.engines.vllm_server import VLLMServerEngine
+
+    engine: Any = VLLMServerEngine(smol_path, enable_sleep_mode=True, start_timeout_s=300, restarts=1, **SETTINGS)
+    try:
+        engine.sleep()
+        first = engine.pid
+        ask = engine._child.ask
+
+        def refuses(method: str, path: str, *more: Any, **named: Any) -> Any:
+            if path.startswith("/wake_up"):
+                raise EngineError("HTTP 500: out of memory")
+            return ask(method, path, *more, **named)
+
+        engine._child.ask = refuses
+        with pytest.raises(EngineError, match=r"did not wake and was ended .*out of memory.*its log"):
+            engine.wake()
+        wait_for(lambda: not alive(first))
+        with pytest.raises(EngineError, match="is asleep"):
+            engine.generate([writing("Hi!")])
+        engine.wake()
+        assert engine.pid not in (0, first)
+        assert texts(engine.generate([writing("Hi!")]))[0]
+
+        second = engine.pid
+        engine._child.ask = lambda *_, **__: {"is_sleeping": False}
+        engine.sleep()
+        wait_for(lambda: not alive(second))
+        with pytest.raises(EngineError, match="did not go to sleep and was ended"):
+            engine.wake()
+    finally:
+        engine.close()
 
 
 PARENT = textwrap.dedent(

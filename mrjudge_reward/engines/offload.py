@@ -22,7 +22,8 @@ class OffloadEngine(TransformersEngine):
     """``TransformersEngine`` that holds its device only while it judges.
 
     Each call wakes it and puts it to sleep again, also after an exception. Several calls in a row stay awake between
-    ``wake()`` and ``sleep()``. On a CPU there is nothing to offload; a warning says so once.
+    ``wake()`` and ``sleep()``; ``ColocatedEngine`` does that for a batch of groups. On a CPU there is nothing to
+    offload; a warning says so once.
 
     Args:
         model: hub name or path. A loaded model is somebody else's and is not moved.
@@ -63,9 +64,15 @@ class OffloadEngine(TransformersEngine):
         """Bring the weights to the device; on failure none stays there.
 
         Raises:
-            EngineError: if the engine was closed.
-            torch.OutOfMemoryError: if there is no room.
+            EngineError: if the engine was closed, or there is no room.
         """
+        torch = require("torch", extra="transformers")
+        try:
+            self._move_in()
+        except torch.OutOfMemoryError as error:
+            raise EngineError(f"no room on {self._device} for the judge {self.identity}: {error}") from error
+
+    def _move_in(self) -> None:
         with self._moving:
             if self._model is None:
                 raise EngineError(f"{self.identity} was closed")
@@ -105,7 +112,7 @@ class OffloadEngine(TransformersEngine):
             stays = self._awake
             try:
                 try:
-                    self.wake()
+                    self._move_in()
                 except torch.OutOfMemoryError as error:
                     return [Failure("out of memory", f"no room for the judge: {error}"[:300])] * len(requests)
                 return verb(requests)

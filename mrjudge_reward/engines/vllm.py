@@ -59,7 +59,7 @@ class VLLMEngine:
         self._vllm = require("vllm", extra="vllm")
         self._lock = threading.RLock()
         self._llm: Any = None
-        self._asleep = 0  # the level
+        self._asleep = False
         self._broken = ""
         self._told = False
         self._lora: Any = None
@@ -222,18 +222,14 @@ class VLLMEngine:
 
     # -- the device ---------------------------------------------------------------------------------------------------
 
-    def sleep(self, level: int = 1) -> None:
+    def sleep(self) -> None:
         """Give the GPU's memory back until ``wake``; waits for the call in progress.
 
         Without ``enable_sleep_mode`` nothing happens, and on a CPU nothing is freed; both are logged once.
 
-        Args:
-            level: 1 keeps the weights in the CPU's memory; 2 drops them, and waking reads them again.
-
         Raises:
-            ConfigError: if the level is neither, or 2 with an adapter.
+            EngineError: if vLLM fails at it; the engine is broken then.
         """
-        self._setup.sleep_level(level)
         with self._lock:
             if self._asleep:
                 return
@@ -242,27 +238,41 @@ class VLLMEngine:
                 self._told = True
                 logger.warning("%s keeps its memory while it sleeps: %s", self.identity, why)
             if self._setup.enable_sleep_mode:
-                llm.sleep(level)
-                self._asleep = level
+                with self._breaks_if_it_fails("going to sleep"):
+                    llm.sleep(self._setup.sleep_level)
+                self._asleep = True
 
     def wake(self) -> None:
-        """Take the GPU again; does nothing for an engine that is awake."""
+        """Take the GPU again; does nothing for an engine that is awake.
+
+        Raises:
+            EngineError: if vLLM fails at it, mostly for want of memory; the engine is broken then.
+        """
         with self._lock:
             if not self._asleep:
                 return
             llm = self._working()
-            if self._asleep == 2 and self._setup.frees_memory:
-                llm.wake_up(tags=["weights"])
-                llm.collective_rpc("reload_weights")
-                llm.wake_up(tags=["kv_cache"])
-            else:
-                llm.wake_up()
-            self._asleep = 0  # not before: a sleeping vLLM would never answer
+            with self._breaks_if_it_fails("waking"):
+                if self._setup.sleep_level == 2 and self._setup.frees_memory:
+                    llm.wake_up(tags=["weights"])
+                    llm.collective_rpc("reload_weights")
+                    llm.wake_up(tags=["kv_cache"])
+                else:
+                    llm.wake_up()
+            self._asleep = False  # not before: a sleeping vLLM would never answer
+
+    @contextmanager
+    def _breaks_if_it_fails(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._broken = f"{what} failed: {type(error).__name__}: {error}"[:500]
+            raise EngineError(f"{self.identity}: {self._broken}") from error
 
     def close(self) -> None:
         """Let go of the model; safe to call twice."""
         with self._lock:
-            llm, self._llm, self._asleep = self._llm, None, 0
+            llm, self._llm, self._asleep = self._llm, None, False
             if llm is not None:
                 with suppress(Exception):  # of an engine that is broken already
                     _shut_down(llm)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import logging
 import os
 import signal
 import socket
@@ -19,6 +20,8 @@ from typing import Any
 from ..errors import EngineError
 from . import supervise
 from .openai import OpenAIEngine
+
+logger = logging.getLogger(__name__)
 
 _TAIL_BYTES = 4096
 _OF_A_LAUNCHER = (
@@ -221,6 +224,24 @@ class ServerChild:
             with self._changed:
                 self._changed.wait_for(lambda: self.died, timeout=0.25)
         raise EngineError(self.died)
+
+    @contextlib.contextmanager
+    def ended_if_this_fails(self, what: str, raises: bool = True) -> Iterator[None]:
+        """A server in an unknown state is ended, and counts as one that died.
+
+        Raises:
+            EngineError: if it is ended and ``raises``; with the end of its log.
+        """
+        try:
+            yield
+        except EngineError as error:
+            why = f"the judge server did not {what} and was ended ({error}); its log {self._log_path} ends:\n{self.tail()}"
+            died = self.died  # by itself, with a reason of its own
+            self.stop()
+            self.died = died or why
+            if raises:
+                raise EngineError(self.died) from error
+            logger.warning("%s", self.died)
 
     def stop(self) -> None:
         """End the server and everything it started; safe to call twice."""

@@ -98,7 +98,7 @@ class VLLMServerEngine:
         self._port: socket.socket | None = None
         self._log: Path | None = None
         self._restarts_left = self._restarts
-        self._asleep, self._closed, self._told = 0, False, False
+        self._asleep, self._closed, self._told = False, False, False
         self._tokens = self._setup.load_tokenizer()
         self.reserved = self._tokens.reserved
         self.identity = self._setup.identity("vllm-server")
@@ -210,19 +210,13 @@ class VLLMServerEngine:
 
     # -- the device -------------------------------------------------------------------------------------------------------
 
-    def sleep(self, level: int = 1) -> None:
+    def sleep(self) -> None:
         """Give the GPU's memory back until ``wake``; waits for the calls in flight.
 
-        Without ``enable_sleep_mode`` nothing happens, and on a CPU nothing is freed; both are logged once.
-
-        Args:
-            level: 1 keeps the weights in the CPU's memory; 2 drops them, and waking reads them again.
-
-        Raises:
-            ConfigError: if the level is neither, or 2 with an adapter.
-            EngineError: if the server does not go to sleep.
+        Without ``enable_sleep_mode`` nothing happens, and on a CPU nothing is freed; both are logged once. A server that
+        does not go to sleep is ended, which gives its memory back all the same; ``wake`` then starts it anew, as often
+        as ``restarts`` allows.
         """
-        self._setup.sleep_level(level)
         with self._lock:
             if self._asleep or self._child is None:
                 return
@@ -234,17 +228,18 @@ class VLLMServerEngine:
                 return
             child = self._child
             child.drain()  # no call begins meanwhile: the lock is held
-            self._asleep = level  # also if what follows fails: then wake() must put it right
-            if not child.died:
-                child.ask("POST", f"/sleep?level={level}")
+            self._asleep = True  # also if what follows fails: then wake() must put it right
+            with child.ended_if_this_fails("go to sleep", raises=False):
+                child.ask("POST", f"/sleep?level={self._setup.sleep_level}")
                 if child.ask("GET", "/is_sleeping") != {"is_sleeping": True}:
-                    raise EngineError(f"{self.identity} did not go to sleep")
+                    raise EngineError("it answers that it is awake")
 
     def wake(self) -> None:
         """Take the GPU again; does nothing for an engine that is awake. A server that died asleep is started anew.
 
         Raises:
-            EngineError: if the server does not wake.
+            EngineError: if the server does not wake, mostly for want of memory. It is ended then, so that it does not keep
+                what it took; the next ``wake`` starts it anew, as often as ``restarts`` allows.
         """
         with self._lock:
             if not self._asleep:
@@ -252,13 +247,15 @@ class VLLMServerEngine:
             child = self._child
             if child is None or child.died:
                 self._serving()
-            elif self._asleep == 2 and self._setup.frees_memory:
-                child.ask("POST", "/wake_up?tags=weights")
-                child.ask("POST", "/collective_rpc", {"method": "reload_weights"})
-                child.ask("POST", "/wake_up?tags=kv_cache")
             else:
-                child.ask("POST", "/wake_up")
-            self._asleep = 0
+                with child.ended_if_this_fails("wake"):
+                    if self._setup.sleep_level == 2 and self._setup.frees_memory:
+                        child.ask("POST", "/wake_up?tags=weights")
+                        child.ask("POST", "/collective_rpc", {"method": "reload_weights"})
+                        child.ask("POST", "/wake_up?tags=kv_cache")
+                    else:
+                        child.ask("POST", "/wake_up")
+            self._asleep = False
 
     def close(self) -> None:
         """End the server, also with calls in flight, which raise then; safe to call twice."""
@@ -268,7 +265,7 @@ class VLLMServerEngine:
         with self._lock:
             if self._child is not None:
                 self._child.stop()
-            self._closed, self._asleep = True, 0
+            self._closed, self._asleep = True, False
             self._release()
 
     def _release(self) -> None:

@@ -35,6 +35,7 @@ class VLLMSetup:
         max_model_len: the most tokens a request and its reply hold together; None for the model's own.
         tensor_parallel_size: GPUs that share the model.
         enable_sleep_mode: whether ``sleep`` is to free the GPU.
+        sleep_level: 1 keeps the weights of a sleeping model in the CPU's memory; 2 drops them, and waking reads them again.
         engine_kwargs: further arguments of ``vllm.EngineArgs``, e.g. ``{"enforce_eager": True}``; they win.
         chat_template_kwargs: passed to the chat template, e.g. ``{"enable_thinking": True}``.
 
@@ -49,6 +50,7 @@ class VLLMSetup:
     max_model_len: int | None = None
     tensor_parallel_size: int = 1
     enable_sleep_mode: bool = False
+    sleep_level: int = 1
     engine_kwargs: Mapping[str, Any] = field(default_factory=dict)
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
@@ -57,6 +59,10 @@ class VLLMSetup:
             raise ConfigError(f"gpu_memory_utilization must be in (0, 1]; got {self.gpu_memory_utilization}")
         if self.tensor_parallel_size < 1:
             raise ConfigError(f"tensor_parallel_size must be at least 1; got {self.tensor_parallel_size}")
+        if self.sleep_level not in (1, 2):
+            raise ConfigError(f"a sleep level is 1 (weights to the CPU) or 2 (weights dropped); got {self.sleep_level}")
+        if self.sleep_level == 2 and self.adapter is not None:
+            raise ConfigError("level 2 drops the adapter and vLLM reloads the model alone; use level 1")
 
     @property
     def frees_memory(self) -> bool:
@@ -84,18 +90,6 @@ class VLLMSetup:
             # offset").
             arguments["enable_chunked_prefill"] = False
         return arguments | dict(self.engine_kwargs)
-
-    def sleep_level(self, level: int) -> int:
-        """Check a sleep level.
-
-        Raises:
-            ConfigError: if it is neither 1 nor 2, or 2 with an adapter.
-        """
-        if level not in (1, 2):
-            raise ConfigError(f"a sleep level is 1 (weights to the CPU) or 2 (weights dropped); got {level}")
-        if level == 2 and self.adapter is not None:
-            raise ConfigError("level 2 drops the adapter and vLLM reloads the model alone; use level 1")
-        return level
 
     def identity(self, engine: str) -> str:
         """Everything that decides what the judge says; part of a cache key."""
