@@ -27,7 +27,7 @@ PACKAGE = ROOT / "mrjudge_reward"
 
 ORDER = [
     "errors", "settings", "types",
-    "prompts", "parsing", "formats",
+    "prompts", "parsing", "formats", "items", "tasks",
     "tally", "ratings", "schedules",
     "stats", "explain", "rewards",
     "embedded", "colocation", "memory_plan",

@@ -1,0 +1,163 @@
+"""Warm a judge up: supervised fine-tuning on verdicts, with or without reasoning (MR. Judge, stage 1; Flex-Judge).
+
+    python recipes/train_sft.py recipes/configs/sft_cpu.yaml                     # one process
+    torchrun --nproc_per_node 8 recipes/train_sft.py recipes/configs/sft_7b.yaml # several; see the config for DeepSpeed
+    python recipes/train_sft.py CONFIG --set training.max_steps=2                # override any setting
+
+The config names the model, the tasks (``judge_data.TaskConfig``) or a file of examples (``synthesize.py`` writes them), LoRA
+or full, and every field of TRL's ``SFTConfig`` as it stands there. Examples are rendered by the formats that later judge;
+the loss is on the judge's turn alone. Interrupted, the same command goes on from the last checkpoint.
+
+Differences from the papers: LoRA by default (both train fully); tasks over several formats in one run are ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from judge_data import TaskConfig, check_tasks, task_exercises
+from mrjudge_reward.embedded import embedded_model_path
+from mrjudge_reward.errors import ConfigError, InputError
+from mrjudge_reward.prompts import TextGuard
+from mrjudge_reward.settings import Settings
+from mrjudge_reward.tasks import Exercise, Split, balanced
+
+
+class SFTRecipe(Settings):
+    """What is trained, on what.
+
+    Args:
+        model: hub name, path, or ``"embedded"``.
+        tasks: name → fields of ``TaskConfig``; mixed so that each gives as many examples.
+        examples: JSON lines of ``messages``, ``answer`` (the judge's turn) and ``task``, instead of or beside tasks.
+        lora: fields of PEFT's ``LoraConfig``; None trains all weights.
+        training: fields of TRL's ``SFTConfig``.
+        max_text_tokens: bound of each text of an example.
+    """
+
+    model: str = "embedded"
+    tasks: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    examples: str | None = None
+    lora: dict[str, Any] | None = None
+    training: dict[str, Any]
+    max_text_tokens: int = 2048
+
+
+def load_recipe(path: str, overrides: list[str]) -> SFTRecipe:
+    """Read a config; an override is ``a.b=value``, its value YAML."""
+    values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path} must hold settings")
+    for override in overrides:
+        name, equals, value = override.partition("=")
+        if not equals:
+            raise ConfigError(f"an override is name=value; got {override!r}")
+        *parents, last = name.split(".")
+        place: Any = values
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = yaml.safe_load(value)
+    return SFTRecipe(**values)
+
+
+def rows_of(exercises: list[tuple[str, Exercise]], tokenizer: Any, max_text_tokens: int) -> list[dict[str, Any]]:
+    """Examples in TRL's prompt-completion layout.
+
+    Raises:
+        InputError: for an item with images, which this recipe does not train on yet.
+    """
+    pictured = next((e.item.group.key for _, e in exercises if any(turn.images for turn in e.item.group.prompt)), None)
+    if pictured is not None:
+        raise InputError(f"item {pictured} has images, and this recipe trains on text alone")
+    reserved = frozenset(token.content for token in tokenizer.added_tokens_decoder.values())
+    guard = TextGuard(lambda text: len(tokenizer.encode(text, add_special_tokens=False)), max_text_tokens, reserved)
+    return [
+        {
+            "prompt": [{"role": turn.role, "content": turn.text} for turn in exercise.render(guard)],
+            "completion": [{"role": "assistant", "content": exercise.right()}],
+            "task": name,
+        }
+        for name, exercise in exercises
+    ]
+
+
+def written_rows(path: str) -> list[dict[str, Any]]:
+    """Examples from a file.
+
+    Raises:
+        InputError: naming the first line that is none.
+    """
+    rows = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            answer = [{"role": "assistant", "content": row["answer"]}]
+            rows.append({"prompt": row["messages"], "completion": answer, "task": row.get("task", "file")})
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}, line {number}: {error!r}") from error
+    return rows
+
+
+def examples(recipe: SFTRecipe, split: Split, tokenizer: Any) -> list[dict[str, Any]]:
+    """All examples of a split, in random order."""
+    tasks = {name: TaskConfig(**values) for name, values in recipe.tasks.items()}
+    check_tasks(tasks)
+    made = {name: task_exercises(task, split) for name, task in tasks.items()}
+    rows: list[dict[str, Any]] = []
+    if made:
+        count = len(made) * max(map(len, made.values()))
+        rows = rows_of(balanced(made, count, int(recipe.training.get("seed", 42))), tokenizer, recipe.max_text_tokens)
+    if recipe.examples and split == "train":
+        rows += written_rows(recipe.examples)
+    if not rows:
+        raise InputError("the config names neither tasks nor a file of examples")
+    return rows
+
+
+def main() -> None:
+    """Train and save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
+    args = parser.parse_args()
+    recipe = load_recipe(args.config, args.overrides)
+
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoTokenizer
+    from transformers.trainer_utils import get_last_checkpoint
+    from trl import SFTConfig, SFTTrainer
+
+    model = str(embedded_model_path()) if recipe.model == "embedded" else recipe.model
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    settings = SFTConfig(**{"completion_only_loss": True, "report_to": "none", **recipe.training})
+    train = Dataset.from_list(examples(recipe, "train", tokenizer))
+    trainer = SFTTrainer(
+        model=model,
+        args=settings,
+        train_dataset=train.remove_columns("task"),
+        processing_class=tokenizer,
+        peft_config=None if recipe.lora is None else LoraConfig(task_type="CAUSAL_LM", **recipe.lora),
+    )
+    output = Path(str(settings.output_dir))
+    last = get_last_checkpoint(str(output)) if output.is_dir() else None
+    trainer.train(resume_from_checkpoint=last)
+    trainer.save_model(str(output))
+    if trainer.is_world_process_zero():
+        tokenizer.save_pretrained(output)
+        (output / "recipe.json").write_text(recipe.model_dump_json(indent=2), encoding="utf-8")
+        print(f"{len(train)} examples; saved to {output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""The judge's warm-up: the loss is on the verdict alone, a run goes on where it was interrupted, bad input is named."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mrjudge_reward.errors import ConfigError, InputError
+from mrjudge_reward.formats import Choice
+
+ROOT = Path(__file__).parent.parent
+CONFIG = ROOT / "recipes" / "configs" / "sft_cpu.yaml"
+
+
+@pytest.fixture
+def recipe_module(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    monkeypatch.chdir(ROOT)
+    return importlib.import_module("train_sft")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(smol_path: str) -> Any:
+    import transformers
+
+    return transformers.AutoTokenizer.from_pretrained(smol_path)
+
+
+def train(tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    settings = ["tasks.film_pairs.count=8", f"training.output_dir={tmp_path}", "training.per_device_train_batch_size=2",
+                "training.save_steps=1", "training.logging_steps=1", *overrides]  # fmt: skip
+    command = [sys.executable, str(ROOT / "recipes" / "train_sft.py"), str(CONFIG)]
+    for setting in settings:
+        command += ["--set", setting]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_examples_end_in_the_right_verdict_and_show_both_orders(recipe_module: Any, tokenizer: Any):
+    recipe = recipe_module.load_recipe(str(CONFIG), ["tasks.film_pairs.count=20"])
+    rows = recipe_module.examples(recipe, "train", tokenizer)
+    assert len(rows) == 40
+    answers = [row["completion"][0]["content"] for row in rows]
+    assert sorted(answers) == ["<answer>A</answer>"] * 20 + ["<answer>B</answer>"] * 20
+    assert all(Choice(labels=("A", "B")).parse(answer, 2) for answer in answers)
+    assert {row["task"] for row in rows} == {"film_pairs"}
+
+
+def test_examples_from_a_file_are_taken_and_a_bad_line_is_named(recipe_module: Any, tokenizer: Any, tmp_path: Path):
+    good = {"messages": [{"role": "user", "content": "Which?"}], "answer": "<think>x</think><answer>A</answer>"}
+    path = tmp_path / "examples.jsonl"
+    path.write_text(json.dumps(good) + "\n")
+    recipe = recipe_module.SFTRecipe(examples=str(path), training={})
+    assert recipe_module.examples(recipe, "train", tokenizer) == [
+        {"prompt": good["messages"], "completion": [{"role": "assistant", "content": good["answer"]}], "task": "file"}
+    ]
+    path.write_text(json.dumps(good) + "\n" + json.dumps({"messages": []}) + "\n")
+    with pytest.raises(InputError, match="line 2"):
+        recipe_module.examples(recipe, "train", tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [(["tasks.film_pairs.cuont=3"], "cuont"), (["modle=x"], "did you mean 'model'"), (["tasks"], "name=value")],
+)
+def test_a_wrong_setting_is_named(recipe_module: Any, tokenizer: Any, overrides: list[str], message: str):
+    with pytest.raises(ConfigError, match=message):
+        recipe_module.examples(recipe_module.load_recipe(str(CONFIG), overrides), "train", tokenizer)
+
+
+def test_a_run_without_anything_to_learn_from_is_refused(recipe_module: Any, tokenizer: Any):
+    with pytest.raises(InputError, match="neither tasks nor a file"):
+        recipe_module.examples(recipe_module.SFTRecipe(training={}), "train", tokenizer)
+
+
+def test_it_trains_an_adapter_and_goes_on_where_it_was_interrupted(smol_path: str, tmp_path: Path):
+    first = train(tmp_path, "training.max_steps=1")
+    assert first.returncode == 0, first.stderr[-3000:]
+    weights = (tmp_path / "adapter_model.safetensors").read_bytes()
+    second = train(tmp_path, "training.max_steps=2")
+    assert second.returncode == 0, second.stderr[-3000:]
+    state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
+    assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [1, 2]
+    assert not (tmp_path / "checkpoint-3").exists()
+    assert (tmp_path / "adapter_model.safetensors").read_bytes() != weights
+    assert json.loads((tmp_path / "recipe.json").read_text())["training"]["max_steps"] == 2
+
+    from mrjudge_reward.engines.transformers import TransformersEngine
+    from mrjudge_reward.types import Reply, Request, as_messages
+
+    engine = TransformersEngine(smol_path, adapter=str(tmp_path), device="cpu")
+    reply = engine.label_probabilities([Request(as_messages("Which?"), prefill="<answer>", labels=("A", "B"))])[0]
+    assert isinstance(reply, Reply)
+
+
+def test_the_loss_is_on_the_judges_turn_alone(recipe_module: Any, tokenizer: Any, smol_path: str, tmp_path: Path):
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    recipe = recipe_module.load_recipe(str(CONFIG), ["tasks.film_pairs.count=2"])
+    rows = recipe_module.examples(recipe, "train", tokenizer)
+    trainer = SFTTrainer(
+        model=smol_path,
+        args=SFTConfig(output_dir=str(tmp_path), completion_only_loss=True, report_to="none", use_cpu=True, bf16=False,
+                       per_device_train_batch_size=4),
+        train_dataset=Dataset.from_list(rows).remove_columns("task"),
+        processing_class=tokenizer,
+    )  # fmt: skip
+    batch = next(iter(trainer.get_train_dataloader()))
+    for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+        learned = tokenizer.decode(ids[labels != -100])
+        assert learned.strip() in {"<answer>A</answer><|im_end|>", "<answer>B</answer><|im_end|>"}
