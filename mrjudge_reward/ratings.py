@@ -99,11 +99,13 @@ def log_odds_system(tally: Tally) -> tuple[Matrix, Matrix]:
         Matrix of shape (G + 1, G + 1) and vector of shape (G + 1,); the last entry is the bias, which adds to every
         game's log-odds with the sign of the slot.
     """
-    laplacian = np.diag(tally.games_G + PRIOR_GAMES) - tally.games_GG
-    system = np.block(
-        [[laplacian, tally.first_G[:, None]], [tally.first_G[None, :], np.array([[tally.slotted + 1.0]])]]
-    )
-    return system, np.append(tally.log_odds_GG.sum(axis=1), tally.first_log_odds)
+    size = tally.size
+    system, target = np.empty((size + 1, size + 1)), np.empty(size + 1)
+    system[:size, :size] = np.diag(tally.games_G + PRIOR_GAMES) - tally.games_GG
+    system[:size, size] = system[size, :size] = tally.first_G
+    system[size, size] = tally.slotted + 1.0
+    target[:size], target[size] = tally.log_odds_GG.sum(axis=1), tally.first_log_odds
+    return system, target
 
 
 def log_odds(tally: Tally) -> Matrix:

@@ -255,34 +255,39 @@ def _most_telling(tally: Tally, slotter: _Slotter, count: int) -> list[Slots]:
     the variance of its difference that the game takes away. Strengths and covariance are those of
     :func:`~mrjudge_reward.ratings.log_odds` read as a Gaussian posterior; a game lowers the covariance by rank one.
     """
+    if count < 1:
+        return []
     system, target = log_odds_system(tally)
     inverse = np.asarray(np.linalg.inv(system), dtype=np.float64)
     strength_G, covariance_GG = (inverse @ target)[:-1], inverse[:-1, :-1]
     # By the prior strengths have the variance noise / PRIOR_GAMES, so their spread tells the noise of a game.
-    noise = (strength_G @ strength_G) / max(1e-9, float((1 / PRIOR_GAMES - np.diag(covariance_GG)).sum()))
-    variance_GG = _of_differences(covariance_GG) + np.eye(tally.size)
+    noise = (strength_G @ strength_G) / max(1e-9, float((1 / PRIOR_GAMES - covariance_GG.diagonal()).sum()))
+    diagonal_GG = np.eye(tally.size, dtype=bool)
+    variance_GG = _of_differences(covariance_GG) + diagonal_GG
     gap_GG = np.abs(strength_G[:, None] - strength_G[None, :])
-    wrong_GG = np.vectorize(math.erfc)(gap_GG / np.sqrt(2 * noise * variance_GG + 1e-12)) / 2
+    odds_GG = gap_GG / np.sqrt(2 * noise * variance_GG + 1e-12)
+    wrong_GG = np.array([[math.erfc(odds) for odds in odds_G] for odds_G in odds_GG.tolist()]) / 2
     weight_GG = wrong_GG / variance_GG
     laplacian_GG = np.diag(weight_GG.sum(axis=1)) - weight_GG
     chosen: list[Slots] = []
     while len(chosen) < count:
         worth_GG = _of_differences(covariance_GG @ laplacian_GG @ covariance_GG) / (1 + _of_differences(covariance_GG))
-        worth_GG = np.round(worth_GG / max(1e-300, worth_GG.max()), 9)  # equal games stay equal on every machine
-        worth_GG[(slotter.asked_GG & slotter.asked_GG.T) | np.eye(tally.size, dtype=bool)] = -np.inf
+        worth_GG = (worth_GG / max(1e-300, worth_GG.max())).round(9)  # equal games stay equal on every machine
+        worth_GG[(slotter.asked_GG & slotter.asked_GG.T) | diagonal_GG] = -np.inf
         i, j = divmod(int(worth_GG.argmax()), tally.size)
         if worth_GG[i, j] == -np.inf:
             break
         for _ in range(len(played := slotter.play([(i, j)]))):
             column_G = covariance_GG[:, i] - covariance_GG[:, j]
-            covariance_GG -= np.outer(column_G, column_G) / (1 + column_G[i] - column_G[j])
+            covariance_GG -= column_G[:, None] * column_G / (1 + column_G[i] - column_G[j])
         chosen += played
     return chosen
 
 
 def _of_differences(covariance_GG: Matrix) -> Matrix:
     """Variance of the difference of each two."""
-    return np.asarray(np.add.outer(np.diag(covariance_GG), np.diag(covariance_GG)) - 2 * covariance_GG)
+    variance_G = covariance_GG.diagonal()
+    return np.asarray(variance_G[:, None] + variance_G - 2 * covariance_GG)
 
 
 Schedule: TypeAlias = Callable[[int, Limits, Random], Plan]

@@ -27,7 +27,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -84,24 +84,25 @@ class Tally:
 
 
 class _Counter:
-    """A tally being filled."""
+    """A tally being filled. Cells of its matrices are kept by row * size + column: numpy is slow at single ones."""
 
     def __init__(self, size: int) -> None:
-        self.wins_GG = np.zeros((size, size))
-        self.games_GG = np.zeros((size, size))
-        self.log_odds_GG = np.zeros((size, size))
-        self.first_G = np.zeros(size)
+        self.size = size
+        self.wins: dict[int, float] = defaultdict(float)
+        self.games: dict[int, float] = defaultdict(float)
+        self.log_odds: dict[int, float] = defaultdict(float)
+        self.first_G = [0.0] * size
         self.first_log_odds = self.slotted = self.ties = 0.0
-        self.grades_G = np.full(size, np.nan)
 
     def game(self, i: int, j: int, win: float, weight: float, log_odds: float) -> None:
         """Candidate i, in the earlier slot, met j."""
-        self.wins_GG[i, j] += weight * win
-        self.wins_GG[j, i] += weight * (1 - win)
-        self.games_GG[i, j] += weight
-        self.games_GG[j, i] += weight
-        self.log_odds_GG[i, j] += weight * log_odds
-        self.log_odds_GG[j, i] -= weight * log_odds
+        there, back = i * self.size + j, j * self.size + i
+        self.wins[there] += weight * win
+        self.wins[back] += weight * (1 - win)
+        self.games[there] += weight
+        self.games[back] += weight
+        self.log_odds[there] += weight * log_odds
+        self.log_odds[back] -= weight * log_odds
         self.first_G[i] += weight
         self.first_G[j] -= weight
         self.first_log_odds += weight * log_odds
@@ -111,11 +112,18 @@ class _Counter:
         """A game whose side is known but not its margin; a difference of 0 is a tie."""
         if difference == 0:
             self.ties += 1
-        sign = float(np.sign(difference))
+        sign = difference / abs(difference) if difference else 0.0
         self.game(i, j, (1 + sign) / 2, 1.0, sign * HARD_LOG_ODDS)
 
     def tally(self) -> Tally:
-        return Tally(**vars(self))
+        wins_GG, games_GG, log_odds_GG = map(self._matrix, (self.wins, self.games, self.log_odds))
+        first_G, unknown_G = np.array(self.first_G, dtype=np.float64), np.full(self.size, np.nan)
+        return Tally(wins_GG, games_GG, log_odds_GG, first_G, self.first_log_odds, self.slotted, self.ties, unknown_G)
+
+    def _matrix(self, cells: dict[int, float]) -> Matrix:
+        flat = np.zeros(self.size * self.size)
+        flat[list(cells)] = list(cells.values())
+        return flat.reshape(self.size, self.size)
 
     def add(self, slots: Sequence[int], outcome: Outcome) -> None:
         pairs = list(combinations(range(len(slots)), 2))
@@ -169,26 +177,23 @@ def count_games(size: int, played: Iterable[Played]) -> Tally:
                 grades[slot].append(value)
             if len(slots) == 1:
                 alone[slots[0]].append(outcome.grades_K[0])
-        winner = hard_winner(item)
         soft = isinstance(outcome, Preference) and outcome.soft
-        if winner is not None and len(slots) == 2 and not soft:
+        if len(slots) == 2 and not soft and (winner := hard_winner(item)) is not None:
             mirrored[tuple(sorted(slots))].append(winner)
     for winners in mirrored.values():  # a win each way is two ties
         counter.ties += 2 * min(winners.count(winner) for winner in set(winners)) if len(set(winners)) == 2 else 0
-    _meet_afterwards(counter, alone)
+    tally = counter.tally()
     for candidate, values in grades.items():
-        counter.grades_G[candidate] = np.mean(values)
-    return counter.tally()
+        tally.grades_G[candidate] = np.mean(values)
+    return _meet_afterwards(tally, alone) if len(alone) > 1 else tally
 
 
-def _meet_afterwards(counter: _Counter, alone: dict[int, list[tuple[tuple[float, float], ...]]]) -> None:
-    """Games between candidates that were graded one by one.
+def _meet_afterwards(tally: Tally, alone: dict[int, list[tuple[tuple[float, float], ...]]]) -> Tally:
+    """The tally with the games between candidates that were graded one by one.
 
     For two grades this is the Bradley-Terry form: the log-odds of i over j are the difference of their logits.
     """
     players = sorted(alone)
-    if len(players) < 2:
-        return
     values = sorted({value for votes in alone.values() for vote in votes for value, _ in vote})
     column = {value: index for index, value in enumerate(values)}
     mass_PV = np.zeros((len(players), len(values)))
@@ -210,10 +215,10 @@ def _meet_afterwards(counter: _Counter, alone: dict[int, list[tuple[tuple[float,
     wins_PP = np.divide(up_PP, differ_PP, out=np.full_like(up_PP, 0.5), where=differ_PP > 0)
     others_PP = 1 - np.eye(len(players))
     block = np.ix_(players, players)
-    counter.wins_GG[block] += wins_PP * others_PP
-    counter.games_GG[block] += others_PP
-    counter.log_odds_GG[block] += log_odds_PP * others_PP
-    counter.ties += float(((hard_PP & (up_PP == down_PP)) * others_PP).sum()) / 2
+    tally.wins_GG[block] += wins_PP * others_PP
+    tally.games_GG[block] += others_PP
+    tally.log_odds_GG[block] += log_odds_PP * others_PP
+    return replace(tally, ties=tally.ties + float(((hard_PP & (up_PP == down_PP)) * others_PP).sum()) / 2)
 
 
 def hard_winner(item: Played) -> int | None:
