@@ -47,6 +47,10 @@ bench: setup
 	$(BIN)/python benchmarks/schedules.py
 	$(BIN)/python benchmarks/embedded_judge.py
 	$(BIN)/python benchmarks/verl_arrivals.py
+	$(BIN)/python benchmarks/rounds.py
+	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/prefix.py
+	$(BIN)/python benchmarks/peers.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info recipes/verl/cpu/vllm_name/build recipes/verl/cpu/vllm_name/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
