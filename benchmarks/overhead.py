@@ -177,7 +177,7 @@ class Duel:
         return (
             f"{self.engine:<13}{self.verdict:<9}{self.schedule:<9}{self.judgements:>11}{self.batches:>8}"
             f"{self.prompt_tokens:>7.0f}{per_s[0]}{per_s[1]}   {spread(self.ratios)}   {spread(self.controls)}"
-            f"{self.share:>8.4f}{beside_us:>9.0f}"
+            f"{self.share:>9.4f}{beside_us:>12.0f}"
         )
 
 
@@ -187,7 +187,7 @@ def spread(values: list[float]) -> str:
 
 DUEL_HEADER = (
     f"{'engine':<13}{'verdict':<9}{'schedule':<9}{'judgements':>11}{'batches':>8}{'tokens':>7}{'raw /s':>9}{'judge /s':>9}"
-    f"   {'ratio':<20}   {'control':<20}{'share':>8}{'beside, µs':>10}"
+    f"   {'ratio':<20}   {'control':<20}{'share':>9}{'beside, µs':>12}"
 )
 
 
@@ -304,6 +304,7 @@ class Instant:
         pass
 
 
+OWN_SCHEDULES = ("adaptive", "ring", "all_pairs")
 STAGES = ("render", "tokens", "keys", "verdict", "schedule", "rating", "rest")
 """Building chats; counting tokens of outside texts; keys, twins and order of requests; parsing or softmax; tally and next
 round; last tally and scores; everything else."""
@@ -394,6 +395,10 @@ def own_time(size: int, schedule: str, verdict: VerdictMode, candidates: int, re
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------
+
+
+MEMORY_SCHEDULES = ("adaptive", "all_pairs")
+"""The default, and the one that asks everything in one round."""
 
 
 @dataclass(frozen=True)
@@ -558,20 +563,20 @@ def main() -> None:
     if "own" in options.parts:
         print(f"\nOur own time per comparison\n{OWN_HEADER}", flush=True)
         verdicts: tuple[VerdictMode, ...] = ("read", "sampled")
-        for size, schedule, verdict in product((4, 8, 16), ("adaptive", "ring", "all_pairs"), verdicts):
+        for size, schedule, verdict in product((4,) if quick else (4, 8, 16), OWN_SCHEDULES, verdicts):
             own.append(own_time(size, schedule, verdict, 16 if quick else 256, 2 if quick else 7))
             print(own[-1].line(), flush=True)
     if "memory" in options.parts:
         print(f"\nMemory of one call\n{MEMORY_HEADER}", flush=True)
         counts = (250, 500) if quick else (2500, 10000, 40000)
-        for schedule, comparisons in product(("adaptive", "all_pairs"), counts):
+        for schedule, comparisons in product(MEMORY_SCHEDULES, counts):
             task = {"schedule": schedule, "comparisons": comparisons}
             found = in_child(task | {"traced": True}) | in_child(task | {"traced": False})
             held.append(Memory(schedule, **found))
             print(held[-1].line(), flush=True)
 
     findings = [finding for name in ENGINES for finding in speed_findings(name, fought[name])]
-    findings += [memory_finding(schedule, held) for schedule in ("adaptive", "all_pairs")]
+    findings += [memory_finding(schedule, held) for schedule in MEMORY_SCHEDULES]
     print("\nRequirements", *findings, f"{time.monotonic() - started:.0f} s", sep="\n")
     if options.json:
         tables: dict[str, Sequence[Any]] = {

@@ -379,7 +379,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="groups of three, two repeats, to see that it runs")
     parser.add_argument("--json", type=Path, help="where to write the rows")
     args = parser.parse_args()
-    start_in_environment()
+    start_in_environment(threads=1)  # the other core is for the clients and the server itself
     count, size, repeats = (1, 3, 2) if args.quick else (args.groups, args.size, args.repeats)
     lengths = (8, 12) if args.quick else (12, 20)
     tables: dict[str, Bench] = {}

@@ -1,6 +1,7 @@
 """How much of its prompts a judge is spared by the engine's prefix cache, in our order of requests and in a shuffled one.
 
-    python benchmarks/prefix.py                            # about five minutes on two cores
+    python benchmarks/prefix.py                            # about five minutes on two idle cores
+    OMP_NUM_THREADS=1 python benchmarks/prefix.py          # ten minutes; times are steadier where the machine is shared
     python benchmarks/prefix.py --groups 8 --scale 0       # more is measured, nothing simulated; a quarter of an hour
     python benchmarks/prefix.py --quick --json rows.json   # a minute, for a smoke test: the numbers mean nothing
 
@@ -414,9 +415,10 @@ def at_scale(count: int, size: int, texts: tuple[int, tuple[int, int]]) -> list[
     return rows
 
 
-def start_in_environment() -> None:
+def start_in_environment(threads: int) -> None:
     """Start this script anew with what vLLM's CPU build wants to know, some of it before Python starts."""
-    wanted = {"VLLM_LOGGING_LEVEL": "ERROR"} | environment("vllm")
+    own = {"VLLM_LOGGING_LEVEL": "ERROR", "OMP_NUM_THREADS": str(threads)}
+    wanted = environment("vllm") | own | os.environ
     if not wanted.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, *sys.argv], wanted)
 
@@ -433,7 +435,7 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="where to write the rows")
     args = parser.parse_args()
-    start_in_environment()
+    start_in_environment(threads=os.cpu_count() or 1)
     count, size, texts = (2, 3, (10, (10, 20))) if args.quick else (args.groups, args.size, (65, (70, 110)))
     groups = review_groups(count, size, *texts, seed=args.seed)
     print(f"Measured: {count} groups of {size}, embedded model, blocks of {BLOCK} tokens\n{HEADER}", flush=True)

@@ -5,8 +5,8 @@
 
 A **turn** is one guarded section: take the device, wake, judge, drain, sleep, give the device back. It ends asleep also
 after an exception or an interrupt. Loading the model is a turn as well. The device is a file lock, one per physical
-device, in a folder of this user on this machine (``$MRJUDGE_LOCKS``, else in the temporary folder), so no two judges of
-this package are ever awake on one device, whatever their processes. A process that dies gives its locks back.
+device, in a folder of this user on this machine (``$MRJUDGE_LOCKS``, else in the temporary folder), so no two judges
+that take turns are ever awake on one device, whatever their processes. A process that dies gives its locks back.
 
 What others do with the device is not seen. A trainer is still while it waits for its rewards; what torch only keeps for
 later in this process is given back first. A rollout engine should be asleep by then: TRL 1.16 puts its own to sleep at
@@ -28,12 +28,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from filelock import FileLock, Timeout
 
+from .engines.cancelling import cancelled
 from .errors import ConfigError, EngineError, require
 from .types import Engine, Failure, Reply, Request
 
@@ -94,8 +95,6 @@ class DeviceTurns:
         # Always in the same order: two that want the same two devices must not wait for each other.
         names = sorted({physical_name(device) for device in devices})
         self._paths = [folder / f"{name}.lock" for name in names]
-        # Not per thread: the last of several threads to leave a turn gives it back, whoever took it.
-        self._locks = [FileLock(path, thread_local=False) for path in self._paths]
         self._here = threading.Lock()  # a file lock lets in whoever has it already
 
     @contextmanager
@@ -109,10 +108,17 @@ class DeviceTurns:
             if not self._here.acquire(timeout=self.wait_s):
                 raise EngineError(f"{self.who} had no turn within {self.wait_s:g} s; this process has one already")
             held.callback(self._here.release)
-            for lock, path in zip(self._locks, self._paths, strict=True):
-                self._take(lock, path)
-                held.callback(lock.release)
-                _holder_file(path).write_text(f"process {os.getpid()} ({self.who})", encoding="utf-8")
+            for path in self._paths:
+                # A new one per turn, as none may cross a fork. Not per thread: the last of several threads to leave a
+                # turn gives it back, whoever took it.
+                lock = FileLock(path, thread_local=False)
+                held.callback(lock.release)  # does nothing before it is taken
+                try:
+                    self._take(lock, path)
+                except OSError as error:
+                    raise EngineError(f"{path} cannot be locked ({error}); set MRJUDGE_LOCKS") from error
+                with suppress(OSError):  # it is for messages alone
+                    _holder_file(path).write_text(f"process {os.getpid()} ({self.who})", encoding="utf-8")
             yield
 
     def _take(self, lock: FileLock, path: Path) -> None:
@@ -197,6 +203,7 @@ class ColocatedEngine:
         self.reserved, self.context_tokens = engine.reserved, engine.context_tokens
         self.can_read = engine.can_read
         self.concurrent_calls: bool = getattr(engine, "concurrent_calls", False)
+        self.weights_may_change: bool = getattr(engine, "weights_may_change", False)
 
     # -- turns --------------------------------------------------------------------------------------------------------
 
@@ -209,6 +216,8 @@ class ColocatedEngine:
         """
         with self._changing:  # who comes second waits until the engine is awake
             if not self._inside:
+                if cancelled():  # a thread that was left behind must not wake it for nobody
+                    raise EngineError("judging was cancelled")
                 self._begin()
             self._inside += 1
         try:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from .config import JudgeConfig
 from .embedded import PACKAGE, cache_dir
+from .engines.openai import is_here
 from .errors import MRJudgeError
 from .explain import verdict_line, verdict_record
 from .judge import Judge
@@ -164,7 +165,9 @@ def _server(config: JudgeConfig, base_url: str) -> Check:
         return Check("server", "failed", f"base_url must begin with http:// or https://; got {base_url}")
     try:
         request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
-        with urllib.request.urlopen(request, timeout=min(10.0, config.deadline_s)) as answer:
+        # As the engine does: no proxy of the environment stands before a server on this machine.
+        handlers = [urllib.request.ProxyHandler({})] if is_here(url) else []
+        with urllib.request.build_opener(*handlers).open(request, timeout=min(10.0, config.deadline_s)) as answer:
             listed = json.load(answer)["data"]
         models = {str(model["id"]): model.get("max_model_len") for model in listed}
     except urllib.error.HTTPError as error:

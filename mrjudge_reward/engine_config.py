@@ -44,6 +44,8 @@ _FOR: dict[str, tuple[str, ...]] = {
     "sleep_level": _VLLM,
 }
 """Settings that other engines would silently ignore."""
+_OWN = {"max_model_len": "context_tokens", "enable_sleep_mode": "colocated"}
+"""What vLLM calls some of our settings; locks and plans would not see the argument."""
 
 
 class EngineConfig(Settings):
@@ -99,7 +101,7 @@ class EngineConfig(Settings):
     tensor_parallel_size: PositiveInt = 1
     colocated: bool = False
     sleep_level: Literal[1, 2] | None = None
-    turn_wait_s: Annotated[float, Field(gt=0)] = 1800.0
+    turn_wait_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1800.0
     engine_kwargs: dict[str, Any] = Field(default_factory=dict)
 
     def __init__(self, **values: Any) -> None:
@@ -128,8 +130,15 @@ class EngineConfig(Settings):
             raise ConfigError("engine 'vllm' takes the first visible GPU; set CUDA_VISIBLE_DEVICES, or use vllm_server")
         if self.device is not None and self.tensor_parallel_size > 1:
             raise ConfigError("tensor_parallel_size takes the first visible GPUs; set CUDA_VISIBLE_DEVICES, not device")
+        own = sorted(
+            EngineConfig.model_fields.keys() & self.engine_kwargs.keys() | _OWN.keys() & self.engine_kwargs.keys()
+        )
+        if own:
+            raise ConfigError(f"engine_kwargs must not hold {own[0]}; set {_OWN.get(own[0], own[0])} instead")
         if self.sleep_level == 2 and self.adapter is not None:
             raise ConfigError("sleep_level 2 drops the adapter and vLLM reloads the model alone; use level 1")
+        if self.sleep_level is not None and not self.colocated:
+            raise ConfigError("sleep_level is for a judge that sleeps; remove it or set colocated: true")
 
     # -- what it resolves to --------------------------------------------------------------------------------------------
 
@@ -154,18 +163,21 @@ class EngineConfig(Settings):
     def devices(self) -> list[str]:
         """The devices of an engine that loads a model, as torch names them in this process."""
         torch = require("torch", extra="transformers")
+        on_cpu = not torch.cuda.is_available()
         if self.engine in _VLLM:
             from .engines.vllm_setup import cpu_build
 
-            on_cpu = cpu_build()
-        else:
-            on_cpu = not torch.cuda.is_available()
+            on_cpu |= cpu_build()
         kind, _, index = (self.device or "cuda").partition(":")
         if on_cpu or kind != "cuda":
             return ["cpu" if kind == "cuda" else str(self.device)]
-        if not index and self.engine != "vllm":
+        count = torch.cuda.device_count()
+        if self.tensor_parallel_size > count or (index.isdigit() and int(index) >= count):
+            wanted = self.device or f"tensor_parallel_size {self.tensor_parallel_size}"
+            raise ConfigError(f"{wanted} is not to be had: there are {count} visible GPUs")
+        if not index and self.engine != "vllm" and self.tensor_parallel_size == 1:
             index = os.environ.get("LOCAL_RANK", "")
-        first = int(index) if index.isdigit() and int(index) < torch.cuda.device_count() else 0
+        first = int(index) if index.isdigit() and int(index) < count else 0
         return [f"cuda:{first + number}" for number in range(self.tensor_parallel_size)]
 
     def plan(self) -> MemoryPlan | None:
@@ -199,6 +211,7 @@ class EngineConfig(Settings):
             cache_tokens=cache_tokens,
             sleeps=self.takes_turns and not on_cpu,
             must_keep=self.adapter is not None or self.engine == "offload",
+            sleep_level=self.sleep_level,
         )
 
     # -- building -----------------------------------------------------------------------------------------------------
@@ -228,9 +241,11 @@ class EngineConfig(Settings):
     def _load(self, sleep_level: int = 1) -> Engine:
         if self.engine in _VLLM:
             return self._load_vllm(sleep_level)
+        device = self.devices()[0]
         settings: dict[str, Any] = {
             "adapter": self.adapter,
-            "device": self.device,
+            # That of the lock and the plan; what is no GPU is left to the engine, which knows why it cannot have it.
+            "device": device if device.startswith("cuda") else self.device,
             "dtype": self.dtype,
             "batch_size": self.batch_size,
             "batch_tokens": self.batch_tokens,

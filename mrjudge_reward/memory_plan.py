@@ -4,8 +4,8 @@
 no weights are read, and of a model on the hub only ``config.json`` is fetched. What a policy takes on the device counts
 as far as it holds it when the plan is made, so plan where the judge will wake: with the policy's rollout engine asleep.
 
-Estimates, as such: a quantised model is taken to hold its linear layers (but not its head) at the config's bits; a
-sliding window is taken for full attention; one GiB is set aside for activations, CUDA graphs and the allocator.
+Estimates, as such: a quantised model is taken to hold its linear layers and experts (but not its head) at the config's
+bits; a sliding window is taken for full attention; one GiB is set aside for activations, CUDA graphs and the allocator.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .engines.local_model import sharded_by_trainer
 from .errors import EngineError, require
 
 GIB = 2**30
@@ -123,14 +124,23 @@ def model_size(model: str, dtype: str | None, options: Mapping[str, Any] | None 
     """
     torch = require("torch", extra="transformers")
     transformers = require("transformers", extra="transformers")
-    options = dict(options or {})
+    if sharded_by_trainer():
+        raise EngineError(f"the size of {model!r:.200} cannot be told in a process that trains with DeepSpeed ZeRO-3")
+    options = {"trust_remote_code": False, **(options or {})}  # unset, transformers would ask on the terminal
     try:
         config = transformers.AutoConfig.from_pretrained(model, **options)
+        # Some name it for the text model alone. Looked up before the building, which sets it.
+        saved = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
         with torch.device("meta"):
-            built = _built(config, bool(options.get("trust_remote_code")))
-    except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
-        raise EngineError(f"the size of {model!r:.200} cannot be told: {error}") from error
-    stored = getattr(torch, dtype or "", None) or getattr(config, "dtype", None) or torch.float32
+            built = _built(config, bool(options["trust_remote_code"]))
+        return _size_of(built, config, getattr(torch, dtype or "", None) or saved or torch.float32)
+    except Exception as error:  # whatever a config lacks
+        raise EngineError(f"the size of {model!r:.200} cannot be told: {type(error).__name__}: {error}") from error
+
+
+def _size_of(built: Any, config: Any, stored: Any) -> ModelSize:
+    torch = require("torch", extra="transformers")
+    text = config.get_text_config()
     bits, quantised = _quantised_bits(config), set()
     if bits:
         linear = (
@@ -139,9 +149,9 @@ def model_size(model: str, dtype: str | None, options: Mapping[str, Any] | None 
             if isinstance(module, torch.nn.Linear) and name != "lm_head"
         )
         quantised = {id(module.weight) for module in linear}
+        quantised |= {id(p) for p in built.parameters() if p.ndim == 3}  # the experts of a layer, in one tensor
     parameters = list(built.parameters())  # tied ones come once
     weights = sum(p.numel() * (bits / 8 if id(p) in quantised else stored.itemsize) for p in parameters)
-    text = config.get_text_config()
     return ModelSize(
         sum(p.numel() for p in parameters),
         int(weights),
@@ -215,6 +225,7 @@ def plan_memory(
     cache_tokens: int,
     sleeps: bool,
     must_keep: bool = False,
+    sleep_level: int | None = None,
     host_free: int | None = None,
     judges_per_host: int | None = None,
 ) -> MemoryPlan:
@@ -228,6 +239,7 @@ def plan_memory(
         cache_tokens: tokens that must be in the cache at once: one request and its reply at least.
         sleeps: whether it is to leave the device between turns.
         must_keep: whether its weights must stay in the CPU's memory, as vLLM can read a model again but no adapter.
+        sleep_level: that was chosen already; None to choose.
         host_free: bytes of the CPU's memory; None to look.
         judges_per_host: that sleep in it; None for the launcher's ``LOCAL_WORLD_SIZE``.
     """
@@ -239,11 +251,13 @@ def plan_memory(
     host = host_free if host_free is not None else host_free_bytes()
     judges = judges_per_host if judges_per_host is not None else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     kept, level = size.weight_bytes * judges if sleeps else 0, int(sleeps)
-    if sleeps and kept * _HOST_MARGIN > host:
-        if must_keep:
+    if sleeps and sleep_level == 2:
+        kept, level = 0, 2
+    elif sleeps and kept * _HOST_MARGIN > host:
+        if must_keep or sleep_level == 1:
             advice += (
-                f" The CPU's memory has {gib(host)} for the {gib(kept)} of weights that sleeping judges keep there, and a "
-                "model with an adapter must keep them: merge the adapter into the model."
+                f" The CPU's memory has {gib(host)} for the {gib(kept)} of weights that sleeping judges keep there. Take "
+                "sleep_level 2 of vLLM, which keeps none (merge an adapter into the model first), or a smaller judge."
             )
         else:
             kept, level = 0, 2
@@ -258,7 +272,7 @@ def _advice(least: int, takes: int, weights: int, room: Room, share: float | Non
         "a smaller or quantised judge, a LoRA on the policy's own base, or a server on another device (base_url)"
     )
     total, free = room.total_bytes, room.free_bytes
-    if least > free:
+    if least > free or (share is not None and float(_up(least / total)) > float(_down(free / total))):
         return (
             f"It does not fit: {gib(least)} is the least, {gib(free)} are free. Let the policy give memory back while the "
             "judge is awake (TRL: vllm_enable_sleep_mode, or a lower vllm_gpu_memory_utilization), or take "

@@ -49,7 +49,7 @@ def test_an_unknown_setting_is_refused_with_the_nearest_known_one(settings: dict
         ("seed", "0"), ("centre", "yes"), ("both_orders", 1), ("extra_body", ["a"]), ("labels", "ABC"),
         ("labels", {"good": "high"}), ("adapter", 3), ("max_concurrency", None), ("cache", True),
         ("engine_kwargs", ["enforce_eager"]), ("tensor_parallel_size", "2"), ("colocated", "yes"),
-        ("sleep_level", 3), ("turn_wait_s", 0.0),
+        ("sleep_level", 3), ("turn_wait_s", 0.0), ("turn_wait_s", float("inf")),
     ],
 )  # fmt: skip
 def test_a_value_of_the_wrong_type_is_refused_by_name(name: str, value: Any):

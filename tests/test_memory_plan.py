@@ -11,7 +11,7 @@ import pytest
 
 from mrjudge_reward import memory_plan
 from mrjudge_reward.config import JudgeConfig
-from mrjudge_reward.errors import EngineError
+from mrjudge_reward.errors import ConfigError, EngineError
 from mrjudge_reward.memory_plan import GIB, ModelSize, Room, device_room, host_free_bytes, model_size, plan_memory
 
 EIGHT_B = ModelSize(8_200_000_000, 16_400_000_000, 147_456, 40_960)
@@ -93,6 +93,46 @@ def test_the_cpu_has_what_its_control_group_allows(monkeypatch: pytest.MonkeyPat
     assert host_free_bytes() > GIB
 
 
+@pytest.mark.parametrize("name", ["MambaConfig", "T5Config"])
+def test_a_config_that_lacks_what_is_counted_has_no_plan_and_is_no_other_error(name: str, tmp_path: Path):
+    import transformers
+
+    getattr(transformers, name)(num_layers=1).save_pretrained(tmp_path)
+    with pytest.raises(EngineError, match=r"the size of .* cannot be told"):
+        model_size(str(tmp_path), None)
+
+
+SMALL = {
+    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+    "vocab_size": 100, "intermediate_size": 64,
+}  # fmt: skip
+
+
+def test_experts_of_a_quantised_model_are_quantised_too(tmp_path: Path):
+    import torch
+    import transformers
+
+    config = transformers.Qwen3MoeConfig(**SMALL, num_experts=64, moe_intermediate_size=64, dtype=torch.bfloat16)
+    config.save_pretrained(tmp_path)
+    plain = model_size(str(tmp_path), None).weight_bytes
+    config.quantization_config = {"quant_method": "awq", "bits": 4}
+    config.save_pretrained(tmp_path)
+    assert model_size(str(tmp_path), None).weight_bytes < 0.3 * plain
+
+
+def test_a_dtype_that_the_text_model_alone_names_is_taken(tmp_path: Path):
+    import transformers
+
+    vision = {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 32, "out_hidden_size": 64}
+    config = transformers.Qwen3VLConfig(
+        text_config={**SMALL, "vocab_size": 200, "dtype": "bfloat16"},
+        vision_config={**vision, "deepstack_visual_indexes": [0]},
+    )
+    config.save_pretrained(tmp_path)
+    size = model_size(str(tmp_path), None)
+    assert size.weight_bytes == 2 * size.parameters
+
+
 # -- plans ------------------------------------------------------------------------------------------------------------
 
 
@@ -135,6 +175,19 @@ def test_where_no_share_helps_the_advice_names_other_ways():
     assert "Set it between" not in plan.advice
 
 
+def test_no_range_is_named_that_is_empty_when_it_is_rounded():
+    size = ModelSize(1, 36 * GIB, 1024, 8192)
+    plan = planned(size, Room("cuda:0", 80 * GIB, int(40.5 * GIB)), share=0.9, cache_tokens=int(3.3 * GIB / 1024))
+    assert "Set it between" not in plan.advice
+    assert "or take a smaller" in plan.advice
+
+
+@pytest.mark.parametrize(("chosen", "host_gib", "fits"), [(1, 1, False), (2, 1, True), (2, 500, True), (1, 500, True)])
+def test_a_level_that_was_chosen_is_the_one_that_is_planned(chosen: int, host_gib: int, fits: bool):
+    plan = planned(sleep_level=chosen, host_free=host_gib * GIB)
+    assert (plan.sleep_level, plan.fits) == (chosen, fits)
+
+
 def test_devices_that_share_a_model_need_a_part_each():
     assert not planned(room=Room("cuda:0 (A10)", 24 * GIB, 16 * GIB), share=0.6).fits
     plan = planned(room=Room("cuda:0 (A10)", 24 * GIB, 16 * GIB, count=2), share=0.6)
@@ -157,7 +210,7 @@ def test_the_sleep_level_follows_the_memory_that_all_judges_of_the_machine_need(
     plan = planned(host_free=host_gib * GIB, judges_per_host=judges, must_keep=must_keep)
     assert (plan.sleep_level, plan.fits) == (level, fits)
     if not fits:
-        assert "merge the adapter" in plan.advice
+        assert "merge an adapter" in plan.advice
 
 
 def test_the_judges_of_a_machine_are_as_many_as_the_launcher_says(monkeypatch: pytest.MonkeyPatch):
@@ -197,3 +250,49 @@ def test_the_plan_of_a_config_follows_its_engine(monkeypatch: pytest.MonkeyPatch
     small = JudgeConfig(engine="vllm").plan()
     assert small
     assert small.takes_bytes == pytest.approx(small.size.weight_bytes + 3 * GIB, rel=1e-3)
+
+
+@pytest.fixture
+def eight_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    monkeypatch.setattr("mrjudge_reward.engines.vllm_setup.cpu_build", lambda: False)
+    monkeypatch.setenv("LOCAL_RANK", "7")
+
+
+@pytest.mark.usefixtures("eight_gpus")
+def test_a_ranks_judge_is_loaded_to_the_device_that_is_locked_and_planned(monkeypatch: pytest.MonkeyPatch):
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(
+        "mrjudge_reward.engines.transformers.TransformersEngine", lambda model, **settings: given.update(settings)
+    )
+    config = JudgeConfig(model="m", engine="transformers")
+    config._load()
+    assert [given["device"]] == config.devices() == ["cuda:7"]
+
+
+@pytest.mark.usefixtures("eight_gpus")
+def test_devices_are_the_first_for_a_model_over_several_and_one_that_is_not_there_is_refused():
+    assert JudgeConfig(model="m", engine="vllm_server", tensor_parallel_size=2).devices() == ["cuda:0", "cuda:1"]
+    for settings in ({"device": "cuda:9"}, {"tensor_parallel_size": 9}):
+        with pytest.raises(ConfigError, match=r"9 is not to be had: there are 8 visible GPUs"):
+            JudgeConfig(model="m", engine="vllm_server", **settings).devices()
+
+
+def test_without_a_gpu_a_vllm_for_gpus_is_left_to_fail_by_itself(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("mrjudge_reward.engines.vllm_setup.cpu_build", lambda: False)
+    assert JudgeConfig(model="m", engine="vllm_server").devices() == ["cpu"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sleep_level": 1}, "set colocated: true"),
+        ({"engine_kwargs": {"tensor_parallel_size": 2}}, "set tensor_parallel_size instead"),
+        ({"engine_kwargs": {"max_model_len": 2}}, "set context_tokens instead"),
+    ],
+)
+def test_what_the_plan_would_not_see_is_refused(settings: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message):
+        JudgeConfig(model="m", engine="vllm_server", **settings)

@@ -18,7 +18,9 @@ from typing import Any
 
 import pytest
 
+from mrjudge_reward import doctor
 from mrjudge_reward.cache import ReplyCache
+from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.engines.openai import OpenAIEngine
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import EngineError
@@ -148,6 +150,14 @@ def test_a_server_that_died_costs_a_thousand_comparisons_one_deadline_and_no_ver
     for judgement in judgements:
         assert judgement.scores_G == (None,) * 8
         assert all(isinstance(item.verdict.outcome, Failed) for item in judgement.played)
+
+
+def test_the_doctor_goes_past_a_proxy_to_a_server_on_this_machine_as_the_engine_does(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with JudgeServer() as server:
+        found = doctor._server(JudgeConfig(model="judge", base_url=server.base_url), server.base_url)
+    assert "cannot be reached" not in found.detail
 
 
 # -- ten thousand comparisons ---------------------------------------------------------------------------------------------

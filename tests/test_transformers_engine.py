@@ -16,6 +16,7 @@ from mrjudge_reward.engines.transformers import TransformersEngine
 from mrjudge_reward.errors import ConfigError, EngineError
 from mrjudge_reward.formats import Choice, Score
 from mrjudge_reward.judge import Judge
+from mrjudge_reward.memory_plan import model_size
 from mrjudge_reward.types import (
     Failure,
     ImagePart,
@@ -489,3 +490,13 @@ def test_a_group_too_long_for_the_context_is_cut_and_judged(smol_engine: Transfo
     judge = Judge(smol_engine, Choice(), schedule="all_pairs", verdict="read", max_candidate_tokens=60)
     judgement = judge.rank("Which is longer?", [too_long(smol_engine), "short"])
     assert not any(item.verdict.failed for item in judgement.played)
+
+
+def test_a_process_that_trains_with_zero_3_loads_no_judge_whose_weights_it_would_cut_up(
+    smol_path: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("transformers.integrations.is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(EngineError, match=r"DeepSpeed ZeRO-3, .* use engine vllm_server"):
+        TransformersEngine(smol_path, device="cpu")
+    with pytest.raises(EngineError, match="cannot be told in a process that trains with DeepSpeed ZeRO-3"):
+        model_size(smol_path, None)

@@ -726,6 +726,10 @@ def test_a_killed_server_costs_the_calls_in_flight_is_started_once_more_and_ends
         patch.setattr(server._child, "died", "the judge server ended again")
         with pytest.raises(EngineError, match="ended again"):
             server.generate([writing("Hi!")])
+        patch.setattr("mrjudge_reward.engines.vllm_server._RENEWED_AFTER_S", -1.0)
+        patch.setattr(server._child, "stop", lambda: None)
+        patch.setattr(server, "_start", lambda: "another")
+        assert server._serving() == "another", "one that lasted is started anew once more"
 
     started = descendants(server._child._supervisor.pid) | {server._child._supervisor.pid}
     log = server.log_path

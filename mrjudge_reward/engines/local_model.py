@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..errors import EngineError
+from ..errors import EngineError, require
 from ..types import Request
 
 
@@ -38,3 +38,8 @@ def first_label_tokens(encode: Callable[[str], list[int]], request: Request) -> 
             "read; choose other labels (single letters, or one-digit grades), or verdict='sampled'"
         )
     return ids
+
+
+def sharded_by_trainer() -> bool:
+    """Whether transformers would shard any model that it makes in this process (DeepSpeed ZeRO-3)."""
+    return bool(require("transformers.integrations", extra="transformers").is_deepspeed_zero3_enabled())

@@ -203,7 +203,7 @@ class OpenAIEngine:
             self._finalizer.detach()
         openai = require("openai", extra="openai")
         # A proxy of the environment is for hosts elsewhere, and mostly cannot reach this one.
-        direct = openai.DefaultAsyncHttpxClient(trust_env=False) if _is_here(self.base_url) else None
+        direct = openai.DefaultAsyncHttpxClient(trust_env=False) if is_here(self.base_url) else None
         client = openai.AsyncOpenAI(
             api_key=self._api_key or os.environ.get(self._api_key_env) or "none",
             base_url=self.base_url,
@@ -253,7 +253,8 @@ class OpenAIEngine:
         await asyncio.gather(*(serve() for _ in range(min(self.max_concurrency, len(requests)))))
 
 
-def _is_here(url: str) -> bool:
+def is_here(url: str) -> bool:
+    """Whether a URL names this machine."""
     host = urllib.parse.urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -19,7 +19,7 @@ from typing import Any
 from ..errors import EngineError, require
 from ..types import Failure, Reply, Request, Sampling, Usage
 from .chat_template import ChatTemplate
-from .local_model import first_label_tokens, folder_version
+from .local_model import first_label_tokens, folder_version, sharded_by_trainer
 
 
 @contextmanager
@@ -93,6 +93,11 @@ class TransformersEngine:
         source = self._source
         try:
             if isinstance(source, str):
+                if sharded_by_trainer():
+                    raise EngineError(
+                        "this process trains with DeepSpeed ZeRO-3, which would cut the judge's weights up as well and wait "
+                        "for all ranks at each of its layers: use engine vllm_server, or a server (base_url)"
+                    )
                 dtype = getattr(torch, self._dtype, None)
                 if not isinstance(dtype, torch.dtype):
                     raise EngineError(f"torch has no dtype {self._dtype!r}; choose bfloat16, float16 or float32")
@@ -103,6 +108,8 @@ class TransformersEngine:
             tokenizer = self._tokenizer_source or (source if isinstance(source, str) else source.name_or_path)
             if isinstance(tokenizer, str):
                 tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer)
+        except EngineError:
+            raise
         except (OSError, ValueError, RuntimeError) as error:  # torch: an unknown device, or too little memory on it
             raise EngineError(f"the judge model {source!r:.200} cannot be loaded: {error}") from error
         if self._adapter is not None:

@@ -59,7 +59,7 @@ class VLLMEngine:
         self._vllm = require("vllm", extra="vllm")
         self._lock = threading.RLock()
         self._llm: Any = None
-        self._asleep = False
+        self._asleep: bool | None = False  # None while it changes, and after an interrupt of that
         self._broken = ""
         self._told = False
         self._lora: Any = None
@@ -190,9 +190,10 @@ class VLLMEngine:
         return self._llm
 
     def _awake(self) -> Any:
-        if self._asleep:
+        llm = self._working()
+        if self._asleep is not False:
             raise EngineError(f"{self.identity} is asleep; call wake() first")
-        return self._working()
+        return llm
 
     def _run(self, llm: Any, prompts: list[Any]) -> list[Any]:
         """vLLM's output for each prompt, or a failure."""
@@ -238,6 +239,7 @@ class VLLMEngine:
                 self._told = True
                 logger.warning("%s keeps its memory while it sleeps: %s", self.identity, why)
             if self._setup.enable_sleep_mode:
+                self._asleep = None
                 with self._breaks_if_it_fails("going to sleep"):
                     llm.sleep(self._setup.sleep_level)
                 self._asleep = True
@@ -249,9 +251,10 @@ class VLLMEngine:
             EngineError: if vLLM fails at it, mostly for want of memory; the engine is broken then.
         """
         with self._lock:
-            if not self._asleep:
+            if self._asleep is False:
                 return
             llm = self._working()
+            self._asleep = None
             with self._breaks_if_it_fails("waking"):
                 if self._setup.sleep_level == 2 and self._setup.frees_memory:
                     llm.wake_up(tags=["weights"])

@@ -236,9 +236,8 @@ class ServerChild:
             yield
         except EngineError as error:
             why = f"the judge server did not {what} and was ended ({error}); its log {self._log_path} ends:\n{self.tail()}"
-            died = self.died  # by itself, with a reason of its own
+            self.died = self.died or why  # by itself, with a reason of its own; noted before an interrupt can come
             self.stop()
-            self.died = died or why
             if raises:
                 raise EngineError(self.died) from error
             logger.warning("%s", self.died)

@@ -22,6 +22,7 @@ import secrets
 import socket
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
@@ -37,6 +38,7 @@ from .vllm_setup import ADAPTER, VLLMSetup, cannot_sleep
 logger = logging.getLogger(__name__)
 
 DIED = "judge server died"  # a failure's reason
+_RENEWED_AFTER_S = 3600.0  # a server that lasted has earned its restarts again: runs take weeks
 
 
 class VLLMServerEngine:
@@ -47,7 +49,7 @@ class VLLMServerEngine:
         device: e.g. ``"cuda:1"``; None for all visible ones, or under a launcher (torchrun) for the rank's own.
         max_concurrency, deadline_s: see ``OpenAIEngine``.
         start_timeout_s: seconds until the server must be ready.
-        restarts: how many times a server that died is started anew.
+        restarts: how many times a server that died is started anew; counted afresh once one has lasted an hour.
         log_path: file that its output is appended to; None for one in the temporary folder, removed by ``close()``.
         settings: see ``VLLMSetup``.
 
@@ -97,8 +99,9 @@ class VLLMServerEngine:
         self._finalizer: weakref.finalize[Any, Any] | None = None
         self._port: socket.socket | None = None
         self._log: Path | None = None
-        self._restarts_left = self._restarts
-        self._asleep, self._closed, self._told = False, False, False
+        self._restarts_left, self._started_at = self._restarts, 0.0
+        self._asleep: bool | None = False  # None while it changes, and after an interrupt of that
+        self._closed, self._told = False, False
         self._tokens = self._setup.load_tokenizer()
         self.reserved = self._tokens.reserved
         self.identity = self._setup.identity("vllm-server")
@@ -126,7 +129,13 @@ class VLLMServerEngine:
         arguments = {**setup.engine_arguments(), "served_model_name": setup.model}
         child = ServerChild(
             command_line(arguments, port, adapter),
-            environment(key, self._device, setup.enable_sleep_mode, os.environ),
+            # A model over several GPUs takes the first visible ones, not a rank's own, which is one.
+            environment(
+                key,
+                self._device or ("cuda" if setup.tensor_parallel_size > 1 else None),
+                setup.enable_sleep_mode,
+                os.environ,
+            ),
             port,
             self._log,
             client,
@@ -139,6 +148,7 @@ class VLLMServerEngine:
         if self._finalizer is not None:
             self._finalizer.detach()
         self._child, self._finalizer = child, weakref.finalize(self, child.stop)
+        self._started_at = time.monotonic()
         return child
 
     def _serving(self) -> ServerChild:
@@ -148,6 +158,8 @@ class VLLMServerEngine:
         if self._child is not None and not self._child.died:
             return self._child
         if self._child is not None:
+            if time.monotonic() - self._started_at > _RENEWED_AFTER_S:
+                self._restarts_left = self._restarts
             if self._restarts_left == 0:
                 raise EngineError(f"{self.identity}: {self._child.died}")
             self._restarts_left -= 1
@@ -196,7 +208,7 @@ class VLLMServerEngine:
         if not requests:
             return []
         with self._lock:
-            if self._asleep:
+            if self._asleep is not False:
                 raise EngineError(f"{self.identity} is asleep; call wake() first")
             child = self._serving()
             child.begin()
@@ -228,11 +240,12 @@ class VLLMServerEngine:
                 return
             child = self._child
             child.drain()  # no call begins meanwhile: the lock is held
-            self._asleep = True  # also if what follows fails: then wake() must put it right
+            self._asleep = None
             with child.ended_if_this_fails("go to sleep", raises=False):
                 child.ask("POST", f"/sleep?level={self._setup.sleep_level}")
                 if child.ask("GET", "/is_sleeping") != {"is_sleeping": True}:
                     raise EngineError("it answers that it is awake")
+            self._asleep = True  # also if it was ended: then wake() must start it anew
 
     def wake(self) -> None:
         """Take the GPU again; does nothing for an engine that is awake. A server that died asleep is started anew.
@@ -242,12 +255,13 @@ class VLLMServerEngine:
                 what it took; the next ``wake`` starts it anew, as often as ``restarts`` allows.
         """
         with self._lock:
-            if not self._asleep:
+            if self._asleep is False:
                 return
             child = self._child
             if child is None or child.died:
                 self._serving()
             else:
+                self._asleep = None
                 with child.ended_if_this_fails("wake"):
                     if self._setup.sleep_level == 2 and self._setup.frees_memory:
                         child.ask("POST", "/wake_up?tags=weights")
