@@ -47,6 +47,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from itertools import pairwise, product
 from pathlib import Path
 from random import Random
@@ -61,7 +62,7 @@ from mrjudge_reward.asking import Asker, Run, VerdictMode
 from mrjudge_reward.cache import Verb
 from mrjudge_reward.embedded import embedded_model_path
 from mrjudge_reward.engines.scripted import ScriptedEngine
-from mrjudge_reward.engines.vllm_setup import VLLMSetup, cpu_build
+from mrjudge_reward.engines.vllm_setup import JudgeTokenizer, VLLMSetup, cpu_build
 from mrjudge_reward.types import Engine, Failure, Reply, Request, Sampling
 
 REQUIRED = 0.97
@@ -191,10 +192,12 @@ DUEL_HEADER = (
 )
 
 
-def duel(engine: Engine, name: str, case: tuple[VerdictMode, str], groups: list[Group], turns: int) -> Duel:
+def duel(
+    engine: Engine, name: str, case: tuple[VerdictMode, str], groups: list[Group], max_tokens: int, turns: int
+) -> Duel:
     verdict, schedule = case
     watched = Watched(engine)
-    judge = Judge(watched, Choice(), schedule=schedule, verdict=verdict, sampling=Sampling(1.0, 1.0, 16))
+    judge = Judge(watched, Choice(), schedule=schedule, verdict=verdict, sampling=Sampling(1.0, 1.0, max_tokens))
 
     def turn(work: Callable[[], object]) -> float:
         if name == "vllm":
@@ -240,9 +243,9 @@ def duels(name: str, quick: bool) -> list[Duel]:
 
         engine = TransformersEngine(path, dtype="float32")
     # A turn takes seconds: longer than a clock's grain, and shorter than most of what disturbs a machine.
-    size, words, turns = (2, 10, 1) if quick else (4, 40, 10) if name == "vllm" else (3, 40, 5)
+    size, words, max_tokens, turns = (2, 10, 2, 1) if quick else (4, 40, 16, 10) if name == "vllm" else (3, 40, 16, 5)
     cases: tuple[tuple[VerdictMode, str], ...] = (("read", "adaptive"), ("sampled", "ring"))
-    found = [duel(engine, name, case, groups_of(size, 1, words), turns) for case in cases]
+    found = [duel(engine, name, case, groups_of(size, 1, words), max_tokens, turns) for case in cases]
     engine.close()
     return found
 
@@ -356,8 +359,13 @@ OWN_HEADER = (
 )
 
 
+@cache
+def embedded_tokenizer() -> JudgeTokenizer:
+    return VLLMSetup(str(embedded_model_path())).load_tokenizer()
+
+
 def own_time(size: int, schedule: str, verdict: VerdictMode, candidates: int, repeats: int) -> Own:
-    tokens = VLLMSetup(str(embedded_model_path())).load_tokenizer()
+    tokens = embedded_tokenizer()
     engine = Instant(lambda text: len(tokens.encode(text)), tokens.reserved, text(Random(1), 60))
     judge = Judge(engine, Choice(), schedule=schedule, verdict=verdict)
     groups = groups_of(size, max(1, candidates // size), 180)

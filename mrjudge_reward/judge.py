@@ -36,7 +36,7 @@ from .rounds import shares, side_by_side
 from .schedules import SCHEDULES, Limits
 from .stats import FailureAlarm
 from .tally import HARD_LOG_ODDS, MAX_GROUP, count_games, cyclic_triads
-from .types import Comparison, Engine, Failed, Group, Judgement, Message, Played, Sampling
+from .types import Comparison, Engine, Failed, Group, Judgement, Message, Played, Sampling, Verdict
 
 
 class Judge:
@@ -224,6 +224,26 @@ class Judge:
                 keep[id(run)].append((comparison, items))
         for key, (run, fork) in forks.items():
             run.absorb(fork, keep[key])
+
+    def compare(self, asked: Sequence[tuple[Group, Comparison]]) -> list[Verdict]:
+        """Verdicts on comparisons of one's own choosing, all in one batch: for measuring a judge.
+
+        No schedule, no rating and no alarm; retries, cache and the way to a verdict are the judge's own. Of a cascade that
+        trusts its glances it is the one in the order asked for.
+
+        Args:
+            asked: groups, and candidates of theirs in slot order.
+
+        Returns:
+            As many verdicts, in their order.
+        """
+        runs: dict[int, Run] = {}
+        for group, _ in asked:
+            if id(group) not in runs:
+                runs[id(group)] = Run(group, group.candidates, SCHEDULES["listwise"](0, self.limits, Random(0)))
+        with session_of(self.engine):
+            decided = self.asker.decide([(runs[id(group)], comparison) for group, comparison in asked])
+        return [items[0].verdict for items in decided]
 
     def rank(
         self, prompt: str | Sequence[Mapping[str, Any] | Message], candidates: Sequence[str], key: str = "0"

@@ -16,21 +16,20 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from judge_data import TaskConfig, check_tasks, task_exercises
 from mrjudge_reward.embedded import embedded_model_path
-from mrjudge_reward.errors import ConfigError, InputError
+from mrjudge_reward.errors import InputError
 from mrjudge_reward.prompts import TextGuard
 from mrjudge_reward.settings import Settings
 from mrjudge_reward.tasks import Exercise, Split, balanced
+from recipe_config import read_config
 
 
 class SFTRecipe(Settings):
@@ -51,23 +50,6 @@ class SFTRecipe(Settings):
     lora: dict[str, Any] | None = None
     training: dict[str, Any]
     max_text_tokens: int = 2048
-
-
-def load_recipe(path: str, overrides: list[str]) -> SFTRecipe:
-    """Read a config; an override is ``a.b=value``, its value YAML."""
-    values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{path} must hold settings")
-    for override in overrides:
-        name, equals, value = override.partition("=")
-        if not equals:
-            raise ConfigError(f"an override is name=value; got {override!r}")
-        *parents, last = name.split(".")
-        place: Any = values
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = yaml.safe_load(value)
-    return SFTRecipe(**values)
 
 
 def rows_of(exercises: list[tuple[str, Exercise]], tokenizer: Any, max_text_tokens: int) -> list[dict[str, Any]]:
@@ -130,7 +112,7 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
     args = parser.parse_args()
-    recipe = load_recipe(args.config, args.overrides)
+    recipe = SFTRecipe(**read_config(args.config, args.overrides))
 
     from datasets import Dataset
     from peft import LoraConfig

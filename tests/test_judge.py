@@ -23,6 +23,7 @@ from mrjudge_reward.schedules import SCHEDULES
 from mrjudge_reward.stats import FailureAlarm
 from mrjudge_reward.tally import MAX_GROUP, position_consistency
 from mrjudge_reward.types import (
+    Comparison,
     Failed,
     Failure,
     Group,
@@ -892,3 +893,17 @@ def test_closing_twice_is_fine():
     judge = Judge(scripted(Choice()))
     judge.close()
     judge.close()
+
+
+def test_comparisons_of_ones_own_choosing_are_asked_as_they_are_in_one_batch():
+    engine = ScriptedEngine.by_utility(len)
+    groups = [Group.of("q", ["a", "bbb", "cc"], "1"), Group.of("r", ["dd", ""], "2")]
+    asked = [(groups[0], Comparison((2, 1))), (groups[1], Comparison((0, 1))), (groups[0], Comparison((0, 1, 2)))]
+    verdicts = Judge(engine, retries=0).compare(asked)
+    assert [verdict.outcome for verdict in verdicts] == [
+        Preference((0.0, 1.0)),
+        Preference((1.0, 0.0)),
+        Preference((0.0, 1.0, 0.0)),
+    ]
+    assert engine.batches == [3]
+    assert Judge(engine).compare([]) == []

@@ -25,6 +25,10 @@ def recipe_module(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("train_sft")
 
 
+def loaded(module: Any, overrides: list[str]) -> Any:
+    return module.SFTRecipe(**module.read_config(str(CONFIG), overrides))
+
+
 @pytest.fixture(scope="module")
 def tokenizer(smol_path: str) -> Any:
     import transformers
@@ -42,7 +46,7 @@ def train(tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_examples_end_in_the_right_verdict_and_show_both_orders(recipe_module: Any, tokenizer: Any):
-    recipe = recipe_module.load_recipe(str(CONFIG), ["tasks.film_pairs.count=20"])
+    recipe = loaded(recipe_module, ["tasks.film_pairs.count=20"])
     rows = recipe_module.examples(recipe, "train", tokenizer)
     assert len(rows) == 40
     answers = [row["completion"][0]["content"] for row in rows]
@@ -66,11 +70,16 @@ def test_examples_from_a_file_are_taken_and_a_bad_line_is_named(recipe_module: A
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
-    [(["tasks.film_pairs.cuont=3"], "cuont"), (["modle=x"], "did you mean 'model'"), (["tasks"], "name=value")],
+    [
+        (["tasks.film_pairs.cuont=3"], "cuont"),
+        (["modle=x"], "did you mean 'model'"),
+        (["tasks"], "name=value"),
+        (["model.x=1"], "no settings"),
+    ],
 )
 def test_a_wrong_setting_is_named(recipe_module: Any, tokenizer: Any, overrides: list[str], message: str):
     with pytest.raises(ConfigError, match=message):
-        recipe_module.examples(recipe_module.load_recipe(str(CONFIG), overrides), "train", tokenizer)
+        recipe_module.examples(loaded(recipe_module, overrides), "train", tokenizer)
 
 
 def test_a_run_without_anything_to_learn_from_is_refused(recipe_module: Any, tokenizer: Any):
@@ -102,7 +111,7 @@ def test_the_loss_is_on_the_judges_turn_alone(recipe_module: Any, tokenizer: Any
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    recipe = recipe_module.load_recipe(str(CONFIG), ["tasks.film_pairs.count=2"])
+    recipe = loaded(recipe_module, ["tasks.film_pairs.count=2"])
     rows = recipe_module.examples(recipe, "train", tokenizer)
     trainer = SFTTrainer(
         model=smol_path,
