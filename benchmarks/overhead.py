@@ -1,8 +1,8 @@
 """What judging costs beside the engine: speed against the raw engine, our own time and memory.
 
-    python benchmarks/overhead.py                              # about five minutes on two cores
+    python benchmarks/overhead.py                              # six to ten minutes on two cores
     python benchmarks/overhead.py --parts own memory           # without an engine
-    python benchmarks/overhead.py --quick --json rows.json     # half a minute, for a smoke test: the numbers mean nothing
+    python benchmarks/overhead.py --quick --json rows.json     # a minute, for a smoke test: the numbers mean nothing
 
 It exits with 1 if a requirement fails (not with --quick).
 

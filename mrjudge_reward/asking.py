@@ -20,7 +20,7 @@ from .engines.cancelling import cancelled
 from .errors import ConfigError, EngineError
 from .formats import Format, read_reply
 from .parsing import THINK_CLOSE, THINK_OPEN
-from .prompts import TextGuard, conversation_text
+from .prompts import TextGuard, conversation_text, most_tokens
 from .schedules import Plan
 from .tally import bounded_log_odds, count_games
 from .types import (
@@ -81,6 +81,7 @@ class Run:
     glances: list[Played] = field(default_factory=list)
     guards: dict[int, TextGuard] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
+    most_tokens: dict[str, int] = field(default_factory=dict)
     calls: int = 0
     cache_hits: int = 0
     usage: Usage = Usage()
@@ -321,6 +322,11 @@ class Asker:
         """
         group, room = run.group, self._room(len(candidates))
         texts = (conversation_text(group.prompt), group.reference or "", group.rubric or "", *candidates)
+        for text in texts:
+            if text not in run.most_tokens:
+                run.most_tokens[text] = most_tokens(text)
+        if sum(run.most_tokens[text] for text in texts) <= 0.95 * room:  # counting takes most of our own time
+            return room
         for text in texts:
             if text not in run.tokens:  # no token spans 16 characters, so far longer texts are not tokenized
                 run.tokens[text] = self.engine.count_tokens(text) if len(text) <= 16 * room else len(text) // 4
