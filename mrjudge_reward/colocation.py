@@ -7,6 +7,8 @@ A **turn** is one guarded section: take the device, wake, judge, drain, sleep, g
 after an exception or an interrupt. Loading the model is a turn as well. The device is a file lock, one per physical
 device, in a folder of this user on this machine (``$MRJUDGE_LOCKS``, else in the temporary folder), so no two judges
 that take turns are ever awake on one device, whatever their processes. A process that dies gives its locks back.
+What an interrupt cannot stop at once, such as a thread that waits for a server to be started anew, keeps the turn until it
+is done. Turns do not nest: whoever has one and asks for another on the same device waits for itself, up to ``wait_s``.
 
 What others do with the device is not seen. A trainer is still while it waits for its rewards; what torch only keeps for
 later in this process is given back first. A rollout engine should be asleep by then: TRL 1.16 puts its own to sleep at
