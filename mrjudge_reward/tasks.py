@@ -27,6 +27,7 @@ too, or a judge could always say so; so is a preference where all are equal.
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -232,22 +233,35 @@ def with_twins(exercises: Sequence[Exercise]) -> list[tuple[Exercise, ...]]:
     return [tuple(twins) for twins in found.values()]
 
 
-def balanced(tasks: Mapping[str, Sequence[T]], count: int, seed: int = 0) -> list[tuple[str, T]]:
-    """A mixture with as many examples of each task as of any other, in random order.
+def balanced(
+    tasks: Mapping[str, Sequence[T]], count: int, seed: int = 0, weights: Mapping[str, float] | None = None
+) -> list[tuple[str, T]]:
+    """A mixture in which each task has its share, in random order.
 
     A task is gone through, in random order, before one of its examples comes again.
 
+    Args:
+        tasks: name → examples.
+        count: of the mixture.
+        seed: of the order.
+        weights: name → weight; 1 where none is named. A task's share is its part of all weights, rounded.
+
     Raises:
-        InputError: if there is no task, or an empty one.
+        InputError: if there is no task, an empty one, or a weight that is not above zero.
     """
     if not tasks:
         raise InputError("a mixture needs at least one task")
+    weight = {name: 1.0 if weights is None else weights.get(name, 1.0) for name in tasks}
+    if not all(0 < value < math.inf for value in weight.values()):
+        raise InputError(f"weights of tasks must be above zero; got {weight}")
     draw = random.Random(seed)
     mixture: list[tuple[str, T]] = []
-    for place, (name, examples) in enumerate(tasks.items()):
+    ahead = 0.0
+    for name, examples in tasks.items():
         if not examples:
             raise InputError(f"task {name!r} has no examples")
-        share = count // len(tasks) + (place < count % len(tasks))
+        ahead += weight[name]
+        share = round(count * ahead / sum(weight.values())) - len(mixture)
         deck: list[T] = []
         while len(deck) < share:
             deck += draw.sample(list(examples), len(examples))

@@ -42,7 +42,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.errors import ConfigError, InputError, require
@@ -110,6 +110,9 @@ class TaskConfig(Settings):
         generators: of reasoning-gym.
         held_out: ``"task"`` is never trained on, its texts may be (a format held out); of ``"source"`` all texts are
             test texts, and no task may train on them (a domain held out; see :func:`check_tasks`).
+        weight: its part of a mixture, beside the weights of the other tasks.
+        reasoning: what a judge is taught to write before its verdict in the warm-up: nothing, or the raters' mean of each
+            text; for rated texts (:func:`reasoning`).
         seed: of what is drawn and shown in which order; the splits know no seed.
 
     Raises:
@@ -131,6 +134,8 @@ class TaskConfig(Settings):
     hub_split: str = "train"
     generators: list[str] = Field(default_factory=lambda: list(GENERATORS), min_length=1)
     held_out: Literal["no", "task", "source"] = "no"
+    weight: PositiveFloat = 1.0
+    reasoning: Literal["none", "ratings"] = "none"
     seed: int = 0
 
     def __init__(self, **values: Any) -> None:
@@ -142,6 +147,8 @@ class TaskConfig(Settings):
             raise ConfigError("path belongs to source 'preferences', which needs it")
         if self.question is not None and self.source not in DOMAINS:
             raise ConfigError("question belongs to rated texts; other sources have their own")
+        if self.reasoning != "none" and self.source not in DOMAINS:
+            raise ConfigError(f"reasoning from ratings belongs to rated texts, and {self.source} has none")
         if self.source not in DOMAINS and self.size < 2:
             raise ConfigError(f"items of {self.source} have at least 2 candidates; got size {self.size}")
         self.build_format()
@@ -196,6 +203,20 @@ def task_exercises(task: TaskConfig, split: Split) -> list[Exercise]:
     if not made:
         raise InputError(f"the task on {task.source} has no {split} exercise that its format can mark")
     return made
+
+
+def reasoning(exercise: Exercise) -> str:
+    """What a rater might think before the verdict: how each text is rated, in the order shown, on the item's own scale.
+
+    A stand-in, ours, for the reasoning that MR. Judge distils from a text reasoner (``synthesize.py``): it costs a small
+    judge some twenty tokens, and says what the verdict follows from.
+    """
+    labels = getattr(exercise.format, "labels", ("",))
+    rated = (
+        f"{label.strip()}: {worth:+.1f}".removeprefix(": ")
+        for label, worth in zip(labels, exercise.worth_K, strict=False)
+    )
+    return f"<think>{', '.join(rated)}</think>"
 
 
 # -- rated texts ------------------------------------------------------------------------------------------------------

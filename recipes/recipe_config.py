@@ -12,7 +12,7 @@ from mrjudge_reward.errors import ConfigError
 
 
 def read_config(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The settings in a file, overridden by ``a.b=value`` with YAML for values.
+    """The settings in a file, overridden by ``a.b=value`` with YAML for values; ``a.b=null`` takes a setting out.
 
     Raises:
         ConfigError: if the file is missing or holds no settings, or an override is none.
@@ -34,5 +34,9 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
                 raise ConfigError(f"{override}: {parent} holds {place!r}, no settings")
-        place[last] = yaml.safe_load(value)
+        read = yaml.safe_load(value)
+        if read is None:
+            place.pop(last, None)
+        else:
+            place[last] = read
     return settings

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from pydantic import Field
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from judge_data import TaskConfig, check_tasks, task_exercises
+from judge_data import TaskConfig, check_tasks, reasoning, task_exercises
 from mrjudge_reward.embedded import embedded_model_path
 from mrjudge_reward.errors import InputError
 from mrjudge_reward.prompts import TextGuard
@@ -37,7 +38,7 @@ class SFTRecipe(Settings):
 
     Args:
         model: hub name, path, or ``"embedded"``.
-        tasks: name → fields of ``TaskConfig``; mixed so that each gives as many examples.
+        tasks: name → fields of ``TaskConfig``; mixed by their weights, so that each comes whole at least once.
         examples: JSON lines of ``messages``, ``answer`` (the judge's turn) and ``task``, instead of or beside tasks.
         lora: fields of PEFT's ``LoraConfig``; None trains all weights.
         training: fields of TRL's ``SFTConfig``.
@@ -52,8 +53,19 @@ class SFTRecipe(Settings):
     max_text_tokens: int = 2048
 
 
-def rows_of(exercises: list[tuple[str, Exercise]], tokenizer: Any, max_text_tokens: int) -> list[dict[str, Any]]:
+def rows_of(
+    exercises: Sequence[tuple[str, Exercise]],
+    tokenizer: Any,
+    max_text_tokens: int,
+    reasoned: frozenset[str] = frozenset(),
+) -> list[dict[str, Any]]:
     """Examples in TRL's prompt-completion layout.
+
+    Args:
+        exercises: with the names of their tasks.
+        tokenizer: of the judge.
+        max_text_tokens: bound of each text.
+        reasoned: tasks in which the verdict comes after reasoning.
 
     Raises:
         InputError: for an item with images, which this recipe does not train on yet.
@@ -66,7 +78,9 @@ def rows_of(exercises: list[tuple[str, Exercise]], tokenizer: Any, max_text_toke
     return [
         {
             "prompt": [{"role": turn.role, "content": turn.text} for turn in exercise.render(guard)],
-            "completion": [{"role": "assistant", "content": exercise.right()}],
+            "completion": [
+                {"role": "assistant", "content": (reasoning(exercise) if name in reasoned else "") + exercise.right()}
+            ],
             "task": name,
         }
         for name, exercise in exercises
@@ -97,13 +111,55 @@ def examples(recipe: SFTRecipe, split: Split, tokenizer: Any) -> list[dict[str, 
     made = {name: task_exercises(task, split) for name, task in tasks.items()}
     rows: list[dict[str, Any]] = []
     if made:
-        count = len(made) * max(map(len, made.values()))
-        rows = rows_of(balanced(made, count, int(recipe.training.get("seed", 42))), tokenizer, recipe.max_text_tokens)
+        weights = {name: task.weight for name, task in tasks.items()}
+        count = round(max(len(made[name]) / weight for name, weight in weights.items()) * sum(weights.values()))
+        mixture = balanced(made, count, int(recipe.training.get("seed", 42)), weights)
+        reasoned = frozenset(name for name, task in tasks.items() if task.reasoning != "none")
+        rows = rows_of(mixture, tokenizer, recipe.max_text_tokens, reasoned)
     if recipe.examples and split == "train":
         rows += written_rows(recipe.examples)
     if not rows:
         raise InputError("the config names neither tasks nor a file of examples")
     return rows
+
+
+def trainer_class() -> type[Any]:
+    """TRL's trainer; without a GPU one that computes logits only where an answer stands.
+
+    TRL's own does so with a GPU; elsewhere it scores all positions of prompts too (``trl/trainer/utils.py``,
+    ``add_fused_lm_head``), which for a small model with a large vocabulary takes as long as all its layers.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+    from trl import SFTTrainer
+
+    if torch.cuda.is_available():
+        return SFTTrainer
+
+    class AnswerTrainer(SFTTrainer):
+        """The same loss, from fewer logits."""
+
+        def compute_loss(
+            self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            labels = inputs["labels"][:, 1:]
+            kept = (labels != -100).any(dim=0).nonzero().squeeze(-1)
+            output = model(
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                logits_to_keep=kept,
+                use_cache=False,
+            )
+            logits, wanted = output.logits.float().flatten(0, 1), labels[:, kept].flatten()
+            total = cross_entropy(logits, wanted, ignore_index=-100, reduction="sum")
+            if num_items_in_batch is None:
+                loss = total / (wanted != -100).sum().clamp(min=1)
+            else:  # of all ranks, whose gradients are averaged
+                ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+                loss = total * ranks / num_items_in_batch
+            return (loss, output) if return_outputs else loss
+
+    return AnswerTrainer
 
 
 def main() -> None:
@@ -118,13 +174,13 @@ def main() -> None:
     from peft import LoraConfig
     from transformers import AutoTokenizer
     from transformers.trainer_utils import get_last_checkpoint
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig
 
     model = str(embedded_model_path()) if recipe.model == "embedded" else recipe.model
     tokenizer = AutoTokenizer.from_pretrained(model)
     settings = SFTConfig(**{"completion_only_loss": True, "report_to": "none", **recipe.training})
     train = Dataset.from_list(examples(recipe, "train", tokenizer))
-    trainer = SFTTrainer(
+    trainer = trainer_class()(
         model=model,
         args=settings,
         train_dataset=train.remove_columns("task"),

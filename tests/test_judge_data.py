@@ -392,6 +392,15 @@ def test_a_task_is_asked_as_the_judge_later_is(data: Any):
     assert written == {"<answer>no</answer>", "<answer>yes</answer>"}
 
 
+def test_reasoning_names_what_raters_said_in_the_order_shown(data: Any):
+    item = from_ratings("Q", ["good", "bad"], [1.84, -0.36], "films", scale=(-4.0, 4.0))
+    pair = Choice(labels=("A", "B"))
+    assert data.reasoning(data.Exercise(item, (1, 0), pair)) == "<think>A: -0.4, B: +1.8</think>"
+    assert data.reasoning(data.Exercise(item, (0,), Score())) == "<think>+1.8</think>"
+    both = data.Exercise(item, (1, 0), pair)
+    assert mark(both, Reply(data.reasoning(both) + both.right())).reward == 1
+
+
 def test_a_task_whose_items_no_verdict_fits_is_an_error(data: Any):
     task = data.TaskConfig(source="film reviews", size=1, judge=CHOICE)
     with pytest.raises(InputError, match="no dev exercise that its format can mark"):

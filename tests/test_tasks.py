@@ -409,6 +409,17 @@ def test_a_mixture_is_balanced_and_repeats_nothing_before_all_came(sizes: dict[s
         assert max(times[example] for example in examples) - min(times[example] for example in examples) <= 1
 
 
+def test_a_mixture_follows_weights():
+    mixture = balanced({"a": [1, 2], "b": [3], "c": [4]}, 40, weights={"a": 4, "b": 0.5, "other": 9})
+    shares = Counter(name for name, _ in mixture)
+    assert shares["a"] in (29, 30)
+    assert (shares["b"], shares["c"]) in ((3, 7), (4, 7), (4, 8))
+    assert sum(shares.values()) == 40
+    for weight in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="above zero"):
+            balanced({"a": [1]}, 3, weights={"a": weight})
+
+
 def test_an_empty_mixture_or_task_raises():
     with pytest.raises(InputError, match="at least one task"):
         balanced({}, 3)

@@ -6,6 +6,7 @@ import importlib
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ from mrjudge_reward.formats import Choice
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "recipes" / "configs" / "sft_cpu.yaml"
+SMALL = [
+    f"tasks.{name}.count={count}"
+    for name, count in {"film_pairs": 20, "tweet_pairs": 4, "editorial_pairs": 3, "film_alone": 5}.items()
+]
 
 
 @pytest.fixture
@@ -37,7 +42,7 @@ def tokenizer(smol_path: str) -> Any:
 
 
 def train(tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    settings = ["tasks.film_pairs.count=8", f"training.output_dir={tmp_path}", "training.per_device_train_batch_size=2",
+    settings = [*SMALL, f"training.output_dir={tmp_path}", "training.per_device_train_batch_size=2",
                 "training.save_steps=1", "training.logging_steps=1", *overrides]  # fmt: skip
     command = [sys.executable, str(ROOT / "recipes" / "train_sft.py"), str(CONFIG)]
     for setting in settings:
@@ -46,13 +51,27 @@ def train(tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_examples_end_in_the_right_verdict_and_show_both_orders(recipe_module: Any, tokenizer: Any):
-    recipe = loaded(recipe_module, ["tasks.film_pairs.count=20"])
+    recipe = loaded(recipe_module, SMALL)
     rows = recipe_module.examples(recipe, "train", tokenizer)
-    assert len(rows) == 40
-    answers = [row["completion"][0]["content"] for row in rows]
+    # Weights 4, 1, 1, 1: the largest task comes once whole, the others again and again.
+    assert Counter(row["task"] for row in rows) == {
+        "film_pairs": 40, "tweet_pairs": 10, "editorial_pairs": 10, "film_alone": 10
+    }  # fmt: skip
+    answers = [row["completion"][0]["content"] for row in rows if row["task"] == "film_pairs"]
     assert sorted(answers) == ["<answer>A</answer>"] * 20 + ["<answer>B</answer>"] * 20
     assert all(Choice(labels=("A", "B")).parse(answer, 2) for answer in answers)
-    assert {row["task"] for row in rows} == {"film_pairs"}
+
+
+def test_reasoning_stands_before_the_verdict_of_the_tasks_that_want_it(recipe_module: Any, tokenizer: Any):
+    recipe = loaded(recipe_module, [*SMALL, "tasks.film_pairs.reasoning=ratings"])
+    rows = recipe_module.examples(recipe, "train", tokenizer)
+    for row in rows:
+        answer = row["completion"][0]["content"]
+        assert answer.startswith("<think>A: ") == (row["task"] == "film_pairs")
+    pairs = [row["completion"][0]["content"] for row in rows if row["task"] == "film_pairs"]
+    for answer in pairs:
+        first, second = (float(part.split(": ")[1]) for part in answer[7:].split("</think>")[0].split(", "))
+        assert answer.endswith("<answer>A</answer>" if first > second else "<answer>B</answer>")
 
 
 def test_examples_from_a_file_are_taken_and_a_bad_line_is_named(recipe_module: Any, tokenizer: Any, tmp_path: Path):
@@ -75,6 +94,7 @@ def test_examples_from_a_file_are_taken_and_a_bad_line_is_named(recipe_module: A
         (["modle=x"], "did you mean 'model'"),
         (["tasks"], "name=value"),
         (["model.x=1"], "no settings"),
+        (["tasks.film_pairs=null", "tasks.tweet_pairs.weight=0"], "weight"),
     ],
 )
 def test_a_wrong_setting_is_named(recipe_module: Any, tokenizer: Any, overrides: list[str], message: str):
@@ -107,20 +127,40 @@ def test_it_trains_an_adapter_and_goes_on_where_it_was_interrupted(smol_path: st
     assert isinstance(reply, Reply)
 
 
-def test_the_loss_is_on_the_judges_turn_alone(recipe_module: Any, tokenizer: Any, smol_path: str, tmp_path: Path):
+def test_the_loss_is_trls_and_on_the_judges_turn_alone(
+    recipe_module: Any, tokenizer: Any, smol_path: str, tmp_path: Path
+):
+    import torch
     from datasets import Dataset
+    from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
-    recipe = loaded(recipe_module, ["tasks.film_pairs.count=2"])
-    rows = recipe_module.examples(recipe, "train", tokenizer)
-    trainer = SFTTrainer(
-        model=smol_path,
-        args=SFTConfig(output_dir=str(tmp_path), completion_only_loss=True, report_to="none", use_cpu=True, bf16=False,
-                       per_device_train_batch_size=4),
-        train_dataset=Dataset.from_list(rows).remove_columns("task"),
-        processing_class=tokenizer,
-    )  # fmt: skip
-    batch = next(iter(trainer.get_train_dataloader()))
+    recipe = loaded(recipe_module, SMALL)
+    rows = recipe_module.examples(recipe, "train", tokenizer)[:6]
+    found = []
+    for kind in (SFTTrainer, recipe_module.trainer_class()):
+        torch.manual_seed(0)
+        trainer = kind(
+            model=smol_path,
+            args=SFTConfig(output_dir=str(tmp_path), completion_only_loss=True, report_to="none", use_cpu=True, bf16=False,
+                           per_device_train_batch_size=6, gradient_checkpointing=False),
+            train_dataset=Dataset.from_list(rows).remove_columns("task"),
+            processing_class=tokenizer,
+            peft_config=LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], init_lora_weights=False),
+        )  # fmt: skip
+        torch.manual_seed(0)
+        batch = next(iter(trainer.get_train_dataloader()))
+        losses = []
+        for count in (None, torch.tensor(100)):
+            trainer.model.zero_grad()
+            loss = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=count)
+            loss.backward()
+            losses.append(loss.item())
+        found.append((losses, [p.grad.clone() for p in trainer.model.parameters() if p.grad is not None]))
+    (theirs, their_grads), (ours, our_grads) = found
+    assert ours == pytest.approx(theirs, rel=1e-4)
+    for mine, other in zip(our_grads, their_grads, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-3 * float(other.abs().max()), rtol=1e-2)
     for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
-        learned = tokenizer.decode(ids[labels != -100])
-        assert learned.strip() in {"<answer>A</answer><|im_end|>", "<answer>B</answer><|im_end|>"}
+        learned = tokenizer.decode(ids[labels != -100]).strip().removesuffix("<|im_end|>")
+        assert learned in {"<answer>A</answer>", "<answer>B</answer>", "Sentiment: positive", "Sentiment: negative"}
