@@ -1,0 +1,120 @@
+"""A run that may be interrupted at any point: one line per finished row, each written once and made to last.
+
+A line that a crash cut off is dropped when the run goes on. Of several lines of a row the last one counts, so that what
+failed for the moment can be asked again. Lines are of one set of settings, which stand beside them; others are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from mrjudge_reward.errors import ConfigError, InputError
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """A file of JSON lines, there whole or as it was before."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows))
+
+
+def write_text(path: Path, text: str) -> None:
+    """A file, there whole or as it was before."""
+    scratch = path.with_name(f"{path.name}.partial")
+    with scratch.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(scratch, path)
+
+
+def _differences(before: Any, now: Any, name: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted(before.keys() | now.keys())
+        return [
+            place
+            for key in keys
+            for place in _differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+        ]
+    return [] if before == now else [name]
+
+
+class Journal:
+    """The finished rows of a run, in a folder that no other run writes to meanwhile.
+
+    Args:
+        folder: of the run; made if it does not exist.
+        settings: all that decides what a row comes to, as JSON values.
+
+    Attributes:
+        entries: row number → its last line.
+
+    Raises:
+        ConfigError: if the folder holds a run with other settings, naming them, or one that is running.
+        InputError: if a line that is not the last one is no JSON.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "journal.jsonl"
+        self.entries: dict[int, dict[str, Any]] = {}
+        self._lock = FileLock(folder / "journal.lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ConfigError(f"another run writes to {folder}; wait for it, or name another folder") from error
+        try:
+            self._agree(folder, json.loads(json.dumps(settings)))
+            self._read()
+            self._file = self.path.open("ab")
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _agree(self, folder: Path, settings: dict[str, Any]) -> None:
+        beside = folder / "settings.json"
+        if not beside.exists():
+            if self.path.exists():
+                raise ConfigError(f"{self.path} is there without {beside.name}; name another folder")
+            write_text(beside, json.dumps(settings, indent=2))
+            return
+        try:
+            before = json.loads(beside.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ConfigError(f"{beside} is no JSON: {error}") from error
+        if changed := _differences(before, settings):
+            raise ConfigError(
+                f"{folder} holds a run with other settings (changed: {', '.join(changed)}), and rows of two settings are "
+                "not mixed; name another folder, or remove this one"
+            )
+
+    def _read(self) -> None:
+        if not self.path.exists():
+            return
+        data = self.path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                entry = json.loads(line)
+                self.entries[int(entry["row"])] = entry
+            except (ValueError, TypeError, KeyError) as error:
+                raise InputError(f"{self.path}, line {number}: {error!r}") from error
+        if len(whole) < len(data):  # cut off by a crash
+            os.truncate(self.path, len(whole))
+
+    def add(self, entries: Iterable[dict[str, Any]]) -> None:
+        """Write lines, each with its row number under ``row``; they last when this returns."""
+        for entry in entries:
+            self.entries[entry["row"]] = entry
+            self._file.write(json.dumps(entry, ensure_ascii=True).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Give the folder back; safe to call twice."""
+        self._file.close()
+        self._lock.release()
