@@ -54,10 +54,11 @@ class JudgeConfig(EngineConfig):
     """Everything about a judge, as plain values: the settings of ``EngineConfig``, and these.
 
     With the default ``model="embedded"`` the untrained 135M model is read pointwise for sentiment, because that is what
-    it does well; any other model chooses among candidates, after the papers.
+    it does well; with ``adapter="embedded"`` it is trained to choose between two, and is read as it was trained. Any other
+    model chooses among candidates, after the papers.
 
     Args:
-        format: what the judge is asked; ``"auto"`` is ``sentiment`` for the embedded model, else ``choice``.
+        format: what the judge is asked; ``"auto"`` is ``sentiment`` for the untrained embedded model, else ``choice``.
         template: name or path of another wording.
         labels: labels of the slots (choice, ranking, pair_scores), or label → value (score).
         tie_label: a further option of ``choice``.
@@ -155,8 +156,13 @@ class JudgeConfig(EngineConfig):
 
     def build_format(self) -> Format:
         """The judge format."""
-        name = self.format if self.format != "auto" else ("sentiment" if self.embedded else "choice")
-        wording: dict[str, Any] = {"template": self.template} if self.template else {}
+        untrained = self.embedded and not self.trained
+        name = self.format if self.format != "auto" else ("sentiment" if untrained else "choice")
+        wording: dict[str, Any] = (
+            {"template": "glance", "labels": ("A", "B")} if self.trained and name == "choice" else {}
+        )
+        if self.template:
+            wording["template"] = self.template
         if self.tie_label and name != "choice":
             raise ConfigError("tie_label belongs to format 'choice'")
         if name in ("score", "sentiment"):

@@ -151,8 +151,9 @@ def _embedded(config: JudgeConfig) -> Iterator[Check]:
         detail = f"present, converted in {where}" if where else "present, not converted yet (done at its first use)"
         yield Check("embedded model", "ok", detail, data)
     if config.embedded:
+        trained = "trained to choose the more positive of two texts" if config.trained else "untrained"
         detail = (
-            "the embedded model judges. It is untrained and only orders texts by sentiment; it knows nothing of "
+            f"the embedded model judges. It is {trained} and only orders texts by sentiment; it knows nothing of "
             "helpfulness or truth. Name a judge of your own (model: ...) for real work"
         )
         yield Check("judge model", "note", detail)

@@ -5,8 +5,13 @@ the user's cache (about half a minute, 260 MB in bfloat16).
 
 As a judge this model is **untrained**. Asked to choose between two texts it is at chance and follows the slot, but read
 pointwise ("Sentiment:" → " positive" against " negative") it orders texts by sentiment well. That is what the package's
-default judge does: it rewards positive text, and knows nothing of helpfulness or truth. It is there to try out the
-machinery; bring a judge model of your own for real work.
+default judge does.
+
+With the LoRA adapter in this package (``JudgeConfig(adapter="embedded")``) it is a **trained** pairwise judge of sentiment,
+made by the project's own recipes; the model card beside the adapter says from what, by which commands, and how good it is.
+
+Either rewards positive text, and knows nothing of helpfulness or truth. They are there to try out the machinery; bring a
+judge model of your own for real work.
 """
 
 from __future__ import annotations
@@ -65,6 +70,11 @@ def embedded_model_path() -> Path:
                 os.replace(Path(scratch) / "model", target)
             print("Converted.", file=sys.stderr)
     return target
+
+
+def embedded_adapter_path() -> Path:
+    """Folder of the LoRA adapter in this package, with its model card."""
+    return Path(__file__).parent / "adapters" / "smollm2-135m-sentiment-pairs"
 
 
 def _convert(source: Path, target: Path) -> None:

@@ -54,7 +54,8 @@ class EngineConfig(Settings):
     Args:
         model: hub name, path, ``"embedded"``, or the name that an OpenAI-compatible server knows.
         engine: see the module. ``"auto"`` is ``openai`` if ``base_url`` is set, else ``transformers``.
-        adapter: PEFT adapter (all but openai).
+        adapter: PEFT adapter (all but openai); ``"embedded"`` is the one in this package, which makes a pairwise judge of
+            sentiment out of the embedded model.
         base_url: of an OpenAI-compatible server, e.g. ``http://127.0.0.1:8000/v1``.
         api_key_env: environment variable that holds the server's key; a key itself never stands in a config.
         max_concurrency: requests in flight (openai, vllm_server).
@@ -135,6 +136,8 @@ class EngineConfig(Settings):
         )
         if own:
             raise ConfigError(f"engine_kwargs must not hold {own[0]}; set {_OWN.get(own[0], own[0])} instead")
+        if self.adapter == EMBEDDED and not self.embedded:
+            raise ConfigError(f"the adapter 'embedded' belongs to the embedded model, not to {self.model}")
         if self.sleep_level == 2 and self.adapter is not None:
             raise ConfigError("sleep_level 2 drops the adapter and vLLM reloads the model alone; use level 1")
         if self.sleep_level is not None and not self.colocated:
@@ -144,8 +147,13 @@ class EngineConfig(Settings):
 
     @property
     def embedded(self) -> bool:
-        """Whether the untrained embedded model judges."""
+        """Whether the embedded model judges."""
         return self.model == EMBEDDED
+
+    @property
+    def trained(self) -> bool:
+        """Whether the embedded model judges with the adapter of this package."""
+        return self.embedded and self.adapter == EMBEDDED
 
     @property
     def takes_turns(self) -> bool:
@@ -159,6 +167,14 @@ class EngineConfig(Settings):
         from .embedded import embedded_model_path
 
         return str(embedded_model_path())
+
+    def adapter_path(self) -> str | None:
+        """Name or path of the adapter."""
+        if self.adapter != EMBEDDED:
+            return self.adapter
+        from .embedded import embedded_adapter_path
+
+        return str(embedded_adapter_path())
 
     def devices(self) -> list[str]:
         """The devices of an engine that loads a model, as torch names them in this process."""
@@ -243,7 +259,7 @@ class EngineConfig(Settings):
             return self._load_vllm(sleep_level)
         device = self.devices()[0]
         settings: dict[str, Any] = {
-            "adapter": self.adapter,
+            "adapter": self.adapter_path(),
             # That of the lock and the plan; what is no GPU is left to the engine, which knows why it cannot have it.
             "device": device if device.startswith("cuda") else self.device,
             "dtype": self.dtype,
@@ -261,7 +277,7 @@ class EngineConfig(Settings):
 
     def _load_vllm(self, sleep_level: int) -> Engine:
         settings: dict[str, Any] = {
-            "adapter": self.adapter,
+            "adapter": self.adapter_path(),
             "dtype": self.dtype,
             "gpu_memory_utilization": self.gpu_memory_utilization,
             "max_model_len": self.context_tokens,

@@ -224,7 +224,8 @@ def write_all(
         while batch := list(islice(items, chunk)):
             if judge is None and any(item.group for item in batch):
                 if config.embedded:
-                    say("the embedded model judges: it is untrained, and only orders texts by sentiment")
+                    trained = "trained for pairs" if config.trained else "untrained"
+                    say(f"the embedded model judges: it is {trained}, and only orders texts by sentiment")
                 judge = config.build()
                 stack.callback(judge.close)
             lines = _judged(judge, batch, counts)

@@ -30,14 +30,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from evaluate_judge import EvaluationRecipe, interval, written
-from train_sft import SFTRecipe
-
 from judge_data import TaskConfig, check_tasks, items
 from mrjudge_reward.errors import InputError, require
 from mrjudge_reward.items import Item
 from mrjudge_reward.tasks import Split
 from recipe_config import read_config
 from reviews import DOMAINS, rater_agreement, ratings_of
+from train_sft import SFTRecipe
 
 Grader = Callable[[Sequence[str]], list[float]]
 """A number for each text, higher is better."""
@@ -67,18 +66,16 @@ def tfidf(trained_on: Sequence[Item]) -> Grader:
     pairs = [(item.group.candidates, item.gold_G) for item in trained_on if len(item.gold_G) == 2]
     if not pairs:
         raise InputError("the training config has no pairs of rated texts")
-    require("sklearn", extra="dev")
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-
-    vectors = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+(?:'\w+)?\b|[!?]")
-    vectors.fit([text for texts, _ in pairs for text in texts])
+    text, linear, sparse = (
+        require(module, extra="dev")
+        for module in ("sklearn.feature_extraction.text", "sklearn.linear_model", "scipy.sparse")
+    )
+    vectors = text.TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+(?:'\w+)?\b|[!?]")
+    vectors.fit([one for texts, _ in pairs for one in texts])
     first, second = (vectors.transform([texts[place] for texts, _ in pairs]) for place in (0, 1))
     wins = np.array([gold[0] > gold[1] for _, gold in pairs])
-    model = LogisticRegression(C=10.0, fit_intercept=False, max_iter=1000)
-    from scipy.sparse import vstack
-
-    model.fit(vstack([first - second, second - first]), np.concatenate([wins, ~wins]))
+    model = linear.LogisticRegression(C=10.0, fit_intercept=False, max_iter=1000)
+    model.fit(sparse.vstack([first - second, second - first]), np.concatenate([wins, ~wins]))
     return lambda texts: [float(value) for value in vectors.transform(texts) @ model.coef_[0]]
 
 

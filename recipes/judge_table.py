@@ -22,7 +22,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from evaluate_judge import written
-
 from mrjudge_reward.errors import InputError
 
 SHOWN = ("accuracy", "both", "consistency", "averaged", "order", "failed")

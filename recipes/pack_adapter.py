@@ -20,7 +20,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from evaluate_judge import written
-
 from mrjudge_reward.embedded import PACKAGE, embedded_adapter_path
 from mrjudge_reward.errors import InputError
 

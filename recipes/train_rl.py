@@ -40,7 +40,7 @@ from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.integrations.ranks import gather, rank_and_world
 from mrjudge_reward.prompts import TextGuard
 from mrjudge_reward.settings import Settings
-from mrjudge_reward.tasks import Exercise, Mark, Split, balanced, mark, with_twins
+from mrjudge_reward.tasks import FORMAT_WEIGHT, Exercise, Mark, Split, balanced, mark, with_twins
 from mrjudge_reward.types import Reply
 from recipe_config import read_config
 
@@ -87,7 +87,8 @@ def units_of(exercises: Sequence[Exercise]) -> list[Unit]:
     """Exercises in twos: the two orders of a pair, or any two neighbours; so no batch of an even size parts twins."""
     twins = with_twins(exercises)
     alone = [unit[0] for unit in twins if len(unit) == 1]
-    return [u for u in twins if len(u) == 2] + [(a, b) for a, b in zip(alone[::2], alone[1::2], strict=False)]
+    twos: list[Unit] = [unit for unit in twins if len(unit) == 2]
+    return twos + list(zip(alone[::2], alone[1::2], strict=False))
 
 
 def asked(recipe: RLRecipe, split: Split) -> list[tuple[str, Exercise]]:
@@ -180,10 +181,11 @@ class Marks:
         """The mark of one reply."""
         exercise = self.book[number][1]
         if self.opened:
-            form = exercise.format
-            labels = [label for label in form.read_labels(len(exercise.slots)) if label.strip() == text.strip()]
-            text = f"{form.answer_open}{labels[0]}{form.answer_close}" if labels else ""
-            return mark(exercise, Reply(text))
+            form, slots = exercise.format, len(exercise.slots)
+            said = [label.strip() == text.strip() for label in form.read_labels(slots)]
+            outcome = form.from_logprobs([0.0 if one else -1e9 for one in said], slots)
+            accuracy = exercise.accuracy(outcome) if any(said) else 0.0
+            return Mark(accuracy, any(said), (1 - FORMAT_WEIGHT) * accuracy + FORMAT_WEIGHT * any(said))
         whole = bool(ids) and ids[-1] in self.ends
         return mark(exercise, Reply(text, finish="stop" if whole else "length"))
 

@@ -123,7 +123,7 @@ def examples(recipe: SFTRecipe, split: Split, tokenizer: Any) -> list[dict[str, 
     return rows
 
 
-def trainer_class() -> type[Any]:
+def trainer_class() -> Any:
     """TRL's trainer; without a GPU one that computes logits only where an answer stands.
 
     TRL's own does so with a GPU; elsewhere it scores all positions of prompts too (``trl/trainer/utils.py``,
@@ -136,7 +136,7 @@ def trainer_class() -> type[Any]:
     if torch.cuda.is_available():
         return SFTTrainer
 
-    class AnswerTrainer(SFTTrainer):
+    class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
         """The same loss, from fewer logits."""
 
         def compute_loss(
