@@ -1,12 +1,12 @@
 """The main job in small: a policy learns from a judge's verdicts, on two CPU cores, in a few minutes.
 
-A LoRA policy on SmolLM2-135M continues openings of real film reviews. TRL's GRPO trains it on the embedded judge's
-rewards: each completion is read pointwise for sentiment, the reads become games between the completions of a prompt, the
-games become scores. With ``--format choice`` the judge picks the best of all completions at once instead (the embedded
-model is untrained and chooses at chance: that shows the path, not progress).
+A LoRA policy on SmolLM2-135M continues openings of real film reviews. TRL's GRPO trains it on the rewards of the embedded
+judge, SmolLM2-135M with the adapter that this project's recipes trained: it reads which of two completions is the more
+positive, the verdicts become games between the completions of a prompt, the games become scores.
 
     python recipes/demo.py                                  # what `make demo` runs
-    python recipes/demo.py --format choice --steps 3
+    python recipes/demo.py --format sentiment               # the untrained model, reading each completion by itself
+    python recipes/demo.py --format choice --steps 3        # the untrained model, which chooses at chance: no progress
     python recipes/demo.py --config judge.yaml              # any judge
 
 It prints a table per step: mean reward, its spread inside groups, the judge's mean grade (probability of positive; only
@@ -131,13 +131,16 @@ def train(args: argparse.Namespace) -> None:
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
 
-    overrides = {"format": args.format} if args.format else {}
-    if args.format == "choice":
+    overrides: dict[str, Any] = {"format": args.format} if args.format else {}
+    if not args.format and not args.config:
+        overrides = {"adapter": "embedded"}
+    elif args.format == "choice":
         overrides |= {"schedule": "listwise", "both_orders": True, "max_slots": args.num_generations}
     config = JudgeConfig.load(args.config, **overrides) if args.config else JudgeConfig(**overrides)
     judge = config.build()
     if config.embedded:
-        print("Judge: the embedded SmolLM2-135M, untrained; it knows positive from negative text and nothing else.")
+        kind = "trained to choose the more positive of two texts" if config.trained else "untrained"
+        print(f"Judge: the embedded SmolLM2-135M, {kind}; it knows positive from negative text and nothing else.")
 
     path = str(embedded_model_path())
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -174,6 +175,7 @@ def main() -> None:
     from peft import LoraConfig
     from transformers import AutoTokenizer
     from transformers.trainer_utils import get_last_checkpoint
+    from transformers.utils import cached_file
     from trl import SFTConfig
 
     model = str(embedded_model_path()) if recipe.model == "embedded" else recipe.model
@@ -187,12 +189,17 @@ def main() -> None:
         processing_class=tokenizer,
         peft_config=None if recipe.lora is None else LoraConfig(task_type="CAUSAL_LM", **recipe.lora),
     )
+    # The losses count tokens of the whole batch; transformers believes that vision-language models cannot.
+    trainer.model_accepts_loss_kwargs = True
     output = Path(str(settings.output_dir))
     last = get_last_checkpoint(str(output)) if output.is_dir() else None
     trainer.train(resume_from_checkpoint=last)
     trainer.save_model(str(output))
     if trainer.is_world_process_zero():
         tokenizer.save_pretrained(output)
+        for name in ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"):
+            if (found := cached_file(model, name, _raise_exceptions_for_missing_entries=False)) is not None:
+                shutil.copy(found, output)  # without it a vision-language model could not be loaded again
         (output / "recipe.json").write_text(recipe.model_dump_json(indent=2), encoding="utf-8")
         print(f"{len(train)} examples; saved to {output}")
 

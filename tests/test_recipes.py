@@ -49,6 +49,14 @@ def trained(out: Path, *arguments: str) -> tuple[list[dict[str, Any]], str]:
 
 
 @pytest.mark.usefixtures("smol_path")
+def test_the_demo_trains_on_the_judge_that_is_in_the_package(tmp_path: Path) -> None:
+    rows, printed = trained(tmp_path, "--steps", "1")
+    assert "trained to choose" in printed
+    assert 0 <= rows[0]["consistency"] <= 1
+    assert rows[0]["grade"] is None
+
+
+@pytest.mark.usefixtures("smol_path")
 def test_the_demo_trains_and_leaves_a_log_and_an_adapter(tmp_path: Path) -> None:
     rows, printed = trained(tmp_path, "--steps", "2", "--format", "sentiment")
     assert [row["step"] for row in rows] == [1, 2]

@@ -1,0 +1,71 @@
+#!/bin/sh
+# The embedded judge, from nothing but packages, on two CPU cores: measure the base and what needs no judge, warm up,
+# reinforce, measure, keep whichever is better on dev, put it into the package, and measure it there.
+#
+#   sh recipes/run_cpu.sh            # a few hours; interrupted, the same command goes on
+#   sh recipes/run_cpu.sh tiny       # every step on a handful of examples: minutes, and no judge
+#
+# PYTHON, RUNS (folder of all that is made) and ADAPTER (where the judge is put) may be set. A step whose result is there is
+# not done again.
+set -eu
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-.venv/bin/python}
+RUNS=${RUNS:-runs/cpu}
+SFT= RL= EVAL= ADAPTER_DEFAULT=mrjudge_reward/adapters/smollm2-135m-sentiment-pairs
+if [ "${1:-}" = tiny ]; then
+    RUNS=$RUNS-tiny
+    ADAPTER_DEFAULT=$RUNS/adapter
+    SFT="--set tasks.film_pairs.count=4 --set tasks.tweet_pairs.count=2 --set tasks.editorial_pairs.count=2
+        --set tasks.film_alone.count=2 --set training.max_steps=2 --set training.per_device_train_batch_size=2"
+    RL="--set tasks.film_pairs.count=4 --set tasks.tweet_pairs.count=2 --set tasks.film_alone.count=4
+        --set tasks.film_pairs.eval_count=2 --set tasks.tweet_pairs.eval_count=2 --set tasks.film_alone.eval_count=2
+        --set training.max_steps=2 --set training.eval_steps=1 --set training.save_steps=1
+        --set training.per_device_train_batch_size=4 --set training.num_generations=2
+        --set training.per_device_eval_batch_size=2"
+    EVAL="--set tasks.film_pairs.eval_count=2 --set tasks.film_alone.eval_count=2 --set tasks.amazon_pairs.eval_count=2
+        --set tasks.amazon_alone.eval_count=2"
+fi
+ADAPTER=${ADAPTER:-$ADAPTER_DEFAULT}
+
+measure() { # NAME, settings
+    name=$1
+    shift
+    [ -f "$RUNS/$name/report.json" ] ||
+        "$PYTHON" recipes/evaluate_judge.py recipes/configs/eval_cpu.yaml $EVAL "$@" --out "$RUNS/$name"
+}
+
+accuracy() { # mean accuracy of a report's tasks
+    "$PYTHON" -c 'import json, sys
+tasks = json.load(open(sys.argv[1]))["tasks"].values()
+print(sum(task["accuracy"][0] for task in tasks) / len(tasks))' "$1"
+}
+
+[ -f "$RUNS/baselines/report.json" ] ||
+    "$PYTHON" recipes/judge_baselines.py recipes/configs/eval_cpu.yaml $EVAL --train recipes/configs/sft_cpu.yaml \
+        --out "$RUNS/baselines"
+measure base
+
+[ -f "$RUNS/sft/recipe.json" ] ||
+    "$PYTHON" recipes/train_sft.py recipes/configs/sft_cpu.yaml $SFT --set training.output_dir="$RUNS/sft"
+measure sft-test --set judge.adapter="$RUNS/sft"
+
+[ -f "$RUNS/rl/recipe.json" ] ||
+    "$PYTHON" recipes/train_rl.py recipes/configs/rl_cpu.yaml $RL --set adapter="$RUNS/sft" \
+        --set training.output_dir="$RUNS/rl"
+measure rl-test --set judge.adapter="$RUNS/rl"
+
+# Which of the two is kept is decided on dev, where Amazon reviews have no part.
+for name in sft rl; do
+    measure $name-dev --set judge.adapter="$RUNS/$name" --set split=dev --set tasks.amazon_pairs=null \
+        --set tasks.amazon_alone=null
+done
+best=sft
+if [ "$(printf '%s\n%s\n' "$(accuracy "$RUNS/sft-dev/report.json")" "$(accuracy "$RUNS/rl-dev/report.json")" |
+    sort -g | tail -1)" = "$(accuracy "$RUNS/rl-dev/report.json")" ]; then
+    best=rl
+fi
+echo "kept: $best"
+"$PYTHON" recipes/pack_adapter.py "$RUNS/$best" --out "$ADAPTER"
+measure packed --set judge.adapter="$ADAPTER"
+"$PYTHON" recipes/pack_adapter.py "$RUNS/$best" --out "$ADAPTER" --report "$RUNS/packed/report.json"
+"$PYTHON" recipes/judge_table.py "$RUNS"

@@ -1,0 +1,95 @@
+"""Write judging exercises as verl's data sets: ``train.parquet`` and ``dev.parquet`` (see ``judge_rl.yaml``).
+
+    python recipes/verl/judge_rl_data.py recipes/configs/rl_7b.yaml ~/data/judge
+    python recipes/verl/judge_rl_data.py recipes/configs/rl_7b.yaml ~/data/judge --set tasks.science.count=100
+
+Tasks and model are those of a config of ``train_rl.py``, whose other settings are verl's business here. The training set is
+a mixture by the tasks' weights in which each task comes whole; the dev set has all dev exercises.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from judge_data import TaskConfig, check_tasks, task_exercises
+from mrjudge_reward.embedded import embedded_model_path
+from mrjudge_reward.errors import InputError, require
+from mrjudge_reward.integrations.verl_judge_marks import written_exercise
+from mrjudge_reward.prompts import TextGuard
+from mrjudge_reward.tasks import Exercise, Split, balanced
+from recipe_config import read_config
+
+MAX_TEXT_TOKENS = 2048
+
+
+def verl_rows(tasks: dict[str, TaskConfig], split: Split, tokenizer: Any, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows of a split as verl reads them.
+
+    Args:
+        tasks: name → task. Held-out ones are left out.
+        split: training gives a mixture, the others all exercises.
+        tokenizer: of the judge that is trained; its own markers cannot be spoken by a text.
+        seed: of the mixture.
+
+    Raises:
+        InputError: if nothing is left, or for an item with images, which these rows cannot hold.
+    """
+    check_tasks(tasks)
+    tasks = {name: task for name, task in tasks.items() if task.held_out == "no"}
+    made = {name: task_exercises(task, split) for name, task in tasks.items()}
+    if not made:
+        raise InputError("there is no task that is not held out")
+    shown: list[tuple[str, Exercise]] = [(name, exercise) for name, some in made.items() for exercise in some]
+    if split == "train":
+        weights = {name: task.weight for name, task in tasks.items()}
+        count = round(max(len(made[name]) / weight for name, weight in weights.items()) * sum(weights.values()))
+        shown = balanced(made, count, seed, weights)
+    reserved = frozenset(token.content for token in tokenizer.added_tokens_decoder.values())
+    guard = TextGuard(lambda text: len(tokenizer.encode(text, add_special_tokens=False)), MAX_TEXT_TOKENS, reserved)
+    rows = []
+    for index, (name, exercise) in enumerate(shown):
+        if any(turn.images for turn in exercise.item.group.prompt):
+            raise InputError(f"item {exercise.item.group.key} has images, and these rows hold text alone")
+        written = written_exercise(exercise, tasks[name].judge)
+        rows.append(
+            {
+                "data_source": name,
+                "prompt": [{"role": turn.role, "content": turn.text} for turn in exercise.render(guard)],
+                "ability": "judging",
+                "reward_model": {"style": "rule", "ground_truth": exercise.right()},
+                "extra_info": {"split": split, "index": index, "exercise": written},
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    """Write both files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
+    args = parser.parse_args()
+    recipe = read_config(args.config, args.overrides)
+
+    from transformers import AutoTokenizer
+
+    model = recipe.get("model", "embedded")
+    tokenizer = AutoTokenizer.from_pretrained(str(embedded_model_path()) if model == "embedded" else model)
+    tasks = {name: TaskConfig(**values) for name, values in recipe.get("tasks", {}).items()}
+    dataset = require("datasets", extra="trl").Dataset
+    args.out.mkdir(parents=True, exist_ok=True)
+    splits: tuple[Split, ...] = ("train", "dev")
+    for split in splits:
+        rows = verl_rows(tasks, split, tokenizer)
+        dataset.from_list(rows).to_parquet(args.out / f"{split}.parquet")
+        print(f"{len(rows)} rows in {args.out / split}.parquet")
+
+
+if __name__ == "__main__":
+    main()
