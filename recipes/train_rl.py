@@ -263,13 +263,15 @@ def trainer_class(marks: Marks) -> type[Any]:
 
 
 def checked(recipe: RLRecipe, settings: Any) -> None:
-    """Raise ConfigError where a batch would part the two orders of a pair."""
+    """Raise ConfigError for what cannot be trained so, such as batches that would part the two orders of a pair."""
     prompts, rest = divmod(settings.generation_batch_size, settings.num_generations)
     if rest or prompts % 2:
         raise ConfigError(
             f"a generation batch of {settings.generation_batch_size} replies, {settings.num_generations} to a prompt, has "
             f"{prompts} prompts; the two orders of a pair need an even number"
         )
+    if recipe.patience is not None and settings.eval_strategy == "no":
+        raise ConfigError("patience waits for dev accuracy, which is never measured: set training.eval_strategy")
     if recipe.opened and settings.max_completion_length != 1:
         raise ConfigError("an opened answer is one token: set training.max_completion_length to 1")
 

@@ -11,6 +11,7 @@ import os
 import random
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -237,7 +238,12 @@ def text_alone(examples: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return train(out, "sft_7b", examples, [], "model=embedded", *PLAIN, *ONE), out
 
 
-@pytest.mark.parametrize("name", ["ddp", "zero2"])
+needs_compiler = pytest.mark.skipif(
+    shutil.which("c++") is None, reason="DeepSpeed compiles a part of itself: install a C++ compiler"
+)
+
+
+@pytest.mark.parametrize("name", ["ddp", pytest.param("zero2", marks=needs_compiler)])
 def test_two_ranks_learn_what_one_learns_from_the_same_batch(
     name: str, text_alone: tuple[list[tuple[float, float]], Path], examples: Path, smol_path: str, tmp_path: Path
 ) -> None:
@@ -265,6 +271,7 @@ def vision_alone(
     return train(out, "sft_vl_7b", examples, [], f"model={tiny_vision}", *ONE), out
 
 
+@needs_compiler
 def test_two_ranks_under_zero3_train_all_weights_of_a_vision_language_model(
     vision_alone: tuple[list[tuple[float, float]], Path], tiny_vision: Path, examples: Path, tmp_path: Path
 ) -> None:

@@ -125,6 +125,7 @@ def test_a_held_out_task_is_neither_trained_on_nor_watched(rl: Any):
     [
         (["training.per_device_train_batch_size=24"], "even number"),
         (["training.max_completion_length=5"], "one token"),
+        (["training.eval_strategy=no"], "never measured"),
         (["lora={r: 8}"], "not both"),
         (["adapter=nowhere"], "no adapter at nowhere"),
         (["modle=x"], "did you mean 'model'"),
