@@ -81,6 +81,7 @@ def pack(trained: Path, target: Path, report: Mapping[str, Any] | None) -> None:
     target.mkdir(parents=True, exist_ok=True)
     file = target / "adapter_model.safetensors"
     save_file({name: value.to(torch.bfloat16) for name, value in weights.items()}, file, metadata={"format": "pt"})
+    file.chmod(0o644)  # safetensors writes for the owner alone
     (target / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if recipe.is_file():
         shutil.copy(recipe, target / "recipe.json")

@@ -16,11 +16,14 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 
-def runs(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """First row of each run of equal neighbours (R,), and for every row (B,) the run that it is in."""
-    new = torch.ones(len(rows), dtype=torch.bool)
-    new[1:] = (rows[1:] != rows[:-1]).any(dim=1)
-    return new.nonzero().squeeze(-1), new.cumsum(0) - 1
+def once(prompt: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Each different prompt once.
+
+    Returns:
+        Prompts and masks (R, T), and for every row (B,) which of them it has. TRL shuffles the rows of a batch.
+    """
+    rows, which = torch.unique(torch.cat([prompt, mask], dim=1), dim=0, return_inverse=True)
+    return rows[:, : prompt.size(1)], rows[:, prompt.size(1) :], which
 
 
 def places(mask: Tensor) -> Tensor:
@@ -56,18 +59,18 @@ class SharedPromptTrainer(GRPOTrainer):  # type: ignore[misc]
             return result
         prompt, completion = input_ids[:, :-logits_to_keep], input_ids[:, -logits_to_keep:]
         prompt_mask = attention_mask[:, :-logits_to_keep]
-        first, run = runs(torch.cat([prompt, prompt_mask], dim=1))
+        prompts, masks, which = once(prompt, prompt_mask)
         shared = model(
-            input_ids=prompt[first],
-            attention_mask=prompt_mask[first],
-            position_ids=places(prompt_mask[first]),
+            input_ids=prompts,
+            attention_mask=masks,
+            position_ids=places(masks),
             logits_to_keep=1,
             use_cache=True,
         )
-        logits = shared.logits[run]
+        logits = shared.logits[which]
         if logits_to_keep > 1:
             cache = shared.past_key_values
-            cache.batch_select_indices(run)
+            cache.batch_select_indices(which)
             rest = model(
                 input_ids=completion[:, :-1],
                 attention_mask=attention_mask[:, :-1],
@@ -93,7 +96,7 @@ class SharedPromptTrainer(GRPOTrainer):  # type: ignore[misc]
         pad = self.processing_class.pad_token_id
         prompt = torch.tensor([[pad] * (width - len(ids)) + list(ids) for ids in prompt_ids])
         mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompt_ids])
-        first, run = runs(torch.cat([prompt, mask], dim=1))
+        prompts, masks, which = once(prompt, mask)
         model = self.accelerator.unwrap_model(self.model_wrapped)
         training = model.training
         model.eval()
@@ -101,13 +104,13 @@ class SharedPromptTrainer(GRPOTrainer):  # type: ignore[misc]
             with torch.no_grad():
                 # All but the last token, which ``generate`` takes itself.
                 cache = model(
-                    input_ids=prompt[first, :-1],
-                    attention_mask=mask[first, :-1],
-                    position_ids=places(mask[first, :-1]),
+                    input_ids=prompts[:, :-1],
+                    attention_mask=masks[:, :-1],
+                    position_ids=places(masks[:, :-1]),
                     logits_to_keep=1,
                     use_cache=True,
                 ).past_key_values
-                cache.batch_select_indices(run)
+                cache.batch_select_indices(which)
                 output = model.generate(
                     input_ids=prompt,
                     attention_mask=mask,

@@ -216,6 +216,8 @@ def test_log_probabilities_entropies_and_gradients_are_trls(trainers: tuple[Any,
     ids = torch.cat(
         [prompts.repeat_interleave(3, dim=0), torch.randint(1000, 40000, (6, 5), generator=generator)], dim=1
     ).masked_fill(mask == 0, 2)
+    shuffled = torch.tensor([4, 0, 3, 1, 5, 2])  # as TRL shuffles a batch
+    ids, mask = ids[shuffled], mask[shuffled]
     weight = torch.randn(6, 5, generator=generator) * mask[:, -5:]
     found = []
     for trainer in trainers:
@@ -232,6 +234,25 @@ def test_log_probabilities_entropies_and_gradients_are_trls(trainers: tuple[Any,
     assert len(our_grads) == len(their_grads)
     for mine, other in zip(our_grads, their_grads, strict=True):
         torch.testing.assert_close(mine, other, atol=1e-3 * float(other.abs().max()), rtol=1e-2)
+
+
+def test_a_prompt_is_computed_once_however_the_rows_lie(trainers: tuple[Any, Any]):
+    import torch
+
+    _, ours = trainers
+    shapes: list[torch.Size] = []
+    hook = ours.model.get_base_model().model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    ids = torch.tensor([[7, 8, 9, 1], [5, 6, 9, 2], [7, 8, 9, 3], [5, 6, 9, 4], [7, 8, 9, 5], [5, 6, 9, 6]])
+    try:
+        ours._get_per_token_logps_and_entropies(ours.model, ids, torch.ones_like(ids), 1)
+        assert shapes == [(2, 3)]
+        shapes.clear()
+        ours._generate_single_turn(ids[:, :3].tolist(), None, {}, 3)
+        assert shapes[0] == (2, 2)
+    finally:
+        hook.remove()
 
 
 def test_greedy_completions_are_trls(trainers: tuple[Any, Any]):
