@@ -41,7 +41,7 @@ helpfulness, truth or safety. It is small enough to try everything on two CPU co
 * **Data**: sentences of film reviews, tweets and editorials with the mean of 15 to 99 human ratings (Hutto & Gilbert,
   ICWSM 2014; in the source distribution of `vaderSentiment` 3.3.2, MIT). Texts are split by a hash of their content; none
   of those below was trained on, and no Amazon review was.
-* **Made by**: `sh recipes/run_cpu.sh` with {config}.
+* **Made by**: `recipes/{recipe}` with the settings in `recipe.json`.
 * **Weights**: LoRA of rank {rank}, {size:.1f} MB in bfloat16, licence Apache-2.0.
 
 ## Measured {date}
@@ -83,10 +83,12 @@ def pack(trained: Path, target: Path, report: Mapping[str, Any] | None) -> None:
     save_file({name: value.to(torch.bfloat16) for name, value in weights.items()}, file, metadata={"format": "pt"})
     file.chmod(0o644)  # safetensors writes for the owner alone
     (target / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    reinforced = False
     if recipe.is_file():
         shutil.copy(recipe, target / "recipe.json")
+        reinforced = "both_orders_bonus" in json.loads(recipe.read_text(encoding="utf-8"))
     card = CARD.format(
-        config="the settings in `recipe.json`",
+        recipe="train_rl.py" if reinforced else "train_sft.py",
         rank=config["r"],
         size=file.stat().st_size / 1e6,
         date=datetime.now(UTC).date().isoformat(),

@@ -175,7 +175,9 @@ class Marks:
     opened: bool = False
     bonus: float = 0.5
     seen: list[tuple[int, Mark]] = field(default_factory=list)
-    __name__: str = "verdict"
+
+    def __post_init__(self) -> None:
+        self.__name__ = "verdict"  # what TRL logs it as
 
     def mark(self, number: int, text: str, ids: Sequence[int]) -> Mark:
         """The mark of one reply."""

@@ -97,6 +97,7 @@ def test_dev_accuracy_is_per_task_and_weighs_tasks_alike(rl: Any):
     rewards(marks, [(0, "<answer>A</answer>"), (0, "<answer>A</answer>"), (0, "?"), (1, "<answer>B</answer>")])
     assert marks.take() == pytest.approx({"accuracy/a": 2 / 3, "accuracy/b": 0.0, "accuracy": 1 / 3})
     assert marks.take() == {}
+    assert marks.__name__ == "verdict", "what TRL logs the reward as"
 
 
 def test_twins_are_neighbours_and_never_parted_by_an_even_batch(rl: Any):
