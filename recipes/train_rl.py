@@ -36,13 +36,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from judge_data import TaskConfig, check_tasks, task_exercises
 from mrjudge_reward.embedded import embedded_adapter_path, embedded_model_path
-from mrjudge_reward.errors import ConfigError, InputError
+from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.integrations.ranks import gather, rank_and_world
-from mrjudge_reward.prompts import TextGuard
 from mrjudge_reward.settings import Settings
 from mrjudge_reward.tasks import FORMAT_WEIGHT, Exercise, Mark, Split, balanced, mark, with_twins
 from mrjudge_reward.types import Reply
 from recipe_config import read_config
+from train_sft import chats
 
 
 class RLRecipe(Settings):
@@ -122,15 +122,9 @@ def rows_of(
     Raises:
         InputError: for an item with images, which this recipe does not train on yet.
     """
-    reserved = frozenset(token.content for token in tokenizer.added_tokens_decoder.values())
-    guard = TextGuard(
-        lambda text: len(tokenizer.encode(text, add_special_tokens=False)), recipe.max_text_tokens, reserved
-    )
     rows = []
-    for number, (_, exercise) in enumerate(asked, first):
-        if any(turn.images for turn in exercise.item.group.prompt):
-            raise InputError(f"item {exercise.item.group.key} has images, and this recipe trains on text alone")
-        chat = [{"role": turn.role, "content": turn.text} for turn in exercise.render(guard)]
+    shown = chats([exercise for _, exercise in asked], tokenizer, recipe.max_text_tokens)
+    for number, ((_, exercise), chat) in enumerate(zip(asked, shown, strict=True), first):
         prompt: Any = chat
         if recipe.opened:
             prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
@@ -321,8 +315,8 @@ def main() -> None:
     source = str(embedded_model_path()) if recipe.model == "embedded" else recipe.model
     tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
     train, dev = asked(recipe, "train"), asked(recipe, "dev")
-    ends = {tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
-    marks = Marks([*train, *dev], frozenset(ends), recipe.opened, recipe.both_orders_bonus)
+    ends = frozenset({tokenizer.eos_token_id, tokenizer.pad_token_id})
+    marks = Marks([*train, *dev], ends, recipe.opened, recipe.both_orders_bonus)
     model, lora = model_of(recipe, settings)
     trainer = trainer_class(marks)(
         model=model,
@@ -334,6 +328,7 @@ def main() -> None:
         peft_config=lora,
         callbacks=[] if recipe.patience is None else [EarlyStoppingCallback(recipe.patience)],
     )
+    marks.ends |= frozenset(trainer.eos_token_ids)  # a model may have more of them than its tokenizer names
     output = Path(str(settings.output_dir))
     last = get_last_checkpoint(str(output)) if output.is_dir() else None
     trainer.train(resume_from_checkpoint=last)

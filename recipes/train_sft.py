@@ -54,6 +54,20 @@ class SFTRecipe(Settings):
     max_text_tokens: int = 2048
 
 
+def chats(exercises: Sequence[Exercise], tokenizer: Any, max_text_tokens: int) -> list[list[dict[str, str]]]:
+    """What the judge is shown, rendered as scoring renders it.
+
+    Raises:
+        InputError: for an item with images, which these recipes do not train on yet.
+    """
+    pictured = next((e.item.group.key for e in exercises if any(turn.images for turn in e.item.group.prompt)), None)
+    if pictured is not None:
+        raise InputError(f"item {pictured} has images, and this recipe trains on text alone")
+    reserved = frozenset(token.content for token in tokenizer.added_tokens_decoder.values())
+    guard = TextGuard(lambda text: len(tokenizer.encode(text, add_special_tokens=False)), max_text_tokens, reserved)
+    return [[{"role": turn.role, "content": turn.text} for turn in exercise.render(guard)] for exercise in exercises]
+
+
 def rows_of(
     exercises: Sequence[tuple[str, Exercise]],
     tokenizer: Any,
@@ -69,23 +83,14 @@ def rows_of(
         reasoned: tasks in which the verdict comes after reasoning.
 
     Raises:
-        InputError: for an item with images, which this recipe does not train on yet.
+        InputError: for an item with images.
     """
-    pictured = next((e.item.group.key for _, e in exercises if any(turn.images for turn in e.item.group.prompt)), None)
-    if pictured is not None:
-        raise InputError(f"item {pictured} has images, and this recipe trains on text alone")
-    reserved = frozenset(token.content for token in tokenizer.added_tokens_decoder.values())
-    guard = TextGuard(lambda text: len(tokenizer.encode(text, add_special_tokens=False)), max_text_tokens, reserved)
-    return [
-        {
-            "prompt": [{"role": turn.role, "content": turn.text} for turn in exercise.render(guard)],
-            "completion": [
-                {"role": "assistant", "content": (reasoning(exercise) if name in reasoned else "") + exercise.right()}
-            ],
-            "task": name,
-        }
-        for name, exercise in exercises
-    ]
+    prompts = chats([exercise for _, exercise in exercises], tokenizer, max_text_tokens)
+    rows = []
+    for (name, exercise), prompt in zip(exercises, prompts, strict=True):
+        answer = (reasoning(exercise) if name in reasoned else "") + exercise.right()
+        rows.append({"prompt": prompt, "completion": [{"role": "assistant", "content": answer}], "task": name})
+    return rows
 
 
 def written_rows(path: str) -> list[dict[str, Any]]:
