@@ -27,6 +27,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
@@ -106,8 +107,9 @@ def _table(name: str, columns: int) -> list[list[str]]:
     return [fields for fields in (line.split("\t") for line in lines) if len(fields) == columns]
 
 
-def load_reviews(domain: str = "film reviews") -> list[Review]:
-    """All texts of a domain, in the file's order.
+@cache
+def load_reviews(domain: str = "film reviews") -> tuple[Review, ...]:
+    """All texts of a domain, in the file's order; unpacked once in a process.
 
     Raises:
         InputError: if there is no such domain, or the package cannot be fetched.
@@ -117,20 +119,21 @@ def load_reviews(domain: str = "film reviews") -> list[Review]:
     texts, ratings = _table(f"{DOMAINS[domain]}_GroundTruth", 3), _table(f"{DOMAINS[domain]}_anonDataRatings", 4)
     scores: dict[str, tuple[int, ...]] = {number: tuple(json.loads(said)) for number, _, _, said in ratings}
     reviews = [Review(text.strip(), float(rating), scores.get(number, ())) for number, rating, text in texts]
-    return [review if _is_mean(review) else Review(review.text, review.rating) for review in reviews]
+    return tuple(review if _is_mean(review) else Review(review.text, review.rating) for review in reviews)
 
 
 def _is_mean(review: Review) -> bool:
     return bool(review.scores) and abs(sum(review.scores) / len(review.scores) - review.rating) < 1e-3
 
 
-def rated_texts(domain: str) -> list[Review]:
+@cache
+def rated_texts(domain: str) -> tuple[Review, ...]:
     """Texts of a domain that a judge can be shown, each once: what holds no letter or sign at all is left out."""
     once: dict[str, Review] = {}
     for review in load_reviews(domain):
         if not is_degenerate(review.text):
             once.setdefault(" ".join(review.text.split()), review)
-    return list(once.values())
+    return tuple(once.values())
 
 
 def ratings_of(domain: str) -> dict[str, tuple[int, ...]]:
