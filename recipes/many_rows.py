@@ -208,13 +208,13 @@ def verdict_tokens(tokenizer: Any) -> dict[str, list[int]]:
 
 
 def prompt_rows(book: Sequence[tuple[str, Exercise]], recipe: RLRecipe, tokenizer: Any) -> Rows:
-    """Opened prompts, and what each verdict is worth by the marks of ``train_rl.py``."""
+    """Opened prompts, and what each verdict is worth by the marks of ``train_rl.py``, however a token spaces it."""
     marks, said = Marks(list(book), frozenset(), opened=True), verdict_tokens(tokenizer)
     sequences = [tokenizer.encode(row["prompt"]) for row in opened_rows(book, 0, tokenizer, recipe)]
     worth = [
         {
             token: marks.mark(number, label, [token]).accuracy
-            for label in exercise.format.read_labels(len(exercise.slots))
+            for label in labels_of(exercise)
             for token in said[label.strip()]
         }
         for number, (_, exercise) in enumerate(book)
@@ -226,6 +226,23 @@ def prompt_rows(book: Sequence[tuple[str, Exercise]], recipe: RLRecipe, tokenize
         for one, other in zip(shown, pairs, strict=True)
     ]
     return Rows.of(sequences, [len(ids) for ids in sequences], worth, twins)
+
+
+def read_rows(book: Sequence[tuple[str, Exercise]], tokenizer: Any) -> Rows:
+    """Opened prompts as they are read: the labels as they stand in the format, in its order, each one token."""
+    recipe = RLRecipe(tasks={name: {} for name, _ in book}, opened=True, training={})
+    prompts = [row["prompt"] for row in opened_rows(book, 0, tokenizer, recipe)]
+    labels = [
+        {tokenizer.encode(prompt + label)[-1]: 0.0 for label in labels_of(exercise)}
+        for prompt, (_, exercise) in zip(prompts, book, strict=True)
+    ]
+    sequences = [tokenizer.encode(prompt) for prompt in prompts]
+    return Rows.of(sequences, [len(ids) for ids in sequences], labels)
+
+
+def labels_of(exercise: Exercise) -> tuple[str, ...]:
+    """What can be said of an exercise in one token."""
+    return exercise.format.read_labels(len(exercise.slots))
 
 
 def prepare_run(
