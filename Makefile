@@ -36,8 +36,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy mrjudge_reward integrations recipes benchmarks
 
+# Two workers, whole files to each; more would each hold models and a Ray cluster of their own. A plain `pytest` runs
+# the same tests in one process.
 test: lint
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n logical --maxprocesses 2 --dist loadfile --no-loadscope-reorder
 
 format: setup
 	$(BIN)/ruff check --fix .
