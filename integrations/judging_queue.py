@@ -30,6 +30,12 @@ class _Work:
     ahead: Sequence[Ahead | None] = field(default_factory=list)
 
 
+def _refuse(batch: Sequence[_Work], error: Exception) -> None:
+    for work in batch:
+        if not work.done.done():
+            work.done.set_exception(error)
+
+
 class JudgingQueue:
     """Judges what is handed in. Work that comes while all lanes are busy goes into one batch.
 
@@ -94,15 +100,19 @@ class JudgingQueue:
     async def _serve(self, batch: list[_Work]) -> None:
         loop = asyncio.get_running_loop()
         try:
+            if self._closed:
+                raise EngineError(_CLOSED)
             judgements = iter(await loop.run_in_executor(self._threads, self._judge, batch))
             for work in batch:
                 answer = [next(judgements) for _ in work.groups]
                 if not work.done.done():
                     work.done.set_result(answer)
+        except asyncio.CancelledError:
+            if not self._closed:
+                raise
+            _refuse(batch, EngineError(_CLOSED))  # before a thread had taken it up
         except Exception as error:  # noqa: BLE001  told to all that wait for it
-            for work in batch:
-                if not work.done.done():
-                    work.done.set_exception(error)
+            _refuse(batch, error)
         finally:
             self._busy -= 1
             self._start()
@@ -127,9 +137,7 @@ class JudgingQueue:
     def close(self) -> None:
         """Release the judge. Work that waits is refused, and work in progress is not waited for."""
         self._closed = True
-        for work in self._waiting:
-            if not work.done.done():
-                work.done.set_exception(EngineError(_CLOSED))
+        _refuse(self._waiting, EngineError(_CLOSED))
         self._waiting = []
         self._threads.shutdown(wait=False, cancel_futures=True)
         if self.judge is not None:

@@ -101,9 +101,13 @@ def run(scenario: Callable[[], Awaitable[T]], allowed_timers: int = 0) -> T:
         assert len([timer for timer in loop._scheduled if not timer.cancelled()]) == allowed_timers
         return result
 
-    result = asyncio.run(checked())
-    while _open:
-        _open.pop().queue.close()
-    gc.collect()
+    gc.freeze()  # what was there before need not be walked through after each run: with torch loaded that takes a second
+    try:
+        result = asyncio.run(checked())
+        while _open:
+            _open.pop().queue.close()
+        gc.collect()
+    finally:
+        gc.unfreeze()
     assert not problems
     return result

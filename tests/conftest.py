@@ -12,6 +12,20 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports transformers
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 # So small a model gains nothing from threads, and on a busy machine threads that wait for each other cost 20 times.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray takes 15 off its workers' priority, so that whatever else runs on the machine would starve them until tests time out.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
+
+LONGEST = (
+    "test_verl_training.py", "test_vllm_engine.py", "test_verl_streaming.py", "test_verl_colocated.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where workers share the files among them (`make test`), the longest come first, or one would wait for the other."""
+    if hasattr(config, "workerinput"):
+        order = {name: place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture(scope="session")

@@ -96,12 +96,12 @@ def test_at_the_deadline_those_present_are_judged_and_flagged():
 
 def test_the_deadline_counts_from_the_first_sample():
     async def scenario() -> None:
-        world = await World(deadline_s=0.5).ready()
+        world = await World(deadline_s=2.0).ready()
         began = time.monotonic()
         first = world.send(0, ANSWERS[0])
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(1.2)
         await asyncio.gather(first, world.send(1, ANSWERS[1]))
-        assert time.monotonic() - began < 0.85
+        assert 2.0 <= time.monotonic() - began < 3.1, "from the second it would be 3.2"
 
     run(scenario)
 

@@ -831,10 +831,10 @@ def test_odd_characters_are_judged_like_any_other(text: str, verdict: Any):
 
 def test_a_group_over_the_limit_is_refused_by_name_and_at_once():
     engine = scripted(Choice())
-    started = time.perf_counter()
+    started = time.thread_time()
     with pytest.raises(InputError, match=rf"group 'huge' has 10000 candidates; at most {MAX_GROUP}"):
         Judge(engine).judge([Group.of("q", ["a", "b"]), Group.of("q", [f"c{i}" for i in range(10_000)], "huge")])
-    assert time.perf_counter() - started < 1
+    assert time.thread_time() - started < 1
     assert engine.batches == []
 
 

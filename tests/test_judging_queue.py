@@ -271,7 +271,8 @@ def test_after_closing_everyone_is_refused_and_what_was_in_work_is_finished():
         queue = JudgingQueue(lambda: judge, 30)
         await queue.ask_ahead(())
         working = asyncio.ensure_future(queue.judge_groups([group("a")]))
-        await asyncio.sleep(0.005)
+        while not engine.most:  # no thread has taken it up
+            await asyncio.sleep(0.001)
         waiting = asyncio.ensure_future(queue.judge_groups([group("b")]))
         await asyncio.sleep(0)
         queue.close()
@@ -284,6 +285,26 @@ def test_after_closing_everyone_is_refused_and_what_was_in_work_is_finished():
 
     run(scenario)
     assert closed
+
+
+@pytest.mark.parametrize("handed_over", [False, True], ids=["before it is handed to the threads", "after"])
+def test_work_that_no_thread_has_taken_up_is_refused_when_the_queue_is_closed(handed_over: bool):
+    async def scenario() -> None:
+        queue = JudgingQueue(scripted, 30)
+        free = threading.Event()
+        held = [queue._threads.submit(free.wait, 20) for _ in range(judging_queue.LANES)]
+        handed = asyncio.ensure_future(queue.judge_groups([group("a")]))
+        while not (queue._threads._work_queue.qsize() if handed_over else queue._busy):
+            await asyncio.sleep(0)
+        queue.close()
+        began = time.monotonic()
+        with pytest.raises(EngineError, match="closed"):
+            await handed
+        assert time.monotonic() - began < 15, "the deadline is half a minute"
+        free.set()
+        assert all(call.result() for call in held)
+
+    run(scenario)
 
 
 def test_no_groups_are_no_work():

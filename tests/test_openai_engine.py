@@ -250,10 +250,10 @@ def reasons(replies: list[Reply | Failure]) -> list[str]:
 def test_a_batch_against_a_hanging_server_costs_one_deadline_and_not_one_per_wave(connect: EngineFactory) -> None:
     with JudgeServer(echo) as server:
         server.all_fail = "hang"
-        engine = connect(server, max_concurrency=4, deadline_s=0.5)
+        engine = connect(server, max_concurrency=4, deadline_s=1.5)
         started = time.monotonic()
         failures = engine.generate(asks(64))
-        assert time.monotonic() - started < 1.4
+        assert 1.5 <= time.monotonic() - started < 3.0
         assert reasons(failures).count("timeout") >= 4
         assert reasons(failures)[-50:] == ["server down"] * 50
         assert not any(failure.transient for failure in failures if isinstance(failure, Failure))
@@ -261,7 +261,7 @@ def test_a_batch_against_a_hanging_server_costs_one_deadline_and_not_one_per_wav
         assert reasons(engine.generate([ask()])) == ["server down"]
         assert len(server.requests) == sent
         server.all_fail = None
-        time.sleep(0.6)
+        time.sleep(1.6)
         assert reasons(engine.generate(asks(8))) == [""] * 8
 
 
@@ -269,10 +269,10 @@ def test_a_batch_against_a_refused_port_costs_one_deadline_and_says_why() -> Non
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    engine = OpenAIEngine("judge", f"http://127.0.0.1:{port}/v1", max_concurrency=4, deadline_s=0.5)
+    engine = OpenAIEngine("judge", f"http://127.0.0.1:{port}/v1", max_concurrency=4, deadline_s=1.5)
     started = time.monotonic()
     failures = engine.generate(asks(64))
-    assert time.monotonic() - started < 1.4
+    assert time.monotonic() - started < 3.0
     assert reasons(failures)[-50:] == ["server down"] * 50
     assert isinstance(failures[-1], Failure)
     assert "Connection" in failures[-1].detail
@@ -280,7 +280,7 @@ def test_a_batch_against_a_refused_port_costs_one_deadline_and_says_why() -> Non
     assert engine.can_read, "nothing was learnt about a server that is down"
     with JudgeServer(echo, port=port):
         assert reasons(engine.generate([ask()])) == ["server down"]
-        time.sleep(0.6)
+        time.sleep(1.6)
         assert reasons(engine.generate(asks(8))) == [""] * 8
     engine.close()
 

@@ -376,18 +376,18 @@ HUGE = {
 @pytest.mark.parametrize("text", HUGE.values(), ids=HUGE.keys())
 @pytest.mark.parametrize("format", [CHOICE, RANKING, PAIR, SCORE, SENTIMENT], ids=lambda f: f"{type(f).__name__}")
 def test_a_huge_output_fails_in_well_under_a_second(format: Format, text):
-    began = time.perf_counter()
+    began = time.thread_time()
     outcome = format.parse(text, format.min_slots)
-    assert time.perf_counter() - began < 1.0
+    assert time.thread_time() - began < 1.0
     assert isinstance(outcome, Failed)
 
 
 def test_a_verdict_after_megabytes_of_thinking_is_found():
     thinking = "<answer>A</answer> <think> Sentiment: negative\n" * 50_000
-    began = time.perf_counter()
+    began = time.thread_time()
     assert told(CHOICE.parse(f"{thinking}</think><answer>B</answer>", 2)) == SECOND
     assert told(PAIR.parse(f"{thinking}</think><answer>1</answer><answer>2</answer>", 2)) == scored(1, 2)
-    assert time.perf_counter() - began < 1.0
+    assert time.thread_time() - began < 1.0
 
 
 LABELS = tuple("ABC")

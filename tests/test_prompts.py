@@ -213,11 +213,11 @@ def test_reserved_strings_are_neutralised_whatever_they_look_like():
 def test_thousands_of_reserved_strings_are_no_slower_on_hostile_text():
     reserved = frozenset(f"<unused{index}>" for index in range(6000))
     neutralise("", reserved)
-    began = time.perf_counter()
+    began = time.thread_time()
     assert neutralise("<unused17>" * 20_000 + "<unused6000>", reserved) == "(unused17>" * 20_000 + "<unused6000>"
     neutralise("<" * 200_000, reserved)
     neutralise("<unused" * 30_000, reserved)
-    assert time.perf_counter() - began < 2.0
+    assert time.thread_time() - began < 2.0
 
 
 MEGABYTE = 1_000_000
@@ -241,9 +241,9 @@ HUGE = {
 @pytest.mark.parametrize("text", HUGE.values(), ids=HUGE.keys())
 def test_a_megabyte_is_neutralised_in_linear_time(text):
     headers = load_template("choice").headers
-    began = time.perf_counter()
+    began = time.thread_time()
     safe = neutralise(text, frozenset({"<file_sep>", "<|im_end|>"}), headers)
-    assert time.perf_counter() - began < 3.0
+    assert time.thread_time() - began < 3.0
     assert len(safe) == len(text)
     assert not LIVE.search(safe)
 
@@ -396,9 +396,9 @@ def test_a_character_may_be_several_tokens(limit, per_character):
 @pytest.mark.parametrize("text", HUGE.values(), ids=HUGE.keys())
 def test_a_megabyte_is_bounded_quickly(text):
     guard = TextGuard(lambda text: len(text) // 3 + 1, 2000, RESERVED)
-    began = time.perf_counter()
+    began = time.thread_time()
     safe = guard(text, load_template("choice").headers)
-    assert time.perf_counter() - began < 1.0
+    assert time.thread_time() - began < 1.0
     assert guard.count_tokens(safe) <= 2000
     assert not LIVE.search(safe)
 

@@ -136,9 +136,9 @@ def test_a_ring_connects_everybody(size: int, count: int) -> None:
 
 def test_ring_offsets_of_the_largest_group_take_no_time() -> None:
     ring_offsets.cache_clear()
-    started = time.monotonic()
+    started = time.thread_time()
     assert len(ring_offsets(MAX_GROUP, 2, False)) == 2
-    assert time.monotonic() - started < 2
+    assert time.thread_time() - started < 2
 
 
 @pytest.mark.parametrize("size", [2, 3, 6, 7])
