@@ -2,9 +2,9 @@
 
     python recipes/judge_table.py runs/cpu
 
-Reads every ``NAME/report.json`` of ``evaluate_judge.py`` and ``judge_baselines.py`` below the folder. Runs that differ by a
-seed alone (``NAME``, ``NAME-seed1``, ...) become one row: the mean, with the range of the runs where there are several, and
-otherwise the run's own 95 % interval.
+Reads every ``NAME/report.json`` of ``evaluate_judge.py``, ``train_many.py`` and ``judge_baselines.py`` below the folder.
+Runs that differ by a seed alone (``NAME``, ``NAME-seed1``, ...) become one row: the mean of the runs, and the mean of their
+95 % intervals, which are over items (how far seeds lie apart stands in parentheses).
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ def joined(values: Sequence[Any]) -> str:
     if len(found) < 2:
         return written(found[0]) if found else ""
     means = [value[0] if isinstance(value, list) else value for value in found]
-    return f"{fmean(means):.3f} ({min(means):.3f} to {max(means):.3f})"
+    around = f" ({min(means):.3f} to {max(means):.3f})"
+    if all(isinstance(value, list) for value in found):
+        return written([fmean(part) for part in zip(*found, strict=True)]) + around
+    return f"{fmean(means):.3f}{around}"
 
 
 def table(reports: Mapping[str, Mapping[str, Any]]) -> str:
