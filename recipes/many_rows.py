@@ -199,25 +199,14 @@ def warm_up_rows(recipe: SFTRecipe, tokenizer: Any) -> Rows:
     return Rows.of(sequences, answers)
 
 
-def verdict_tokens(tokenizer: Any) -> dict[str, list[int]]:
-    """What a token says, without the spaces around it → the tokens that say it."""
-    said: dict[str, list[int]] = {}
-    for token in range(len(tokenizer)):
-        said.setdefault(tokenizer.decode([token], skip_special_tokens=True).strip(), []).append(token)
-    return said
-
-
-def prompt_rows(book: Sequence[tuple[str, Exercise]], recipe: RLRecipe, tokenizer: Any) -> Rows:
-    """Opened prompts, and what each verdict is worth by the marks of ``train_rl.py``, however a token spaces it."""
-    marks, said = Marks(list(book), frozenset(), opened=True), verdict_tokens(tokenizer)
-    sequences = [tokenizer.encode(row["prompt"]) for row in opened_rows(book, 0, tokenizer, recipe)]
+def prompt_rows(book: Sequence[tuple[str, Exercise]], tokenizer: Any, max_text_tokens: int = 2048) -> Rows:
+    """Opened prompts, and what each label is worth by the marks of ``train_rl.py``, in the format's order."""
+    asking = RLRecipe(tasks={name: {} for name, _ in book}, opened=True, max_text_tokens=max_text_tokens, training={})
+    prompts = [row["prompt"] for row in opened_rows(book, 0, tokenizer, asking)]
+    marks = Marks(list(book), frozenset(), opened=True)
     worth = [
-        {
-            token: marks.mark(number, label, [token]).accuracy
-            for label in labels_of(exercise)
-            for token in said[label.strip()]
-        }
-        for number, (_, exercise) in enumerate(book)
+        {tokenizer.encode(prompt + label)[-1]: marks.mark(number, label, ()).accuracy for label in labels_of(exercise)}
+        for number, (prompt, (_, exercise)) in enumerate(zip(prompts, book, strict=True))
     ]
     shown = [exercise for _, exercise in book]
     pairs = [shown[i ^ 1 : (i ^ 1) + 1] for i in range(len(shown))]
@@ -225,19 +214,8 @@ def prompt_rows(book: Sequence[tuple[str, Exercise]], recipe: RLRecipe, tokenize
         bool(other) and other[0].twins == one.twins and other[0].slots != one.slots
         for one, other in zip(shown, pairs, strict=True)
     ]
-    return Rows.of(sequences, [len(ids) for ids in sequences], worth, twins)
-
-
-def read_rows(book: Sequence[tuple[str, Exercise]], tokenizer: Any) -> Rows:
-    """Opened prompts as they are read: the labels as they stand in the format, in its order, each one token."""
-    recipe = RLRecipe(tasks={name: {} for name, _ in book}, opened=True, training={})
-    prompts = [row["prompt"] for row in opened_rows(book, 0, tokenizer, recipe)]
-    labels = [
-        {tokenizer.encode(prompt + label)[-1]: 0.0 for label in labels_of(exercise)}
-        for prompt, (_, exercise) in zip(prompts, book, strict=True)
-    ]
     sequences = [tokenizer.encode(prompt) for prompt in prompts]
-    return Rows.of(sequences, [len(ids) for ids in sequences], labels)
+    return Rows.of(sequences, [len(ids) for ids in sequences], worth, twins)
 
 
 def labels_of(exercise: Exercise) -> tuple[str, ...]:
@@ -263,7 +241,7 @@ def prepare_run(
             raise ConfigError("runs side by side reinforce verdicts that are read: set opened")
         trainer = GRPOConfig(**recipe.training | fixed)
         checked(recipe, trainer)
-        rows = prompt_rows(asked(recipe, "train"), recipe, tokenizer)
+        rows = prompt_rows(asked(recipe, "train"), tokenizer, recipe.max_text_tokens)
         plan = plan_of(kind, recipe, trainer, rows, start, recipe.lora or lora)
     folder.mkdir(parents=True, exist_ok=True)
     rows.save(folder / "rows.npz")

@@ -2,6 +2,7 @@
 
     python recipes/style_leak.py --preferences FILE                 # rows of chosen and rejected, or items of synthesize.py
     python recipes/style_leak.py --preferences FILE --max-leak 0.6  # exit status 1 above that
+    python recipes/style_leak.py --preferences FILE --match-length  # of what ``length_matched`` would keep
 
 Where it can, a judge trained on the set may learn the style and nothing else; for sets made by reverse candidate
 synthesis (MR. Judge, arXiv 2505.13403) this is likely, because one answer comes from a data set and the others from a
@@ -24,6 +25,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import compress
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -292,13 +294,17 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-leak", type=float)
+    parser.add_argument("--match-length", action="store_true", help="leave out what makes the best answer the longest")
     parser.add_argument("--out", metavar="FILE", help="write the figures as JSON")
     args = parser.parse_args()
     try:
         if args.folds < 2:
             raise InputError(f"a cross-validation needs at least 2 folds; got {args.folds}")
         items = read_items(args.preferences, args.split)
-        leak = measure([one for one in map(told, items) if one is not None], args.folds, seed=args.seed)
+        sets = [one for one in map(told, items) if one is not None]
+        if args.match_length:
+            sets = list(compress(sets, length_matched(sets)))
+        leak = measure(sets, args.folds, seed=args.seed)
         print(leak)
         if args.out:
             Path(args.out).write_text(json.dumps(asdict(leak), indent=2), encoding="utf-8")

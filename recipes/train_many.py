@@ -39,7 +39,7 @@ from pydantic import Field
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from evaluate_judge import Answered, EvaluationRecipe, by_gap, calibration, markdown, measures
-from many_rows import Kind, Rows, labels_of, measured, prepare_run, read_rows
+from many_rows import Kind, Rows, labels_of, measured, prepare_run, prompt_rows
 from many_runs import train
 from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.embedded import embedded_model_path
@@ -182,7 +182,7 @@ def prepare(recipe: ManyRecipe, config: Path, out: Path, evaluation: EvaluationR
     for split, tasks in measured(evaluation, SPLITS).items():
         if not (out / f"{split}.npz").is_file():
             book = [(name, exercise) for name, shown in tasks.items() for exercise in shown]
-            read_rows(book, tokenizer).save(out / f"{split}.npz")
+            prompt_rows(book, tokenizer).save(out / f"{split}.npz")
     for name, run in track(recipe.all_runs().items(), "Preparing runs"):
         if not (out / name / "plan.json").is_file():
             settings = read_config(str(config.parent / run.recipe), [*run.set, f"model={recipe.model}"])

@@ -178,7 +178,8 @@ class Marks:
         exercise = self.book[number][1]
         if self.opened:
             form, slots = exercise.format, len(exercise.slots)
-            said = [label.strip() == text.strip() for label in form.read_labels(slots)]
+            # To the letter: a label with a space before it is another token, and reading looks at the label's own.
+            said = [label == text for label in form.read_labels(slots)]
             outcome = form.from_logprobs([0.0 if one else -1e9 for one in said], slots)
             accuracy = exercise.accuracy(outcome) if any(said) else 0.0
             return Mark(accuracy, any(said), (1 - FORMAT_WEIGHT) * accuracy + FORMAT_WEIGHT * any(said))

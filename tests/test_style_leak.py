@@ -145,3 +145,18 @@ def test_the_command_prints_writes_and_fails_above_the_limit(tmp_path: Path):
     assert "Traceback" not in done.stderr
     assert done.stdout.startswith("style alone finds the best answer of 30 items in 1.000")
     assert json.loads(out.read_text())["accuracy"][0] == 1
+
+
+def test_the_command_measures_what_is_left_when_lengths_are_matched(tmp_path: Path):
+    draw = random.Random(0)
+    path = tmp_path / "p.jsonl"
+    rows = []
+    for i in range(60):
+        short, long = sentence(draw), f"{sentence(draw)} {sentence(draw)}, {sentence(draw)}"
+        chosen, rejected = (long, short) if i < 45 else (short, long)
+        rows.append({"prompt": f"Q{i}", "chosen": chosen, "rejected": rejected})
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    command = [sys.executable, "recipes/style_leak.py", "--preferences", str(path)]
+    for flags, items in (([], 60), (["--match-length"], 30)):
+        done = subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert f"of {items} items" in done.stdout

@@ -176,10 +176,10 @@ def exercise_book() -> list[tuple[str, Exercise]]:
 
 def test_replies_are_paid_what_the_other_recipe_pays(smol_tokenizer: Any):
     from many_rows import prompt_rows
-    from train_rl import Marks, RLRecipe
+    from train_rl import Marks
 
     book = exercise_book()
-    rows = prompt_rows(book, RLRecipe(tasks={"x": {}}, opened=True, training={}), smol_tokenizer)
+    rows = prompt_rows(book, smol_tokenizer)
     assert rows.twins.tolist() == [True] * 4 + [False] * 2
     tokens, worths = rows.verdicts(range(6))
     said = [
@@ -194,14 +194,14 @@ def test_replies_are_paid_what_the_other_recipe_pays(smol_tokenizer: Any):
     texts = [smol_tokenizer.decode([token]) for _ in range(6) for token in said]
     wanted = marks(completions=texts, completion_ids=[[t] for _ in range(6) for t in said], exercise=numbers)
     assert paid.flatten().tolist() == pytest.approx(wanted)
-    assert accuracy[0].tolist() == [1, 1, 0, 0, 0, 0, 0, 0]
+    assert accuracy[0].tolist() == [1, 0, 0, 0, 0, 0, 0, 0]
     assert accuracy[5].tolist() == [0, 0, 0, 0, 0, 1, 0, 0]
 
 
 def test_verdicts_are_read_as_the_engine_reads_them(smol_path: str, smol_tokenizer: Any):
     from transformers import AutoModelForCausalLM
 
-    from many_rows import read_rows
+    from many_rows import prompt_rows
     from mrjudge_reward.embedded import embedded_adapter_path
     from mrjudge_reward.engines.transformers import TransformersEngine
     from mrjudge_reward.prompts import TextGuard
@@ -212,7 +212,7 @@ def test_verdicts_are_read_as_the_engine_reads_them(smol_path: str, smol_tokeniz
     lora = {name: config[name] for name in ("r", "lora_alpha", "target_modules", "layers_to_transform")}
     base = Base.of(AutoModelForCausalLM.from_pretrained(smol_path, dtype=torch.float32), lora)
     trained = base.load(embedded_adapter_path())
-    rows = read_rows(book, smol_tokenizer)
+    rows = prompt_rows(book, smol_tokenizer)
     none, found = logprobs(base, torch.stack([torch.zeros_like(trained), trained]), rows, "cpu", 700)
 
     engine = TransformersEngine(smol_path, adapter=str(embedded_adapter_path()), device="cpu", dtype="float32")
@@ -224,7 +224,7 @@ def test_verdicts_are_read_as_the_engine_reads_them(smol_path: str, smol_tokeniz
     replies = engine.label_probabilities(requests)
     for row, reply in zip(found, replies, strict=True):
         assert isinstance(reply, Reply)
-        assert row[:2].tolist() == pytest.approx(reply.label_logprobs, abs=2e-3)
+        assert row.tolist() == pytest.approx(reply.label_logprobs, abs=2e-3)
     assert np.abs(none - found).max() > 1
 
 

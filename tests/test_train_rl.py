@@ -78,7 +78,7 @@ def test_the_same_order_asked_twice_is_no_twin(rl: Any):
     assert rewards(marks, [(0, "<answer>A</answer>"), (1, "<answer>A</answer>")]) == pytest.approx([1.0, 1.0])
 
 
-@pytest.mark.parametrize(("said", "reward"), [("A", 1.0), (" A", 1.0), ("B", 0.1), ("C", 0.0), ("", 0.0), ("AB", 0.0)])
+@pytest.mark.parametrize(("said", "reward"), [("A", 1.0), (" A", 0.0), ("B", 0.1), ("C", 0.0), ("", 0.0), ("AB", 0.0)])
 def test_an_opened_answer_is_a_bare_label(rl: Any, said: str, reward: float):
     marks = rl.Marks([("pairs", pair()[0])], frozenset({END}), opened=True)
     assert marks(completions=[said], completion_ids=[[7]], exercise=[0]) == pytest.approx([reward])
