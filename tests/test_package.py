@@ -29,7 +29,7 @@ ORDER = [
     "errors", "settings", "types",
     "prompts", "parsing", "formats", "items", "tasks",
     "tally", "ratings", "schedules",
-    "stats", "explain", "rewards",
+    "stats", "explain", "rewards", "run_log",
     "embedded",
     "engines", "engines.cancelling", "colocation",
     "engines.scripted", "engines.chat_template", "engines.local_model", "memory_plan", "engines.transformers",
@@ -38,7 +38,7 @@ ORDER = [
     "engines.vllm_setup", "engines.vllm", "engines.supervise", "engines.vllm_guard", "engines.vllm_child",
     "engines.vllm_server",
     "cache", "asking", "rounds", "ahead", "judge", "engine_config", "config",
-    "jsonl",
+    "canaries", "jsonl",
     "doctor", "cli",
 ]  # fmt: skip
 """The data flow. A module imports only what stands to its left; ``__init__`` gathers the public names."""
