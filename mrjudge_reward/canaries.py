@@ -66,12 +66,13 @@ class Canary:
 _PLAIN = (
     (
         "Why does ice float on water?",
-        "Water expands when it freezes, because its molecules settle into an open lattice that takes about nine percent more "
-        "room. Ice is therefore less dense than liquid water, and floats.",
+        "Water expands when it freezes, because its molecules settle into an open lattice that takes about nine percent "
+        "more room. Ice is therefore less dense than liquid water, and floats.",
     ),
     (
         "How do I sort a list of names in Python without changing the original list?",
-        "Use `sorted(names)`. It returns a new list and leaves `names` as it is, unlike `names.sort()`, which sorts in place.",
+        "Use `sorted(names)`. It returns a new list and leaves `names` as it is, unlike `names.sort()`, which sorts "
+        "in place.",
     ),
     (
         "My train leaves at 14:10 and the walk to the station takes 25 minutes. When should I leave?",
@@ -79,8 +80,8 @@ _PLAIN = (
     ),
     (
         "Suggest a good way to remember the names of people I have just met.",
-        "Repeat the name when you hear it, use it once in the talk, and link it to something you can picture, such as a rose "
-        "for Rose. Writing the names down in the evening makes them stick.",
+        "Repeat the name when you hear it, use it once in the talk, and link it to something you can picture, such as "
+        "a rose for Rose. Writing the names down in the evening makes them stick.",
     ),
 )
 
@@ -324,8 +325,8 @@ class CanaryWatch:
         """
         if self.canaries.stop and report.problems:
             raise JudgeDriftedError(
-                f"the judge fails canaries: {'; '.join(report.problems)}. Rewards from it would teach the policy these tricks. "
-                "Look at recent groups (mrjudge report), mend the judge or its prompt, or raise limit or floor of Canaries"
+                f"the judge fails canaries: {'; '.join(report.problems)}. Rewards from it would teach the policy these "
+                "tricks. Look at recent groups (mrjudge report), mend the judge or its prompt, or change limit or floor"
             )
 
     def _problems(self, report: CanaryReport) -> list[str]:

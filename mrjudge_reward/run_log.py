@@ -222,6 +222,11 @@ def _rows(matrix: Any) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(round(float(value), 6) for value in row) for row in matrix)
 
 
+def log_name(name: str) -> str:
+    """A reward's name as it stands in the names of its files."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+
+
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 
@@ -239,7 +244,7 @@ class RunLogWriter:
     def __init__(
         self, folder: str | os.PathLike[str], name: str = "judge", rank: int = 0, groups: int = 2, seed: int = 0
     ) -> None:
-        self.path = Path(folder) / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}.rank{rank}.jsonl"
+        self.path = Path(folder) / f"{log_name(name)}.rank{rank}.jsonl"
         self._groups = groups
         self._seed = seed
         self._begun = False

@@ -38,7 +38,7 @@ ORDER = [
     "engines.vllm_setup", "engines.vllm", "engines.supervise", "engines.vllm_guard", "engines.vllm_child",
     "engines.vllm_server",
     "cache", "asking", "rounds", "ahead", "judge", "engine_config", "config",
-    "canaries", "jsonl",
+    "canaries", "jsonl", "trainer_logs", "report_charts", "report_page", "report",
     "doctor", "cli",
 ]  # fmt: skip
 """The data flow. A module imports only what stands to its left; ``__init__`` gathers the public names."""
