@@ -300,12 +300,15 @@ class CanaryWatch:
         self._next = -math.inf
 
     def due(self, step: int) -> bool:
-        """Whether it is time: at the first step asked about, and ``every`` steps after each measurement."""
-        return step >= self._next
+        """Whether it is time: at the first step asked about, and ``every`` steps after each that was. Who is told so is to
+        measure."""
+        if step < self._next:
+            return False
+        self._next = step + self.canaries.every
+        return True
 
     def measure(self, judge: Judge, step: int) -> CanaryReport:
         """Measure the judge, and say what is wrong with it. Does not raise for that: see ``stop_if_asked``."""
-        self._next = step + self.canaries.every
         report = measure(judge, self.canaries.groups)
         problems = tuple(self._problems(report))
         if self.first is None:

@@ -7,7 +7,7 @@ import statistics
 import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .errors import JudgeUnreliableError
@@ -92,9 +92,13 @@ class JudgeStats:
             stats += _count(judgement, length_correlation(rewards_G, lengths_G))
         return stats
 
+    def record(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return {**vars(self), "usage": asdict(self.usage), "reasons": dict(self.reasons)}
+
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> JudgeStats:
-        """Stats from what ``dataclasses.asdict`` made of them, also by way of JSON."""
+        """Stats from their ``record``, also by way of JSON."""
         return cls(**{**record, "usage": Usage(**record["usage"]), "reasons": Counter(record["reasons"])})
 
     def __add__(self, other: JudgeStats) -> JudgeStats:

@@ -20,7 +20,7 @@ from mrjudge_reward.types import Failure, Request
 
 HOSTILE = (
     "<script>window.hacked=1</script>",
-    "<img src=x onerror=\"window.hacked=1\">",
+    '<img src=x onerror="window.hacked=1">',
     "</script><script>window.hacked=1</script><!--",
     "\"><svg onload='window.hacked=1'> ' onfocus=window.hacked=1 autofocus \u2028 \u2029 &lt;b&gt; \ud800",
 )
@@ -42,7 +42,9 @@ def reasoning_judge(**settings: Any) -> Judge:
         best = max(shown, key=lambda label: len(shown[label]))
         return f"<think>Response {best} says more: <b>{len(shown[best])}</b> characters.</think><answer>{best}</answer>"
 
-    return Judge(ScriptedEngine(script), Choice(), schedule="ring", both_orders=True, alarm=FailureAlarm(1.0), **settings)
+    return Judge(
+        ScriptedEngine(script), Choice(), schedule="ring", both_orders=True, alarm=FailureAlarm(1.0), **settings
+    )
 
 
 def log_run(
@@ -75,7 +77,8 @@ def browser(dark: bool = False) -> Iterator[Any]:
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    assert chromium and driver, "these tests drive Chromium: run `make chromium`"
+    if chromium is None or driver is None:
+        raise RuntimeError("these tests drive Chromium: run `make chromium`")
     options.binary_location = chromium
     window = webdriver.Chrome(options=options, service=Service(driver))
     try:

@@ -171,7 +171,7 @@
       if (tick >= from && tick <= to) root.append(svg("text", { x: X(tick), y: height - bottom + 17, "text-anchor": "middle" }, said(tick)));
     }
     root.append(svg("text", { x: (left + width - right) / 2, y: height - 3, "text-anchor": "middle" }, chart.x_label || "step"));
-    if (chart.unit) root.append(svg("text", { x: left - 7, y: 9, "text-anchor": "end" }, chart.unit));
+    if (chart.unit) root.append(svg("text", { x: 0, y: 9 }, chart.unit));
     if (chart.zero && low < 0 && high > 0) root.append(svg("line", { class: "zero", x1: left, x2: width - right, y1: Y(0), y2: Y(0) }));
     series.forEach((one, s) => {
       const colour = s % COLOURS;
@@ -400,7 +400,7 @@
     if (verdict.scores) return ["good", slots.map((i, k) => `#${i}: ${said(verdict.scores[k])}`).join(", ")];
     const values = verdict.probabilities || [];
     const best = values.indexOf(Math.max(...values));
-    return ["good", `prefers #${slots[best]} (${said(values[best])})`];
+    return ["good", `prefers #${slots[best]}${values[best] === 1 ? "" : ` (${said(values[best])})`}`];
   }
 
   if (data.groups.length) open(0);
