@@ -2,7 +2,8 @@
 
 One file per rank and reward, ``judge.rank0.jsonl``, in the run's folder. A line is complete when it is there: it is
 appended and flushed at once, the file is not held open, and a line that a crash cut off is ignored on reading and removed
-when the run goes on. What is logged never ends a run: where the disk says no, one warning is all that happens.
+when the run goes on. What is logged never ends a run: where the disk says no, one warning is all that happens,
+and what follows is tried again.
 
 =============  ======================================================================================================
 a line's kind  holds
@@ -248,7 +249,7 @@ class RunLogWriter:
         self._groups = groups
         self._seed = seed
         self._begun = False
-        self._given_up = False
+        self._warned = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_begun": False}
@@ -280,7 +281,7 @@ class RunLogWriter:
                 "kind": "batch",
                 "step": step,
                 "mode": mode,
-                "stats": dataclasses.asdict(JudgeStats.of(judgements, rewards, lengths)),
+                "stats": JudgeStats.of(judgements, rewards, lengths).record(),
                 "rewards": dataclasses.asdict(RewardSums.of(rewards, lengths)),
                 "groups": [dataclasses.asdict(LoggedGroup.of(judgements[i], rewards[i], lengths[i])) for i in drawn],
                 "canaries": canaries,
@@ -299,8 +300,6 @@ class RunLogWriter:
         self._append(lambda: {"kind": "trainer", "step": step, "logs": kept})
 
     def _append(self, line: Any, about: Mapping[str, Any] | None = None) -> None:
-        if self._given_up:
-            return
         try:
             text = ""
             if not self._begun:
@@ -312,11 +311,12 @@ class RunLogWriter:
                 file.write(text.encode())
             self._begun = True
         except Exception as error:  # noqa: BLE001  a log must not end a run, whatever is wrong with it
-            self._given_up = True
-            logger.warning(
-                "the run goes on without its log: %s cannot be written (%s: %s)",
-                self.path, type(error).__name__, error,
-            )  # fmt: skip
+            if not self._warned:
+                logger.warning(
+                    "the run goes on without its log: %s cannot be written (%s: %s)",
+                    self.path, type(error).__name__, error,
+                )  # fmt: skip
+            self._warned = True
 
 
 def _encoded(record: Mapping[str, Any]) -> str:

@@ -244,7 +244,7 @@ def test_a_judge_that_fails_on_canaries_is_said_and_stops_nothing(caplog: pytest
     watch = CanaryWatch(Canaries(stop=True, floor=0.9), measure(judge(), BUILT_IN))
     with caplog.at_level(logging.WARNING):
         watch.stop_if_asked(watch.measure(down, 1))
-    assert "the judge failed on 20 pairs" in caplog.text
+    assert "the judge failed on 16 pairs" in caplog.text
 
 
 # -- in the reward ----------------------------------------------------------------------------------------------------
