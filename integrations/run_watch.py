@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,9 @@ from mrjudge_reward.types import Judgement
 def described(judge: Judge) -> dict[str, Any]:
     """A judge's settings, as a reader of its log wants to know them."""
     return {
-        "judge": judge.engine.identity,
+        "judge": re.sub(
+            r"/(?:[^/\s+]+/)+", "", judge.engine.identity
+        ),  # a report is passed on: no folders of this machine
         "format": type(judge.format).__name__,
         "schedule": judge.schedule,
         "rating": judge.rating,

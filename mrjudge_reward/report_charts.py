@@ -35,8 +35,10 @@ Point = tuple[float, float | None]
 
 
 def number(value: float | None) -> float | None:
-    """A value for JSON, five digits of it; None where it is unknown."""
-    return None if value is None or not math.isfinite(value) else float(f"{value:.5g}")
+    """A value for JSON, five digits of it and no rounding errors about 0; None where it is unknown."""
+    if value is None or not math.isfinite(value):
+        return None
+    return float(f"{value:.5g}") if abs(value) > 1e-12 else 0.0
 
 
 def thinned(points: Sequence[Point]) -> tuple[list[float | None], list[float | None]]:

@@ -30,7 +30,7 @@ def trained(tmp_path: Path, tokenizer: Any, reward: JudgeReward, model: Any = No
         processing_class=tokenizer,
         reward_funcs=reward,
         train_dataset=prompt_dataset(),
-        args=GRPOConfig(**grpo_like(tmp_path, **settings)),
+        args=GRPOConfig(**(grpo_like(tmp_path) | settings)),
     )
     trainer.train()
     return trainer
@@ -76,7 +76,8 @@ def test_judge_metrics_reach_tensorboard(smol_tokenizer: Any, tmp_path: Path, mo
     found = EventAccumulator(str(tmp_path / "board"))
     found.Reload()
     tags = set(found.Tags()["scalars"])
-    assert {f"train/judge/{metric}" for metric in METRICS} <= tags
+    known = set(METRICS) - {"length_correlation"}  # all completions run into the cap, so there is none
+    assert {f"train/judge/{metric}" for metric in known} <= tags
     assert {"train/judge/canary_right", "train/judge/canary_right_spoof", "train/judge/canary_failed"} <= tags
     assert [event.step for event in found.Scalars("train/judge/calls")] == [1, 2]
 
