@@ -7,7 +7,7 @@ INSTALL := $(BIN)/pip install --quiet --no-compile -c constraints.txt
 # pip would compile 30,000 files in one process.
 COMPILE := $(BIN)/python -m compileall -qq -j 0 -x /tests/ $(VENV)/lib || true
 
-.PHONY: setup demo test lint format bench clean
+.PHONY: setup demo test lint format bench clean chromium
 
 setup: $(VENV)/.installed $(VENV)/.installed-verl
 
@@ -33,6 +33,16 @@ $(VENV)/.installed-verl: $(VENV)/.installed recipes/verl/cpu/vllm_name/pyproject
 	$(COMPILE)
 	touch $@
 
+# The tests of `mrjudge report` look at its page in a real browser.
+chromium:
+	@if command -v chromium > /dev/null && command -v chromedriver > /dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver; \
+	else \
+	  echo "The tests need Chromium and its driver, as chromium and chromedriver in PATH, and installing them needs root."; \
+	  echo "On Debian: sudo apt-get install --no-install-recommends chromium chromium-driver"; exit 1; \
+	fi
+
 demo: $(VENV)/.installed
 	$(BIN)/python recipes/demo.py
 
@@ -43,7 +53,7 @@ lint: setup
 
 # Two workers, whole files to each; more would each hold models and a Ray cluster of their own. A plain `pytest` runs
 # the same tests in one process.
-test: lint
+test: lint chromium
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n logical --maxprocesses 2 --dist loadfile --no-loadscope-reorder
 
 format: setup

@@ -26,11 +26,13 @@ INFO_KEYS = (
     "judge_failed",
     "judge_abstained",
     "judge_partial",
+    "judge_disarmed",
     "judge_seconds",
 )
 """What is told of every row, always all of it, each a float: its score (NaN where nothing is known), games it
 took part in, share of mirrored comparisons of its group that agree (NaN where none was mirrored), share of its group's
-comparisons that failed, whether (1 or 0) its score is unknown, whether its group was not whole, seconds of judging."""
+comparisons that failed, whether (1 or 0) its score is unknown, whether its group was not whole, whether
+the answer held markers that had to be made harmless, seconds of judging."""
 
 
 REPORT_S = 60.0
@@ -114,14 +116,17 @@ class Scorer:
             MRJudgeError: if the judge raised.
         """
         judgements = await self._queue.judge_groups(groups, ahead)
-        return list(map(self._scored, judgements, lengths, partial))
+        scored = list(map(self._scored, judgements, lengths, partial))
+        if (judge := self._queue.judge) is not None:
+            self._queue.log.add(judge, judgements, [[one.reward for one in group] for group in scored], lengths)
+        return scored
 
     def _scored(self, judgement: Judgement, lengths_G: Sequence[int], partial: bool) -> list[Scored]:
-        stats = JudgeStats.of([judgement])
-        self.stats += stats
         assert self._queue.judge is not None
         neutral = 0.0 if self._shape.centre else RATINGS[self._queue.judge.rating].neutral or 0.0
         rewards = reward_group(judgement, self._shape, "group_mean", lengths_G, neutral)
+        stats = JudgeStats.of([judgement], [rewards.rewards_G], [lengths_G])
+        self.stats += stats
         agreeing, mirrored = position_consistency(judgement.glances or judgement.played)
         self._report(stats)
         scored = []
@@ -134,6 +139,7 @@ class Scorer:
                 stats.failed / max(1, stats.comparisons),
                 float(index in rewards.abstained),
                 float(partial),
+                float(index in judgement.disarmed),
                 judgement.seconds,
             )
             scored.append(Scored(reward, dict(zip(INFO_KEYS, values, strict=True))))

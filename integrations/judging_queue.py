@@ -6,13 +6,16 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from mrjudge_reward.ahead import Ahead
-from mrjudge_reward.asking import Asked
+from mrjudge_reward.asking import Asked, session_of
 from mrjudge_reward.errors import EngineError, MRJudgeError
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.types import Group, Judgement
+
+from .cohort_log import CohortLog
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +45,12 @@ class JudgingQueue:
     Args:
         build: makes the judge; called in a thread with the first work, and again if it raised.
         deadline_s: seconds that work may take, waiting for a lane included.
+        log: of what is judged, with canaries that are judged along; None for neither.
     """
 
-    def __init__(self, build: Callable[[], Judge], deadline_s: float) -> None:
+    def __init__(self, build: Callable[[], Judge], deadline_s: float, log: CohortLog | None = None) -> None:
         self.judge: Judge | None = None
+        self.log = log if log is not None else CohortLog()
         self._build = build
         self._deadline_s = deadline_s
         self._waiting: list[_Work] = []
@@ -128,7 +133,12 @@ class JudgingQueue:
                     logger.warning("asking ahead failed: %s: %s", type(error).__name__, error)
             groups = [group for work in batch for group in work.groups]
             begun = [ahead for work in batch for ahead in work.ahead]
-            return self.judge.judge(groups, begun) if groups else []
+            due = self.log.due(len(groups))
+            with session_of(self.judge.engine) if due else nullcontext():  # a colocated judge wakes once for both
+                judgements = self.judge.judge(groups, begun) if groups else []
+                if due:
+                    self.log.measure(self.judge)
+            return judgements
         except MRJudgeError:
             raise
         except (Exception, SystemExit) as error:  # some of these a future cannot carry, or end the loop

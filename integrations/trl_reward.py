@@ -26,10 +26,15 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
+from mrjudge_reward.asking import session_of
+from mrjudge_reward.canaries import Canaries, CanaryReport
 from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.explain import verdict_line
@@ -40,6 +45,7 @@ from mrjudge_reward.stats import JudgeStats
 from mrjudge_reward.types import Group, Judgement, as_messages, final_answer
 
 from .ranks import gather, gather_results, rank_and_world
+from .run_watch import RunWatch
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +76,7 @@ class _Judged:
     rewards: dict[int, tuple[float | None, ...]]
     verdicts: dict[int, str]
     stats: JudgeStats
+    canaries: CanaryReport | None = None
 
 
 def completion_text(completion: Completion) -> str:
@@ -96,11 +103,16 @@ class JudgeReward:
             ``"opened"`` does too and knows that the policy's template opens ``<think>`` itself, so that a completion
             without ``</think>`` holds no answer, ``"keep"`` judges everything.
         name: of the metrics; every instance has its own.
+        log_dir: folder for the run's log, which ``mrjudge report`` shows (see ``mrjudge_reward.run_log``); the trainer's
+            ``output_dir`` is a good one. What the trainer logs goes in too. None for no log.
+        canaries: groups of known order that are judged now and then (see ``mrjudge_reward.canaries``). The first rank
+            judges them, in the judge's own turn on its device; what comes of it reaches all ranks.
 
     Attributes:
         last_stats: of the latest call, over all ranks.
         last_judgements: of the latest call, those made on this rank.
         abstained_rows: rows of the latest call whose reward is None.
+        last_canaries: the latest measurement with canaries; None before any.
 
     Raises:
         ConfigError: if a setting is unknown, a number of generations is below 1, or ``halves`` goes with anything but 2.
@@ -119,6 +131,8 @@ class JudgeReward:
         rubric_column: str | None = None,
         thinking: Thinking = "strip",
         name: str | None = None,
+        log_dir: str | os.PathLike[str] | None = None,
+        canaries: Canaries | None = None,
     ) -> None:
         self._config = judge if isinstance(judge, JudgeConfig) else JudgeConfig() if judge is None else None
         self._judge = judge if isinstance(judge, Judge) else None
@@ -144,6 +158,8 @@ class JudgeReward:
         self.last_judgements: list[Judgement] = []
         self.abstained_rows: tuple[int, ...] = ()
         self.pairs_can_be_left_out = False
+        self.last_canaries: CanaryReport | None = None
+        self._watch = RunWatch(log_dir, self.__name__, canaries)
         self._moment: tuple[str, int, int] = ("", -1, 0)
 
     @property
@@ -185,7 +201,9 @@ class JudgeReward:
             InputError: if the rows do not form groups.
             ConfigError: if ``num_generations`` differs from the trainer's.
             JudgeUnreliableError: if too many judgements failed (on any rank, then on all).
+            JudgeDriftedError: if the judge fails canaries that are set to stop the run (then on all ranks, too).
         """
+        began = time.perf_counter()
         trainer: Any = getattr(log_metric, "__self__", None)
         training = bool(trainer.model.training) if hasattr(trainer, "model") else True
         size = self.num_generations if training else self.num_generations_eval
@@ -203,8 +221,12 @@ class JudgeReward:
             on_abstain = self.on_abstain
         elif self.layout == "blocks" and (trainer is None or len(getattr(trainer, "reward_funcs", [0, 0])) > 1):
             on_abstain = "group_mean"
+        self._watch.follow(trainer)
+        before = self.last_canaries
         rewards, verdicts = self._score(prepare, size, key, on_abstain)
-        self._log(rewards, verdicts, log_extra, log_metric)
+        self._watch.judged(began, time.perf_counter())
+        canaries = self.last_canaries if self.last_canaries is not before else None
+        self._log(verdicts, log_extra, log_metric, canaries)
         if self.layout == "halves":
             rewards = [*rewards[0::2], *rewards[1::2]]
         self.abstained_rows = tuple(index for index, reward in enumerate(rewards) if reward is None)
@@ -280,6 +302,7 @@ class JudgeReward:
         mine = range(rank if straddling else 0, len(known) // size, world if straddling else 1)
         results = gather_results(lambda: self._judge_blocks(known, mine, size, key, offset // size, on_abstain), world)
         self.last_stats = sum((result.stats for result in results), JudgeStats())
+        self.last_canaries = next((r.canaries for r in results if r.canaries is not None), self.last_canaries)
         rewards_of: dict[int, tuple[float | None, ...]] = {}
         verdicts_of: dict[int, str] = {}
         for result in results if straddling else [results[rank]]:
@@ -305,24 +328,35 @@ class JudgeReward:
             head = members[0]
             answers = [member.answer for member in members]
             groups.append(Group.of(head.prompt, answers, f"{key}/{first_block + block}", head.reference, head.rubric))
-        judgements = self.last_judgements = self.judge.judge(groups)
+        rank, _ = rank_and_world()
+        mode, step, _ = self._moment
+        due = rank == 0 and mode == "train" and self._watch.due(step + 1)
+        measured = None
+        with session_of(self.judge.engine) if due else nullcontext():  # a colocated judge wakes once for both
+            judgements = self.last_judgements = self.judge.judge(groups)
+            if due:
+                measured = self._watch.measure(self.judge, step + 1)
         neutral = 0.0 if self.shape.centre else RATINGS[self.judge.rating].neutral or 0.0
         rewards: dict[int, tuple[float | None, ...]] = {}
         verdicts: dict[int, str] = {}
-        for block, judgement in zip(blocks, judgements, strict=True):
-            lengths_G = [row.length for row in rows[block * size : (block + 1) * size]]
+        lengths = [[row.length for row in rows[block * size : (block + 1) * size]] for block in blocks]
+        for block, judgement, lengths_G in zip(blocks, judgements, lengths, strict=True):
             rewards[block] = reward_group(judgement, self.shape, on_abstain, lengths_G, neutral).rewards_G
             verdicts[block] = verdict_line(judgement.played[0]) if judgement.played else "nothing to compare"
-        return _Judged(rewards, verdicts, JudgeStats.of(judgements))
+        shaped = [rewards[block] for block in blocks]
+        self._watch.log(rank, step + 1, mode, self.judge, judgements, shaped, lengths, measured)
+        if measured is not None:
+            self._watch.stop_if_asked(measured)
+        return _Judged(rewards, verdicts, JudgeStats.of(judgements, shaped, lengths), measured)
 
     # -- what goes out --------------------------------------------------------------------------------------------------
 
     def _log(
         self,
-        rewards: Sequence[float | None],
         verdicts: list[str],
         log_extra: Callable[[str, list[Any]], None] | None,
         log_metric: Callable[[str, float], None] | None,
+        canaries: CanaryReport | None,
     ) -> None:
         stats = self.last_stats
         if stats.abstained or stats.failed:
@@ -333,7 +367,7 @@ class JudgeReward:
                 f"; {reasons}" if reasons else "",
             )  # fmt: skip
         if log_metric is not None:
-            for name, value in stats.metrics().items():
+            for name, value in (stats.metrics() | (canaries.metrics() if canaries is not None else {})).items():
                 log_metric(f"{self.__name__}/{name}", value)
         if log_extra is not None:
             log_extra(f"{self.__name__}/verdict", verdicts)

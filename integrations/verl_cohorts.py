@@ -16,6 +16,7 @@ from mrjudge_reward.errors import ConfigError, EngineError, JudgeUnreliableError
 from mrjudge_reward.judge import Judge
 
 from .cohort_batches import CohortBatches
+from .cohort_log import CohortLog
 from .cohort_scores import Sample, Scored
 from .cohorts import Cohorts
 from .judging_queue import JudgingQueue
@@ -63,7 +64,8 @@ class CohortActor:
         logging.basicConfig(format="%(name)s: %(message)s")
         logging.getLogger("mrjudge_reward").setLevel(logging.INFO)
         self._stopped: JudgeUnreliableError | None = None
-        queue = JudgingQueue(lambda: build_judge(judge, settings.factory), settings.judge_deadline_s)
+        log = CohortLog(settings.log_dir, settings.watched())
+        queue = JudgingQueue(lambda: build_judge(judge, settings.factory), settings.judge_deadline_s, log)
         shape, deadline_s = judge.reward_shape, settings.deadline_s
         self._cohorts = Cohorts(
             queue,

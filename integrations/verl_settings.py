@@ -23,6 +23,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from mrjudge_reward.canaries import BUILT_IN, Canaries, load_canaries
 from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.engine_config import EMBEDDED
 from mrjudge_reward.engines.scripted import ScriptedEngine
@@ -36,6 +37,29 @@ VALIDATION_SPLITS = frozenset({"test", "val", "valid", "validation", "dev", "eva
 
 Positive = Annotated[float, Field(gt=0)]
 GroupSize = Annotated[int, Field(ge=1)]
+
+
+class CanarySettings(Settings):
+    """The canaries of a verl run; see ``mrjudge_reward.canaries.Canaries``.
+
+    Args:
+        every: groups judged between two measurements, e.g. 50 x ``train_batch_size`` for every 50 steps.
+        limit, floor, stop: as in ``Canaries``.
+        path: JSON lines of one's own, besides those built in; read where the cohort actor runs.
+    """
+
+    where: ClassVar[str] = f"section {SECTION}.canaries"
+
+    every: Annotated[int, Field(ge=1)]
+    limit: Annotated[float, Field(ge=0, le=1)] = 0.3
+    floor: Annotated[float, Field(ge=0, le=1)] | None = None
+    stop: bool = False
+    path: str | None = None
+
+    def build(self) -> Canaries:
+        """The canaries."""
+        own = load_canaries(self.path) if self.path is not None else ()
+        return Canaries(self.every, self.limit, self.floor, self.stop, (*BUILT_IN, *own))
 
 
 class VerlSettings(Settings):
@@ -57,6 +81,8 @@ class VerlSettings(Settings):
         reference_field, rubric_field: where a row keeps a reference answer and criteria, e.g.
             ``reward_model.ground_truth`` or ``extra_info.rubric``. verl's colocated path passes neither.
         actor_options: Ray options of the cohort actor, e.g. ``{num_gpus: 0.2}`` for a judge that runs inside it.
+        log_dir: folder for the run's log, for ``mrjudge report``; on the machine of the cohort actor, or shared.
+        canaries: fields of ``CanarySettings``; None for none.
 
     Raises:
         ConfigError: for an unknown setting (naming the nearest known one) or a bad value.
@@ -76,6 +102,8 @@ class VerlSettings(Settings):
     reference_field: str | None = None
     rubric_field: str | None = None
     actor_options: dict[str, Any] = Field(default_factory=dict)
+    log_dir: str | None = None
+    canaries: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> VerlSettings:
@@ -89,7 +117,10 @@ class VerlSettings(Settings):
         rollout = config["actor_rollout_ref"]["rollout"]
         sizes = {"group_size": rollout["n"], "validation_group_size": rollout["val_kwargs"]["n"]}
         given = {str(key): value for key, value in section.items() if value is not None}
-        return cls(**{**sizes, **given})
+        settings = cls(**{**sizes, **given})
+        if settings.canaries is not None:
+            CanarySettings(**settings.canaries)  # before anything runs
+        return settings
 
     def judge_config(self, served: Mapping[str, Any] | None = None) -> JudgeConfig:
         """The judge's own settings.
@@ -102,6 +133,15 @@ class VerlSettings(Settings):
         if served and given.get("model", EMBEDDED) == EMBEDDED and "base_url" not in given:
             given = {**served, **{key: value for key, value in given.items() if key != "model"}}
         return JudgeConfig(**given)
+
+    def watched(self) -> Canaries | None:
+        """The canaries, if any.
+
+        Raises:
+            ConfigError: for an unknown setting or a bad value.
+            InputError: if their file cannot be read.
+        """
+        return CanarySettings(**self.canaries).build() if self.canaries is not None else None
 
     def check_context(self, served: Mapping[str, Any] | None) -> None:
         """Whether the model that verl serves has room for candidates, before anything runs.

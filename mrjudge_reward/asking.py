@@ -80,6 +80,7 @@ class Run:
     played: list[Played] = field(default_factory=list)
     glances: list[Played] = field(default_factory=list)
     guards: dict[int, TextGuard] = field(default_factory=dict)
+    disarmed: set[str] = field(default_factory=set)
     tokens: dict[str, int] = field(default_factory=dict)
     most_tokens: dict[str, int] = field(default_factory=dict)
     calls: int = 0
@@ -101,6 +102,7 @@ class Run:
             self.calls += fork.calls
             self.cache_hits += fork.cache_hits
             self.usage += fork.usage
+            self.disarmed |= fork.disarmed
             self.known |= {(fork.texts(comparison), comparison.repeat): items for comparison, items in keep}
             self.known_glances |= {
                 (fork.texts(item.comparison), item.comparison.repeat): item
@@ -112,6 +114,7 @@ class Run:
         """Go on from what another run of the same group found out; its calls count as calls of this one."""
         self.earlier = earlier
         self.calls, self.cache_hits, self.usage = earlier.calls, earlier.cache_hits, earlier.usage
+        self.disarmed |= earlier.disarmed
 
     def recall(self, comparison: Comparison) -> list[Played] | None:
         """What the earlier run decided about a comparison, in this run's numbers; None if it was not asked there."""
@@ -312,7 +315,7 @@ class Asker:
         group, texts = run.group, run.texts(comparison)
         bound = self.max_candidate_tokens or self._bound_of(run, texts)
         if bound not in run.guards:  # a text stands in many comparisons of its group and is made safe once
-            run.guards[bound] = TextGuard(self.engine.count_tokens, bound, self._reserved)
+            run.guards[bound] = TextGuard(self.engine.count_tokens, bound, self._reserved, run.disarmed)
         return self.format.render(group, texts, run.guards[bound])
 
     def _bound_of(self, run: Run, candidates: tuple[str, ...]) -> int:

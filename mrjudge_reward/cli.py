@@ -1,4 +1,5 @@
-"""The command line: ``mrjudge rank`` scores a JSONL file, ``mrjudge doctor`` checks a judge, ``mrjudge cache`` a cache.
+"""The command line: ``mrjudge rank`` scores a JSONL file, ``mrjudge report`` shows a run, ``mrjudge doctor`` checks a judge,
+``mrjudge cache`` a cache.
 
 Exit codes: 0 done; 1 done, but some input lines were bad (rank), or a check failed (doctor); 2 wrong usage, settings or
 files, or an engine that cannot work; 3 the judge failed too often (which goes before 1); 130 interrupted. Whatever the
@@ -122,6 +123,25 @@ def rank(
             raise typer.Exit(3)
         if counts.bad:
             raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of the run: log_dir of JudgeReward, mrjudge.log_dir in verl.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="HTML file; else report.html in RUN.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Of the reward, where several logged.")] = None,
+) -> None:
+    """Make one HTML page of a run's log: charts, what to look at, and groups with the judge's reasoning.
+
+    The page is complete in itself and loads nothing. It can be made while the run goes on, and again.
+    """
+    with _reported():
+        from .report import page_of
+
+        page = page_of(run, name).encode("utf-8")
+        target = output if output is not None else run / "report.html"
+        target.write_bytes(page)
+        say(f"{target}: {len(page) / 1e6:.1f} MB")
 
 
 # -- doctor, cache, version -------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@
     ├── MissingPackageError    (ImportError)   an optional package; the message holds the pip line
     ├── EngineError            (RuntimeError)  an engine that cannot work at all (one bad request never raises)
     └── JudgeUnreliableError   (RuntimeError)  too many failed judgements: the run stops rather than train on noise
+        └── JudgeDriftedError                  the judge falls for canaries: the run stops rather than train on a hack
 
 Each carries one message that says what came, what was expected and what to do, and survives pickling.
 """
@@ -40,6 +41,10 @@ class EngineError(MRJudgeError, RuntimeError):
 
 class JudgeUnreliableError(MRJudgeError, RuntimeError):
     """So many judgements failed that rewards would be noise."""
+
+
+class JudgeDriftedError(JudgeUnreliableError):
+    """The judge prefers answers that are known to be worse, so that rewards would teach a hack."""
 
 
 def require(module: str, extra: str) -> Any:

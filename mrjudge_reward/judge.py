@@ -21,8 +21,10 @@ score None. When more than ``max_failed_fraction`` of the latest comparisons fai
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -245,6 +247,14 @@ class Judge:
             decided = self.asker.decide([(runs[id(group)], comparison) for group, comparison in asked])
         return [items[0].verdict for items in decided]
 
+    def apart(self) -> Judge:
+        """The same judge for measuring it beside a run: it asks anew what a cache would know, and its failures count for
+        nobody's alarm. It shares the engine; close this one, not that."""
+        twin = copy.copy(self)
+        twin.cache, twin.alarm = None, FailureAlarm(max_fraction=1.0)
+        twin.asker = replace(self.asker, cache=None)
+        return twin
+
     def rank(
         self, prompt: str | Sequence[Mapping[str, Any] | Message], candidates: Sequence[str], key: str = "0"
     ) -> Judgement:
@@ -331,6 +341,7 @@ class Judge:
             usage=run.usage,
             cyclic_triads=cyclic_triads(tally),
             seconds=seconds,
+            disarmed=tuple(i for i, text in enumerate(candidates) if text in run.disarmed),
         )
 
     def _lowest(self, known: Sequence[float]) -> float:

@@ -128,11 +128,13 @@ class TextGuard:
         count_tokens: the judge's tokenizer, or an upper estimate.
         max_tokens: bound of one text.
         reserved: further strings to neutralise, such as the tokenizer's special tokens.
+        disarmed: takes up the texts in which there was a marker to neutralise.
     """
 
     count_tokens: Callable[[str], int]
     max_tokens: int
     reserved: frozenset[str] = frozenset()
+    disarmed: set[str] = field(default_factory=set, repr=False, compare=False)
     _seen: dict[tuple[str, tuple[str, ...]], str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __call__(self, text: str, headers: Iterable[str] = ()) -> str:
@@ -143,12 +145,15 @@ class TextGuard:
         return self._seen[key]
 
     def _guarded(self, text: str, headers: tuple[str, ...]) -> str:
-        text = visible(text.encode(errors="replace").decode())  # no tokenizer takes a lone surrogate
+        given, text = text, visible(text.encode(errors="replace").decode())  # no tokenizer takes a lone surrogate
         # A token rarely spans 16 characters: far longer texts are cut before they are tokenized at all.
         keep = max(0, min(len(text), self.max_tokens * 16))
         while True:
             # A cut may complete a marker and a marker disarmed takes more tokens: so cut, neutralise, then count.
-            safe = neutralise(_cut_middle(text, keep), self.reserved, headers)
+            bounded = _cut_middle(text, keep)
+            safe = neutralise(bounded, self.reserved, headers)
+            if safe != bounded:
+                self.disarmed.add(given)
             if keep == len(text) and most_tokens(safe) <= self.max_tokens:
                 return safe
             count = self.count_tokens(safe)

@@ -52,13 +52,26 @@ def borda(tally: Tally) -> Matrix:
 
 
 def bradley_terry(tally: Tally) -> Matrix:
-    """Bradley-Terry strengths with Davidson's ties and a weak prior, by Newton's method. Shape (G,).
+    """Bradley-Terry strengths; see ``bradley_terry_fit``. Shape (G,)."""
+    return bradley_terry_fit(tally)[0]
+
+
+def bradley_terry_fit(tally: Tally) -> tuple[Matrix, Matrix]:
+    """Bradley-Terry strengths with Davidson's ties and a weak prior, by Newton's method, and their standard errors.
 
     Maximises ``sum_ij wins_ij log p(i beats j)`` with ``p(tie) ∝ nu * sqrt(pi_i pi_j)`` (Davidson 1970), plus
     ``PRIOR_GAMES`` tied games of everybody against an opponent of strength 0. A tie enters the wins as a half each,
     which is sufficient for the strengths; nu is fitted to the total number of ties. Soft wins are used as they are.
+
+    The errors are those of the centred strengths, from the curvature of what is maximised (observed information, the
+    prior included): how far few games leave a strength open, if games are independent and the model holds.
+
+    Returns:
+        Strengths and standard errors, each of shape (G,).
     """
     size = tally.size
+    if size == 0:
+        return np.zeros(0), np.zeros(0)
     games, wins = tally.games_GG, tally.wins_GG.sum(axis=1)
     ties = min(tally.ties, 0.98 * games.sum() / 2)
     s, log_nu = np.zeros(size), 0.0 if ties > 0 else -np.inf
@@ -89,7 +102,9 @@ def bradley_terry(tally: Tally) -> Matrix:
         s, log_nu = s + step[:-1], log_nu + float(step[-1])
         if largest < 1e-10:
             break
-    return np.asarray(s - s.mean())
+    centre = np.eye(size) - 1 / size
+    covariance = centre @ np.linalg.inv(information + 1e-9 * np.eye(size + 1))[:size, :size] @ centre
+    return np.asarray(s - s.mean()), np.sqrt(np.maximum(0.0, np.diag(covariance)))
 
 
 def log_odds_system(tally: Tally) -> tuple[Matrix, Matrix]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import statistics
 import threading
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .errors import JudgeUnreliableError
@@ -22,6 +23,8 @@ METRICS = (
     "tokens",
     "seconds",
     "zero_spread_groups",
+    "length_correlation",
+    "disarmed_rate",
 )
 """Names of the metrics, the same on every rank at every step."""
 
@@ -40,6 +43,9 @@ class JudgeStats:
         calls, cache_hits: requests that reached the engine, and that did not have to.
         usage: tokens of ``calls``.
         seconds: wall time.
+        length_correlations, length_groups: sum over groups of the correlation of reward with length, and how many groups
+            have one (both vary).
+        disarmed: candidates that held a marker which had to be made harmless (``Judgement.disarmed``).
         reasons: failures by reason.
     """
 
@@ -57,18 +63,43 @@ class JudgeStats:
     cache_hits: int = 0
     usage: Usage = Usage()
     seconds: float = 0.0
+    length_correlations: float = 0.0
+    length_groups: int = 0
+    disarmed: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
 
     @classmethod
-    def of(cls, judgements: Sequence[Judgement]) -> JudgeStats:
-        """Count a batch that was judged together."""
+    def of(
+        cls,
+        judgements: Sequence[Judgement],
+        rewards: Sequence[Sequence[float | None]] | None = None,
+        lengths: Sequence[Sequence[int]] | None = None,
+    ) -> JudgeStats:
+        """Count a batch that was judged together.
+
+        Args:
+            judgements: of the batch.
+            rewards: per group, a reward per candidate; the scores by default.
+            lengths: per group, of its candidates; characters of the final answers by default.
+        """
         stats = cls(
             groups=len(judgements),
             seconds=max((judgement.seconds for judgement in judgements), default=0.0),
         )
-        for judgement in judgements:
-            stats += _count(judgement)
+        for index, judgement in enumerate(judgements):
+            rewards_G = judgement.scores_G if rewards is None else rewards[index]
+            lengths_G = [len(text) for text in judgement.group.candidates] if lengths is None else lengths[index]
+            stats += _count(judgement, length_correlation(rewards_G, lengths_G))
         return stats
+
+    def record(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return {**vars(self), "usage": asdict(self.usage), "reasons": dict(self.reasons)}
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> JudgeStats:
+        """Stats from their ``record``, also by way of JSON."""
+        return cls(**{**record, "usage": Usage(**record["usage"]), "reasons": Counter(record["reasons"])})
 
     def __add__(self, other: JudgeStats) -> JudgeStats:
         values = {name: getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__}
@@ -79,7 +110,8 @@ class JudgeStats:
         """The values of ``METRICS``. A rate over nothing is 0.
 
         Consistency is 1 where every candidate was judged alone, and NaN where the schedule mirrored no comparison:
-        then nothing is known about it (set ``both_orders`` to know).
+        then nothing is known about it (set ``both_orders`` to know). The correlation with length is a mean over groups, NaN
+        where no group has one.
         """
         consistency = self.agreeing / self.mirrored if self.mirrored else math.nan if self.slotted else 1.0
         return {
@@ -91,6 +123,8 @@ class JudgeStats:
             "tokens": float(self.usage.prompt_tokens + self.usage.completion_tokens),
             "seconds": self.seconds,
             "zero_spread_groups": float(self.zero_spread_groups),
+            "length_correlation": self.length_correlations / self.length_groups if self.length_groups else math.nan,
+            "disarmed_rate": self.disarmed / max(1, self.candidates),
         }
 
 
@@ -108,7 +142,24 @@ def is_tie(item: Played) -> bool:
             return len(values) > 1 and max(values) == min(values)
 
 
-def _count(judgement: Judgement) -> JudgeStats:
+def length_correlation(rewards_G: Sequence[float | None], lengths_G: Sequence[int]) -> float | None:
+    """Pearson's correlation of reward with length within a group; None where either is the same for all known ones.
+
+    A judge that likes long answers shows here before answers grow. Over groups take the mean: within a group the prompt
+    is the same, so that hard questions with long answers do not look like a bias.
+
+    >>> length_correlation([0.1, 0.2, None, 0.3], [10, 20, 500, 30])
+    1.0
+    """
+    known = [(reward, length) for reward, length in zip(rewards_G, lengths_G, strict=True) if reward is not None]
+    values, sizes = [float(reward) for reward, _ in known], [float(length) for _, length in known]
+    try:
+        return round(statistics.correlation(values, sizes), 9)
+    except statistics.StatisticsError:  # fewer than two, or constant
+        return None
+
+
+def _count(judgement: Judgement, correlation: float | None) -> JudgeStats:
     asked = judgement.glances or judgement.played
     agreeing, mirrored = position_consistency(asked)
     scores = [score for score in judgement.scores_G if score is not None]
@@ -125,6 +176,9 @@ def _count(judgement: Judgement) -> JudgeStats:
         calls=judgement.calls,
         cache_hits=judgement.cache_hits,
         usage=judgement.usage,
+        length_correlations=correlation or 0.0,
+        length_groups=int(correlation is not None),
+        disarmed=len(judgement.disarmed),
         reasons=Counter(
             item.verdict.outcome.reason for item in judgement.played if isinstance(item.verdict.outcome, Failed)
         ),

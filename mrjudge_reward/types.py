@@ -393,6 +393,9 @@ class Judgement:
         cache_hits: requests answered without the engine.
         usage: tokens of those calls.
         cyclic_triads: triples in which each beats the next, a sign of an inconsistent judge.
+        disarmed: indices of candidates that held a marker of ours, or of the judge's chat template, which had to be made
+            harmless before the judge saw it (see ``TextGuard``). Quoted code does so now and then; a share that grows
+            over a run is a policy that tries to speak for the judge.
         seconds: wall time of the whole batch this group was judged in.
     """
 
@@ -407,6 +410,7 @@ class Judgement:
     usage: Usage = Usage()
     cyclic_triads: int = 0
     seconds: float = 0.0
+    disarmed: tuple[int, ...] = ()
 
     @property
     def order(self) -> tuple[int, ...]:

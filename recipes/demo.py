@@ -191,7 +191,7 @@ def train(args: argparse.Namespace) -> None:
             with (out / "log.jsonl").open("a", encoding="utf-8") as log:
                 print(json.dumps(plain({**row, "metrics": logs}), allow_nan=False), file=log)
 
-    reward = JudgeReward(judge, num_generations=args.num_generations)
+    reward = JudgeReward(judge, num_generations=args.num_generations, log_dir=out)
     trainer = TimedTrainer(
         model=model,
         processing_class=tokenizer,

@@ -29,7 +29,7 @@ ORDER = [
     "errors", "settings", "types",
     "prompts", "parsing", "formats", "items", "tasks",
     "tally", "ratings", "schedules",
-    "stats", "explain", "rewards",
+    "stats", "explain", "rewards", "run_log",
     "embedded",
     "engines", "engines.cancelling", "colocation",
     "engines.scripted", "engines.chat_template", "engines.local_model", "memory_plan", "engines.transformers",
@@ -38,7 +38,7 @@ ORDER = [
     "engines.vllm_setup", "engines.vllm", "engines.supervise", "engines.vllm_guard", "engines.vllm_child",
     "engines.vllm_server",
     "cache", "asking", "rounds", "ahead", "judge", "engine_config", "config",
-    "jsonl",
+    "canaries", "jsonl", "trainer_logs", "report_charts", "report_page", "report",
     "doctor", "cli",
 ]  # fmt: skip
 """The data flow. A module imports only what stands to its left; ``__init__`` gathers the public names."""
@@ -240,6 +240,7 @@ def test_a_wheel_holds_the_templates_the_type_marker_and_the_integrations(tmp_pa
         held = set(archive.namelist())
     expected = {f"mrjudge_reward/{path.relative_to(PACKAGE)}" for path in PACKAGE.rglob("*.py")}
     expected |= {f"mrjudge_reward/templates/{path.name}" for path in (PACKAGE / "templates").glob("*.txt")}
+    expected |= {f"mrjudge_reward/report_page/page.{kind}" for kind in ("html", "css", "js")}
     expected |= {f"mrjudge_reward/integrations/{path.name}" for path in (ROOT / "integrations").glob("*.py")}
     expected |= {"mrjudge_reward/py.typed", "mrjudge_reward/integrations/trl_reward.py"}
     assert expected - held == set()

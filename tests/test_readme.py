@@ -33,12 +33,13 @@ def run_block(code: str) -> dict[str, Any]:
 
 
 def test_all_examples_are_covered_by_this_file() -> None:
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
     assert [line.split("|")[-1].split()[:3] for line in COMMANDS] == [
         ["mrjudge", "rank"],
         ["mrjudge", "doctor"],
         ["mrjudge", "doctor", "--verl"],
         ["python", "recipes/verl/cpu/run.py", "grpo"],  # in test_verl_training.py
+        ["mrjudge", "report", "runs/readme"],
     ]
 
 
@@ -56,6 +57,16 @@ def test_the_training_example_trains(tmp_path: Path, monkeypatch: pytest.MonkeyP
     trainer = run_block(BLOCKS[1])["trainer"]
     assert trainer.state.global_step == 2
     assert any("judge/calls" in entry for entry in trainer.state.log_history)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    done = subprocess.run(COMMANDS[4], shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "readme" / "report.html").stat().st_size > 10_000
+
+
+def test_the_canaries_of_the_example_are_the_defaults() -> None:
+    from mrjudge_reward.canaries import Canaries
+
+    assert run_block(BLOCKS[3])["canaries"] == Canaries()
 
 
 def test_the_server_example_ranks(capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,7 +79,7 @@ def test_the_server_example_ranks(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.usefixtures("smol_path")
 def test_the_shell_examples_work(tmp_path: Path) -> None:
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    rank, doctor, doctor_verl, _ = COMMANDS
+    rank, doctor, doctor_verl, _, _ = COMMANDS
     done = subprocess.run(rank, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["best"] == 1
