@@ -18,6 +18,8 @@ What TRL does, and what this adapter makes of it (trl 1.16, ``trainer/grpo_train
   scores it; otherwise TRL counts our part as 0. ``on_abstain="auto"`` therefore gives None where the judge is the only
   reward function and the group's mean where it is not. A judge that failed never becomes a score.
 
+Rows that a rollout has judged already (``trl_rollout``) are not judged again: their scores come in a column.
+
 OnlineDPO has no way to leave out a pair: rows it cannot tell apart count as "first one preferred". Use
 ``mrjudge_reward.integrations.trl_online_dpo.JudgeOnlineDPOTrainer``, which takes such pairs out of the loss.
 """
@@ -40,6 +42,7 @@ from mrjudge_reward.stats import JudgeStats
 from mrjudge_reward.types import Group, Judgement, as_messages, final_answer
 
 from .ranks import gather, gather_results, rank_and_world
+from .rollout_reranker import part_of
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +55,18 @@ Prompt: TypeAlias = str | Sequence[Mapping[str, Any]]
 Completion: TypeAlias = str | Sequence[Mapping[str, Any]]
 
 
+JUDGED = "mrjudge_judged"
+"""The column in which a rollout hands over what it has judged already."""
+
+
+@dataclass(frozen=True)
+class JudgedRow:
+    """A completion that a rollout has judged, maybe among more than are trained on: candidate ``index`` of the judgement."""
+
+    judgement: Judgement
+    index: int
+
+
 @dataclass(frozen=True)
 class _Row:
     """One completion, as it travels between ranks."""
@@ -61,6 +76,7 @@ class _Row:
     length: int
     reference: str | None
     rubric: str | None
+    judged: JudgedRow | None
 
 
 @dataclass(frozen=True)
@@ -99,7 +115,7 @@ class JudgeReward:
 
     Attributes:
         last_stats: of the latest call, over all ranks.
-        last_judgements: of the latest call, those made on this rank.
+        last_judgements: of the latest call, those made on this rank; with ``trl_rollout`` they are of all candidates.
         abstained_rows: rows of the latest call whose reward is None.
 
     Raises:
@@ -232,10 +248,7 @@ class JudgeReward:
     ) -> list[_Row]:
         if len(prompts) != len(completions):
             raise InputError(f"{len(prompts)} prompts for {len(completions)} completions")
-        texts = [completion_text(completion) for completion in completions]
-        answers = (
-            texts if self.thinking == "keep" else [final_answer(text, self.thinking == "opened") for text in texts]
-        )
+        answers = [self.answer_of(completion_text(completion)) for completion in completions]
         lengths = [len(ids) for ids in completion_ids] if completion_ids is not None else [len(a) for a in answers]
 
         def column(name: str | None) -> Sequence[Any]:
@@ -247,7 +260,18 @@ class JudgeReward:
             return [str(value) if isinstance(value, int | float) else value for value in columns[name]]
 
         references, rubrics = column(self.reference_column), column(self.rubric_column)
-        return list(map(_Row, prompts, answers, lengths, references, rubrics))
+        judged: Sequence[JudgedRow | None] = columns.get(JUDGED) or [None] * len(prompts)
+        for row, (known, answer) in enumerate(zip(judged, answers, strict=True)):
+            if known is not None and known.judgement.group.candidates[known.index] != answer:
+                raise InputError(
+                    f"row {row} is not the text that the rollout judged: the trainer parses completions in its own way "
+                    "(a response template?); leave out rollout_func"
+                )
+        return list(map(_Row, prompts, answers, lengths, references, rubrics, judged))
+
+    def answer_of(self, text: str) -> str:
+        """What of a completion's text is judged."""
+        return text if self.thinking == "keep" else final_answer(text, self.thinking == "opened")
 
     def _key(self, training: bool, trainer_state: Any) -> str:
         mode = "train" if training else "eval"
@@ -294,7 +318,8 @@ class JudgeReward:
     def _judge_blocks(
         self, rows: Sequence[_Row], blocks: range, size: int, key: str, first_block: int, on_abstain: OnAbstain
     ) -> _Judged:
-        groups: list[Group] = []
+        groups: dict[int, Group] = {}
+        known: dict[int, list[JudgedRow]] = {}
         for block in blocks:
             members = rows[block * size : (block + 1) * size]
             if any(member.prompt != members[0].prompt for member in members):
@@ -303,17 +328,25 @@ class JudgeReward:
                     "num_generations, or set layout='halves' for OnlineDPO"
                 )
             head = members[0]
+            found = [member.judged for member in members if member.judged is not None]
+            if len(found) == size and all(one.judgement is found[0].judgement for one in found):
+                known[block] = found
+                continue
             answers = [member.answer for member in members]
-            groups.append(Group.of(head.prompt, answers, f"{key}/{first_block + block}", head.reference, head.rubric))
-        judgements = self.last_judgements = self.judge.judge(groups)
+            groups[block] = Group.of(head.prompt, answers, f"{key}/{first_block + block}", head.reference, head.rubric)
+        fresh = dict(zip(groups, self.judge.judge(list(groups.values())), strict=True))
+        whole = {block: fresh[block] if block in fresh else known[block][0].judgement for block in blocks}
+        parts = {block: part_of(rows[0].judgement, [row.index for row in rows]) for block, rows in known.items()}
+        self.last_judgements = list(whole.values())
         neutral = 0.0 if self.shape.centre else RATINGS[self.judge.rating].neutral or 0.0
         rewards: dict[int, tuple[float | None, ...]] = {}
         verdicts: dict[int, str] = {}
-        for block, judgement in zip(blocks, judgements, strict=True):
+        for block in blocks:
+            judgement = parts.get(block, whole[block])
             lengths_G = [row.length for row in rows[block * size : (block + 1) * size]]
             rewards[block] = reward_group(judgement, self.shape, on_abstain, lengths_G, neutral).rewards_G
             verdicts[block] = verdict_line(judgement.played[0]) if judgement.played else "nothing to compare"
-        return _Judged(rewards, verdicts, JudgeStats.of(judgements))
+        return _Judged(rewards, verdicts, JudgeStats.of(self.last_judgements))
 
     # -- what goes out --------------------------------------------------------------------------------------------------
 
