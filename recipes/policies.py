@@ -45,7 +45,9 @@ def load_policy(model: str, adapter: str | None = None) -> tuple[Any, Any]:
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     name = str(embedded_model_path()) if model == "embedded" else model
     on_gpu = torch.cuda.is_available()
     policy = AutoModelForCausalLM.from_pretrained(name, dtype=torch.bfloat16 if on_gpu else torch.float32)

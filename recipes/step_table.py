@@ -67,6 +67,14 @@ def timed(trainer_class: type[Any]) -> type[Any]:
     return TimedTrainer
 
 
+def cut_log(log: Path, step: int) -> None:
+    """Leave the rows up to a step: a run that goes on from a checkpoint writes the later ones again."""
+    if log.exists():
+        lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]
+        log.write_text("".join(line for line in whole if json.loads(line)["step"] <= step), encoding="utf-8")
+
+
 def step_table(reward: JudgeReward, seconds: dict[str, float], log: Path) -> Any:
     """A trainer's callback that prints a row per step and writes it, with all metrics, to a file of JSON lines.
 
@@ -85,7 +93,7 @@ def step_table(reward: JudgeReward, seconds: dict[str, float], log: Path) -> Any
             seconds.update(generate=0.0, judge=0.0)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float | None], **_: Any) -> None:
-            if "reward" not in logs:
+            if "reward" not in logs or not state.is_world_process_zero:
                 return
             total = time.perf_counter() - self.started
             reward_mean = logs["reward"]

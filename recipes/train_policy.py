@@ -36,7 +36,7 @@ from mrjudge_reward.integrations.trl_reward import JudgeReward
 from mrjudge_reward.settings import Settings
 from policies import Prompt, prompts_of
 from recipe_config import read_config
-from step_table import HEAD, step_table, timed
+from step_table import HEAD, cut_log, step_table, timed
 from train_rl import model_of
 
 
@@ -215,9 +215,8 @@ def main() -> None:
         trainer, _ = online_trainer(recipe, prompts)
     output = Path(str(trainer.args.output_dir))
     last = get_last_checkpoint(str(output)) if output.is_dir() else None
-    if recipe.algorithm != "dpo":
-        if last is None:
-            (output / "log.jsonl").unlink(missing_ok=True)
+    if recipe.algorithm != "dpo" and trainer.is_world_process_zero():
+        cut_log(output / "log.jsonl", 0 if last is None else int(last.rpartition("-")[2]))
         print(f"{len(prompts)} prompts, {trainer.args.num_generations} completions each\n\n{HEAD}", flush=True)
     trainer.train(resume_from_checkpoint=last)
     trainer.save_model(str(output))

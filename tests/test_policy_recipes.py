@@ -61,11 +61,24 @@ def settings(*pairs: str) -> list[str]:
     return [word for pair in pairs for word in ("--set", pair)]
 
 
+def graded(tiny: str) -> str:
+    """A judge whose verdicts mean nothing, and which costs nothing: each text alone."""
+    return f"{{model: {tiny}, format: sentiment, verdict: read, min_label_mass: 0.0}}"
+
+
+def compared(tiny: str) -> str:
+    """The same, two texts at a time."""
+    return (
+        f"{{model: {tiny}, format: choice, schedule: ring, rating: bradley_terry, verdict: read, min_label_mass: 0.0}}"
+    )
+
+
 def online(tiny: str, prompts: str, out: Path, *more: str) -> list[str]:
     return [
         str(ROOT / "recipes" / "configs" / "policy_cpu.yaml"),
         *settings(
-            f"model={tiny}", f"prompts={prompts}", f"training.output_dir={out}", "judge={}", "training.max_steps=2",
+            f"model={tiny}", f"prompts={prompts}", f"training.output_dir={out}", f"judge={graded(tiny)}",
+            "training.max_steps=2",
             "training.per_device_train_batch_size=8", "training.num_generations=4", "training.save_steps=1",
             "training.max_completion_length=4", *more,
         ),
@@ -79,7 +92,6 @@ def steps(out: Path) -> list[dict[str, Any]]:
 # -- training -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("smol_path")
 def test_grpo_on_selected_completions_runs_and_goes_on_where_it_was(
     recipes: Any, tiny: str, prompt_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -93,16 +105,16 @@ def test_grpo_on_selected_completions_runs_and_goes_on_where_it_was(
     assert (tmp_path / "adapter_model.safetensors").is_file()
     assert json.loads((tmp_path / "recipe.json").read_text())["candidates"] == 6
     assert "2 steps of grpo" in capsys.readouterr().out
+    with (tmp_path / "log.jsonl").open("a", encoding="utf-8") as log:
+        log.write('{"step": 3, "what": "a step after the last checkpoint, before a crash"}\n{"step": 4, "cut o')
     run(recipes.train, monkeypatch, *arguments, *settings("training.max_steps=3"))
     assert [row["step"] for row in steps(tmp_path)] == [1, 2, 3]
 
 
-@pytest.mark.usefixtures("smol_path")
 def test_rloo_runs_from_the_same_config_and_the_judge_is_set_there(
     recipes: Any, tiny: str, prompt_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    judge = "judge={format: choice, schedule: ring, rating: bradley_terry, verdict: read, min_label_mass: 0.0}"
-    more = ("algorithm=rloo", "training.scale_rewards=null", "training.max_steps=1", judge)
+    more = ("algorithm=rloo", "training.scale_rewards=null", "training.max_steps=1", f"judge={compared(tiny)}")
     run(recipes.train, monkeypatch, *online(tiny, prompt_file, tmp_path, *more))
     (row,) = steps(tmp_path)
     assert 0 <= row["consistency"] <= 1
@@ -130,7 +142,8 @@ def test_dpo_trains_on_pairs_that_were_built_by_the_recipe_before(
 
     run(
         build_dpo_pairs, monkeypatch, str(ROOT / "recipes" / "configs" / "dpo_pairs_cpu.yaml"), "--out", str(tmp_path),
-        *settings(f"model={tiny}", f"prompts={prompt_file}", "count=8", "max_new_tokens=6", "judge={}", "margin=0.0",
+        *settings(f"model={tiny}", f"prompts={prompt_file}", "count=8", "max_new_tokens=6", f"judge={graded(tiny)}",
+                  "margin=0.0",
                   "chunk=4"),
     )  # fmt: skip
     pairs = tmp_path / "pairs.jsonl"
@@ -307,7 +320,7 @@ def test_policies_and_best_of_n_are_measured_and_written(
         "--out", str(tmp_path / "report"),
         *settings(f"model={tiny}", f"after={tmp_path / 'after'}", f"prompts={prompt_file}", "split=dev", "count=4",
                   "seeds=[0, 1]", "max_new_tokens=5", "best_of=[2, 3]", "votes=[1, 2]", "best_of_count=3",
-                  "judge={schedule: ring, format: choice, min_label_mass: 0.0}", "resamples=50"),
+                  f"judge={compared(tiny)}", "resamples=50"),
     )  # fmt: skip
     report = json.loads((tmp_path / "report" / "report.json").read_text("utf-8"))
     rows = report["policies"]["policies"]
