@@ -363,10 +363,12 @@ def build(recipe: PairsRecipe, out: Path, judge: Judge | None = None) -> dict[st
     rows = rows[: recipe.count]
     decides = recipe.model_dump(exclude={"per_prompt", "balance", "count"})  # the rest is applied to the finished rows
     with closing(Journal(out, decides | {"content": content})) as journal:
-        bad = [row for row in rows if row.fault]
-        for row in bad:
-            print(f"line {row.line}: {row.fault}", file=sys.stderr)
-        journal.add({"row": row.line, "fault": row.fault} for row in bad)
+        for row in rows:
+            if row.fault:
+                print(f"line {row.line}: {row.fault}", file=sys.stderr)
+        journal.add(
+            {"row": row.line, "fault": row.fault} for row in rows if row.fault and row.line not in journal.entries
+        )
         finished = {line for line, entry in journal.entries.items() if not entry.get("again")}
         chunks = [rows[start : start + recipe.chunk] for start in range(0, len(rows), recipe.chunk)]
         policy: tuple[Any, Any] | None = None

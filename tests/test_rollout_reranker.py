@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mrjudge_reward import (
@@ -183,7 +183,7 @@ def test_equal_scores_are_taken_at_random_and_the_same_seed_takes_the_same():
     assert select([0.0] * 8, 4, seed=3) == select([0.0] * 8, 4, seed=3)
 
 
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no fault
 @given(st.lists(st.one_of(st.none(), st.floats(allow_nan=False)), min_size=1, max_size=40), st.data())
 def test_a_selection_has_the_size_wanted_and_holds_the_extremes(scores: list[float | None], data: Any):
     keep = data.draw(st.integers(1, len(scores)))
