@@ -18,6 +18,8 @@ What TRL does, and what this adapter makes of it (trl 1.16, ``trainer/grpo_train
   scores it; otherwise TRL counts our part as 0. ``on_abstain="auto"`` therefore gives None where the judge is the only
   reward function and the group's mean where it is not. A judge that failed never becomes a score.
 
+Rows that a rollout has judged already (``trl_rollout``) are not judged again: their scores come in a column.
+
 OnlineDPO has no way to leave out a pair: rows it cannot tell apart count as "first one preferred". Use
 ``mrjudge_reward.integrations.trl_online_dpo.JudgeOnlineDPOTrainer``, which takes such pairs out of the loss.
 """
@@ -30,7 +32,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
 from mrjudge_reward.asking import session_of
@@ -45,6 +47,7 @@ from mrjudge_reward.stats import JudgeStats
 from mrjudge_reward.types import Group, Judgement, as_messages, final_answer
 
 from .ranks import gather, gather_results, rank_and_world
+from .rollout_reranker import part_of
 from .run_watch import RunWatch
 
 logger = logging.getLogger(__name__)
@@ -58,6 +61,18 @@ Prompt: TypeAlias = str | Sequence[Mapping[str, Any]]
 Completion: TypeAlias = str | Sequence[Mapping[str, Any]]
 
 
+JUDGED = "mrjudge_judged"
+"""The column in which a rollout hands over what it has judged already."""
+
+
+@dataclass(frozen=True)
+class JudgedRow:
+    """A completion that a rollout has judged, maybe among more than are trained on: candidate ``index`` of the judgement."""
+
+    judgement: Judgement
+    index: int
+
+
 @dataclass(frozen=True)
 class _Row:
     """One completion, as it travels between ranks."""
@@ -67,6 +82,7 @@ class _Row:
     length: int
     reference: str | None
     rubric: str | None
+    judged: JudgedRow | None
 
 
 @dataclass(frozen=True)
@@ -77,6 +93,13 @@ class _Judged:
     verdicts: dict[int, str]
     stats: JudgeStats
     canaries: CanaryReport | None = None
+
+
+def _among(rows: Sequence[JudgedRow]) -> Judgement:
+    """The judgement of those completions alone that are trained on, at the cost of the whole."""
+    whole = rows[0].judgement
+    part = part_of(whole, [row.index for row in rows])
+    return replace(part, calls=whole.calls, cache_hits=whole.cache_hits, usage=whole.usage, seconds=whole.seconds)
 
 
 def completion_text(completion: Completion) -> str:
@@ -110,7 +133,7 @@ class JudgeReward:
 
     Attributes:
         last_stats: of the latest call, over all ranks.
-        last_judgements: of the latest call, those made on this rank.
+        last_judgements: of the latest call, those made on this rank; with ``trl_rollout`` they are of all candidates.
         abstained_rows: rows of the latest call whose reward is None.
         last_canaries: the latest measurement with canaries; None before any.
 
@@ -254,10 +277,7 @@ class JudgeReward:
     ) -> list[_Row]:
         if len(prompts) != len(completions):
             raise InputError(f"{len(prompts)} prompts for {len(completions)} completions")
-        texts = [completion_text(completion) for completion in completions]
-        answers = (
-            texts if self.thinking == "keep" else [final_answer(text, self.thinking == "opened") for text in texts]
-        )
+        answers = [self.answer_of(completion_text(completion)) for completion in completions]
         lengths = [len(ids) for ids in completion_ids] if completion_ids is not None else [len(a) for a in answers]
 
         def column(name: str | None) -> Sequence[Any]:
@@ -269,7 +289,18 @@ class JudgeReward:
             return [str(value) if isinstance(value, int | float) else value for value in columns[name]]
 
         references, rubrics = column(self.reference_column), column(self.rubric_column)
-        return list(map(_Row, prompts, answers, lengths, references, rubrics))
+        judged: Sequence[JudgedRow | None] = columns.get(JUDGED) or [None] * len(prompts)
+        for row, (known, answer) in enumerate(zip(judged, answers, strict=True)):
+            if known is not None and known.judgement.group.candidates[known.index] != answer:
+                raise InputError(
+                    f"row {row} is not the text that the rollout judged: the trainer parses completions in its own way "
+                    "(a response template?); leave out rollout_func"
+                )
+        return list(map(_Row, prompts, answers, lengths, references, rubrics, judged))
+
+    def answer_of(self, text: str) -> str:
+        """What of a completion's text is judged."""
+        return text if self.thinking == "keep" else final_answer(text, self.thinking == "opened")
 
     def _key(self, training: bool, trainer_state: Any) -> str:
         mode = "train" if training else "eval"
@@ -317,7 +348,8 @@ class JudgeReward:
     def _judge_blocks(
         self, rows: Sequence[_Row], blocks: range, size: int, key: str, first_block: int, on_abstain: OnAbstain
     ) -> _Judged:
-        groups: list[Group] = []
+        groups: dict[int, Group] = {}
+        known: dict[int, list[JudgedRow]] = {}
         for block in blocks:
             members = rows[block * size : (block + 1) * size]
             if any(member.prompt != members[0].prompt for member in members):
@@ -326,28 +358,37 @@ class JudgeReward:
                     "num_generations, or set layout='halves' for OnlineDPO"
                 )
             head = members[0]
+            found = [member.judged for member in members if member.judged is not None]
+            if len(found) == size and all(one.judgement is found[0].judgement for one in found):
+                known[block] = found
+                continue
             answers = [member.answer for member in members]
-            groups.append(Group.of(head.prompt, answers, f"{key}/{first_block + block}", head.reference, head.rubric))
+            groups[block] = Group.of(head.prompt, answers, f"{key}/{first_block + block}", head.reference, head.rubric)
         rank, _ = rank_and_world()
         mode, step, _ = self._moment
         due = rank == 0 and mode == "train" and self._watch.due(step + 1)
         measured = None
         with session_of(self.judge.engine) if due else nullcontext():  # a colocated judge wakes once for both
-            judgements = self.last_judgements = self.judge.judge(groups)
+            fresh = dict(zip(groups, self.judge.judge(list(groups.values())), strict=True))
             if due:
                 measured = self._watch.measure(self.judge, step + 1)
+        whole = {block: fresh[block] if block in fresh else known[block][0].judgement for block in blocks}
+        self.last_judgements = list(whole.values())
         neutral = 0.0 if self.shape.centre else RATINGS[self.judge.rating].neutral or 0.0
         rewards: dict[int, tuple[float | None, ...]] = {}
         verdicts: dict[int, str] = {}
+        trained = [_among(known[block]) if block in known else whole[block] for block in blocks]
         lengths = [[row.length for row in rows[block * size : (block + 1) * size]] for block in blocks]
-        for block, judgement, lengths_G in zip(blocks, judgements, lengths, strict=True):
+        for block, judgement, lengths_G in zip(blocks, trained, lengths, strict=True):
             rewards[block] = reward_group(judgement, self.shape, on_abstain, lengths_G, neutral).rewards_G
             verdicts[block] = verdict_line(judgement.played[0]) if judgement.played else "nothing to compare"
         shaped = [rewards[block] for block in blocks]
-        self._watch.log(rank, step + 1, mode, self.judge, judgements, shaped, lengths, measured)
+        self._watch.log(rank, step + 1, mode, self.judge, trained, shaped, lengths, measured)
         if measured is not None:
             self._watch.stop_if_asked(measured)
-        return _Judged(rewards, verdicts, JudgeStats.of(judgements, shaped, lengths), measured)
+        # Of a rollout that judged more than is trained on, all of it counts.
+        stats = JudgeStats.of(self.last_judgements) if known else JudgeStats.of(trained, shaped, lengths)
+        return _Judged(rewards, verdicts, stats, measured)
 
     # -- what goes out --------------------------------------------------------------------------------------------------
 

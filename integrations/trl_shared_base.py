@@ -64,7 +64,7 @@ class SharedBaseJudgeReward(JudgeReward):
         if adapter is not None and config.adapter not in (None, adapter):
             raise ConfigError(f"two adapters for one judge: {adapter!r} here, {config.adapter!r} in the config")
         super().__init__(config, num_generations=num_generations, **settings)
-        self.adapter = adapter if adapter is not None else config.adapter
+        self.adapter = adapter if adapter is not None else config.adapter_path()
         self.adapter_name = adapter_name
         self._tokenizer = tokenizer
         self._built: JudgeConfig = config

@@ -71,6 +71,7 @@ class Run:
     """One group on its way through the rounds. Players are its distinct candidates that can be shown to a judge.
 
     ``known`` holds what was decided ahead, by the texts in slot order and the vote; ``earlier`` is the run that did so.
+    Votes are numbered from ``first_vote``.
     """
 
     group: Group
@@ -89,6 +90,7 @@ class Run:
     known: dict[tuple[tuple[str, ...], int], list[Played]] = field(default_factory=dict)
     known_glances: dict[tuple[tuple[str, ...], int], Played] = field(default_factory=dict)
     earlier: Run | None = None
+    first_vote: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def fork(self) -> Run:

@@ -157,13 +157,20 @@ class Judge:
 
     # -- public ---------------------------------------------------------------------------------------------------
 
-    def judge(self, groups: Sequence[Group], ahead: Sequence[Ahead | None] | None = None) -> list[Judgement]:
+    def judge(
+        self,
+        groups: Sequence[Group],
+        ahead: Sequence[Ahead | None] | None = None,
+        first_votes: Sequence[int] | None = None,
+    ) -> list[Judgement]:
         """Judge groups together.
 
         Args:
             groups: to judge; several threads may do so at once if the engine allows.
             ahead: per group, what was asked ahead of it (see ``ahead``). It changes what is asked now, never the scores
                 of a judge that repeats itself.
+            first_votes: per group, the number of its first vote; 0 by default. Copies of a group in which these differ by
+                ``votes`` or more are sampled with different seeds, and in different slots if their keys differ too.
 
         Returns:
             A judgement per group, in their order.
@@ -174,6 +181,8 @@ class Judge:
         """
         started = time.perf_counter()
         runs = [self._start(group) for group in groups]
+        for run, first in zip(runs, first_votes or (), strict=first_votes is not None):
+            run.first_vote = first
         for run, begun in zip(runs, ahead or (), strict=ahead is not None):
             if begun is not None:
                 run.follow(begun.run)
@@ -293,7 +302,10 @@ class Judge:
     def _play(self, runs: Sequence[Run]) -> None:
         """Take groups through all their rounds, in lock-step."""
         while asked := [
-            (run, Comparison(slots, vote)) for run in runs for slots in run.batch for vote in range(self.votes)
+            (run, Comparison(slots, run.first_vote + vote))
+            for run in runs
+            for slots in run.batch
+            for vote in range(self.votes)
         ]:
             recalled = [run.recall(comparison) for run, comparison in asked]
             fresh = iter(

@@ -20,67 +20,21 @@ What this is not: evidence about any judge you would use, or about sentiment by 
 from __future__ import annotations
 
 import argparse
-import json
-import logging
-import math
-import re
 import statistics
 import time
-import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mrjudge_reward.config import JudgeConfig
-from mrjudge_reward.embedded import embedded_model_path
 from mrjudge_reward.explain import printable, verdict_line
-from mrjudge_reward.integrations.trl_reward import JudgeReward
-from mrjudge_reward.jsonl import plain
 from mrjudge_reward.judge import Judge
-from mrjudge_reward.types import Group, Judgement, Scores
+from mrjudge_reward.types import Group, Scores
+from policies import complete, load_policy
 from reviews import openings
+from step_table import HEAD
+from train_policy import PolicyRecipe, online_trainer, quiet
 
 NEW_TOKENS = 20
-COLUMNS = {
-    "step": "4d", "reward": "+7.3f", "spread": "7.3f", "grade": "6.3f", "consistency": "8.2f", "failed": "7.2f",
-    "generate_s": "9.1f", "judge_s": "8.1f", "update_s": "8.1f",
-}  # fmt: skip
-
-
-def row_line(row: Mapping[str, float | None]) -> str:
-    """A step as a line of the table; a dash for what is unknown (None, or NaN as some trainers say it)."""
-    cells = []
-    for name, form in COLUMNS.items():
-        value = row[name]
-        width = int(re.findall(r"\d+", form)[0])
-        cells.append("-".rjust(width) if value is None or math.isnan(value) else f"{value:{form}}")
-    return " ".join(cells)
-
-
-def mean_grade(judgements: list[Judgement]) -> float | None:
-    """Mean grade over candidates judged alone; None for formats that do not grade."""
-    grades = [
-        value
-        for judgement in judgements
-        for item in judgement.played
-        if isinstance(item.verdict.outcome, Scores)
-        for value in item.verdict.outcome.values_K
-    ]
-    return statistics.mean(grades) if grades else None
-
-
-def complete(model: Any, tokenizer: Any, prompts: list[str]) -> list[str]:
-    """One sampled completion per prompt, the same random numbers each time."""
-    import torch
-
-    inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(0)
-        output = model.generate(
-            **inputs, max_new_tokens=NEW_TOKENS, do_sample=True, pad_token_id=tokenizer.pad_token_id
-        )
-    texts: list[str] = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return texts
 
 
 def show(judge: Judge, prompts: list[str], before: list[str], after: list[str]) -> None:
@@ -118,117 +72,54 @@ def show(judge: Judge, prompts: list[str], before: list[str], after: list[str]) 
 
 def train(args: argparse.Namespace) -> None:
     """Build the policy, the judge and the trainer; run."""
-    import datasets
     import torch
-    import transformers
-    from peft import LoraConfig
-    from trl import GRPOConfig, GRPOTrainer
 
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    datasets.disable_progress_bars()
-    warnings.filterwarnings("ignore", category=FutureWarning)
+    quiet()
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-
-    overrides: dict[str, Any] = {"format": args.format} if args.format else {}
+    judge: dict[str, Any] = {"format": args.format} if args.format else {}
     if not args.format and not args.config:
-        overrides = {"adapter": "embedded"}
+        judge = {"adapter": "embedded"}
     elif args.format == "choice":
-        overrides |= {"schedule": "listwise", "both_orders": True, "max_slots": args.num_generations}
-    config = JudgeConfig.load(args.config, **overrides) if args.config else JudgeConfig(**overrides)
-    judge = config.build()
+        judge |= {"schedule": "listwise", "both_orders": True, "max_slots": args.num_generations}
+    judge = {"seed": 0, **(JudgeConfig.load_values(args.config) if args.config else {}), **judge}
+    config = JudgeConfig(**judge)
     if config.embedded:
         kind = "trained to choose the more positive of two texts" if config.trained else "untrained"
         print(f"Judge: the embedded SmolLM2-135M, {kind}; it knows positive from negative text and nothing else.")
 
-    path = str(embedded_model_path())
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     prompts = openings()
     held_out, prompts = prompts[:32], prompts[32:]
-    before = complete(model, tokenizer, held_out)
-
-    seconds = {"generate": 0.0, "judge": 0.0}
-
-    class TimedTrainer(GRPOTrainer):  # type: ignore[misc]
-        def _generate(self, *inputs: Any) -> Any:
-            started = time.perf_counter()
-            result = super()._generate(*inputs)
-            seconds["generate"] += time.perf_counter() - started
-            return result
-
-        def _calculate_rewards(self, *inputs: Any) -> Any:
-            started = time.perf_counter()
-            result = super()._calculate_rewards(*inputs)
-            seconds["judge"] += time.perf_counter() - started
-            return result
-
-    class Table(transformers.TrainerCallback):  # type: ignore[misc]
-        started = 0.0
-
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.started = time.perf_counter()
-            seconds.update(generate=0.0, judge=0.0)
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float | None], **_: Any) -> None:
-            if "reward" not in logs:
-                return
-            total = time.perf_counter() - self.started
-            reward_mean = logs["reward"]
-            row: dict[str, float | None] = {
-                "step": state.global_step,
-                "reward": None if reward_mean is None else round(reward_mean, 4) + 0.0,  # no -0.0
-                "spread": logs["reward_std"],
-                "grade": mean_grade(reward.last_judgements),
-                "consistency": logs[f"{reward.__name__}/position_consistency"],
-                "failed": logs[f"{reward.__name__}/failed_rate"],
-                "generate_s": seconds["generate"],
-                "judge_s": seconds["judge"],
-                "update_s": total - seconds["generate"] - seconds["judge"],
-            }
-            print(row_line(row), flush=True)
-            with (out / "log.jsonl").open("a", encoding="utf-8") as log:
-                print(json.dumps(plain({**row, "metrics": logs}), allow_nan=False), file=log)
-
-    reward = JudgeReward(judge, num_generations=args.num_generations, log_dir=out)
-    trainer = TimedTrainer(
-        model=model,
-        processing_class=tokenizer,
-        reward_funcs=reward,
-        train_dataset=datasets.Dataset.from_dict({"prompt": prompts}),
-        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
-        callbacks=[Table()],
-        args=GRPOConfig(
-            output_dir=str(out),
-            max_steps=args.steps,
-            per_device_train_batch_size=args.prompts_per_step * args.num_generations,
-            num_generations=args.num_generations,
-            max_completion_length=NEW_TOKENS,
-            learning_rate=args.learning_rate,
-            lr_scheduler_type="constant",
-            scale_rewards="batch",  # a group of near-ties must not be stretched to full spread
-            beta=0.0,
-            temperature=1.0,
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            bf16=False,
-            gradient_checkpointing=False,
-            use_cpu=not torch.cuda.is_available(),
-            dataloader_pin_memory=False,
-            disable_tqdm=True,
-            seed=args.seed,
-        ),
+    before = [written.text for written in complete(*load_policy("embedded"), held_out, NEW_TOKENS)]
+    recipe = PolicyRecipe(
+        lora={"r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
+        judge=judge,
+        training={
+            "output_dir": str(out),
+            "max_steps": args.steps,
+            "per_device_train_batch_size": args.prompts_per_step * args.num_generations,
+            "num_generations": args.num_generations,
+            "max_completion_length": NEW_TOKENS,
+            "learning_rate": args.learning_rate,
+            "lr_scheduler_type": "constant",
+            "beta": 0.0,
+            "temperature": 1.0,
+            "save_strategy": "no",
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "use_cpu": not torch.cuda.is_available(),
+            "dataloader_pin_memory": False,
+            "seed": args.seed,
+        },
     )
-    trainer.remove_callback(transformers.PrinterCallback)
+    trainer, reward = online_trainer(recipe, prompts)
     (out / "log.jsonl").unlink(missing_ok=True)
     print(f"{len(prompts)} openings, {args.prompts_per_step} prompts x {args.num_generations} completions a step\n")
-    print("step  reward  spread  grade consist.  failed generate s  judge s update s", flush=True)
+    print(HEAD, flush=True)
     trainer.train()
     trainer.save_model(str(out / "adapter"))
     print(f"\nHeld-out openings, the same random numbers before and after {args.steps} steps:")
-    show(judge, held_out, before, complete(trainer.model, tokenizer, held_out))
+    after = [written.text for written in complete(trainer.model, trainer.processing_class, held_out, NEW_TOKENS)]
+    show(reward.judge, held_out, before, after)
     print(f"\nLog: {out / 'log.jsonl'}   Adapter: {out / 'adapter'}")
 
 
@@ -243,7 +134,6 @@ def main() -> None:
     parser.add_argument("--config", help="YAML file of a JudgeConfig")
     parser.add_argument("--out", default="runs/demo")
     parser.add_argument("--seed", type=int, default=0)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     started = time.perf_counter()
     train(parser.parse_args())
     print(f"Done in {time.perf_counter() - started:.0f} s.")

@@ -24,7 +24,7 @@ import json
 import random
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -273,20 +273,32 @@ def checked(recipe: RLRecipe, settings: Any) -> None:
         raise ConfigError("an opened answer is one token: set training.max_completion_length to 1")
 
 
-def model_of(recipe: RLRecipe, settings: Any) -> tuple[Any, Any]:
-    """What the trainer takes: a model or its name, and a fresh LoRA's config."""
+def model_of(
+    model: str, adapter: str | None, lora: Mapping[str, Any] | None, init: Mapping[str, Any] | None = None
+) -> tuple[Any, Any]:
+    """What the trainer takes: a model or its name, and a fresh LoRA's config.
+
+    Args:
+        model: hub name, path, or ``"embedded"``.
+        adapter: folder of a LoRA to train on, or ``"embedded"``.
+        lora: fields of PEFT's ``LoraConfig`` for a fresh one.
+        init: for ``from_pretrained``, where the model is loaded here.
+
+    Raises:
+        ConfigError: if there is no such adapter.
+    """
     from peft import LoraConfig, PeftModel
     from transformers import AutoModelForCausalLM
 
-    name = str(embedded_model_path()) if recipe.model == "embedded" else recipe.model
-    if recipe.adapter is None:
-        return name, None if recipe.lora is None else LoraConfig(task_type="CAUSAL_LM", **recipe.lora)
-    base = AutoModelForCausalLM.from_pretrained(name, **{"dtype": "float32", **(settings.model_init_kwargs or {})})
+    name = str(embedded_model_path()) if model == "embedded" else model
+    if adapter is None:
+        return name, None if lora is None else LoraConfig(task_type="CAUSAL_LM", **lora)
+    base = AutoModelForCausalLM.from_pretrained(name, **{"dtype": "float32", **(init or {})})
     try:
-        adapter = str(embedded_adapter_path()) if recipe.adapter == "embedded" else recipe.adapter
-        return PeftModel.from_pretrained(base, adapter, is_trainable=True), None
+        folder = str(embedded_adapter_path()) if adapter == "embedded" else adapter
+        return PeftModel.from_pretrained(base, folder, is_trainable=True), None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"no adapter at {recipe.adapter}: {error}") from error
+        raise ConfigError(f"no adapter at {adapter}: {error}") from error
 
 
 def main() -> None:
@@ -318,7 +330,7 @@ def main() -> None:
     train, dev = asked(recipe, "train"), asked(recipe, "dev")
     ends = frozenset({tokenizer.eos_token_id, tokenizer.pad_token_id})
     marks = Marks([*train, *dev], ends, recipe.opened, recipe.both_orders_bonus)
-    model, lora = model_of(recipe, settings)
+    model, lora = model_of(recipe.model, recipe.adapter, recipe.lora, settings.model_init_kwargs)
     trainer = trainer_class(marks)(
         model=model,
         args=settings,

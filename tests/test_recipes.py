@@ -74,15 +74,18 @@ def test_the_demo_runs_with_a_judge_whose_schedule_mirrors_nothing(tmp_path: Pat
     assert re.search(r"^ +1 +[+-]\d\.\d+ +\d\.\d+ +- +- +0\.00 ", printed, re.MULTILINE)
 
 
-def test_a_row_shows_a_dash_for_what_is_unknown(demo: Any) -> None:
+def test_a_row_shows_a_dash_for_what_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    import step_table
+
     known = {
         "step": 3, "reward": 0.0, "spread": 0.25, "grade": 0.5, "consistency": 1.0, "failed": 0.0,
         "generate_s": 1.0, "judge_s": 2.0, "update_s": 3.0,
     }  # fmt: skip
-    line = demo.row_line(known)
+    line = step_table.row_line(known)
     assert line.split() == ["3", "+0.000", "0.250", "0.500", "1.00", "0.00", "1.0", "2.0", "3.0"]
     for unknown in (None, math.nan):
-        shown = demo.row_line(known | dict.fromkeys(("reward", "spread", "grade", "consistency"), unknown))
+        shown = step_table.row_line(known | dict.fromkeys(("reward", "spread", "grade", "consistency"), unknown))
         assert shown.split() == ["3", "-", "-", "-", "-", "0.00", "1.0", "2.0", "3.0"]
         assert len(shown) == len(line)
 

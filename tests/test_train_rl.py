@@ -141,7 +141,7 @@ def test_what_cannot_be_trained_is_refused_with_the_reason(
         recipe = loaded(rl, *overrides)
         settings = GRPOConfig(**{**recipe.training, "output_dir": str(tmp_path)})
         rl.checked(recipe, settings)
-        rl.model_of(recipe, settings)
+        rl.model_of(recipe.model, recipe.adapter, recipe.lora, settings.model_init_kwargs)
 
     with pytest.raises(ConfigError, match=message):
         build()
