@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mrjudge_reward"
 
 ORDER = [
-    "errors", "settings", "types",
+    "errors", "settings", "images", "types",
     "prompts", "parsing", "formats", "items", "tasks",
     "tally", "ratings", "schedules",
     "stats", "explain", "rewards",
@@ -37,7 +37,7 @@ ORDER = [
     "engines.openai_wire", "engines.openai_connection", "engines.openai_read", "engines.openai",
     "engines.vllm_setup", "engines.vllm", "engines.supervise", "engines.vllm_guard", "engines.vllm_child",
     "engines.vllm_server",
-    "cache", "asking", "rounds", "ahead", "judge", "engine_config", "config",
+    "cache", "sight", "asking", "rounds", "ahead", "judge", "engine_config", "config",
     "jsonl",
     "doctor", "cli",
 ]  # fmt: skip
