@@ -105,6 +105,7 @@ class Run:
             self.calls += fork.calls
             self.cache_hits += fork.cache_hits
             self.usage += fork.usage
+            self.sight = self.sight or fork.sight
             self.known |= {(fork.texts(comparison), comparison.repeat): items for comparison, items in keep}
             self.known_glances |= {
                 (fork.texts(item.comparison), item.comparison.repeat): item
@@ -116,6 +117,8 @@ class Run:
         """Go on from what another run of the same group found out; its calls count as calls of this one."""
         self.earlier = earlier
         self.calls, self.cache_hits, self.usage = earlier.calls, earlier.cache_hits, earlier.usage
+        if not self.group.images:  # of the candidates: those of the prompt are the same
+            self.sight = earlier.sight
 
     def recall(self, comparison: Comparison) -> list[Played] | None:
         """What the earlier run decided about a comparison, in this run's numbers; None if it was not asked there."""

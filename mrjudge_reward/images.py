@@ -312,7 +312,7 @@ def _normalised(image: Any, data: bytes | None, max_pixels: int) -> Picture:
         buffer = io.BytesIO()
         shown.save(buffer, format="PNG", compress_level=1)
         data, mime = buffer.getvalue(), "image/png"
-    return Picture(pixels, *shown.size, mime, data)
+    return Picture(pixels, shown.width, shown.height, mime, data)
 
 
 def _turned(image: Any) -> bool:
@@ -332,5 +332,7 @@ def _rgb(image: Any) -> Any:
     if image.mode.startswith("I;16"):  # to RGB directly, all above 255 would be white
         return image.convert("I").point(lambda value: value / 257).convert("L").convert("RGB")
     if image.mode in ("I", "F"):
-        raise InputError(f"has pixels of mode {image.mode}, of which nobody can say which is white; convert it to 8 bits")
+        raise InputError(
+            f"has pixels of mode {image.mode}, of which nobody can say which is white; convert it to 8 bits"
+        )
     return image.convert("RGB")

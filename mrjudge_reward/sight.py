@@ -86,5 +86,7 @@ def image_tokens(engine: Engine, images: Sequence[ImagePart]) -> int:
     for part in images:
         picture = part.image if isinstance(part.image, Picture) else None
         size = None if picture is None else told(picture)
-        total += size if size is not None else estimated_tokens(*((picture.width, picture.height) if picture else (1, 1)))
+        total += (
+            size if size is not None else estimated_tokens(*((picture.width, picture.height) if picture else (1, 1)))
+        )
     return total
