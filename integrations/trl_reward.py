@@ -18,7 +18,8 @@ What TRL does, and what this adapter makes of it (trl 1.16, ``trainer/grpo_train
   scores it; otherwise TRL counts our part as 0. ``on_abstain="auto"`` therefore gives None where the judge is the only
   reward function and the group's mean where it is not. A judge that failed never becomes a score.
 
-* Images come in the columns ``image`` or ``images``, or as parts of the prompt's messages; the judge sees what the policy saw.
+* Images come in the columns ``image`` or ``images``, or as parts of the prompt's messages: the judge sees what the policy
+  saw.
 
 OnlineDPO has no way to leave out a pair: rows it cannot tell apart count as "first one preferred". Use
 ``mrjudge_reward.integrations.trl_online_dpo.JudgeOnlineDPOTrainer``, which takes such pairs out of the loss.

@@ -264,7 +264,7 @@ def _of_file(path: Any) -> bytes:
         if found.st_size > MOST_BYTES:
             raise InputError(f"is too large: {found.st_size:,} bytes, {MOST_BYTES:,} are read")
         with open(path, "rb") as file:
-            return file.read(MOST_BYTES + 1)
+            return file.read(found.st_size)  # not without end, and not into a buffer of the most that there may be
     except InputError:
         raise
     except FileNotFoundError:

@@ -128,15 +128,16 @@ def _group(record: dict[str, Any], key: str, folder: Path) -> Group:
             raise InputError(f"{field}: must be {wanted}; got {value!r:.60}")
     if not 0 < len(record["candidates"]) <= MAX_GROUP:
         raise InputError(f"candidates: must be 1 to {MAX_GROUP} texts; got {len(record['candidates'])}")
-    candidates = []
+    candidates: list[str | list[Any]] = []
     for index, candidate in enumerate(record["candidates"]):
         if not isinstance(candidate, str | list):
             raise InputError(f"candidates[{index}]: must be text; got {candidate!r:.60}")
         parts = candidate if isinstance(candidate, str) else [_placed(part, folder) for part in candidate]
         try:
-            candidates.append(Group.of("", [parts]) and parts)
+            Group.of("", [parts])
         except (InputError, TypeError) as error:
             raise InputError(f"candidates[{index}]: {error}") from error
+        candidates.append(parts)
     prompt = record["prompt"]
     if not prompt:
         raise InputError("prompt: must not be empty")
@@ -158,7 +159,7 @@ def _image_contents(group: Group) -> list[str]:
     for part in parts:
         try:
             contents.append(fingerprint(part.image))
-        except OSError:
+        except (OSError, InputError):
             contents.append("unreadable")
     return contents
 

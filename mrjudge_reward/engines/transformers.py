@@ -209,9 +209,9 @@ class TransformersEngine:
 
     def _prompt(self, request: Request) -> Prompt | Failure:
         try:
-            pictures = pictures_of(request)
-            if pictures and self._images is None:
+            if self._images is None and any(message.images for message in request.messages):
                 return Failure("images", f"this engine judges text only: {self._blind}", transient=False)
+            pictures = pictures_of(request)
             ids = self._encode(self._chat.text(request))
             return self._images.prompt(ids, pictures) if pictures and self._images else Prompt(ids)
         except InputError as error:

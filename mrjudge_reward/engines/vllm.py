@@ -172,9 +172,9 @@ class VLLMEngine:
     def _prompt(self, request: Request, params: Callable[[Request], Any]) -> _Prompt | Failure:
         """Tokens and settings, or why the request cannot be served."""
         try:
-            pictures = pictures_of(request)
-            if pictures and not self._sees:
+            if not self._sees and any(message.images for message in request.messages):
                 return Failure("images", f"{self._setup.model} judges text only", transient=False)
+            pictures = pictures_of(request)
             ids = self._tokens.encode(self._tokens.chat.text(request))
         except InputError as error:
             return Failure("image", str(error), transient=False)
