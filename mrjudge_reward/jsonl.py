@@ -145,8 +145,6 @@ def _group(record: dict[str, Any], key: str, folder: Path) -> Group:
         messages = prompt if isinstance(prompt, str) else [_turn(turn, folder) for turn in prompt]
         beside = [_placed(image, folder) for image in record.get("images") or ()]
         shown = with_images(messages, beside)
-        if any(part.image is None for turn in shown for part in turn.images):
-            raise InputError("an image without a path, a URL or bytes")
         return Group.of(shown, candidates, key, record.get("reference"), record.get("rubric"))
     except (InputError, TypeError) as error:
         raise InputError(f"prompt: {error}") from error

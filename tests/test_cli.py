@@ -128,11 +128,12 @@ def test_images_of_a_line_are_relative_to_its_file_and_a_bad_one_costs_its_line(
     parts, beside, missing, drawn, place, kind = records(tmp_path / "out.jsonl")
     assert (parts["best"], beside["best"], missing["best"]) == (1, 1, None)
     assert missing["scores"] == [None, None]
-    assert str(tmp_path / "set/pictures/no.png") in missing["verdicts"][0]["outcome"]
-    assert "does not exist" in missing["verdicts"][0]["outcome"]
+    assert missing["verdicts"][0]["reason"] == "image"
+    assert str(tmp_path / "set/pictures/no.png") in missing["verdicts"][0]["detail"]
+    assert "does not exist" in missing["verdicts"][0]["detail"]
     assert len(drawn["verdicts"]) >= 1
     assert drawn["failed"] == 0
-    assert "prompt: an image without a path" in place["error"]
+    assert "prompt: 0 images for 1 places" in place["error"]
     assert "candidates[1]: a message part must be" in kind["error"]
     widths = {tuple(p.image.width for m in request.messages for p in m.images) for request in engine.requests}
     assert widths == {(8, 2), (8, 9), (9, 8)}
