@@ -68,6 +68,7 @@ bench: setup
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/prefix.py
 	$(BIN)/python benchmarks/peers.py
+	$(BIN)/python benchmarks/images.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info recipes/verl/cpu/vllm_name/build recipes/verl/cpu/vllm_name/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -17,6 +17,8 @@ What TRL does, and what this adapter makes of it (trl 1.16, ``trainer/grpo_train
 * ``None`` means "not scored" and leaves a row out of its group's baseline, but only while no other reward function
   scores it; otherwise TRL counts our part as 0. ``on_abstain="auto"`` therefore gives None where the judge is the only
   reward function and the group's mean where it is not. A judge that failed never becomes a score.
+* Images come in the columns ``image`` or ``images``, or as parts of the prompt's messages: the judge sees what the policy
+  saw.
 
 Rows that a rollout has judged already (``trl_rollout``) are not judged again: their scores come in a column.
 
@@ -40,11 +42,12 @@ from mrjudge_reward.canaries import Canaries, CanaryReport
 from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.explain import verdict_line
+from mrjudge_reward.items import with_images
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.ratings import RATINGS
 from mrjudge_reward.rewards import OnAbstain, RewardShape, reward_group
 from mrjudge_reward.stats import JudgeStats
-from mrjudge_reward.types import Group, Judgement, as_messages, final_answer
+from mrjudge_reward.types import Group, Judgement, Message, as_messages, final_answer
 
 from .ranks import gather, gather_results, rank_and_world
 from .rollout_reranker import part_of
@@ -77,7 +80,7 @@ class JudgedRow:
 class _Row:
     """One completion, as it travels between ranks."""
 
-    prompt: Prompt
+    prompt: Prompt | tuple[Message, ...]
     answer: str
     length: int
     reference: str | None
@@ -108,6 +111,16 @@ def completion_text(completion: Completion) -> str:
         return completion
     turns = [message for message in as_messages(completion) if message.role == "assistant"]
     return turns[-1].text if turns else ""
+
+
+def _with_images(prompt: Prompt, columns: Mapping[str, Sequence[Any]], row: int) -> Prompt | tuple[Message, ...]:
+    """A prompt with the images of its dataset columns, unless it shows images already (TRL puts them in for itself)."""
+    images = columns["images"][row] if "images" in columns else None
+    if images is None and "image" in columns and columns["image"][row] is not None:
+        images = [columns["image"][row]]
+    if not images or any(part.image is not None for message in as_messages(prompt) for part in message.images):
+        return prompt
+    return with_images(prompt, images)
 
 
 class JudgeReward:
@@ -296,7 +309,8 @@ class JudgeReward:
                     f"row {row} is not the text that the rollout judged: the trainer parses completions in its own way "
                     "(a response template?); leave out rollout_func"
                 )
-        return list(map(_Row, prompts, answers, lengths, references, rubrics, judged))
+        shown = [_with_images(prompt, columns, index) for index, prompt in enumerate(prompts)]
+        return list(map(_Row, shown, answers, lengths, references, rubrics, judged))
 
     def answer_of(self, text: str) -> str:
         """What of a completion's text is judged."""

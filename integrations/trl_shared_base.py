@@ -93,7 +93,7 @@ class SharedBaseJudgeReward(JudgeReward):
             model,
             self.adapter,
             name=self.adapter_name,
-            tokenizer=self._tokenizer or (None if base else _text_tokenizer(trainer.processing_class)),
+            tokenizer=self._tokenizer or (None if base else trainer.processing_class),
             batch_size=config.batch_size,
             batch_tokens=config.batch_tokens,
             chat_template_kwargs=config.chat_template_kwargs or None,
@@ -104,7 +104,3 @@ class SharedBaseJudgeReward(JudgeReward):
             config = config.model_copy(update={"model": base or "the policy's base"})
         self._judge = config.build(engine)
         return self
-
-
-def _text_tokenizer(processing_class: Any) -> Any:
-    return getattr(processing_class, "tokenizer", processing_class)  # of a vision-language processor

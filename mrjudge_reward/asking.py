@@ -19,9 +19,11 @@ from .cache import Answer, ReplyCache, Verb, ask
 from .engines.cancelling import cancelled
 from .errors import ConfigError, EngineError
 from .formats import Format, read_reply
+from .images import MAX_PIXELS, Album
 from .parsing import THINK_CLOSE, THINK_OPEN
 from .prompts import TextGuard, conversation_text, most_tokens
 from .schedules import Plan
+from .sight import BAD, Sight, image_tokens, look
 from .tally import bounded_log_odds, count_games
 from .types import (
     Comparison,
@@ -72,6 +74,7 @@ class Run:
 
     ``known`` holds what was decided ahead, by the texts in slot order and the vote; ``earlier`` is the run that did so.
     Votes are numbered from ``first_vote``.
+    ``sight`` is the group with its images loaded, once something of it was asked.
     """
 
     group: Group
@@ -91,11 +94,12 @@ class Run:
     known_glances: dict[tuple[tuple[str, ...], int], Played] = field(default_factory=dict)
     earlier: Run | None = None
     first_vote: int = 0
+    sight: Sight | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def fork(self) -> Run:
         """A run of the same group and players that starts with nothing, to be absorbed later."""
-        return Run(self.group, self.players, self.plan)
+        return Run(self.group, self.players, self.plan, sight=self.sight)
 
     def absorb(self, fork: Run, keep: Sequence[tuple[Comparison, list[Played]]]) -> None:
         """Take over what a fork spent, and those of its comparisons that are worth keeping. Threads may do it at once."""
@@ -105,6 +109,7 @@ class Run:
             self.cache_hits += fork.cache_hits
             self.usage += fork.usage
             self.disarmed |= fork.disarmed
+            self.sight = self.sight or fork.sight
             self.known |= {(fork.texts(comparison), comparison.repeat): items for comparison, items in keep}
             self.known_glances |= {
                 (fork.texts(item.comparison), item.comparison.repeat): item
@@ -117,6 +122,8 @@ class Run:
         self.earlier = earlier
         self.calls, self.cache_hits, self.usage = earlier.calls, earlier.cache_hits, earlier.usage
         self.disarmed |= earlier.disarmed
+        if not self.group.images:  # of the candidates: those of the prompt are the same
+            self.sight = earlier.sight
 
     def recall(self, comparison: Comparison) -> list[Played] | None:
         """What the earlier run decided about a comparison, in this run's numbers; None if it was not asked there."""
@@ -168,16 +175,40 @@ class Asker:
     cache: ReplyCache | None
     max_candidate_tokens: int | None
     min_label_mass: float
+    max_pixels: int = MAX_PIXELS
     _frames: dict[int, int] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self._reserved = self.engine.reserved | {self.format.answer_open}
+        self._album = Album(self.max_pixels)
 
     def decide(self, asked: Sequence[Asked]) -> list[list[Played]]:
         """What each comparison came to, as games in the players' numbers.
 
-        A cascade returns both glances as games of their own where it trusts them, each glance once.
+        A cascade returns both glances as games of their own where it trusts them, each glance once. What shows a bad image
+        has failed without being asked.
         """
+        faults = [self._fault(run, comparison) for run, comparison in asked]
+        seen = iter(self._decide([pair for pair, fault in zip(asked, faults, strict=True) if fault is None]))
+        return [
+            next(seen) if fault is None else [Played(comparison, Verdict(fault))]
+            for (_, comparison), fault in zip(asked, faults, strict=True)
+        ]
+
+    def _fault(self, run: Run, comparison: Comparison) -> Failed | None:
+        if not run.group.images and not any(message.images for message in run.group.prompt):
+            return None
+        if run.sight is None:
+            run.sight = look(run.group, self._album)
+        texts = run.texts(comparison)
+        if fault := run.sight.fault_of(texts):
+            return fault
+        tokens, room = image_tokens(self.engine, run.sight.images(texts)), self._room(len(texts))
+        if room - tokens < LEAST_TEXT * (len(texts) + 1):
+            return Failed(BAD, f"its images take {tokens} tokens, and {room} are left for all that is judged")
+        return None
+
+    def _decide(self, asked: Sequence[Asked]) -> list[list[Played]]:
         if self.verdict == "cascade":
             return self._cascade(asked)
         verdicts = self._with_retries(asked, self._sample if self.verdict == "sampled" else self._think_and_read)
@@ -314,7 +345,7 @@ class Asker:
 
     def render(self, run: Run, comparison: Comparison) -> tuple[Message, ...]:
         """The chat that shows a comparison, outside texts made safe and short enough."""
-        group, texts = run.group, run.texts(comparison)
+        group, texts = run.sight.group if run.sight else run.group, run.texts(comparison)
         bound = self.max_candidate_tokens or self._bound_of(run, texts)
         if bound not in run.guards:  # a text stands in many comparisons of its group and is made safe once
             run.guards[bound] = TextGuard(self.engine.count_tokens, bound, self._reserved, run.disarmed)
@@ -326,6 +357,8 @@ class Asker:
         Where everything fits nothing is cut; otherwise the longest texts are cut to a common length.
         """
         group, room = run.group, self._room(len(candidates))
+        if run.sight is not None:
+            room -= image_tokens(self.engine, run.sight.images(candidates))
         texts = (conversation_text(group.prompt), group.reference or "", group.rubric or "", *candidates)
         for text in texts:
             if text not in run.most_tokens:

@@ -2,7 +2,8 @@
 
 The key of a call is everything that decides its answer: the engine's identity (model, adapter, precision), the verb, and
 the whole request (rendered messages, prefill, labels, sampling, stop strings, seed). What is kept is the engine's raw
-reply, so a stricter parser applies to old replies as well. Failures are never kept.
+reply, so a stricter parser applies to old replies as well. Failures are never kept. An image counts by its content, so a
+file that has changed is another image (what lies behind a web address is not looked at).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, Literal, TypeAlias
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 
 from .errors import ConfigError, EngineError
+from .images import fingerprint
 from .types import Engine, Failure, ImagePart, Reply, Request, Usage
 
 logger = logging.getLogger(__name__)
@@ -35,23 +37,12 @@ def _is_locked(error: BaseException) -> bool:
     return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
 
 
-def _image_fingerprint(image: Any) -> str:
-    if isinstance(image, str | os.PathLike):
-        # Not Path.is_file: it raises where a (data) URL is too long for a file name.
-        content = Path(image).read_bytes() if os.path.isfile(image) else str(image).encode(errors="surrogatepass")
-    elif isinstance(image, bytes):
-        content = image
-    else:  # a PIL image
-        content = f"{image.mode}{image.size}".encode() + image.tobytes()
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
-
-
 def request_key(engine: Engine, verb: Verb, request: Request) -> bytes:
     """The identity of a judge call, 32 bytes."""
     messages = tuple(
         (
             message.role,
-            tuple(_image_fingerprint(p.image) if isinstance(p, ImagePart) else (p.text,) for p in message.content),
+            tuple(fingerprint(p.image) if isinstance(p, ImagePart) else (p.text,) for p in message.content),
         )
         for message in request.messages
     )

@@ -73,7 +73,10 @@ def rank(
     """Score the candidates of each input line.
 
     A line is {"prompt": text or chat messages, "candidates": [text, ...]}, with "id" (or "key"), "reference" and
-    "rubric" if there are any; other fields are ignored. Each line gets a result, in the same order: "id", "scores"
+    "rubric" if there are any; other fields are ignored. Images are parts of a message or of a candidate (a list of
+    {"type": "text", "text": ...} and {"type": "image", "image": ...}), or a list "images" beside the prompt: paths,
+    relative to the INPUT's folder, data URLs, or web addresses for a server to fetch. One that cannot be shown fails the
+    comparisons of its line. Each line gets a result, in the same order: "id", "scores"
     (null where unknown), "order" (indices, best first), "best" (null where nothing is known or different texts tie for
     the best), "verdicts", "rationale", "calls", "failed". A bad line gets "id", "line" and "error" instead, the others
     are judged, and the exit code is 1. It is 3 if more than max_failed_fraction of all comparisons failed.
@@ -91,7 +94,8 @@ def rank(
         if sys.stderr.isatty() and Path(source).is_file():
             counts.total = sum(1 for raw in stream if raw.strip())
             stream.seek(0)
-        items = read_items(stream, "standard input" if source == "-" else source, judge_config, counts)
+        folder = Path() if source == "-" else Path(source).parent
+        items = read_items(stream, "standard input" if source == "-" else source, judge_config, counts, folder)
         sink, keep = sys.stdout.buffer, None
         if output is not None:
             regular = output.is_file() or not output.exists()

@@ -29,6 +29,7 @@ from .engine_config import EngineConfig
 from .engines.scripted import ScriptedEngine
 from .errors import ConfigError
 from .formats import SENTIMENT, Choice, Format, PairScores, Ranking, Score
+from .images import MAX_PIXELS
 from .judge import Judge
 from .ratings import RATINGS
 from .rewards import RewardShape
@@ -71,6 +72,7 @@ class JudgeConfig(EngineConfig):
         cascade_margin: log-odds below which a cascade lets the judge think.
         votes, retries, seed: see ``Judge``.
         max_candidate_tokens: bound of a candidate; None to share out the judge's context.
+        max_pixels: most pixels of an image shown to the judge; larger ones are scaled down.
         min_label_mass: least probability that the labels of a read must have together.
         audit: mirror one comparison per group where the schedule mirrors none, so that position consistency is known.
         cache: file in which replies are kept.
@@ -101,6 +103,7 @@ class JudgeConfig(EngineConfig):
     retries: NonNegativeInt = 1
     seed: int = 0
     max_candidate_tokens: PositiveInt | None = None
+    max_pixels: Annotated[int, Field(ge=28 * 28)] = MAX_PIXELS
     min_label_mass: Annotated[float, Field(ge=0, lt=1)] = 1e-4
     audit: bool = True
     cache: str | None = None
@@ -210,5 +213,6 @@ class JudgeConfig(EngineConfig):
             max_candidate_tokens=self.max_candidate_tokens,
             min_label_mass=self.min_label_mass,
             audit=self.audit,
+            max_pixels=self.max_pixels,
             alarm=FailureAlarm(self.max_failed_fraction, self.failure_window),
         )

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 from .errors import InputError
+from .images import bare, given_as
 from .types import Group, ImagePart, Message, as_messages, final_answer
 
 
@@ -124,8 +124,7 @@ def with_images(prompt: Any, images: Sequence[Any]) -> tuple[Message, ...]:
     """
     if not isinstance(prompt, str | list | tuple):
         raise InputError(f"a prompt must be text or messages; got {prompt!r:.200}")
-    bare = [image.get("bytes") or image.get("path") if isinstance(image, Mapping) else image for image in images]
-    shown = [ImagePart(image) for image in bare]
+    shown = [ImagePart(bare(image)) for image in images]
     messages = as_messages(prompt)
     places = sum(part.image is None for message in messages for part in message.images)
     if places not in (0, len(shown)):
@@ -149,18 +148,9 @@ def _keyed(prompt: Any, candidates: Sequence[str]) -> Group:
     group = Group.of(with_images(prompt, ()), candidates)
     content: list[Any] = [group.candidates]
     for message in group.prompt:
-        content += [message.role, message.text, *(_image_content(part.image) for part in message.images)]
+        content += [message.role, message.text, *(given_as(part.image) for part in message.images)]
     key = hashlib.blake2b(repr(content).encode(errors="surrogatepass"), digest_size=8).hexdigest()
-    return Group(group.prompt, group.candidates, key)
-
-
-def _image_content(image: Any) -> Any:
-    if isinstance(image, str | os.PathLike):
-        return os.fspath(image)
-    if not isinstance(image, bytes) and not hasattr(image, "tobytes"):
-        raise InputError(f"an image must be a PIL image, bytes, a path or a URL; got {type(image).__name__}")
-    content = image if isinstance(image, bytes) else image.tobytes()
-    return hashlib.blake2b(content).digest(), getattr(image, "mode", ""), getattr(image, "size", "")
+    return replace(group, key=key)
 
 
 def rated_groups(

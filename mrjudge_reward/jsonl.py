@@ -22,6 +22,8 @@ import typer
 
 from .errors import InputError
 from .explain import printable, verdict_record
+from .images import fingerprint
+from .items import with_images
 from .types import Group, Judgement
 
 if TYPE_CHECKING:
@@ -89,33 +91,85 @@ def _parsed(raw: bytes) -> dict[str, Any]:
     return record
 
 
-def _group(record: dict[str, Any], key: str) -> Group:
+_FIELDS = {"prompt": (str, list), "candidates": list, "reference": str, "rubric": str, "images": list}
+
+
+def _placed(part: Any, folder: Path) -> Any:
+    """An image, or a part of a message, with a path that is relative to the input's folder."""
+    if isinstance(part, str):
+        relative = not part.startswith("data:") and "://" not in part
+        return str(folder / part) if relative else part
+    if isinstance(part, dict):
+        return {
+            name: _placed(value, folder) if name in ("image", "url", "path", "image_url") else value
+            for name, value in part.items()
+        }
+    return part
+
+
+def _turn(turn: Any, folder: Path) -> Any:
+    if isinstance(turn, dict) and isinstance(turn.get("content"), list):
+        return turn | {"content": [_placed(part, folder) for part in turn["content"]]}
+    return turn
+
+
+def _group(record: dict[str, Any], key: str, folder: Path) -> Group:
     from .tally import MAX_GROUP
 
-    for field, kinds in {"prompt": (str, list), "candidates": list, "reference": str, "rubric": str}.items():
+    for field, kinds in _FIELDS.items():
         value = record.get(field)
-        if value is None and field in ("reference", "rubric"):
+        if value is None and field in ("reference", "rubric", "images"):
             continue
         if field not in record:
             raise InputError(f"{field}: missing")
         if not isinstance(value, kinds):  # type: ignore[arg-type]
-            wanted = {"prompt": "text or a list of messages", "candidates": "a list of texts"}.get(field, "text")
+            lists = {"candidates": "a list of texts", "images": "a list of paths or URLs"}
+            wanted = {"prompt": "text or a list of messages", **lists}.get(field, "text")
             raise InputError(f"{field}: must be {wanted}; got {value!r:.60}")
     if not 0 < len(record["candidates"]) <= MAX_GROUP:
         raise InputError(f"candidates: must be 1 to {MAX_GROUP} texts; got {len(record['candidates'])}")
-    for index, text in enumerate(record["candidates"]):
-        if not isinstance(text, str):
-            raise InputError(f"candidates[{index}]: must be text; got {text!r:.60}")
-    if not record["prompt"]:
+    candidates: list[str | list[Any]] = []
+    for index, candidate in enumerate(record["candidates"]):
+        if not isinstance(candidate, str | list):
+            raise InputError(f"candidates[{index}]: must be text; got {candidate!r:.60}")
+        parts = candidate if isinstance(candidate, str) else [_placed(part, folder) for part in candidate]
+        try:
+            Group.of("", [parts])
+        except (InputError, TypeError) as error:
+            raise InputError(f"candidates[{index}]: {error}") from error
+        candidates.append(parts)
+    prompt = record["prompt"]
+    if not prompt:
         raise InputError("prompt: must not be empty")
     try:
-        return Group.of(record["prompt"], record["candidates"], key, record.get("reference"), record.get("rubric"))
+        messages = prompt if isinstance(prompt, str) else [_turn(turn, folder) for turn in prompt]
+        beside = [_placed(image, folder) for image in record.get("images") or ()]
+        shown = with_images(messages, beside)
+        return Group.of(shown, candidates, key, record.get("reference"), record.get("rubric"))
     except (InputError, TypeError) as error:
         raise InputError(f"prompt: {error}") from error
 
 
-def read_items(stream: BinaryIO, name: str, config: JudgeConfig, counts: Counts) -> Iterator[Item]:
-    """The input lines, in order; what is wrong with one is said at once and kept in its place."""
+def _image_contents(group: Group) -> list[str]:
+    """What a group's images hold now, so that a result is not taken for that of a file that has changed."""
+    parts = [image for turn in group.prompt for image in turn.images] + [image for _, image in group.images]
+    contents = []
+    for part in parts:
+        try:
+            contents.append(fingerprint(part.image))
+        except (OSError, InputError):
+            contents.append("unreadable")
+    return contents
+
+
+def read_items(
+    stream: BinaryIO, name: str, config: JudgeConfig, counts: Counts, folder: Path = Path()
+) -> Iterator[Item]:
+    """The input lines, in order; what is wrong with one is said at once and kept in its place.
+
+    Args:
+        folder: to which paths of images are relative.
+    """
     from .prompts import load_template
 
     form = config.build_format()
@@ -134,8 +188,9 @@ def read_items(stream: BinaryIO, name: str, config: JudgeConfig, counts: Counts)
                 if type(given) not in (str, int):
                     raise InputError(f"id: must be text or a whole number; got {given!r:.60}")
                 key = given
-            group = _group(record, str(key))
+            group = _group(record, str(key), folder)
             content = [key, *(record.get(field) for field in ("prompt", "candidates", "reference", "rubric"))]
+            content += _image_contents(group)
         except InputError as error:
             fault = str(error)
             counts.bad += 1

@@ -33,12 +33,13 @@ from .asking import Asked, Asker, Run, VerdictMode, digest, is_degenerate, sessi
 from .cache import ReplyCache
 from .errors import ConfigError, InputError
 from .formats import Choice, Format
+from .images import MAX_PIXELS
 from .ratings import RATINGS, rate
 from .rounds import shares, side_by_side
 from .schedules import SCHEDULES, Limits
 from .stats import FailureAlarm
 from .tally import HARD_LOG_ODDS, MAX_GROUP, count_games, cyclic_triads
-from .types import Comparison, Engine, Failed, Group, Judgement, Message, Played, Sampling, Verdict
+from .types import Comparison, Engine, Failed, Group, Judgement, Message, Part, Played, Sampling, Verdict
 
 
 class Judge:
@@ -69,6 +70,7 @@ class Judge:
         audit: play the mirror image of a group's first comparison as well, where the schedule's first round mirrors
             none, so that position consistency is always known. It is a game like any other; it counts in a budget, and
             comes on top of a schedule's own number.
+        max_pixels: most pixels of an image shown to the judge; larger ones are scaled down (see ``images``).
         alarm: when to stop because of failures.
 
     Raises:
@@ -96,6 +98,7 @@ class Judge:
         max_candidate_tokens: int | None = None,
         min_label_mass: float = 1e-4,
         audit: bool = False,
+        max_pixels: int = MAX_PIXELS,
         alarm: FailureAlarm | None = None,
     ) -> None:
         if schedule not in SCHEDULES:
@@ -136,6 +139,7 @@ class Judge:
             ("thinking_tokens", thinking_tokens, 0),
             ("budget", budget, votes),
             ("max_slots", max_slots, format.min_slots),
+            ("max_pixels", max_pixels, 4),
         ):
             if value is not None and value < least:
                 raise ConfigError(f"{name} must be at least {least}; got {value}")
@@ -152,7 +156,7 @@ class Judge:
         self.limits = Limits(None if budget is None else budget // votes - self.audit, both_orders, slots)
         self.asker = Asker(
             engine, format, verdict, sampling, thinking_tokens, cascade_margin, retries, seed, cache, max_candidate_tokens,
-            min_label_mass,
+            min_label_mass, max_pixels,
         )  # fmt: skip
 
     # -- public ---------------------------------------------------------------------------------------------------
@@ -265,9 +269,12 @@ class Judge:
         return twin
 
     def rank(
-        self, prompt: str | Sequence[Mapping[str, Any] | Message], candidates: Sequence[str], key: str = "0"
+        self,
+        prompt: str | Sequence[Mapping[str, Any] | Message],
+        candidates: Sequence[str | Sequence[Mapping[str, Any] | Part]],
+        key: str = "0",
     ) -> Judgement:
-        """Judge the candidates of one prompt."""
+        """Judge the candidates of one prompt; prompt and candidates may show images (see ``Group.of``)."""
         return self.judge([Group.of(prompt, candidates, key)])[0]
 
     def close(self) -> None:

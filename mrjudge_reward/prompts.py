@@ -12,6 +12,9 @@ Whatever comes from outside (question, candidates, reference, rubric) passes a :
    chat-template tokens get a round bracket for their opening character (``<|im_end|>`` becomes ``(|im_end|>``), so that
    no text can close its section, speak for the judge, or produce a special token;
 3. bounds the length in tokens by cutting the middle and saying so in the text.
+
+Images of the prompt come before its text, in order; those of a candidate stand where it shows them. What is written inside
+an image is beyond any guard.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from importlib import resources
 from pathlib import Path
 
 from .errors import ConfigError
-from .types import Group, ImagePart, Message, Part, TextPart
+from .types import IMAGE_MARK, Group, ImagePart, Message, Part, TextPart
 
 _SECTION = re.compile(r"^=== (\w+) ===$", re.MULTILINE)
 _PLACEHOLDER = re.compile(r"\{(question|responses|labels|grades|reference|rubric|label|text)\}")
@@ -277,18 +280,50 @@ def build_chat(
     def block(section: str, text: str | None, label: str = "") -> str:
         return _fill(section, {"text": guard(text, headers), "label": label}) + "\n" if text and section else ""
 
+    responses = _responses(template, group, candidates, labels, guard)
     values = {
         "question": guard(conversation_text(group.prompt), headers),
         "reference": block(template.reference, group.reference),
         "rubric": block(template.rubric, group.rubric),
-        "responses": "\n".join(
-            _fill(template.response, {"text": guard(candidate, headers), "label": label})
-            for candidate, label in zip(candidates, labels, strict=True)
-        ),
         "labels": ", ".join(labels) + (f"; or {tie_label} if none is better than the others" if tie_label else ""),
         "grades": grades,
     }
     images: tuple[ImagePart, ...] = tuple(image for message in group.prompt for image in message.images)
-    user: tuple[Part, ...] = (*images, TextPart(_fill(template.user, values)))
+    before, _, after = template.user.partition("{responses}")
+    user = _merged([*images, TextPart(_fill(before, values)), *responses, TextPart(_fill(after, values))])
     system = _fill(template.system, values)
     return (Message("system", (TextPart(system),)), Message("user", user)) if system else (Message("user", user),)
+
+
+def _responses(
+    template: Template, group: Group, candidates: tuple[str, ...], labels: tuple[str, ...], guard: TextGuard
+) -> list[Part]:
+    """The candidates' blocks, a line apart."""
+    images = dict(group.images)
+    parts: list[Part] = []
+    for candidate, label in zip(candidates, labels, strict=True):
+        pieces = [piece for piece in IMAGE_MARK.split(candidate) if piece] if images else [candidate]
+        shown = [images.get(piece[7:-1]) if IMAGE_MARK.fullmatch(piece) else None for piece in pieces]
+        share = max(1, len(pieces) - sum(image is not None for image in shown))
+        own = guard if share == 1 else replace(guard, max_tokens=guard.max_tokens // share)
+        opening, _, closing = template.response.partition("{text}")
+        parts.append(TextPart(("\n" if parts else "") + _fill(opening, {"label": label})))
+        parts += [
+            TextPart(own(piece, template.headers)) if image is None else image
+            for piece, image in zip(pieces, shown, strict=True)
+        ]
+        parts.append(TextPart(_fill(closing, {"label": label})))
+        if not guard.disarmed.isdisjoint(pieces):  # what holds for a part of it holds for the candidate
+            guard.disarmed.add(candidate)
+    return parts
+
+
+def _merged(parts: Iterable[Part]) -> tuple[Part, ...]:
+    """Neighbouring texts as one, empty ones left out."""
+    merged: list[Part] = []
+    for part in parts:
+        if isinstance(part, TextPart) and merged and isinstance(merged[-1], TextPart):
+            merged[-1] = TextPart(merged[-1].text + part.text)
+        elif not isinstance(part, TextPart) or part.text:
+            merged.append(part)
+    return tuple(merged)

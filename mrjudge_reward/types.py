@@ -9,11 +9,16 @@ Suffixes name shapes: ``_G`` one entry per candidate of a group, ``_K`` one per 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from .errors import InputError
+from .images import given_as
+
+IMAGE_MARK = re.compile("(\ufffcimage [0-9a-f]{32}\ufffc)")
+"""Where a candidate's text shows an image; the number is the image's in ``Group.images``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +30,7 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True)
 class ImagePart:
-    """An image inside a message: a PIL image, a path, raw bytes, or a (data) URL."""
+    """An image inside a message: a PIL image, a path, raw bytes, a (data) URL, or a ``Picture``; see ``images``."""
 
     image: Any
 
@@ -91,9 +96,29 @@ def as_messages(prompt: str | Sequence[Mapping[str, Any] | Message]) -> tuple[Me
     return tuple(messages)
 
 
+def _with_marks(candidate: Any, index: int, images: dict[str, ImagePart]) -> str:
+    """A candidate as text, in which marks stand for images; these are put where they are looked up."""
+    if isinstance(candidate, str):
+        return candidate
+    if not isinstance(candidate, list | tuple):
+        raise InputError(f"candidate {index} must be text or a list of parts; got {type(candidate).__name__}")
+    said = ""
+    for part in map(_as_part, candidate):
+        if isinstance(part, TextPart):
+            said += part.text.replace("\ufffc", "\ufffd")
+            continue
+        number = given_as(part.image)
+        images.setdefault(number, part)
+        said += f"\ufffcimage {number}\ufffc"
+    return said
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
     """The completions of one prompt.
+
+    A candidate may show images: it is then a text with an ``IMAGE_MARK`` in the place of each. So candidates stay texts:
+    two are the same if they say the same and show the same files, bytes or pixels, as they were given.
 
     Attributes:
         prompt: chat messages the candidates answer.
@@ -103,6 +128,7 @@ class Group:
         rubric: extra criteria, shown to the judge if present.
         names: identities of the candidates, given by the framework, G of them. With names, who meets whom is decided
             by these instead of by the texts, so that comparisons can begin before all texts are there.
+        images: what the marks in the candidates stand for, by number.
     """
 
     prompt: tuple[Message, ...]
@@ -111,12 +137,13 @@ class Group:
     reference: str | None = None
     rubric: str | None = None
     names: tuple[str, ...] | None = None
+    images: tuple[tuple[str, ImagePart], ...] = ()
 
     @classmethod
     def of(
         cls,
         prompt: str | Sequence[Mapping[str, Any] | Message],
-        candidates: Sequence[str],
+        candidates: Sequence[str | Sequence[Mapping[str, Any] | Part]],
         key: str = "0",
         reference: str | None = None,
         rubric: str | None = None,
@@ -124,23 +151,31 @@ class Group:
     ) -> Group:
         """Build a group from plain Python values.
 
+        Args:
+            prompt: text or chat messages.
+            candidates: texts, or lists of text and image parts for those that show images.
+            key, reference, rubric, names: see the class.
+
         Raises:
-            InputError: if the prompt is not text or messages, a candidate, reference or rubric is not text, or the
-                names are not as many as the candidates, all different.
+            InputError: if the prompt is not text or messages, a candidate neither text nor parts, the reference or rubric
+                not text, or the names are not as many as the candidates, all different.
         """
         if isinstance(candidates, str):
             raise InputError("candidates must be a list of texts; got one text")
-        for index, candidate in enumerate(candidates):
-            if not isinstance(candidate, str):
-                raise InputError(f"candidate {index} must be text; got {type(candidate).__name__}")
+        images: dict[str, ImagePart] = {}
+        texts = tuple(_with_marks(candidate, index, images) for index, candidate in enumerate(candidates))
+        if images:  # a text alone must not pass for one that shows an image
+            texts = tuple(
+                text.replace("\ufffc", "\ufffd") if isinstance(given, str) else text
+                for text, given in zip(texts, candidates, strict=True)
+            )
         for name, text in (("reference", reference), ("rubric", rubric)):
             if text is not None and not isinstance(text, str):
                 raise InputError(f"the {name} must be text; got {type(text).__name__}")
         if names is not None and (len(names) != len(candidates) or len(set(names)) != len(names)):
             raise InputError(f"{len(candidates)} candidates need as many different names; got {list(names)!r:.200}")
-        return cls(
-            as_messages(prompt), tuple(candidates), key, reference, rubric, None if names is None else tuple(names)
-        )
+        named = None if names is None else tuple(names)
+        return cls(as_messages(prompt), texts, key, reference, rubric, named, tuple(images.items()))
 
 
 def final_answer(completion: str, opened: bool = False) -> str:

@@ -85,3 +85,10 @@ def test_the_arrivals_benchmark_prints_three_ways_for_each_schedule() -> None:
     assert len(set(rows)) == len(rows) == 6
     ratios = [float(line.split()[-1]) for line in printed.splitlines() if line.startswith(("ring", "adaptive"))]
     assert ratios[0] == ratios[3] == 1.0
+
+
+def test_the_images_benchmark_shows_that_a_shared_image_is_processed_once() -> None:
+    printed = printed_by("images.py", "--comparisons", "6", "--megapixels", "2")
+    ratio = float(re.findall(r"ratio of the times ([.\d]+)", printed)[0])
+    assert ratio < 0.6, printed  # six times the work against one, whatever else the machine does
+    assert "not shared" in printed

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from click.testing import Result
+from PIL import Image
 from typer.testing import CliRunner
 
 from mrjudge_reward import doctor
@@ -98,6 +99,48 @@ def test_stdin_is_read_when_no_input_or_a_dash_is_given(engine: ScriptedEngine) 
     assert one.exit_code == 0
     assert len(records(one.stdout)) == 5
     assert rank("-", stdin=jsonl(*GROUPS)).stdout == one.stdout
+
+
+def part(image: Any) -> dict[str, Any]:
+    return {"type": "image", "image": image}
+
+
+def test_images_of_a_line_are_relative_to_its_file_and_a_bad_one_costs_its_line(
+    tmp_path: Path, engine: ScriptedEngine
+) -> None:
+    (tmp_path / "set/pictures").mkdir(parents=True)
+    source = tmp_path / "set/in.jsonl"
+    for name, width in (("a", 8), ("b", 9)):
+        Image.new("RGB", (width, 8), "red").save(tmp_path / f"set/pictures/{name}.png")
+    gif = "data:image/gif;base64,R0lGODdhAgACAIAAAP8AAP8AACwAAAAAAgACAAACAoRRADs="
+    asks = {"role": "user", "content": [part("pictures/a.png"), {"type": "text", "text": "What?"}, part(gif)]}
+    lines = [
+        {"id": "parts", "prompt": [asks], "candidates": ["x", "yy"]},
+        {"id": "beside", "prompt": "What?", "images": ["pictures/a.png", "pictures/b.png"], "candidates": ["x", "yy"]},
+        {"id": "missing", "prompt": "What?", "images": ["pictures/no.png"], "candidates": ["x", "yy"]},
+        {"id": "drawn", "prompt": "Draw.", "candidates": [[part("pictures/a.png")], [part("pictures/b.png")]]},
+        {"id": "no place", "prompt": [{"role": "user", "content": [{"type": "image"}]}], "candidates": ["x", "yy"]},
+        {"id": "no part", "prompt": "Draw.", "candidates": ["x", [{"type": "picture"}]]},
+    ]
+    source.write_text(jsonl(*lines), encoding="utf-8")
+    result = rank(source, "-o", tmp_path / "out.jsonl")
+    assert result.exit_code == 1, "two bad lines"
+    parts, beside, missing, drawn, place, kind = records(tmp_path / "out.jsonl")
+    assert (parts["best"], beside["best"], missing["best"]) == (1, 1, None)
+    assert missing["scores"] == [None, None]
+    assert missing["verdicts"][0]["reason"] == "image"
+    assert str(tmp_path / "set/pictures/no.png") in missing["verdicts"][0]["detail"]
+    assert "does not exist" in missing["verdicts"][0]["detail"]
+    assert len(drawn["verdicts"]) >= 1
+    assert drawn["failed"] == 0
+    assert "prompt: 0 images for 1 places" in place["error"]
+    assert "candidates[1]: a message part must be" in kind["error"]
+    widths = {tuple(p.image.width for m in request.messages for p in m.images) for request in engine.requests}
+    assert widths == {(8, 2), (8, 9), (9, 8)}
+    Image.new("RGB", (10, 8), "red").save(tmp_path / "set/pictures/a.png")
+    again = rank(source, "-o", tmp_path / "out.jsonl")
+    assert again.exit_code == 2, "results of another picture are not taken for this one's"
+    assert "line 1 is no result of the input's line 1" in again.stderr
 
 
 def test_a_conversation_a_reference_and_a_rubric_reach_the_judge(engine: ScriptedEngine) -> None:

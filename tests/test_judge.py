@@ -814,9 +814,9 @@ def test_a_context_too_small_to_judge_in_is_a_config_error():
 
 def test_images_of_the_prompt_reach_the_judge():
     engine = scripted(Choice())
-    prompt = [Message("user", (TextPart("What is it?"), ImagePart("cat.png")))]
-    Judge(engine, schedule="all_pairs").rank(prompt, ["a", "b"])
-    assert all(request.messages[-1].images == (ImagePart("cat.png"),) for request in engine.requests)
+    cat = ImagePart("https://example.org/cat.png")
+    Judge(engine, schedule="all_pairs").rank([Message("user", (TextPart("What is it?"), cat))], ["a", "b"])
+    assert [request.messages[-1].images for request in engine.requests] == [(cat,), (cat,)]
 
 
 @pytest.mark.parametrize("text", ["\ud800 lone surrogate", "nul \x00 byte", "\r\n\u2028", "{question}{responses}"])

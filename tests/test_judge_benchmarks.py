@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.engines.scripted import ScriptedEngine, shown_candidates
@@ -279,11 +281,17 @@ PREFIXES = {
 }
 
 
+def drawn(number: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (number, 0, 0)).save(file, format="PNG")
+    return file.getvalue()
+
+
 def vl_rows() -> list[dict[str, Any]]:
     return [
         {"id": name, "query": f"<image>\nWhat is in picture {i}?",
          "response": [f"right {i}", f"wrong {i}"][:: 1 if i % 2 else -1],
-         "image": {"bytes": b"\x89PNG" + bytes([i]), "path": None}, "human_ranking": [0, 1] if i % 2 else [1, 0],
+         "image": {"bytes": drawn(i), "path": None}, "human_ranking": [0, 1] if i % 2 else [1, 0],
          "models": ["a", "b"], "judge": "human", "rationale": "", "query_source": "s", "ground_truth": ""}
         for i, name in enumerate(PREFIXES)
     ]  # fmt: skip
@@ -298,7 +306,7 @@ def test_vl_rewardbench_groups_by_id_and_shows_the_image(bench: Any, tmp_path: P
     assert (report.overall, report.macro) == (1.0, 1.0)
     assert {row.subset: row.cases for row in report.rows} == {"hallucination": 3, "reasoning": 2, "general": 2}
     assert len(engine.requests) == 35, "each vote is a call of its own"
-    assert {request.messages[-1].images[0].image for request in engine.requests} == {
+    assert {request.messages[-1].images[0].image.data for request in engine.requests} == {
         row["image"]["bytes"] for row in vl_rows()
     }
     assert "<image>" not in engine.requests[0].messages[-1].text
@@ -308,7 +316,9 @@ def test_vl_rewardbench_groups_by_id_and_shows_the_image(bench: Any, tmp_path: P
 
 
 def test_a_vote_that_failed_is_no_vote_for_the_right_answer_and_stays_in_the_count(bench: Any, tmp_path: Path):
-    cases = bench.load_vl_rewardbench(written(tmp_path / "vl.jsonl", [dict(row, image="x.png") for row in vl_rows()]))
+    cases = bench.load_vl_rewardbench(
+        written(tmp_path / "vl.jsonl", [dict(row, image="https://example.org/x.png") for row in vl_rows()])
+    )
 
     def votes(right_of_ten: int) -> Any:
         asked: dict[str, int] = {}
@@ -340,6 +350,9 @@ def multimodal_rows() -> list[dict[str, Any]]:
 
 
 def test_multimodal_rewardbench_is_asked_once_with_the_image_beside_the_file(bench: Any, tmp_path: Path):
+    (tmp_path / "images").mkdir()
+    for number in range(6):
+        (tmp_path / f"images/{number}.png").write_bytes(drawn(number))
     cases = bench.load_multimodal_rewardbench(written(tmp_path / "all_data.json", multimodal_rows()))
     engine = choosing(knowing)
     report = bench.score("multimodal_rewardbench", cases, JudgeConfig(**CHOICE), engine)
@@ -347,7 +360,7 @@ def test_multimodal_rewardbench_is_asked_once_with_the_image_beside_the_file(ben
         "open_generation/correctness_task", "safety/bias", "safety/toxicity", "reasoning/math", "reasoning/coding", "vqa",
     ]  # fmt: skip
     assert (report.overall, len(engine.requests)) == (1.0, 6)
-    assert engine.requests[0].messages[-1].images[0].image == str(tmp_path / "images/0.png")
+    assert engine.requests[0].messages[-1].images[0].image.data in map(drawn, range(6))
     wrong = choosing(lambda shown: "AB".replace(knowing(shown), ""))
     assert bench.score("multimodal_rewardbench", cases, JudgeConfig(**CHOICE), wrong).overall == 0.0
     failing = bench.score("multimodal_rewardbench", cases, JudgeConfig(**CHOICE), choosing(lambda shown: "?"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import gc
+import io
 import math
 import multiprocessing
 import os
@@ -21,14 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from mrjudge_reward import errors
+from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.engines import fold_system
 from mrjudge_reward.engines.openai import OpenAIEngine
 from mrjudge_reward.engines.openai_wire import chat_messages, image_url, top_tokens, usage_of, written_reply
 from mrjudge_reward.types import (
     Engine,
     Failure,
+    Group,
     ImagePart,
     Message,
     Reply,
@@ -317,7 +321,7 @@ def test_one_bad_request_does_not_cost_the_batch(connect: EngineFactory) -> None
         first, second, third = connect(server).generate([missing, ask("fine"), strange])
     assert isinstance(first, Failure)
     assert isinstance(third, Failure)
-    assert (first.reason, third.reason) == ("FileNotFoundError", "InputError")
+    assert (first.reason, third.reason) == ("image", "image")
     assert not first.transient
     assert isinstance(second, Reply)
 
@@ -678,29 +682,39 @@ def test_a_token_is_known_by_its_bytes_too_and_a_floor_is_no_probability() -> No
     assert top_tokens(body) == {"ĠA": -1.0, " A": -1.0}
 
 
-class Picture:
-    """Quacks like a PIL image."""
-
-    def __init__(self, mode: str = "RGB") -> None:
-        self.mode = mode
-
-    def convert(self, mode: str) -> Picture:
-        return Picture(mode)
-
-    def save(self, file: Any, format: str) -> None:
-        file.write(f"{format} {self.mode}".encode())
-
-
 def test_images_become_data_urls_and_web_addresses_stay(tmp_path: Path) -> None:
-    path = tmp_path / "a.jpg"
-    path.write_bytes(b"\xff\xd8\xffjpeg")
-    jpeg = "data:image/jpeg;base64," + base64.b64encode(b"\xff\xd8\xffjpeg").decode()
-    assert {
-        image_url(form) for form in (path, str(path), f"file://{path}", path.read_bytes(), {"path": str(path)})
-    } == {jpeg}
+    path = tmp_path / "a.png"  # by its name; the content is what counts
+    photo = Image.effect_noise((40, 30), 90).convert("RGB")
+    photo.save(path, format="JPEG")
+    jpeg = "data:image/jpeg;base64," + base64.b64encode(path.read_bytes()).decode()
+    forms: list[Any] = [path, str(path), f"file://{path}", path.read_bytes(), {"path": str(path)}, jpeg]
+    assert {image_url(form) for form in forms} == {jpeg}
     assert image_url("https://example.org/a.png") == "https://example.org/a.png"
-    assert image_url(jpeg) == jpeg
-    assert image_url(Picture("CMYK")) == "data:image/png;base64," + base64.b64encode(b"PNG RGB").decode()
+    assert image_url(photo.convert("CMYK")).startswith("data:image/png;base64,")
+
+
+def test_a_server_gets_the_normalised_bounded_image_and_a_bad_one_costs_its_group_alone() -> None:
+    def asking(image: Any) -> list[dict[str, Any]]:
+        return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "What?"}]}]
+
+    large = Image.effect_noise((2000, 1000), 90)
+    with JudgeServer() as server:
+        judge = JudgeConfig(model="judge", base_url=server.base_url, schedule="all_pairs", max_pixels=50_000).build()
+        groups = [
+            Group.of(asking(image), ["a", "bb"]) for image in (large, large.tobytes()[:999], "http://x.org/a.png")
+        ]
+        seen, bad, web = judge.judge([*groups, Group.of("text", ["a", "bb"])])[:3]
+        judge.close()
+    assert (seen.best, bad.best, web.best) == (1, None, 1)
+    assert bad.calls == 0
+    contents = [body["messages"][-1]["content"] for body in server.requests]
+    urls = [part["image_url"]["url"] for content in contents if isinstance(content, list) for part in content[:1]]
+    assert urls.count("http://x.org/a.png") == 2
+    (data,) = {url for url in urls if url.startswith("data:image/png;base64,")}
+    assert urls.count(data) == 2
+    shown = Image.open(io.BytesIO(base64.b64decode(data.partition(",")[2])))
+    assert shown.size[0] / shown.size[1] == pytest.approx(2, rel=0.01)
+    assert 49_000 < shown.size[0] * shown.size[1] <= 50_000
 
 
 def test_a_message_with_images_is_parts_in_order_and_one_without_is_text() -> None:

@@ -26,18 +26,19 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mrjudge_reward"
 
 ORDER = [
-    "errors", "settings", "types",
+    "errors", "settings", "images", "types",
     "prompts", "parsing", "formats", "items", "tasks",
     "tally", "ratings", "schedules",
     "stats", "explain", "rewards", "run_log",
     "embedded",
     "engines", "engines.cancelling", "colocation",
-    "engines.scripted", "engines.chat_template", "engines.local_model", "memory_plan", "engines.transformers",
+    "engines.scripted", "engines.chat_template", "engines.local_model", "engines.batches", "engines.vision", "memory_plan",
+    "engines.transformers",
     "engines.peft_state", "engines.shared_base", "engines.offload",
     "engines.openai_wire", "engines.openai_connection", "engines.openai_read", "engines.openai",
     "engines.vllm_setup", "engines.vllm", "engines.supervise", "engines.vllm_guard", "engines.vllm_child",
     "engines.vllm_server",
-    "cache", "asking", "rounds", "ahead", "judge", "engine_config", "config",
+    "cache", "sight", "asking", "rounds", "ahead", "judge", "engine_config", "config",
     "canaries", "jsonl", "trainer_logs", "report_charts", "report_page", "report",
     "doctor", "cli",
 ]  # fmt: skip

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
+from mrjudge_reward import Choice, Judge, ScriptedEngine
 from mrjudge_reward.integrations.verl_reward import JudgeRewardManager
 from mrjudge_reward.integrations.verl_settings import VerlSettings
 
@@ -49,6 +51,15 @@ def test_the_first_session_prints_what_it_says(capsys: pytest.CaptureFixture[str
     printed = capsys.readouterr().out.splitlines()
     promised = re.findall(r"^# (\(.*\))$", BLOCKS[0], re.MULTILINE)
     assert printed[0] == promised[0]
+
+
+def test_the_images_example_judges_what_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat", "one", "two"):
+        Image.new("RGB", (8, 8), "red").save(f"{name}.png")
+    engine = ScriptedEngine.by_utility(len)
+    exec(compile(BLOCKS[3], "README.md", "exec"), {"judge": Judge(engine, Choice(), schedule="all_pairs")})
+    assert [sum(len(turn.images) for turn in request.messages) for request in engine.requests] == [1, 1, 2, 2]
 
 
 @pytest.mark.usefixtures("smol_path")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from mrjudge_reward import doctor
 from mrjudge_reward.cache import ReplyCache
@@ -223,9 +224,10 @@ def test_ten_thousand_requests_in_one_call_cost_memory_for_those_in_flight() -> 
 
 
 def test_images_of_a_long_call_are_not_all_encoded_at_once(tmp_path: Path) -> None:
-    size = 100_000
     for number in range(100):
-        (tmp_path / f"{number}.png").write_bytes(bytes([number]) * size)
+        Image.effect_noise((180, 180), 90).convert("RGB").save(tmp_path / f"{number}.png", compress_level=0)
+    size = (tmp_path / "0.png").stat().st_size
+    assert size > 90_000
 
     def ask(number: int, turn: int) -> Request:
         image = ImagePart(str(tmp_path / f"{number}.png"))

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from mrjudge_reward import (
     Choice,
@@ -21,6 +22,7 @@ from mrjudge_reward import (
     ScriptedEngine,
 )
 from mrjudge_reward.engines.scripted import shown_candidates
+from mrjudge_reward.images import load_picture
 from mrjudge_reward.integrations.trl_reward import JudgeReward, completion_text
 from mrjudge_reward.stats import METRICS
 
@@ -51,6 +53,30 @@ def test_a_block_of_different_prompts_is_refused() -> None:
 def test_rows_that_do_not_fill_groups_are_refused() -> None:
     with pytest.raises(InputError, match="3 completions do not form groups of 2"):
         JudgeReward(judge(), num_generations=2)(["p"] * 3, ["a", "b", "c"])
+
+
+def test_images_of_columns_and_of_messages_reach_the_judge() -> None:
+    red, blue = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
+    asks = [{"role": "user", "content": "What?"}]
+    filled = [{"role": "user", "content": [{"type": "image", "image": red}, {"type": "text", "text": "What?"}]}]
+    for prompt, columns, shown in (
+        ("What?", {"image": [red, red.copy()]}, [red]),
+        (asks, {"images": [[red, blue], [red, blue]]}, [red, blue]),
+        (filled, {"image": [red, red]}, [red]),  # TRL has put it in already
+        (filled, {}, [red]),
+        (asks, {"image": [None, None]}, []),
+        (asks, {"images": [[], []]}, []),
+    ):
+        seen = judge()
+        JudgeReward(seen, num_generations=2)([prompt, prompt], ["a", "bb"], **columns)
+        (message,) = [m for m in seen.engine.requests[0].messages if m.role == "user"]  # type: ignore[attr-defined]
+        assert [part.image.key for part in message.images] == [load_picture(image).key for image in shown]
+
+
+def test_rows_with_different_images_are_no_group() -> None:
+    images = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    with pytest.raises(InputError, match=r"rows 0\.\.1 should answer one prompt"):
+        JudgeReward(judge(), num_generations=2)(["What?"] * 2, ["a", "b"], image=images)
 
 
 def test_chat_messages_and_a_policys_own_reasoning_are_understood() -> None:

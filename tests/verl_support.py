@@ -25,6 +25,7 @@ from verl.experimental.reward_loop.reward_loop import RewardLoopManager
 from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.engines.scripted import ScriptedEngine, shown_candidates
 from mrjudge_reward.formats import Choice
+from mrjudge_reward.images import opened
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.rewards import reward_group
 from mrjudge_reward.stats import FailureAlarm
@@ -110,7 +111,7 @@ def seeing_judge(config: JudgeConfig) -> Judge:
         images = [image for message in request.messages for image in message.images]
         if not images:
             return Failure("no image", transient=False)
-        colour = {(255, 0, 0): "red", (0, 0, 255): "blue"}[images[0].image.getpixel((0, 0))]
+        colour = {(255, 0, 0): "red", (0, 0, 255): "blue"}[opened(images[0].image).getpixel((0, 0))]
         shown = shown_candidates(request)
         return f"<answer>{max(shown, key=lambda label: colour in shown[label])}</answer>"
 

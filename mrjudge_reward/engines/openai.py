@@ -14,9 +14,9 @@ and not while it queues. What answers 500 again and again has crashed on this pr
 Other 4xx and replies that make no sense are not tried again here. A server that let a request run into its deadline
 without a sign of life counts as down: for ``min(30 s, deadline)`` new requests fail at once, so that a batch costs one
 deadline and not one per wave of slots. Failures: ``timeout``, ``server down``, ``http <status>``, ``malformed reply``,
-``server error`` (a 200 that holds an error), ``refused``, ``tool call``, ``unknown finish``,
-``label not in top logprobs``, ``labels share a token``, ``no log-probabilities``, ``no token ids``, ``cancelled`` (which
-only whoever cancelled gets to see, see ``cancelling``), or the name of an unexpected exception.
+``server error`` (a 200 that holds an error), ``refused``, ``tool call``, ``unknown finish``, ``image`` (one that cannot be
+shown), ``label not in top logprobs``, ``labels share a token``, ``no log-probabilities``, ``no token ids``, ``cancelled``
+(which only whoever cancelled gets to see, see ``cancelling``), or the name of an unexpected exception.
 
 **Reading.** One token at temperature 0 with log-probabilities, after a judge's turn that is continued
 (``continue_final_message``). Which of two ways a server offers is found out with the first read:
@@ -47,7 +47,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Literal
 
-from ..errors import ConfigError, EngineError, require
+from ..errors import ConfigError, EngineError, InputError, require
 from ..types import Failure, Reply, Request
 from .cancelling import CANCELLED, cancelled, result_of
 from .openai_connection import Connection
@@ -244,8 +244,9 @@ class OpenAIEngine:
                 async with connection.slots:
                     try:
                         replies[index] = await work(connection, request)
+                    except InputError as error:
+                        replies[index] = Failure("image", str(error)[:500], transient=False)
                     except Exception as error:  # noqa: BLE001 (one bad request must not cost the batch)
-                        # An image that is no image or cannot be opened will not be one the next time.
                         lasting = isinstance(error, ValueError | OSError)
                         replies[index] = Failure(type(error).__name__, str(error)[:500], transient=not lasting)
 

@@ -6,57 +6,32 @@ What is trusted least is the reply: whatever a server, proxy or load balancer se
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import math
-import mimetypes
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import InputError
+from ..images import data_url, is_web_address, load_picture
 from ..types import Failure, Message, Reply, Request, TextPart, Usage
 from . import fold_system
 
 _FLOOR = -9999.0  # what the protocol writes for minus infinity, which JSON does not have
 _STOPPED = frozenset({None, "stop", "eos", "eos_token", "stop_sequence", "end_turn"})
-_PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA"})
-_SIGNATURES = ((b"\x89PNG", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"GIF8", "image/gif"), (b"BM", "image/bmp"))
 
 
 def image_url(image: Any) -> str:
-    """An image as something a server can open: web addresses stay, all else becomes a data URL.
+    """An image as something a server can open: web addresses stay, all else becomes a data URL of a normalised picture.
 
     Args:
-        image: a PIL image, raw bytes, a path, a web address or a data URL, or a mapping with ``bytes`` or ``path``.
+        image: whatever ``images.load_picture`` takes, or a web address.
 
     Raises:
-        InputError: if it is none of these.
-        OSError: if the file cannot be read.
+        InputError: if it is no image that can be shown.
+        MissingPackageError: if Pillow is missing.
     """
-    if isinstance(image, Mapping):  # an image column of the datasets library that was not decoded
-        image = image.get("bytes") or image.get("path")
-    if isinstance(image, str) and image.startswith(("http://", "https://", "data:")):
-        return image
-    mime = "image/png"
-    if isinstance(image, bytes | bytearray):
-        data = bytes(image)
-        mime = next((kind for start, kind in _SIGNATURES if data.startswith(start)), "image/webp")
-    elif isinstance(image, str | os.PathLike):
-        path = Path(os.fspath(image).removeprefix("file://"))
-        data = path.read_bytes()
-        mime = mimetypes.guess_type(path.name)[0] or mime
-    elif hasattr(image, "save") and hasattr(image, "mode"):  # PIL, without importing it
-        buffer = io.BytesIO()
-        (image if image.mode in _PNG_MODES else image.convert("RGB")).save(buffer, format="PNG")
-        data = buffer.getvalue()
-    else:
-        raise InputError(f"an image must be a PIL image, bytes, a path or a URL; got {type(image).__name__}")
-    return f"data:{mime};base64,{base64.b64encode(data).decode()}"
+    return str(image) if is_web_address(image) else data_url(load_picture(image))
 
 
 def chat_messages(

@@ -1,5 +1,8 @@
 """A judge model in this process, through transformers: any causal language model, any device, optional PEFT adapter.
 
+Models that take images and write text (LLaVA, Qwen2.5-VL, Qwen3-VL, Idefics3, SmolVLM) are loaded with their processor; see
+``vision``. Where it cannot be loaded they judge texts, and a request with images fails and says why.
+
 Requests are batched by length and padded on the left. Sampling runs under its own random state, so judging does not
 shift the random numbers of a policy that trains in the same process. Probabilities are read from one forward pass.
 
@@ -16,10 +19,17 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from ..errors import EngineError, require
+from ..errors import EngineError, InputError, require
+from ..images import Picture
 from ..types import Failure, Reply, Request, Sampling, Usage
+from .batches import Prompt, batches, padded
 from .chat_template import ChatTemplate
 from .local_model import first_label_tokens, folder_version, sharded_by_trainer
+from .vision import ImageReader, load_processor, pictures_of, vision_model
+
+_GREEDY: dict[str, Any] = {
+    "do_sample": False, "temperature": None, "top_p": None, "top_k": None, "repetition_penalty": 1.0,
+}  # fmt: skip
 
 
 @contextmanager
@@ -42,7 +52,7 @@ class TransformersEngine:
 
     Args:
         model: hub name or path, or a loaded model.
-        tokenizer: name, path or loaded tokenizer; None for the model's own.
+        tokenizer: name, path or loaded tokenizer (or processor, for images); None for the model's own.
         adapter: path of a PEFT adapter to put on the model.
         device: e.g. ``"cuda:0"``; None for a GPU where there is one.
         dtype: e.g. ``"bfloat16"``; None for bfloat16 on a GPU and float32 on a CPU.
@@ -101,13 +111,22 @@ class TransformersEngine:
                 dtype = getattr(torch, self._dtype, None)
                 if not isinstance(dtype, torch.dtype):
                     raise EngineError(f"torch has no dtype {self._dtype!r}; choose bfloat16, float16 or float32")
-                self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+                sees = vision_model(transformers.AutoConfig.from_pretrained(source))
+                kind = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
+                self._model: Any = kind.from_pretrained(source, dtype=dtype)
                 self._model.to(self._device).eval()
             else:
                 self._model, self._device = source, str(source.device)
-            tokenizer = self._tokenizer_source or (source if isinstance(source, str) else source.name_or_path)
-            if isinstance(tokenizer, str):
-                tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer)
+            named = self._tokenizer_source or (source if isinstance(source, str) else source.name_or_path)
+            if not isinstance(named, str):
+                processor, self._blind = named, "it was given a tokenizer and no processor"
+            elif vision_model(self._model.config):
+                processor, self._blind = load_processor(named)
+            else:
+                processor, self._blind = None, "its model takes text alone"
+            tokenizer = getattr(processor, "tokenizer", processor)
+            if tokenizer is None:
+                tokenizer = transformers.AutoTokenizer.from_pretrained(named)
         except EngineError:
             raise
         except (OSError, ValueError, RuntimeError) as error:  # torch: an unknown device, or too little memory on it
@@ -120,7 +139,9 @@ class TransformersEngine:
             except (OSError, ValueError) as error:
                 raise EngineError(f"the adapter {self._adapter!r} cannot be loaded: {error}") from error
         self._tokenizer: Any = tokenizer
-        self._chat = ChatTemplate(tokenizer, f"{source!r:.200}", self._chat_template_kwargs)
+        self._images = ImageReader(processor) if hasattr(processor, "image_processor") else None
+        templated = processor if self._images and processor.chat_template else tokenizer
+        self._chat = ChatTemplate(templated, f"{source!r:.200}", self._chat_template_kwargs)
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         config = self._model.config.get_text_config()
         self.context_tokens: int | None = getattr(config, "max_position_embeddings", None)
@@ -172,47 +193,37 @@ class TransformersEngine:
         indices: Sequence[int],
         replies: list[Reply | Failure | None],
         new_tokens: int,
-    ) -> dict[int, list[int]]:
-        """Token ids per request; those that cannot be served get their failure instead."""
-        prompts: dict[int, list[int]] = {}
+    ) -> dict[int, Prompt]:
+        """Tokens and images per request; those that cannot be served get their failure instead."""
+        prompts: dict[int, Prompt] = {}
         for index in indices:
-            request = requests[index]
-            if any(message.images for message in request.messages):
-                replies[index] = Failure("images", "this engine judges text only", transient=False)
-                continue
-            try:
-                ids: list[int] = self._encode(self._chat.text(request))
-            except Exception as error:  # noqa: BLE001  one bad request must not take the batch with it
-                replies[index] = Failure("chat template", f"{type(error).__name__}: {error}", transient=False)
-                continue
-            if self.context_tokens is not None and len(ids) + new_tokens > self.context_tokens:
-                detail = f"{len(ids)} tokens and {new_tokens} to write do not fit {self.context_tokens}"
+            prompt = self._prompt(requests[index])
+            if isinstance(prompt, Failure):
+                replies[index] = prompt
+            elif self.context_tokens is not None and len(prompt) + new_tokens > self.context_tokens:
+                detail = f"{len(prompt)} tokens and {new_tokens} to write do not fit {self.context_tokens}"
                 replies[index] = Failure("context", detail, transient=False)
-                continue
-            prompts[index] = ids
+            else:
+                prompts[index] = prompt
         return prompts
 
-    def _batches(self, prompts: dict[int, list[int]], new_tokens: int) -> Iterator[list[int]]:
-        batch: list[int] = []
-        for index in sorted(prompts, key=lambda i: -len(prompts[i])):  # the first of a batch is its longest
-            longest = len(prompts[batch[0]]) if batch else len(prompts[index])
-            if batch and (
-                len(batch) == self.batch_size or (len(batch) + 1) * (longest + new_tokens) > self.batch_tokens
-            ):
-                yield batch
-                batch = []
-            batch.append(index)
-        if batch:
-            yield batch
+    def _prompt(self, request: Request) -> Prompt | Failure:
+        try:
+            if self._images is None and any(message.images for message in request.messages):
+                return Failure("images", f"this engine judges text only: {self._blind}", transient=False)
+            pictures = pictures_of(request)
+            ids = self._encode(self._chat.text(request))
+            return self._images.prompt(ids, pictures) if pictures and self._images else Prompt(ids)
+        except InputError as error:
+            return Failure("image", str(error), transient=False)
+        except Exception as error:  # noqa: BLE001  one bad request must not take the batch with it
+            return Failure("chat template", f"{type(error).__name__}: {error}", transient=False)
 
-    def _padded(self, prompts: Sequence[list[int]]) -> tuple[Any, Any]:
-        torch = require("torch", extra="transformers")
-        width = max(map(len, prompts))
-        ids = torch.tensor([[self._pad] * (width - len(prompt)) + prompt for prompt in prompts], device=self._device)
-        mask = torch.tensor(
-            [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=self._device
-        )
-        return ids, mask  # (B, T), (B, T)
+    def _batches(self, prompts: dict[int, Prompt], new_tokens: int) -> Iterator[list[int]]:
+        return batches(prompts, new_tokens, self.batch_size, self.batch_tokens)
+
+    def _padded(self, prompts: Sequence[Prompt]) -> tuple[Any, Any]:
+        return padded(prompts, self._pad, self._device)
 
     # -- model calls ------------------------------------------------------------------------------------------------
 
@@ -227,7 +238,7 @@ class TransformersEngine:
 
     def _write(
         self,
-        prompts: list[list[int]],
+        prompts: list[Prompt],
         batch: list[int],
         replies: list[Reply | Failure | None],
         sampling: Sampling,
@@ -237,8 +248,7 @@ class TransformersEngine:
         torch = require("torch", extra="transformers")
         ids, mask = self._padded(prompts)
         # Whatever the model's own generation config says: a judge is asked with what the request says.
-        how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        how["repetition_penalty"] = 1.0
+        how = dict(_GREEDY)
         if sampling.temperature > 0:
             how |= {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
         if stop:
@@ -255,6 +265,7 @@ class TransformersEngine:
                 written = model.generate(
                     input_ids=ids,
                     attention_mask=mask,
+                    **self._shown(prompts, ids),
                     max_new_tokens=sampling.max_tokens,
                     pad_token_id=self._pad,
                     **how,
@@ -276,7 +287,7 @@ class TransformersEngine:
 
     def _read(
         self,
-        prompts: list[list[int]],
+        prompts: list[Prompt],
         batch: list[int],
         replies: list[Reply | Failure | None],
         labels: dict[int, list[int]],
@@ -286,10 +297,16 @@ class TransformersEngine:
         out_of_memory = ""
         try:
             with self._running() as model:
-                positions = (mask.cumsum(-1) - 1).clamp(min=0)
-                logits = model(
-                    input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1, use_cache=False
-                ).logits[:, -1]  # (B, V)
+                if self._images is None:
+                    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+                    logits = model(
+                        input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1, use_cache=False
+                    ).logits[:, -1]  # (B, V)
+                else:  # each family counts positions around images in its own way, and ``generate`` knows it
+                    logits = model.generate(
+                        input_ids=ids, attention_mask=mask, **self._shown(prompts, ids), max_new_tokens=1,
+                        pad_token_id=self._pad, return_dict_in_generate=True, output_logits=True, **_GREEDY,
+                    ).logits[0]  # (B, V)  # fmt: skip
                 logprobs = torch.log_softmax(logits.float(), dim=-1)
         except torch.OutOfMemoryError as error:
             out_of_memory = str(error) or "out of memory"
@@ -300,13 +317,19 @@ class TransformersEngine:
             values = tuple(logprobs[row, labels[index]].tolist())
             replies[index] = Reply(label_logprobs=values, usage=Usage(len(prompt), 0, 1))
 
+    def _shown(self, prompts: Sequence[Prompt], ids: Any) -> dict[str, Any]:
+        """What the model takes of the images of a batch."""
+        if self._images is None or not any(prompt.seen for prompt in prompts):
+            return {}
+        return self._images.inputs(prompts, ids.shape[1], ids.device, self._model.dtype)
+
     def _split(
         self,
-        prompts: list[list[int]],
+        prompts: list[Prompt],
         batch: list[int],
         replies: list[Reply | Failure | None],
         error: str,
-        again: Callable[[list[list[int]], list[int]], None],
+        again: Callable[[list[Prompt], list[int]], None],
     ) -> None:
         """Out of memory: try the halves; a single request that does not fit fails alone."""
         require("torch", extra="transformers").cuda.empty_cache()
@@ -327,6 +350,13 @@ class TransformersEngine:
         """Tokens of a text without special ones."""
         return len(self._encode(text))
 
+    def image_tokens(self, picture: Picture) -> int | None:
+        """Tokens that a picture takes of the context; None if this judge sees none, or not this one."""
+        try:
+            return self._images.tokens_of(picture) if self._images is not None else None
+        except Exception:  # noqa: BLE001  told where the picture is asked about
+            return None
+
     def close(self) -> None:
         """Let go of the model; safe to call twice."""
         self._model = None
@@ -334,7 +364,7 @@ class TransformersEngine:
     def __getstate__(self) -> dict[str, Any]:
         if not isinstance(self._source, str):
             raise EngineError("an engine around a loaded model cannot be pickled; give it the model's name instead")
-        dropped = ("_model", "_tokenizer", "_chat", "_lock")
+        dropped = ("_model", "_tokenizer", "_chat", "_images", "_lock")
         return {name: value for name, value in vars(self).items() if name not in dropped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

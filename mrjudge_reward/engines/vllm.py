@@ -24,16 +24,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeAlias
 
-from ..errors import EngineError, require
+from ..errors import EngineError, InputError, require
+from ..images import Picture, opened
 from ..types import Failure, Reply, Request, Usage
 from .local_model import first_label_tokens
+from .vision import pictures_of
 from .vllm_setup import ADAPTER, VLLMSetup, cannot_sleep
 
 logger = logging.getLogger(__name__)
 
 _TOP = 20  # most likely tokens asked for, where labels cannot be
 
-_Prompt: TypeAlias = tuple[list[int], Any]  # token ids and vLLM's SamplingParams
+_Prompt: TypeAlias = tuple[list[int], Any, list[Picture]]  # token ids, vLLM's SamplingParams, what is shown
 
 
 class VLLMEngine:
@@ -85,7 +87,9 @@ class VLLMEngine:
                 f" with {self._setup.adapter!r:.200}" if self._setup.adapter else ""
             )
             raise EngineError(f"vLLM cannot load the judge {what}: {type(error).__name__}: {error}") from error
-        self.context_tokens: int | None = self._llm.llm_engine.model_config.max_model_len
+        config = self._llm.llm_engine.model_config
+        self.context_tokens: int | None = config.max_model_len
+        self._sees = bool(config.is_multimodal_model)
 
     # -- the two verbs --------------------------------------------------------------------------------------------
 
@@ -167,10 +171,13 @@ class VLLMEngine:
 
     def _prompt(self, request: Request, params: Callable[[Request], Any]) -> _Prompt | Failure:
         """Tokens and settings, or why the request cannot be served."""
-        if any(message.images for message in request.messages):
-            return Failure("images", "this engine judges text only; engine vllm_server takes images", transient=False)
         try:
+            if not self._sees and any(message.images for message in request.messages):
+                return Failure("images", f"{self._setup.model} judges text only", transient=False)
+            pictures = pictures_of(request)
             ids = self._tokens.encode(self._tokens.chat.text(request))
+        except InputError as error:
+            return Failure("image", str(error), transient=False)
         except Exception as error:  # noqa: BLE001  one bad request must not take the batch with it
             return Failure("chat template", f"{type(error).__name__}: {error}", transient=False)
         try:
@@ -180,7 +187,7 @@ class VLLMEngine:
         if self.context_tokens is not None and len(ids) + how.max_tokens > self.context_tokens:
             detail = f"{len(ids)} tokens and {how.max_tokens} to write do not fit {self.context_tokens}"
             return Failure("context", detail, transient=False)
-        return ids, how
+        return ids, how, pictures
 
     def _working(self) -> Any:
         if self._broken:
@@ -199,8 +206,8 @@ class VLLMEngine:
         """vLLM's output for each prompt, or a failure."""
         try:
             outputs = llm.generate(
-                [{"prompt_token_ids": ids} for ids, _ in prompts],
-                [how for _, how in prompts],
+                _shown(prompts),
+                [how for _, how, _ in prompts],
                 use_tqdm=False,
                 lora_request=self._lora,
             )
@@ -216,7 +223,11 @@ class VLLMEngine:
         except BaseException:  # an interrupt: what is left would be answered in the next call
             _forget_requests(llm)
             raise
-        if [output.prompt_token_ids for output in outputs] != [ids for ids, _ in prompts]:
+        answered = len(outputs) == len(prompts) and all(
+            output.prompt_token_ids == ids or pictures  # for which vLLM puts in more tokens
+            for output, (ids, _, pictures) in zip(outputs, prompts, strict=True)
+        )
+        if not answered:
             self._broken = f"it gave {len(outputs)} answers to {len(prompts)} requests, or other ones"
             raise EngineError(f"{self.identity}: {self._broken}")
         return list(outputs)
@@ -296,6 +307,22 @@ class VLLMEngine:
         """A pickled engine is its description; loading it loads the model once more."""
         self.__dict__.update(state)
         self._load()
+
+
+def _shown(prompts: Sequence[_Prompt]) -> list[dict[str, Any]]:
+    """Prompts as vLLM takes them; an image of several is one object, and known to vLLM's caches by its content."""
+    images = {picture.key: picture for _, _, pictures in prompts for picture in pictures}
+    loaded = {key: opened(picture) for key, picture in images.items()}
+    return [
+        {
+            "prompt_token_ids": ids,
+            "multi_modal_data": {"image": [loaded[picture.key] for picture in pictures]},
+            "multi_modal_uuids": {"image": [picture.key for picture in pictures]},
+        }
+        if pictures
+        else {"prompt_token_ids": ids}
+        for ids, _, pictures in prompts
+    ]
 
 
 def _shut_down(llm: Any) -> None:

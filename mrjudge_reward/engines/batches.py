@@ -1,0 +1,81 @@
+"""Requests as tokens, and which of them go through a model together: by length, padded on the left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import require
+
+IMAGE_BYTES = 256 * 2**20
+"""Pixel values that are kept, and the most that go into a batch of several requests."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An image as a model takes it.
+
+    Attributes:
+        ids: tokens that stand for it.
+        types: per name of a model input, a value for each of these tokens; text has 0.
+        features: further model inputs, tensors whose first dimension is the image's own.
+        size: bytes of the features.
+    """
+
+    ids: list[int]
+    types: dict[str, list[int]]
+    features: dict[str, Any]
+    size: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A request as tokens, with the images in it."""
+
+    ids: list[int]
+    seen: tuple[Seen, ...] = ()
+    types: dict[str, list[int]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def image_bytes(self) -> int:
+        """Of its pixel values."""
+        return sum(image.size for image in self.seen)
+
+
+def batches(prompts: Mapping[int, Prompt], new_tokens: int, most: int, most_tokens: int) -> Iterator[list[int]]:
+    """Deal prompts into batches, the longest first.
+
+    Args:
+        prompts: by number.
+        new_tokens: written for each.
+        most: prompts of a batch.
+        most_tokens: of a batch, padding and what is written included.
+
+    Yields:
+        The numbers of a batch; one that is too large by itself is alone.
+    """
+    batch: list[int] = []
+    image_bytes = 0
+    for index in sorted(prompts, key=lambda i: -len(prompts[i])):  # the first of a batch is its longest
+        longest = len(prompts[batch[0]]) if batch else len(prompts[index])
+        image_bytes += prompts[index].image_bytes
+        full = len(batch) == most or (len(batch) + 1) * (longest + new_tokens) > most_tokens
+        if batch and (full or image_bytes > IMAGE_BYTES):
+            yield batch
+            batch, image_bytes = [], prompts[index].image_bytes
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def padded(prompts: Sequence[Prompt], pad: int, device: Any) -> tuple[Any, Any]:
+    """Token ids and attention mask of a batch, both (B, T)."""
+    torch = require("torch", extra="transformers")
+    width = max(map(len, prompts))
+    ids = [[pad] * (width - len(prompt)) + prompt.ids for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
