@@ -23,7 +23,9 @@ from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.tasks import FORMAT_WEIGHT
 from side_by_side import WEIGHTS, Base
 
-LOG_STEPS, SAVE_STEPS = 50, 500
+LOG_STEPS = 50
+SAVE_S = 300.0
+"""Seconds between two saved states; so much is lost if the process is killed."""
 EPSILON = 1e-4  # added to a group's spread, as TRL does
 
 
@@ -170,7 +172,7 @@ def train(base: Base, out: Path, names: Sequence[str], device: str, deadline_s: 
         device: of the model.
         deadline_s: seconds after which it stops, for a later call to go on; None for no end.
     """
-    began = time.monotonic()
+    began = saved = time.monotonic()
     waiting = [name for name in names if not (out / name / WEIGHTS).is_file()]
     active: list[Run] = []
     for step in itertools.count(1):
@@ -182,15 +184,18 @@ def train(base: Base, out: Path, names: Sequence[str], device: str, deadline_s: 
         if not active:
             return True
         watched = one_step(base, active, device)
-        late = deadline_s is not None and time.monotonic() - began > deadline_s
+        now = time.monotonic()
+        late = deadline_s is not None and now - began > deadline_s
+        save = late or now - saved > SAVE_S
         ended = late or any(run.done for run in active)
         if ended or step % LOG_STEPS == 0:
             for run, value in zip(active, torch.stack(watched).tolist(), strict=True):
                 run.history.append({"step": run.step, "loss" if run.plan.kind == "sft" else "accuracy": value})
-            print(f"{time.monotonic() - began:.0f} s, step {step}, {len(active)} runs at once", flush=True)
+            print(f"{now - began:.0f} s, step {step}, {len(active)} runs at once", flush=True)
         for run in active:
-            if run.done or late or step % SAVE_STEPS == 0:
+            if run.done or save:
                 keep(run, base, out / run.name)
+        saved = now if save else saved
         active = [run for run in active if not run.done]
         if late:
             return not active and not waiting

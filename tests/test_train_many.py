@@ -333,3 +333,25 @@ def test_the_command_goes_from_recipes_to_a_table(smol_path: str, tmp_path: Path
         [sys.executable, str(ROOT / "recipes" / "judge_table.py"), str(out)], capture_output=True, text=True, check=True
     )
     assert "| reinforced | 1 | film_pairs |" in table.stdout
+
+
+def test_a_killed_run_goes_on_from_the_last_saved_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import many_runs
+
+    whole, killed = written(tmp_path / "whole", RUNS), written(tmp_path / "killed", RUNS)
+    train(Base.of(tiny(), LORA), whole, ["a"], "cpu", None)
+    monkeypatch.setattr(many_runs, "SAVE_S", 0.0)
+    steps = iter(range(3))
+
+    def interrupted(*given: Any) -> Any:
+        if next(steps) == 2:
+            raise KeyboardInterrupt
+        return one_step(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(many_runs, "one_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(Base.of(tiny(), LORA), killed, ["a"], "cpu", None)
+    assert torch.load(killed / "a" / "state.pt", weights_only=True)["step"] == 2
+    train(Base.of(tiny(), LORA), killed, ["a"], "cpu", None)
+    assert torch.allclose(adapters(killed, ["a"])["a"], adapters(whole, ["a"])["a"], atol=2e-6)
