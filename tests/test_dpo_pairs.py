@@ -280,6 +280,7 @@ def test_the_file_loads_into_trls_dpo_trainer_as_it_is_and_a_step_trains(
     pairs: Any, chat: bool, smol_tokenizer: Any, tmp_path: Path
 ):
     from datasets import Dataset
+    from peft import LoraConfig
     from trl import DPOConfig, DPOTrainer
 
     records = [
@@ -288,16 +289,17 @@ def test_the_file_loads_into_trls_dpo_trainer_as_it_is_and_a_step_trains(
     ]
     found = build(pairs, tmp_path, records, judge_by())
     assert found[0]["chosen"] == ([{"role": "assistant", "content": " 2 good"}] if chat else " 2 good")
-    model = tiny_policy(smol_tokenizer)
-    before = {name: value.clone() for name, value in model.named_parameters()}
     trainer = DPOTrainer(
-        model=model,
+        model=tiny_policy(smol_tokenizer),
         args=DPOConfig(**common(tmp_path / "dpo", max_steps=1, per_device_train_batch_size=4, learning_rate=1e-2)),
         train_dataset=Dataset.from_json(str(tmp_path / "out" / "pairs.jsonl")),
         processing_class=smol_tokenizer,
+        peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
     trainer.train()
-    assert any((value != before[name]).any() for name, value in trainer.model.named_parameters())
+    moved = [bool(value.any()) for name, value in trainer.model.named_parameters() if "lora_B" in name]
+    assert moved
+    assert any(moved), "B starts at zero"
     assert fmean(entry["loss"] for entry in trainer.state.log_history if "loss" in entry) == pytest.approx(
         0.693, abs=0.01
     )
