@@ -392,3 +392,13 @@ def test_a_picture_says_what_it_is_without_its_bytes():
     picture = load_picture(PHOTO)
     assert isinstance(picture, Picture)
     assert len(repr(picture)) < 200
+
+
+def test_vllm_gets_an_image_of_several_prompts_as_one_object_known_by_its_content():
+    from mrjudge_reward.engines.vllm import _shown
+
+    one, two = load_picture(noise()), load_picture(noise((50, 50)))
+    first, second, text = _shown([([1], None, [one, two]), ([2], None, [load_picture(one.data)]), ([3], None, [])])
+    assert first["multi_modal_uuids"] == {"image": [one.key, two.key]}
+    assert first["multi_modal_data"]["image"][0] is second["multi_modal_data"]["image"][0]
+    assert text == {"prompt_token_ids": [3]}

@@ -55,8 +55,8 @@ def test_the_first_session_prints_what_it_says(capsys: pytest.CaptureFixture[str
 
 def test_the_images_example_judges_what_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("cat", "one", "two"):
-        Image.new("RGB", (8, 8), "red").save(f"{name}.png")
+    for name, colour in (("cat", "red"), ("one", "green"), ("two", "blue")):
+        Image.new("RGB", (8, 8), colour).save(f"{name}.png")
     engine = ScriptedEngine.by_utility(len)
     exec(compile(BLOCKS[3], "README.md", "exec"), {"judge": Judge(engine, Choice(), schedule="all_pairs")})
     assert [sum(len(turn.images) for turn in request.messages) for request in engine.requests] == [1, 1, 2, 2]

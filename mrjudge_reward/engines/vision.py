@@ -87,7 +87,11 @@ class ImageReader:
         if places != len(pictures):
             detail = f"the chat template makes {places} places for {len(pictures)} images"
             return Failure("chat template", detail, transient=False)
-        seen = tuple(map(self.seen, pictures))
+        try:
+            seen = tuple(map(self.seen, pictures))
+        except Exception as error:  # noqa: BLE001  e.g. Qwen's, of an image 200 times as wide as high
+            detail = f"the judge's processor refuses an image: {type(error).__name__}: {error!s:.300}"
+            return Failure("image", detail, transient=False)
         rest, whole = iter(seen), list[int]()
         types: dict[str, list[int]] = {name: [] for image in seen for name in image.types}
         for token in ids:
