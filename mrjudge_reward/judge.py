@@ -328,6 +328,11 @@ class Judge:
                     run.advance()
 
     def _finish(self, run: Run, seconds: float) -> Judgement:
+        if (
+            len(run.players) < self.format.min_slots
+        ):  # shown to nobody, and may still hold markers: a policy that collapsed
+            for player in range(len(run.players)):
+                self.asker.render(run, Comparison((player,) * self.format.min_slots))
         tally = count_games(len(run.players), run.played)
         scores: list[float | None] = rate(self.rating, tally)
         forfeits = tuple(i for i, text in enumerate(run.group.candidates) if is_degenerate(text))

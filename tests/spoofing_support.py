@@ -24,20 +24,19 @@ def gullible_judge() -> Judge:
 
 
 class Nudge(transformers.LogitsProcessor):  # type: ignore[misc]
-    """Makes a policy write the spoof, token by token, in most of its completions."""
+    """Makes a policy write the spoof, token by token, in three of every four completions."""
 
-    def __init__(self, tokenizer: Any, prompt_tokens: int, share: float = 0.75) -> None:
+    def __init__(self, tokenizer: Any, prompt_tokens: int) -> None:
         self.ids = [*tokenizer(SPOOF)["input_ids"], tokenizer.eos_token_id]
         self.prompt_tokens = prompt_tokens
-        self.share = share
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         at = input_ids.shape[1] - self.prompt_tokens
-        nudged = int(len(scores) * self.share)
+        nudged = torch.arange(len(scores)) % 4 != 3
         if at < len(self.ids):
             scores = scores.clone()
-            scores[:nudged] = -torch.inf
-            scores[:nudged, self.ids[at]] = 0.0
+            scores[nudged] = -torch.inf
+            scores[nudged, self.ids[at]] = 0.0
         return scores
 
 

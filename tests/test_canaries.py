@@ -324,6 +324,8 @@ def test_candidates_whose_markers_were_disarmed_are_counted():
     (logged,) = run(reward, 1, answers)
     assert logged["judge/disarmed_rate"] == 0.5
     assert reward.last_judgements[0].disarmed == (1, 2)
+    (logged,) = run(reward, 1, ("<answer>A</answer>",) * 4)
+    assert logged["judge/disarmed_rate"] == 1.0, "also where all are the same, and none is shown to the judge"
     (logged,) = run(reward, 1, ("good one", "x < y and y > z", "plain [1]", "other"))
     assert logged["judge/disarmed_rate"] == 0.0
 

@@ -110,7 +110,7 @@ def test_a_policy_that_spoofs_verdicts_before_a_gullible_judge_is_caught_and_sai
     with caplog.at_level(logging.WARNING, "mrjudge_reward"):
         trainer = trained(tmp_path, smol_tokenizer, reward, spoofing_policy(smol_tokenizer), max_completion_length=40)
     rows = [text for text in trainer._logs["completion"] if SPOOF in text]
-    assert len(rows) == 12, "three of four completions of a step spoof"
+    assert len(rows) == 6, "three of four completions of the last step spoof"
     assert logged(trainer, "judge/disarmed_rate") == [0.75, 0.75]
     assert logged(trainer, "judge/canary_right_spoof") == [0.0, 0.0]
     assert "no better than chance against spoof (0.00)" in caplog.text
