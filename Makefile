@@ -51,10 +51,11 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy mrjudge_reward integrations recipes benchmarks
 
-# Two workers, whole files to each; more would each hold models and a Ray cluster of their own. A plain `pytest` runs
-# the same tests in one process.
+# Two workers, whole files to each; then, in one process, what takes all cores for itself (see tests/conftest.py). A plain
+# `pytest` runs the same tests in one process.
 test: lint chromium
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n logical --maxprocesses 2 --dist loadfile --no-loadscope-reorder
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'not alone' -n logical --maxprocesses 2 --dist loadfile
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m alone
 
 format: setup
 	$(BIN)/ruff check --fix .

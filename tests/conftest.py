@@ -16,16 +16,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 
-LONGEST = (
-    "test_verl_training.py", "test_vllm_engine.py", "test_verl_streaming.py", "test_verl_colocated.py",
+ALONE = (
+    "test_verl_training.py", "test_verl_streaming.py", "test_verl_colocated.py", "test_verl_faults.py",
+    "test_vllm_engine.py", "test_trl_colocated.py",
 )  # fmt: skip
+"""Files whose tests start a Ray cluster or vLLM, which take all cores for themselves: beside others of their kind they run
+into time-outs, so `make test` runs them by themselves (mark ``alone``)."""
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where workers share the files among them (`make test`), the longest come first, or one would wait for the other."""
-    if hasattr(config, "workerinput"):
-        order = {name: place for place, name in enumerate(LONGEST)}
-        items.sort(key=lambda item: order.get(item.path.name, len(order)))
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is to run alone."""
+    for item in items:
+        if item.path.name in ALONE:
+            item.add_marker(pytest.mark.alone)
 
 
 @pytest.fixture(scope="session")
