@@ -232,20 +232,18 @@ def _strongest(names: Sequence[str], weights: Any, count: int = 6) -> tuple[str,
 def length_matched(sets: Sequence[Told]) -> list[bool]:
     """Which items to keep so that the best answer is the longest as often as a guess would have it.
 
-    Of the side that there is too much of, those go first whose lengths differ most. An item whose best answer is as long
-    as another counts as not the longest.
+    Of the side that there is too much of, those go first whose lengths differ most. Where several answers are the longest
+    the best one has its part of that; two answers of one length say nothing and stay.
     """
-    longest = [len(one.best) > max(map(len, one.others)) for one in sets]
-    expected = sum(1 / (1 + len(one.others)) for one in sets)
-    surplus = sum(longest) > expected
+    leans = [first_share([len(one.best), *map(len, one.others)]) - 1 / (1 + len(one.others)) for one in sets]
+    side = 1 if sum(leans) > 0 else -1
     gaps = [abs(np.log((len(one.best) + 1) / (fmean(map(len, one.others)) + 1))) for one in sets]
-    kept, found = [True] * len(sets), sum(longest)
-    for i in sorted((i for i in range(len(sets)) if longest[i] == surplus), key=lambda i: (-gaps[i], i)):
-        if (found <= expected) if surplus else (found >= expected):
+    kept, excess = [True] * len(sets), side * sum(leans)
+    for i in sorted((i for i, lean in enumerate(leans) if side * lean > 1e-9), key=lambda i: (-gaps[i], i)):
+        if excess <= 1e-9:
             break
         kept[i] = False
-        expected -= 1 / (1 + len(sets[i].others))
-        found -= longest[i]
+        excess -= side * leans[i]
     return kept
 
 

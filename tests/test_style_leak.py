@@ -103,6 +103,15 @@ def test_matching_leaves_out_those_first_whose_lengths_differ_most(module: Any, 
     assert module.length_matched([]) == []
 
 
+def test_answers_of_one_length_say_nothing_and_stay(module: Any):
+    texts = [("x" * 5, "y" * 5)] * 30 + [("x" * 6, "y" * 5)] * 10 + [("x" * 5, "y" * 6)] * 20
+    sets = [module.Told(str(i), best, (other,)) for i, (best, other) in enumerate(texts)]
+    kept = module.length_matched(sets)
+    assert (sum(kept[:30]), sum(kept[30:40]), sum(kept[40:])) == (30, 10, 10)
+    three = [module.Told(str(i), "x" * 5, ("y" * 5, "z" * 3)) for i in range(30)]  # half of the time the longest
+    assert module.length_matched(three).count(True) == 0, "each leans the same way, and a third of the time is chance"
+
+
 def test_too_few_questions_are_refused(module: Any):
     with pytest.raises(InputError, match="1 different questions are too few"):
         module.measure([module.Told("the same", f"{i}", ("x",)) for i in range(50)])

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mrjudge_reward.config import JudgeConfig
+from mrjudge_reward.engines.batches import Prompt
 from mrjudge_reward.engines.local_model import first_label_tokens
 from mrjudge_reward.engines.transformers import TransformersEngine
 from mrjudge_reward.errors import ConfigError, EngineError
@@ -237,7 +238,7 @@ def test_a_single_request_that_does_not_fit_fails_alone(tight_engine: dict[str, 
 def test_batches_stay_within_their_bounds(smol_engine: TransformersEngine, batch_size: int, batch_tokens: int):
     engine = object.__new__(TransformersEngine)
     engine.batch_size, engine.batch_tokens = batch_size, batch_tokens
-    prompts = {index: [0] * length for index, length in enumerate([5, 60, 7, 61, 30, 1, 300])}
+    prompts = {index: Prompt([0] * length) for index, length in enumerate([5, 60, 7, 61, 30, 1, 300])}
     batches = list(engine._batches(prompts, 10))
     assert sorted(index for batch in batches for index in batch) == sorted(prompts)
     for batch in batches:
