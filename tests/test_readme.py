@@ -35,7 +35,7 @@ def run_block(code: str) -> dict[str, Any]:
 
 
 def test_all_examples_are_covered_by_this_file() -> None:
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
     assert [line.split("|")[-1].split()[:3] for line in COMMANDS] == [
         ["mrjudge", "rank"],
         ["mrjudge", "doctor"],
@@ -77,7 +77,7 @@ def test_the_training_example_trains(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_the_canaries_of_the_example_are_the_defaults() -> None:
     from mrjudge_reward.canaries import Canaries
 
-    assert run_block(BLOCKS[3])["canaries"] == Canaries()
+    assert run_block(BLOCKS[4])["canaries"] == Canaries()
 
 
 def test_the_server_example_ranks(capsys: pytest.CaptureFixture[str]) -> None:
