@@ -237,7 +237,8 @@ def duels(name: str, quick: bool) -> list[Duel]:
         from mrjudge_reward.engines.vllm import VLLMEngine
 
         kwargs = {"enforce_eager": True, "block_size": 32} if cpu_build() else {}
-        engine: Engine = VLLMEngine(path, max_model_len=2048, engine_kwargs=kwargs)
+        dtype = "float32" if cpu_build() else None  # many CPUs have no bfloat16, and are ten times slower with it
+        engine: Engine = VLLMEngine(path, max_model_len=2048, dtype=dtype, engine_kwargs=kwargs)
     else:
         from mrjudge_reward.engines.transformers import TransformersEngine
 

@@ -243,6 +243,7 @@ def server(context: int) -> Iterator[VLLMServerEngine]:
     kwargs = {"block_size": 32, "enforce_eager": True} if cpu_build() else {}
     engine = VLLMServerEngine(
         str(embedded_model_path()), max_model_len=context, max_concurrency=CONCURRENCY, enable_sleep_mode=True,
+        dtype="float32" if cpu_build() else None,  # many CPUs have no bfloat16, and are ten times slower with it
         engine_kwargs=kwargs,
     )  # fmt: skip
     try:

@@ -245,7 +245,8 @@ def build(blocks: int, context: int) -> Any:
 
     cache = {"block_size": BLOCK, "num_gpu_blocks_override": blocks, "max_num_batched_tokens": STEP}
     eager = {"enforce_eager": True} if cpu_build() else {}
-    return VLLMEngine(str(embedded_model_path()), max_model_len=context, engine_kwargs=cache | eager)
+    dtype = "float32" if cpu_build() else None  # many CPUs have no bfloat16, and are ten times slower with it
+    return VLLMEngine(str(embedded_model_path()), max_model_len=context, dtype=dtype, engine_kwargs=cache | eager)
 
 
 @dataclass(frozen=True)
