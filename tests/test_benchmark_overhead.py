@@ -19,7 +19,7 @@ ENGINES = ["transformers", *(["vllm"] if importlib.util.find_spec("vllm") else [
 def test_the_overhead_benchmark_prints_its_three_tables_and_its_requirements(tmp_path: Path) -> None:
     written = tmp_path / "rows.json"
     command = [sys.executable, str(SCRIPT), "--quick", "--engines", *ENGINES, "--json", str(written)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=580)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     speed, own, memory, requirements = re.split(r"\n(?:Our own time|Memory of one call|Requirements).*\n", done.stdout)
 
