@@ -309,6 +309,14 @@ def markdown(report: Mapping[str, Any]) -> str:
     return "\n".join([f"Judge: `{report['judge']}`, {report['split']} split", "", *lines, ""])
 
 
+def write_report(report: Mapping[str, Any], folder: Path) -> None:
+    """Write ``report.json``, in which null stands for what is no number, and ``report.md``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    finite = json.loads(json.dumps(report), parse_constant=lambda _: None)
+    (folder / "report.json").write_text(json.dumps(finite, indent=2), encoding="utf-8")
+    (folder / "report.md").write_text(markdown(report), encoding="utf-8")
+
+
 def evaluate(recipe: EvaluationRecipe, engine: Engine | None = None) -> dict[str, Any]:
     """Measure a judge on all tasks.
 
@@ -348,10 +356,7 @@ def main() -> None:
     args = parser.parse_args()
     report = evaluate(EvaluationRecipe(**read_config(args.config, args.overrides)))
     folder = Path(args.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    finite = json.loads(json.dumps(report), parse_constant=lambda _: None)
-    (folder / "report.json").write_text(json.dumps(finite, indent=2), encoding="utf-8")
-    (folder / "report.md").write_text(markdown(report), encoding="utf-8")
+    write_report(report, folder)
     try:
         plot(report, folder)
     except ImportError:

@@ -53,7 +53,8 @@ class Base:
     Attributes:
         model: the causal language model.
         layers: names and layers that have adapters.
-        sizes: of the parts of an adapter in a row, A and B of each layer in turn.
+        shapes: of the parts of an adapter in a row, A and B of each layer in turn.
+        config: PEFT's, as it is saved beside each adapter.
     """
 
     model: Any

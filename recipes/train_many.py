@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -38,7 +37,7 @@ from pydantic import Field
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from evaluate_judge import Answered, EvaluationRecipe, by_gap, calibration, markdown, measures
+from evaluate_judge import Answered, EvaluationRecipe, by_gap, calibration, measures, write_report
 from many_rows import Kind, Rows, labels_of, measured, prepare_run, prompt_rows
 from many_runs import train
 from mrjudge_reward.config import JudgeConfig
@@ -154,11 +153,7 @@ def report(
             answered = [Answered(one, (verdict(one, next(values), least),)) for one in shown]
             row = measures(answered, [1], recipe.resamples, recipe.seed)
             found["tasks"][task] = row | {"gaps": by_gap(answered), "calibration": calibration(answered)}
-        folder = out / name if split == "test" else out / name / "dev"
-        folder.mkdir(exist_ok=True)
-        finite = json.loads(json.dumps(found), parse_constant=lambda _: None)
-        (folder / "report.json").write_text(json.dumps(finite, indent=2), encoding="utf-8")
-        (folder / "report.md").write_text(markdown(found), encoding="utf-8")
+        write_report(found, out / name if split == "test" else out / name / "dev")
 
 
 def verdict(exercise: Exercise, label_logprobs: Sequence[float], least: float) -> Verdict:
