@@ -146,6 +146,26 @@ def test_a_shared_image_is_processed_once_in_a_group_of_eight_judged_in_all_pair
     assert engine._images.calls == 1
 
 
+@pytest.mark.parametrize("images", [[picture("red")], [picture("red", (40, 150)), picture("green", (90, 30))]])
+def test_images_that_a_batch_begins_with_go_through_the_vision_tower_once_and_reads_stay_the_same(
+    engine: TransformersEngine, images: list[Any]
+):
+    seen = []
+    parts = dict(engine._model.model.named_children())
+    tower = next(parts[name] for name in ("vision_tower", "visual", "vision_model") if name in parts)
+    hook = tower.register_forward_hook(lambda *_: seen.append(1))
+    requests = [reading(*images, text="Which? " + "A much longer text. " * more) for more in (0, 5, 1, 9, 2)]
+    try:
+        together = logprobs(engine.label_probabilities(requests))
+        assert len(seen) == 1
+        alone = [logprobs(engine.label_probabilities([request]))[0] for request in requests]
+    finally:
+        hook.remove()
+    assert len(seen) == 1 + len(requests)
+    assert together == [pytest.approx(values, abs=2e-4) for values in alone]
+    assert len({round(values[0], 3) for values in alone}) > 1, "the texts differ, and so do the verdicts"
+
+
 def test_bad_images_cost_their_own_requests_alone(engine: TransformersEngine):
     requests = [reading(picture()), reading(b"no image"), reading("https://example.org/a.png"), reading()]
     seen, bad, web, text = engine.label_probabilities(requests)
@@ -279,7 +299,7 @@ def test_pixel_values_bound_a_batch_and_the_oldest_are_forgotten(
     big = Seen([7] * 4, {}, {}, 100 * 2**20)
     prompts = {number: Prompt([1] * 10, (big,)) for number in range(5)} | {9: Prompt([1] * 10)}
     dealt = list(batches(prompts, 1, 32, 10_000))
-    assert [len(batch) for batch in dealt] == [2, 2, 2]
+    assert [len(batch) for batch in dealt] == [2, 2, 1, 1], "one that shows other images, or none, is in another batch"
     assert sorted(number for batch in dealt for number in batch) == [0, 1, 2, 3, 4, 9]
     monkeypatch.setattr("mrjudge_reward.engines.vision.IMAGE_BYTES", 1)
     reader = ImageReader(made_llava[1])

@@ -1,4 +1,4 @@
-"""Requests as tokens, and which of them go through a model together: by length, padded on the left."""
+"""Requests as tokens, and which of them go through a model together: by images and length, padded on the left."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ class Seen:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A request as tokens, with the images in it."""
+    """A request as tokens, with the images in it, and the place behind the last of them."""
 
     ids: list[int]
     seen: tuple[Seen, ...] = ()
     types: dict[str, list[int]] | None = None
+    images_end: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -47,7 +48,7 @@ class Prompt:
 
 
 def batches(prompts: Mapping[int, Prompt], new_tokens: int, most: int, most_tokens: int) -> Iterator[list[int]]:
-    """Deal prompts into batches, the longest first.
+    """Deal prompts into batches, the longest first; those that show the same images are together, without others.
 
     Args:
         prompts: by number.
@@ -58,18 +59,16 @@ def batches(prompts: Mapping[int, Prompt], new_tokens: int, most: int, most_toke
     Yields:
         The numbers of a batch; one that is too large by itself is alone.
     """
-    batch: list[int] = []
-    image_bytes = 0
-    for index in sorted(prompts, key=lambda i: -len(prompts[i])):  # the first of a batch is its longest
-        longest = len(prompts[batch[0]]) if batch else len(prompts[index])
-        image_bytes += prompts[index].image_bytes
-        full = len(batch) == most or (len(batch) + 1) * (longest + new_tokens) > most_tokens
-        if batch and (full or image_bytes > IMAGE_BYTES):
-            yield batch
-            batch, image_bytes = [], prompts[index].image_bytes
-        batch.append(index)
-    if batch:
-        yield batch
+    shown: dict[tuple[int, ...], list[int]] = {}
+    for index in sorted(prompts, key=lambda i: -len(prompts[i])):
+        shown.setdefault(tuple(map(id, prompts[index].seen)), []).append(index)
+    for indices in shown.values():
+        image_bytes = max(1, prompts[indices[0]].image_bytes)
+        while indices:
+            longest = len(prompts[indices[0]]) + new_tokens
+            size = max(1, min(most, most_tokens // longest, IMAGE_BYTES // image_bytes))
+            yield indices[:size]
+            indices = indices[size:]
 
 
 def padded(prompts: Sequence[Prompt], pad: int, device: Any) -> tuple[Any, Any]:

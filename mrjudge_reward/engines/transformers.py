@@ -3,8 +3,9 @@
 Models that take images and write text (LLaVA, Qwen2.5-VL, Qwen3-VL, Idefics3, SmolVLM) are loaded with their processor; see
 ``vision``. Where it cannot be loaded they judge texts, and a request with images fails and says why.
 
-Requests are batched by length and padded on the left. Sampling runs under its own random state, so judging does not
-shift the random numbers of a policy that trains in the same process. Probabilities are read from one forward pass.
+Requests are batched by length and padded on the left; what all reads of a batch begin with is computed once (``reading``).
+Sampling runs under its own random state, so judging does not shift the random numbers of a policy that trains in the same
+process.
 
 Equality with one-by-one judging holds for greedy writing and for reads up to floating point; sampled text depends on
 the batch it was drawn in.
@@ -25,6 +26,7 @@ from ..types import Failure, Reply, Request, Sampling, Usage
 from .batches import Prompt, batches, padded
 from .chat_template import ChatTemplate
 from .local_model import first_label_tokens, folder_version, sharded_by_trainer
+from .reading import next_logits
 from .vision import ImageReader, load_processor, pictures_of, vision_model
 
 _GREEDY: dict[str, Any] = {
@@ -293,20 +295,10 @@ class TransformersEngine:
         labels: dict[int, list[int]],
     ) -> None:
         torch = require("torch", extra="transformers")
-        ids, mask = self._padded(prompts)
         out_of_memory = ""
         try:
             with self._running() as model:
-                if self._images is None:
-                    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-                    logits = model(
-                        input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1, use_cache=False
-                    ).logits[:, -1]  # (B, V)
-                else:  # each family counts positions around images in its own way, and ``generate`` knows it
-                    logits = model.generate(
-                        input_ids=ids, attention_mask=mask, **self._shown(prompts, ids), max_new_tokens=1,
-                        pad_token_id=self._pad, return_dict_in_generate=True, output_logits=True, **_GREEDY,
-                    ).logits[0]  # (B, V)  # fmt: skip
+                logits = next_logits(model, prompts, self._padded, self._shown, self._pad if self._images else None)
                 logprobs = torch.log_softmax(logits.float(), dim=-1)
         except torch.OutOfMemoryError as error:
             out_of_memory = str(error) or "out of memory"

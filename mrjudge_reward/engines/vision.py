@@ -5,8 +5,8 @@ Both are kept by the image's content, so an image that many comparisons show is 
 together from pieces. Pixel values of a batch are joined along their first dimension, the others padded with zeros, which is
 what the processors do: LLaVA and LLaVA-NeXT, Qwen2-VL, Qwen2.5-VL and Qwen3-VL, Idefics3 and SmolVLM.
 
-What this does not share: the vision tower runs for each comparison of a batch, as the rest of the model does. For that vLLM
-has its caches.
+Where all prompts of a batch begin with the same images, as the comparisons of a group do, the vision tower runs once for all
+that are read (``reading``). What is written runs it for each comparison; for that vLLM has its caches.
 
 Not covered: processors that treat several images of a prompt otherwise than each by itself (LLaVA-OneVision; one image is
 fine), and those whose template does not write ``processor.image_token`` (Gemma 3). Their requests fail and say so.
@@ -92,14 +92,15 @@ class ImageReader:
         except Exception as error:  # noqa: BLE001  e.g. Qwen's, of an image 200 times as wide as high
             detail = f"the judge's processor refuses an image: {type(error).__name__}: {error!s:.300}"
             return Failure("image", detail, transient=False)
-        rest, whole = iter(seen), list[int]()
+        rest, whole, end = iter(seen), list[int](), 0
         types: dict[str, list[int]] = {name: [] for image in seen for name in image.types}
         for token in ids:
             image = next(rest) if token == self.token_id else None
             whole += [token] if image is None else image.ids
+            end = end if image is None else len(whole)
             for name, values in types.items():
                 values += [0] if image is None else image.types[name]
-        return Prompt(whole, seen, types)
+        return Prompt(whole, seen, types, end)
 
     def inputs(self, prompts: Sequence[Prompt], width: int, device: str, dtype: Any) -> dict[str, Any]:
         """What the model takes besides padded tokens and their mask.
