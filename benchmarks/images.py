@@ -1,13 +1,18 @@
-"""What it saves to load and process an image once that every comparison of a group shows.
+"""What it saves to load, process and encode an image once that every comparison of a group shows.
 
-    python benchmarks/images.py                    # half a minute on two cores
+    python benchmarks/images.py                    # two minutes on two cores
     python benchmarks/images.py --comparisons 4    # a look
 
-A group of eight judged in all pairs shows its prompt's image 28 times. Measured is all that happens to it before the model
-runs: reading the file, decoding, scaling down to the bound, and LLaVA's processor (CLIP, 336 x 336, 576 tokens), whose pixel
-values a batch holds until it has been judged. *Shared* is what ``Judge`` and the transformers engine do; *not shared* does
-the same for each comparison anew. Each way runs in a process of its own; memory is the growth of its largest resident size.
-The model itself is left out: it takes as long either way.
+A group of eight judged in all pairs shows its prompt's image 28 times.
+
+*Up to the model*: reading the file, decoding, scaling down to the bound, and the processor of LLaVA (336 x 336, 576 tokens),
+whose pixel values a batch holds until it has been judged. *Shared* is what ``Judge`` and the transformers engine do; *not
+shared* does the same for each comparison anew.
+
+*Judged*: verdicts are read by a LLaVA of SmolLM2-135M and a CLIP tower of 12 layers (random weights: it is about time), once
+with what a batch begins with computed once, image included, and once with every prompt computed whole.
+
+Each way runs in a process of its own; memory is the growth of its largest resident size.
 """
 
 from __future__ import annotations
@@ -23,11 +28,14 @@ from pathlib import Path
 from typing import Any
 
 from mrjudge_reward.embedded import embedded_model_path
+from mrjudge_reward.engines import reading
+from mrjudge_reward.engines.transformers import TransformersEngine
 from mrjudge_reward.engines.vision import ImageReader
 from mrjudge_reward.images import Album
-from mrjudge_reward.types import Failure
+from mrjudge_reward.types import Failure, ImagePart, Message, Reply, Request, TextPart
 
 WAYS = ("shared", "not shared")
+STAGES = ("up to the model", "judged")
 
 
 def llava_processor() -> Any:
@@ -62,15 +70,66 @@ def measure(way: str, path: str, comparisons: int) -> dict[str, float]:
     return {"milliseconds": 1000 * seconds / comparisons, "mebibytes": grown / 1024, "tokens": len(held[0])}
 
 
+def llava_model() -> Any:
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    text = transformers.AutoConfig.from_pretrained(str(embedded_model_path()))
+    tower = transformers.CLIPVisionConfig(
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        image_size=336,
+        patch_size=14,
+    )
+    processor = llava_processor()
+    text.vocab_size = len(processor.tokenizer)
+    processor.chat_template = (
+        "{% for m in messages %}{% for part in m['content'] %}{% if part['type'] == 'image' %}<image>"
+        "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
+    )
+    config = transformers.LlavaConfig(
+        vision_config=tower, text_config=text, image_token_index=processor.tokenizer.convert_tokens_to_ids("<image>")
+    )
+    return transformers.LlavaForConditionalGeneration(config).eval(), processor
+
+
+def judge(way: str, path: str, comparisons: int) -> dict[str, float]:
+    model, processor = llava_model()
+    engine = TransformersEngine(model, tokenizer=processor)
+    if way == "not shared":
+        reading.WORTHWHILE = sys.maxsize
+    ask = "Which description fits the picture better? A: {} B: {} Answer: "
+    album = Album()
+    requests = [
+        Request(
+            (Message("user", (ImagePart(album.picture(path)), TextPart(ask.format("a tree " * (n % 7), "a sheep")))),),
+            labels=("A", "B"),
+        )
+        for n in range(comparisons)
+    ]
+    engine.label_probabilities(requests[:1])
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    replies = engine.label_probabilities(requests)
+    seconds = time.perf_counter() - started
+    assert all(isinstance(reply, Reply) for reply in replies), replies
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return {"milliseconds": 1000 * seconds / comparisons, "mebibytes": grown / 1024}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comparisons", type=int, default=28)
     parser.add_argument("--megapixels", type=float, default=3, help="of the image, a JPEG of 4:3")
+    parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--path", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.way:
-        print(json.dumps(measure(given.way, given.path, given.comparisons)))
+        run = measure if given.stage == STAGES[0] else judge
+        print(json.dumps(run(given.way, given.path, given.comparisons)))
         return
     from PIL import Image
 
@@ -80,17 +139,20 @@ def main() -> None:
         photo = Image.effect_noise((height * 4 // 3, height), 60).convert("RGB")
         photo.save(path, quality=90)
         photo.resize((64, 48)).save(path.with_suffix(".small.png"))
-        rows = {}
-        for way in WAYS:
-            asked = ["--way", way, "--path", str(path), "--comparisons", str(given.comparisons)]
-            done = subprocess.run([sys.executable, __file__, *asked], capture_output=True, text=True, check=True)
-            rows[way] = json.loads(done.stdout.splitlines()[-1])
-    print(f"an image of {given.megapixels:g} megapixels in {given.comparisons} comparisons")
-    print(f"{'':12} {'ms a comparison':>16} {'memory, MiB':>12}")
-    for way, row in rows.items():
-        print(f"{way:12} {row['milliseconds']:16.2f} {row['mebibytes']:12.1f}")
-    ratio = rows["shared"]["milliseconds"] / rows["not shared"]["milliseconds"]
-    print(f"ratio of the times {ratio:.3f} (1/{given.comparisons} is {1 / given.comparisons:.3f})")
+        print(
+            f"an image of {given.megapixels:g} megapixels in {given.comparisons} comparisons (1/{given.comparisons} is ",
+            end="",
+        )
+        print(f"{1 / given.comparisons:.3f})\n{'':16} {'':12} {'ms a comparison':>16} {'memory, MiB':>12}")
+        for stage in STAGES:
+            times = []
+            for way in WAYS:
+                asked = ["--stage", stage, "--way", way, "--path", str(path), "--comparisons", str(given.comparisons)]
+                done = subprocess.run([sys.executable, __file__, *asked], capture_output=True, text=True, check=True)
+                row = json.loads(done.stdout.splitlines()[-1])
+                times.append(row["milliseconds"])
+                print(f"{stage:16} {way:12} {row['milliseconds']:16.2f} {row['mebibytes']:12.1f}", flush=True)
+            print(f"{stage:16} ratio of the times {times[0] / times[1]:.3f}", flush=True)
 
 
 if __name__ == "__main__":

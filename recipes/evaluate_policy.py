@@ -49,14 +49,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from evaluate_judge import Interval, interval, written
 from mrjudge_reward.asking import digest
 from mrjudge_reward.config import JudgeConfig
-from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import ConfigError, InputError, require
-from mrjudge_reward.formats import Choice
 from mrjudge_reward.integrations.rollout_reranker import Reranker, combined
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.settings import Settings
-from mrjudge_reward.types import Group, Request, final_answer
+from mrjudge_reward.types import Group, final_answer
 from policies import Completion, Prompt, complete, load_policy, losses, prompts_of
+from random_judge import random_judge
 from recipe_config import read_config
 
 
@@ -235,16 +234,6 @@ def compare_policies(
 # -- best of N ----------------------------------------------------------------------------------------------------------
 
 
-def random_judge(seed: int) -> Judge:
-    """A judge whose verdicts depend on the seed and on what it is shown, and on nothing in it."""
-
-    def script(request: Request) -> dict[str, float]:
-        draw = Random(digest(seed, *(message.text for message in request.messages)))
-        return {label: 1 - draw.random() for label in request.labels}  # above 0
-
-    return Judge(ScriptedEngine(script, identity=f"random, seed {seed}"), Choice(), verdict="read", seed=seed)
-
-
 def judges_of(recipe: PolicyEvaluation) -> dict[str, Callable[[], Judge]]:
     """Name → the judge, built when it is its turn."""
     found: dict[str, Callable[[], Judge]] = {"judge": lambda: JudgeConfig(**recipe.judge).build()}
@@ -330,7 +319,8 @@ def best_of_n(
 # -- reports ------------------------------------------------------------------------------------------------------------
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Its lines."""
     return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
@@ -341,7 +331,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         names = ["yardstick", "length", "ended", "distinct 1", "distinct 2", "loss", "perplexity"]
         rows = {**policies["policies"], **({"difference": policies["difference"]} if "difference" in policies else {})}
         lines += [f"{policies['prompts']} prompts, {len(policies['seeds'])} seeds", ""]
-        lines += _table(
+        lines += markdown_table(
             ["policy", *names],
             [[policy, *(written(row.get(name)) for name in names)] for policy, row in rows.items()],
         )
@@ -349,7 +339,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     if (best := report.get("best of n")) is not None:
         names = ["yardstick", "gain", "share", "unknown"]
         lines += [f"{best['prompts']} prompts", ""]
-        lines += _table(
+        lines += markdown_table(
             ["of", "chosen by", *names],
             [
                 [of, chooser, *(written(row.get(name)) for name in names)]

@@ -35,6 +35,7 @@ from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.integrations.trl_reward import JudgeReward
 from mrjudge_reward.settings import Settings
 from policies import Prompt, prompts_of
+from random_judge import random_judge
 from recipe_config import read_config
 from step_table import HEAD, cut_log, step_table, timed
 from train_rl import model_of
@@ -48,7 +49,7 @@ class PolicyRecipe(Settings):
         model: hub name, path, or ``"embedded"``.
         adapter: folder of a LoRA to go on from; it is trained itself.
         lora: fields of PEFT's ``LoraConfig`` for a fresh one; without it and ``adapter`` all weights are trained.
-        judge: fields of ``JudgeConfig``.
+        judge: fields of ``JudgeConfig``, or ``"random"`` for one whose verdicts mean nothing.
         shared_base: the judge's adapter judges on the policy's own base; the judge's ``model`` must be that base.
         candidates: completions per prompt to generate, of which the judge keeps ``num_generations`` (GRPO alone).
         how: which of them, ``extremes`` or ``spread``.
@@ -64,7 +65,7 @@ class PolicyRecipe(Settings):
     model: str = "embedded"
     adapter: str | None = None
     lora: dict[str, Any] | None = None
-    judge: dict[str, Any] = Field(default_factory=dict)
+    judge: dict[str, Any] | Literal["random"] = Field(default_factory=dict)
     shared_base: bool = False
     candidates: PositiveInt | None = None
     how: Literal["extremes", "spread"] = "extremes"
@@ -82,6 +83,8 @@ class PolicyRecipe(Settings):
             raise ConfigError("candidates need TRL's rollout_func, which GRPO alone has")
         if self.algorithm == "dpo" and (self.judge or self.shared_base):
             raise ConfigError("DPO asks no judge: it learns from the pairs; leave out judge and shared_base")
+        if self.judge == "random" and self.shared_base:
+            raise ConfigError("a random judge has no model that could share the policy's base; leave out shared_base")
         if self.shared_base and self.lora is None and self.adapter is None:
             raise ConfigError("a judge on the policy's base needs it frozen: train a LoRA (set lora)")
 
@@ -101,13 +104,15 @@ def reward_of(recipe: PolicyRecipe, settings: Any) -> JudgeReward:
     Raises:
         ConfigError: if the judge cannot be built so.
     """
-    values = {"seed": settings.seed, **recipe.judge}
     sizes: dict[str, Any] = {
         "num_generations": settings.num_generations,
         "num_generations_eval": settings.num_generations_eval,
         "name": "judge",
         "log_dir": settings.output_dir,
     }
+    if recipe.judge == "random":
+        return JudgeReward(random_judge(settings.seed), **sizes)
+    values = {"seed": settings.seed, **recipe.judge}
     if not recipe.shared_base:
         return JudgeReward(JudgeConfig(**values).build(), **sizes)
     from mrjudge_reward.integrations.trl_shared_base import SharedBaseJudgeReward

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from mrjudge_reward import ConfigError, Group, InputError
+from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.embedded import embedded_adapter_path
 from mrjudge_reward.integrations.rollout_reranker import Reranker
 
@@ -29,9 +31,10 @@ def recipes() -> Iterator[Any]:
     try:
         import evaluate_policy
         import policies
+        import policy_study
         import train_policy
 
-        yield SimpleNamespace(policies=policies, train=train_policy, evaluate=evaluate_policy)
+        yield SimpleNamespace(policies=policies, train=train_policy, evaluate=evaluate_policy, study=policy_study)
     finally:
         sys.path.pop(0)
 
@@ -352,3 +355,66 @@ def test_too_few_prompts_and_nothing_to_choose_from_are_refused(recipes: Any, pr
         recipes.evaluate.PolicyEvaluation(best_of=[1])
     with pytest.raises(InputError, match="5000 are wanted"):
         recipes.evaluate.evaluate(recipes.evaluate.PolicyEvaluation(prompts=prompt_file, count=5000))
+
+
+# -- many policies ------------------------------------------------------------------------------------------------------
+
+
+def test_a_study_trains_what_is_missing_and_compares_each_judge_with_the_base(
+    recipes: Any, tiny: str, prompt_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+):
+    for name in ("policy_cpu.yaml", "policy_eval_cpu.yaml"):
+        shutil.copy(ROOT / "recipes" / "configs" / name, tmp_path)
+    small = [
+        f"model={tiny}", f"prompts={prompt_file}", "training.max_steps=1", "training.per_device_train_batch_size=4",
+        "training.num_generations=2", "training.max_completion_length=3", "training.learning_rate=0.5",
+    ]  # fmt: skip
+    config = tmp_path / "study.yaml"
+    runs = {"graded": [*small, f"judge={graded(tiny)}"], "random": [*small, "judge=random"]}
+    content = {"train": "policy_cpu.yaml", "evaluation": "eval.yaml", "seeds": [3, 4], "runs": runs}
+    config.write_text(json.dumps(content), "utf-8")
+    evaluation = {
+        "model": tiny,
+        "prompts": prompt_file,
+        "split": "dev",
+        "count": 5,
+        "seeds": [0, 1],
+        "max_new_tokens": 3,
+    }
+    (tmp_path / "eval.yaml").write_text(json.dumps(evaluation), "utf-8")
+    command = [str(config), "--out", str(tmp_path / "out")]
+    run(recipes.study, monkeypatch, *command, "--only", "random")
+    assert "== random-seed4" in capfd.readouterr().out
+    run(recipes.study, monkeypatch, *command)
+    said = capfd.readouterr().out
+    assert "== graded-seed3" in said
+    assert "== random" not in said, "nothing is trained twice"
+    rows = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))["rows"]
+    assert list(rows) == ["base", "graded", "random"]
+    for name in ("graded", "random"):
+        assert rows[name]["seeds"] == 2
+        assert rows[name]["gain"][0] == pytest.approx(rows[name]["yardstick"] - rows["base"]["yardstick"])
+        assert rows[name]["gain"][0] == pytest.approx(sum(rows[name]["gains of seeds"]) / 2, abs=1e-3)
+        assert rows[name]["loss"][0] != 0, "a trained policy writes something else"
+    assert rows["graded"]["calls"] == 4
+    assert rows["graded"]["tokens"] > 40
+    assert "| graded | 2 | " in (tmp_path / "out" / "report.md").read_text("utf-8")
+    content["runs"]["graded"].append("training.max_steps=2")  # type: ignore[index]
+    config.write_text(json.dumps(content), "utf-8")
+    with pytest.raises(InputError, match="policy of other settings"):
+        run(recipes.study, monkeypatch, *command)
+    with pytest.raises(ConfigError, match="no run is named best"):
+        run(recipes.study, monkeypatch, *command, "--only", "best")
+
+
+def test_the_runs_of_the_study_are_settings_that_its_recipes_take(recipes: Any):
+    folder = ROOT / "recipes" / "configs"
+    study = recipes.study.PolicyStudy(**recipes.study.read_config(str(folder / "policy_study.yaml")))
+    for name, overrides in study.runs.items():
+        recipe = recipes.train.PolicyRecipe(**recipes.study.read_config(str(folder / study.train), overrides))
+        if recipe.judge != "random":
+            assert JudgeConfig(**recipe.judge).build_format(), name
+    with pytest.raises(ConfigError, match="the model before training"):
+        recipes.study.PolicyStudy(train="a", evaluation="b", seeds=[0], runs={"base": []})
+    with pytest.raises(ConfigError, match="no model that could share"):
+        recipes.train.PolicyRecipe(judge="random", shared_base=True, lora={}, training={})
