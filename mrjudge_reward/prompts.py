@@ -19,6 +19,7 @@ an image is beyond any guard.
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
@@ -244,10 +245,22 @@ def neutralise(text: str, reserved: frozenset[str] = frozenset(), headers: tuple
 
 
 def conversation_text(prompt: tuple[Message, ...]) -> str:
-    """A prompt as the judge reads it: the bare text of a single user turn, otherwise turns led by their role."""
+    """A prompt as the judge reads it: the bare text of a single user turn, otherwise turns led by their role.
+
+    Images are shown before it; of several, ``(image 2)`` stands where the second was, e.g. a frame after its time.
+    """
+    several = sum(len(message.images) for message in prompt) > 1
+    numbers = itertools.count(1)
+
+    def text(message: Message) -> str:
+        if not several:
+            return message.text
+        parts = (p.text if isinstance(p, TextPart) else f"(image {next(numbers)})" for p in message.content)
+        return "\n".join(parts)
+
     if len(prompt) == 1 and prompt[0].role == "user":
-        return prompt[0].text
-    return "\n\n".join(f"{message.role}: {message.text}" for message in prompt)
+        return text(prompt[0])
+    return "\n\n".join(f"{message.role}: {text(message)}" for message in prompt)
 
 
 def build_chat(

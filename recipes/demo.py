@@ -88,7 +88,7 @@ def train(args: argparse.Namespace) -> None:
         print(f"Judge: the embedded SmolLM2-135M, {kind}; it knows positive from negative text and nothing else.")
 
     prompts = openings()
-    held_out, prompts = prompts[:32], prompts[32:]
+    held_out, prompts = prompts[: args.held_out], prompts[args.held_out :]
     before = [written.text for written in complete(*load_policy("embedded"), held_out, NEW_TOKENS)]
     recipe = PolicyRecipe(
         lora={"r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
@@ -129,6 +129,7 @@ def main() -> None:
     parser.add_argument("--steps", "--max-steps", type=int, default=20)
     parser.add_argument("--num-generations", type=int, default=8)
     parser.add_argument("--prompts-per-step", type=int, default=4)
+    parser.add_argument("--held-out", type=int, default=32, help="openings to write to before and after")
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--format", choices=["sentiment", "choice"], default=None)
     parser.add_argument("--config", help="YAML file of a JudgeConfig")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -529,13 +530,51 @@ def test_a_hostile_role_is_neutralised_like_any_text():
     assert text.count("[End of question]") == 1
 
 
-def test_images_of_every_turn_come_first_and_in_order():
+def test_images_of_every_turn_come_first_and_in_order_and_the_text_says_where_each_was():
     content = [{"type": "text", "text": "What is it?"}, {"type": "image", "image": "one.png"}]
-    later = [{"type": "image_url", "image_url": {"url": "two.png"}}]
+    later = [{"type": "image_url", "image_url": {"url": "two.png"}}, {"type": "text", "text": "And this?"}]
     group = Group.of([{"role": "user", "content": content}, {"role": "user", "content": later}], ["x"])
     user = Choice().render(group, ("one", "two"), whole())[-1]
     assert [type(part) for part in user.content] == [ImagePart, ImagePart, TextPart]
     assert user.images == (ImagePart("one.png"), ImagePart("two.png"))
+    assert "user: What is it?\n(image 1)\n\nuser: (image 2)\nAnd this?" in user.text
+    alone = Choice().render(Group.of([{"role": "user", "content": content}], ["x"]), ("one", "two"), whole())[-1]
+    assert "(image" not in alone.text, "one image needs no number"
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_frames_of_a_clip_stand_beside_their_times(frames: int):
+    parts: list[dict[str, Any]] = []
+    for second in range(frames):
+        parts += [{"type": "text", "text": f"At {second} s:"}, {"type": "image", "image": f"{second}.png"}]
+    group = Group.of([{"role": "user", "content": [*parts, {"type": "text", "text": "What happens?"}]}], ["x"])
+    user = Choice().render(group, ("It rises.", "It falls."), whole())[-1]
+    assert [part.image for part in user.images] == [f"{second}.png" for second in range(frames)]
+    if frames > 1:
+        assert "At 0 s:\n(image 1)\nAt 1 s:\n(image 2)\nAt 2 s:\n(image 3)\nWhat happens?" in user.text
+
+
+SMILES = [
+    "CCO",
+    r"F/C=C\F",
+    "N[C@@H](C)C(=O)O",
+    "[Na+].[Cl-]",
+    "C1=CC=C2C(=C1)C%10=CC=CC=C2%10",
+    "[13CH4]",
+    "*C(=O)O",
+    "C#N",
+]
+
+
+@every_format
+def test_molecules_written_as_text_are_shown_as_they_are(format: Format):
+    group = Group.of("Which of these molecules is an acid?", SMILES)
+    size = min(format.max_slots, len(SMILES))
+    for start in range(0, len(SMILES), size):
+        shown = tuple(SMILES[start : start + size])
+        if len(shown) >= format.min_slots:
+            text = format.render(group, shown, whole())[-1].text
+            assert all(smiles in text for smiles in shown)
 
 
 # --- template files ----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -77,3 +78,17 @@ def test_logits_are_those_of_whole_prompts_where_the_model_keeps_what_it_needs_f
         alone = torch.cat([forward(torch.tensor([prompt.ids])).logits[:, -1] for prompt in batch])
     assert torch.allclose(together, alone, atol=1e-5)
     assert not torch.allclose(together[0], together[1], atol=1e-3)
+
+
+def test_a_prompt_tuning_adapter_stands_before_each_prompt_once():
+    import peft
+
+    torch.manual_seed(0)
+    base = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**SIZES))
+    model = peft.get_peft_model(base, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)).eval()
+    batch = prompts([50], [51, 52, 53])
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Position ids are not supported")
+        together = next_logits(model, batch, lambda some: padded(some, 0, "cpu"), lambda *_: {}, None)
+        alone = torch.cat([model(input_ids=torch.tensor([prompt.ids])).logits[:, -1] for prompt in batch])
+    assert torch.allclose(together[1], alone[1], atol=1e-5), "the longest, which has no padding"

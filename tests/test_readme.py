@@ -55,11 +55,15 @@ def test_the_first_session_prints_what_it_says(capsys: pytest.CaptureFixture[str
 
 def test_the_images_example_judges_what_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name, colour in (("cat", "red"), ("one", "green"), ("two", "blue")):
-        Image.new("RGB", (8, 8), colour).save(f"{name}.png")
+    for number, name in enumerate(("cat", "one", "two", "frame-0", "frame-1", "frame-2")):
+        Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(f"{name}.png")
     engine = ScriptedEngine.by_utility(len)
     exec(compile(BLOCKS[3], "README.md", "exec"), {"judge": Judge(engine, Choice(), schedule="all_pairs")})
-    assert [sum(len(turn.images) for turn in request.messages) for request in engine.requests] == [1, 1, 2, 2]
+    shown = [sum(len(turn.images) for turn in request.messages) for request in engine.requests]
+    assert shown == [1, 1, 2, 2, 3, 3, *[0] * 6]
+    clip, molecules = (engine.requests[number].messages[-1].text for number in (4, -1))
+    assert "At 1 s:\n(image 2)\nAt 2 s:\n(image 3)\nWhat does the ball do?" in clip
+    assert r"F/C=C\F" in molecules or "N[C@@H](C)CO" in molecules
 
 
 @pytest.mark.usefixtures("smol_path")

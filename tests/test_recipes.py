@@ -31,7 +31,7 @@ def trained(out: Path, *arguments: str) -> tuple[list[dict[str, Any]], str]:
     """The log of a small run of the demo, and what it printed."""
     command = [
         sys.executable, str(ROOT / "recipes" / "demo.py"), "--num-generations", "4", "--prompts-per-step", "1",
-        "--out", str(out), *arguments,
+        "--held-out", "6", "--out", str(out), *arguments,
     ]  # fmt: skip
     done = subprocess.run(
         command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=400, check=False

@@ -166,6 +166,14 @@ def test_images_that_a_batch_begins_with_go_through_the_vision_tower_once_and_re
     assert len({round(values[0], 3) for values in alone}) > 1, "the texts differ, and so do the verdicts"
 
 
+def test_texts_are_read_alike_in_a_batch_after_images_were_seen(engine: TransformersEngine):
+    engine.label_probabilities([reading(picture("red"), text=text) for text in ("Which?", "Which is better?")])
+    requests = [reading(text="Which? " + "A much longer text. " * more) for more in (0, 5, 2)]
+    together = logprobs(engine.label_probabilities(requests))
+    alone = [logprobs(engine.label_probabilities([request]))[0] for request in requests]
+    assert together == [pytest.approx(values, abs=2e-4) for values in alone]
+
+
 def test_bad_images_cost_their_own_requests_alone(engine: TransformersEngine):
     requests = [reading(picture()), reading(b"no image"), reading("https://example.org/a.png"), reading()]
     seen, bad, web, text = engine.label_probabilities(requests)

@@ -47,7 +47,10 @@ def next_logits(model: Any, prompts: Sequence[Prompt], padded: Padded, shown: Sh
         padded, shown: make the model's inputs.
         pad: token for padding of a model that takes images; None for one of text alone.
     """
-    if (shared := shared_beginning(prompts)) and (logits := _after(shared, model, prompts, padded, shown)) is not None:
+    # A prompt-tuning adapter puts its own beginning in front of whatever it is given, so it would come twice.
+    whole = any(adapter.is_prompt_learning for adapter in getattr(model, "peft_config", {}).values())
+    shared = 0 if whole else shared_beginning(prompts)
+    if shared and (logits := _after(shared, model, prompts, padded, shown)) is not None:
         return logits
     ids, mask = padded(prompts)
     if pad is None:
