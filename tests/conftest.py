@@ -18,8 +18,8 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 
 ALONE = (
     "test_verl_training.py", "test_verl_streaming.py", "test_verl_colocated.py", "test_verl_faults.py",
-    "test_vllm_engine.py", "test_trl_colocated.py", "test_benchmark_overhead.py", "test_benchmark_peers.py",
-    "test_benchmark_prefix.py",
+    "test_vllm_engine.py", "test_vllm_images.py", "test_trl_colocated.py", "test_benchmark_overhead.py",
+    "test_benchmark_peers.py", "test_benchmark_prefix.py",
 )  # fmt: skip
 """Files whose tests start a Ray cluster or vLLM, which take all cores for themselves: beside others of their kind they run
 into time-outs, so `make test` runs them by themselves (mark ``alone``)."""
