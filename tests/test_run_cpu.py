@@ -26,10 +26,12 @@ def test_everything_from_packages_to_a_packed_judge_and_nothing_twice(smol_path:
     first = run(tmp_path)
     assert first.returncode == 0, first.stderr[-3000:]
     runs = tmp_path / "runs-tiny"
-    for name in ("baselines", "base", "sft-test", "rl-test", "sft-dev", "rl-dev", "packed"):
+    for name in ("baselines", "base", "sft-test", "rl-test", "sft-dev", "rl-dev"):
         assert json.loads((runs / name / "report.json").read_text())
-    packed = json.loads((runs / "packed" / "report.json").read_text())
-    assert str(tmp_path / "packed") in packed["judge"], "what is measured last is what is in the package"
+    kept = first.stdout.partition("kept: ")[2].split()[0]
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        measured = (runs / f"{kept}-packed" / name).read_bytes()
+        assert (tmp_path / "packed" / name).read_bytes() == measured, "what is in the package is what was measured"
     card = (tmp_path / "packed" / "README.md").read_text()
     assert "| film_pairs | 2 | 4 | " in card
     assert "| rl-test | 1 | amazon_pairs | " in first.stdout

@@ -1,9 +1,9 @@
 """On the path of a process that needs torchvision's Python half beside a torch it was not compiled for.
 
 A package index has torchvision for one build of torch, and its compiled operators load beside no other: importing it ends
-with "operator torchvision::nms does not exist". What image processors need of it is not compiled. So that operator is
-declared here, before anybody imports it, and does not work. Python runs a ``sitecustomize`` in every process, also in those
-that vLLM starts.
+with "operator torchvision::nms does not exist". What image processors need of it is not compiled. So those it looks
+for are declared here, before anybody imports it, and do not work. Python runs a ``sitecustomize`` in every process, also in
+those that vLLM starts.
 """
 
 import importlib.abc
@@ -20,7 +20,8 @@ class _Declared(importlib.abc.MetaPathFinder):
         import torch
 
         self.library = torch.library.Library("torchvision", "DEF")
-        self.library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        for name in ("nms", "qnms"):
+            self.library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         sys.modules["_torchvision_operators"] = self  # type: ignore[assignment]  # a library lives as long as this object
 
 
