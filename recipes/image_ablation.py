@@ -10,7 +10,8 @@ seen         accuracy less that of blanked, exercise by exercise, with an interv
 ===========  ========================================================================================================
 
 Where the interval of ``seen`` reaches down to 0, nothing shows that the judge looks at the picture, and the report says
-that it does not: its accuracy on such a task is no accuracy in judging pictures (MM-JudgeBias, arXiv 2604.18164, finds many such judges).
+that it does not: its accuracy on such a task is no accuracy in judging pictures (MM-JudgeBias, arXiv 2604.18164, finds many
+such judges).
 Pictures in candidates are left as they are.
 """
 

@@ -102,7 +102,8 @@ def seeing_model(text: str = "embedded", grid: int = 7, seed: int = 0) -> tuple[
     config = transformers.LlavaConfig(
         vision_config=vision_tower.EfficientNetLiteConfig(grid=grid), text_config=writer.config,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE), image_seq_length=grid * grid,
-        vision_feature_select_strategy="full", vision_feature_layer=-1, tie_word_embeddings=writer.config.tie_word_embeddings,
+        vision_feature_select_strategy="full", vision_feature_layer=-1,
+        tie_word_embeddings=writer.config.tie_word_embeddings,
     )  # fmt: skip
     model = transformers.LlavaForConditionalGeneration(config)
     model.model.language_model.load_state_dict(writer.model.state_dict())
