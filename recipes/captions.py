@@ -95,16 +95,18 @@ def caption_items(
     of_image: dict[str, set[str]] = {}
     for row in mine:
         of_image.setdefault(row.image, set()).add(same(row.caption))
-    texts = {same(row.caption): row for row in mine}  # each caption once, however many pictures have it
+    everything = list({same(row.caption): row for row in mine}.values())  # each caption once
+    near: dict[str, list[Captioned]] = {}
+    for row in everything:
+        near.setdefault(row.category, []).append(row)
     items: dict[str, Item] = {}
     for round_ in range(rounds):
         for row in mine:
             draw = random.Random(f"{seed} {round_} {row.image} {row.caption}")
-            others = [other for text, other in texts.items() if text not in of_image[row.image]]
-            near = [other for other in others if other.category == row.category] if distractors == "near" else others
-            chosen = draw.sample(near, min(size - 1, len(near)))
-            rest = [other for other in others if other not in near]
-            chosen += draw.sample(rest, min(size - 1 - len(chosen), len(rest)))
+            right = of_image[row.image]
+            first = near.get(row.category, []) if distractors == "near" else everything
+            chosen = _drawn(draw, first, size - 1, right)
+            chosen += _drawn(draw, everything, size - 1 - len(chosen), right | {same(one.caption) for one in chosen})
             if len(chosen) < size - 1:
                 continue
             options = [row.caption, *(other.caption for other in chosen)]
@@ -120,3 +122,9 @@ def caption_items(
             "or take more categories"
         )
     return list(items.values())
+
+
+def _drawn(draw: random.Random, pool: Sequence[Captioned], count: int, without: Collection[str]) -> list[Captioned]:
+    """So many of a pool, or as many as there are, none of which says one of these."""
+    sample = draw.sample(pool, min(len(pool), count + len(without)))
+    return [row for row in sample if same(row.caption) not in without][:count]

@@ -155,7 +155,7 @@ class TaskConfig(Settings):
         if self.source not in known:
             raise ConfigError(f"no source {self.source!r}; there are {', '.join(known)}")
         if (self.path is not None) != (self.source in ("preferences", "captions")):
-            raise ConfigError("path belongs to sources 'preferences' and 'captions', which need it")
+            raise ConfigError("path belongs to source 'preferences' or 'captions', which need it")
         if self.question is not None and self.source not in (*DOMAINS, "captions"):
             raise ConfigError("question belongs to rated texts and captions; other sources have their own")
         if self.source != "captions" and (self.categories or self.not_categories or self.describe):

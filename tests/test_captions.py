@@ -227,7 +227,7 @@ def test_where_there_is_no_apt_the_error_says_what_to_do(recipes: Any, tmp_path:
     with pytest.raises(InputError, match="there is no iso-codes_"):
         module.debian_package("iso-codes", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(InputError, match=r"no apt-get here .* packages\.debian\.org/iso-codes.* --debs"):
+    with pytest.raises(InputError, match=r"no apt-get here .*packages\.debian\.org/iso-codes.* --debs"):
         module.debian_package("iso-codes")
     with pytest.raises(InputError, match="no dpkg-deb"):
         module.unpacked(tmp_path / "x.deb", tmp_path)
