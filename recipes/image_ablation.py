@@ -66,7 +66,7 @@ def swapped(exercises: Sequence[Exercise], seed: int) -> list[Exercise] | None:
         if own and len(own) == len(keys):
             return None
         draw = random.Random(f"{seed} {exercise.item.group.key}")
-        others = []
+        others: list[Any] = []
         while len(others) < len(pictures_of(exercise)):
             key = draw.choice(keys)
             others += [] if key in own else [all_[key]]

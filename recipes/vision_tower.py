@@ -93,7 +93,7 @@ AutoConfig.register(MODEL_TYPE, EfficientNetLiteConfig, exist_ok=True)
 AutoModel.register(EfficientNetLiteConfig, EfficientNetLiteTower, exist_ok=True)
 
 
-def pretrained(grid: int = PLACES) -> EfficientNetLiteTower:
+def pretrained(grid: int = PLACES) -> Any:
     """The tower with the package's weights, in float32.
 
     Raises:
