@@ -15,6 +15,8 @@ consistency     share of selections whose orders name the same candidate; a fail
 order           share of an item's pairs in the right order when its candidates are graded alone; a tie is wrong
 macro F1        over the labels, of ``choice`` and of ``score`` with two grades
 failed, ties    share of verdicts
+blanked,        of tasks whose prompts hold pictures: accuracy with each painted over, accuracy with another item's, and
+swapped, seen   accuracy less blanked; a judge for which that is not above 0 is said not to look (``image_ablation.py``)
 votes k         accuracy of the majority, and of the averaged verdict, of the first k of several samples
 ==============  =====================================================================================================
 """
@@ -36,6 +38,7 @@ from pydantic import Field, PositiveInt
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from image_ablation import ablation, blindness, shows_images
 from judge_data import TaskConfig, check_tasks, task_exercises
 from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.errors import ConfigError
@@ -46,6 +49,7 @@ from mrjudge_reward.stats import is_tie
 from mrjudge_reward.tasks import Exercise, Split
 from mrjudge_reward.types import Comparison, Engine, Failed, Outcome, Played, Preference, Scores, Verdict
 from recipe_config import read_config
+from seeing_model import make_known
 
 Interval = tuple[float, float, float]
 """A mean with its 95 % interval."""
@@ -59,14 +63,16 @@ class EvaluationRecipe(Settings):
         tasks: name → settings of ``TaskConfig``.
         split: ``dev`` to choose, ``test`` to report.
         votes: numbers of votes to report; more than one needs verdicts that are sampled.
+        image_ablation: ask what shows pictures also with them blanked and swapped, which takes three times as long.
         resamples: of the bootstrap.
-        seed: of the bootstrap.
+        seed: of the bootstrap, and of the pictures that are swapped.
     """
 
     judge: dict[str, Any] = Field(default_factory=dict)
     tasks: dict[str, dict[str, Any]]
     split: str = "test"
     votes: list[PositiveInt] = Field(default_factory=lambda: [1])
+    image_ablation: bool = True
     resamples: PositiveInt = 2000
     seed: int = 0
 
@@ -88,6 +94,11 @@ def ask(judge: Judge, exercises: Sequence[Exercise], votes: int) -> list[Answere
     """The judge's verdicts, all in one batch."""
     verdicts = judge.compare([(e.item.group, Comparison(e.slots, vote)) for e in exercises for vote in range(votes)])
     return [Answered(e, tuple(verdicts[i * votes : (i + 1) * votes])) for i, e in enumerate(exercises)]
+
+
+def accuracies(answered: Sequence[Answered]) -> list[float]:
+    """Of the first votes; a failed verdict is worth 0."""
+    return [one.exercise.accuracy(one.outcome) for one in answered]
 
 
 # -- measures ---------------------------------------------------------------------------------------------------------
@@ -306,7 +317,10 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines += [
         f"| {task} | {' | '.join(written(row.get(name)) for name in names)} |" for task, row in report["tasks"].items()
     ]
-    return "\n".join([f"Judge: `{report['judge']}`, {report['split']} split", "", *lines, ""])
+    blind = [f"* **{task}**: {said}." for task, row in report["tasks"].items() if (said := blindness(row))]
+    return "\n".join(
+        [f"Judge: `{report['judge']}`, {report['split']} split", "", *lines, "", *([*blind, ""] if blind else [])]
+    )
 
 
 def write_report(report: Mapping[str, Any], folder: Path) -> None:
@@ -328,6 +342,7 @@ def evaluate(recipe: EvaluationRecipe, engine: Engine | None = None) -> dict[str
     split: Split = "dev" if recipe.split == "dev" else "test"
     tasks = {name: TaskConfig(**values) for name, values in recipe.tasks.items()}
     check_tasks(tasks)
+    make_known(str(recipe.judge.get("model", "")))
     configs = {name: JudgeConfig(**{**recipe.judge, **task.judge}) for name, task in tasks.items()}
     base = JudgeConfig(**recipe.judge)
     shared = engine if engine is not None else base.build_engine()
@@ -335,12 +350,23 @@ def evaluate(recipe: EvaluationRecipe, engine: Engine | None = None) -> dict[str
     try:
         for name, task in tasks.items():
             judge = configs[name].build(shared)
-            answered = ask(judge, task_exercises(task, split), max(recipe.votes))
+            asked = task_exercises(task, split)
+            answered = ask(judge, asked, max(recipe.votes))
             row = measures(answered, recipe.votes, recipe.resamples, recipe.seed)
+            if recipe.image_ablation and shows_images(asked):
+                row |= ablation(
+                    asked,
+                    accuracies(answered),
+                    lambda others, judge=judge: accuracies(ask(judge, others, 1)),  # type: ignore[misc]
+                    lambda values: interval(values, recipe.resamples, recipe.seed),
+                    recipe.seed,
+                )
             report["tasks"][name] = row | {"gaps": by_gap(answered), "calibration": calibration(answered)}
             if judge.cache is not None:
                 judge.cache.close()
             print(f"{name}: " + ", ".join(f"{key} {written(value)}" for key, value in row.items()), flush=True)
+            if said := blindness(row):
+                print(f"{name}: {said}", flush=True)
     finally:
         if engine is None:
             shared.close()

@@ -13,6 +13,7 @@ emotional             86       situational tests of emotional intelligence, four
                                five options, partly ranked by experts                not stated
 reasoning_gym         endless  a right answer against flawed ones                    Apache-2.0
 preferences           yours    chosen and rejected: JSON lines, JSON, Parquet, hub   yours
+captions              yours    pictures, of which one caption is right (``captions``)  yours; see ``captioned_images.py``
 ====================  =======  ====================================================  =======================================
 
 Quartz to emotional come out of the wheel of ``evals`` 3.0.1.post1 (MIT; its LICENSE.md lists data with other terms). Left
@@ -21,9 +22,9 @@ say of themselves that no answer is right; questions that stand there twice with
 ``mmlu`` must not be tested on MMLU.
 
 Every source is cut by a hash of what its items could share: the text itself for rated texts, the situation for questions
-(the sentences before the last one), the whole question for generated ones, the prompt for preferences. So no task brings
-to training what another on the same source tests on. Quartz has questions turned into their opposite by a word; such two
-may be on two sides.
+(the sentences before the last one), the whole question for generated ones, the prompt for preferences, the caption for
+pictures. So no task brings to training what another on the same source tests on. Quartz has questions turned into their
+opposite by a word; such two may be on two sides.
 
     film = TaskConfig(source="film reviews", judge={"format": "choice"}, both_orders=True)
     task_exercises(film, "train")
@@ -44,6 +45,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
+from captions import WHICH, caption_items, read_captions
 from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.errors import ConfigError, InputError, require
 from mrjudge_reward.formats import Format
@@ -104,12 +106,17 @@ class TaskConfig(Settings):
             scale, so that it is plainly good or plainly bad.
         slots: candidates shown at once; None for all.
         both_orders: show each selection also in the opposite order.
-        question: instead of the source's own in ``QUESTIONS``; for rated texts.
-        path: of preferences: a file, or the name of a hub data set.
+        question: instead of the source's own in ``QUESTIONS``, for rated texts, or ``captions.WHICH``.
+        path: of preferences: a file, or the name of a hub data set; of captions: the file.
         hub_split: of a hub data set, before our own splits are made of it.
         generators: of reasoning-gym.
+        distractors: of captions: the wrong ones are of the picture's own category (``"near"``), or of ``"any"``.
+        categories, not_categories: of captions: only these, all but these; empty for all.
+        describe: of captions, in the warm-up: teach to write the caption of the picture instead of choosing one, which is
+            how a connector is trained (LLaVA, arXiv 2304.08485, section 4.2). Nothing is judged.
         held_out: ``"task"`` is never trained on, its texts may be (a format held out); of ``"source"`` all texts are
-            test texts, and no task may train on them (a domain held out; see :func:`check_tasks`).
+            test texts, and no task may train on them (a domain held out; see :func:`check_tasks`). Categories are held out
+            likewise.
         weight: its part of a mixture, beside the weights of the other tasks.
         reasoning: what a judge is taught to write before its verdict in the warm-up: nothing, or the raters' mean of each
             text; for rated texts (:func:`reasoning`).
@@ -133,6 +140,10 @@ class TaskConfig(Settings):
     path: str | None = None
     hub_split: str = "train"
     generators: list[str] = Field(default_factory=lambda: list(GENERATORS), min_length=1)
+    distractors: Literal["near", "any"] = "near"
+    categories: list[str] = Field(default_factory=list)
+    not_categories: list[str] = Field(default_factory=list)
+    describe: bool = False
     held_out: Literal["no", "task", "source"] = "no"
     weight: PositiveFloat = 1.0
     reasoning: Literal["none", "ratings"] = "none"
@@ -140,13 +151,19 @@ class TaskConfig(Settings):
 
     def __init__(self, **values: Any) -> None:
         super().__init__(**values)
-        known = (*DOMAINS, *EVALS, "reasoning_gym", "preferences")
+        known = (*DOMAINS, *EVALS, "reasoning_gym", "preferences", "captions")
         if self.source not in known:
             raise ConfigError(f"no source {self.source!r}; there are {', '.join(known)}")
-        if (self.path is not None) != (self.source == "preferences"):
-            raise ConfigError("path belongs to source 'preferences', which needs it")
-        if self.question is not None and self.source not in DOMAINS:
-            raise ConfigError("question belongs to rated texts; other sources have their own")
+        if (self.path is not None) != (self.source in ("preferences", "captions")):
+            raise ConfigError("path belongs to source 'preferences' or 'captions', which need it")
+        if self.question is not None and self.source not in (*DOMAINS, "captions"):
+            raise ConfigError("question belongs to rated texts and captions; other sources have their own")
+        if self.source != "captions" and (self.categories or self.not_categories or self.describe):
+            raise ConfigError(f"categories and describe belong to source 'captions', not to {self.source!r}")
+        if self.categories and self.not_categories:
+            raise ConfigError(
+                "categories names those that are taken, not_categories those that are not: give one of them"
+            )
         if self.reasoning != "none" and self.source not in DOMAINS:
             raise ConfigError(f"reasoning from ratings belongs to rated texts, and {self.source} has none")
         if self.source not in DOMAINS and self.size < 2:
@@ -164,15 +181,25 @@ class TaskConfig(Settings):
 
 
 def check_tasks(tasks: Mapping[str, TaskConfig]) -> None:
-    """Raise ConfigError if a task trains on a source that another holds out."""
+    """Raise ConfigError if a task trains on a source, or on categories of it, that another holds out."""
     for name, task in tasks.items():
         for other, one in tasks.items():
             if (
                 task.held_out == "source"
                 and one.held_out == "no"
                 and (one.source, one.path) == (task.source, task.path)
+                and not _apart(one, task)
             ):
-                raise ConfigError(f"task {other!r} trains on {task.source}, which task {name!r} holds out")
+                what = " and ".join(task.categories) or task.source
+                raise ConfigError(f"task {other!r} trains on {what}, which task {name!r} holds out")
+
+
+def _apart(one: TaskConfig, other: TaskConfig) -> bool:
+    """Whether no category can be in both tasks, whatever categories there are."""
+    mine, theirs = set(one.categories), set(other.categories)
+    if mine and theirs:
+        return mine.isdisjoint(theirs)
+    return bool(mine and mine <= set(other.not_categories)) or bool(theirs and theirs <= set(one.not_categories))
 
 
 def items(task: TaskConfig, split: Split) -> list[Item]:
@@ -190,13 +217,23 @@ def items(task: TaskConfig, split: Split) -> list[Item]:
         return _rated(task, sides, count)
     if task.source == "reasoning_gym":
         return _generated(task, sides, count)
-    found = _preferences(task, sides) if task.source == "preferences" else _choices(task, sides)
+    if task.source == "captions":
+        found = _captions(task, sides, split)
+    else:
+        found = _preferences(task, sides) if task.source == "preferences" else _choices(task, sides)
     random.Random(task.seed).shuffle(found)
     return found[:count]
 
 
 def task_exercises(task: TaskConfig, split: Split) -> list[Exercise]:
-    """Exercises of one side, in the task's format."""
+    """Exercises of one side, in the task's format.
+
+    Raises:
+        ConfigError: for a task that teaches to describe.
+        InputError: if the data cannot be had, or give no exercise.
+    """
+    if task.describe:
+        raise ConfigError(f"the task on {task.source} teaches to describe: it has examples, and nothing to judge")
     made = exercises(
         items(task, split), task.build_format(), slots=task.slots, both_orders=task.both_orders, seed=task.seed
     )
@@ -399,3 +436,17 @@ def _preferences(task: TaskConfig, sides: set[Split]) -> list[Item]:
     if faults:
         print(f"{task.path}: {len(faults)} of {len(rows)} rows left out; first {faults[0]}", file=sys.stderr)
     return list(made.values())
+
+
+# -- captions ---------------------------------------------------------------------------------------------------------
+
+
+def _captions(task: TaskConfig, sides: set[Split], split: Split) -> list[Item]:
+    """Each picture once; of the training split as often as its count asks for, each time with other wrong captions."""
+    assert task.path is not None
+    rows = read_captions(task.path, task.categories, task.not_categories)
+    mine = sum(split_of(row.caption) in sides for row in rows)
+    rounds = -(-task.count // mine) if split == "train" and mine else 1
+    return caption_items(
+        rows, sides, task.question or WHICH, size=task.size, distractors=task.distractors, rounds=rounds, seed=task.seed
+    )

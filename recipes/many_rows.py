@@ -189,6 +189,8 @@ def warm_up_rows(recipe: SFTRecipe, tokenizer: Any) -> Rows:
     """The examples of ``train_sft.py``."""
     sequences, answers = [], []
     for row in examples(recipe, "train", tokenizer):
+        if "images" in row:
+            raise ConfigError("runs side by side train on text alone, and a task shows images")
         prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
         whole = tokenizer.apply_chat_template([*row["prompt"], *row["completion"]], return_dict=False)
         if whole[: len(prompt)] != prompt:

@@ -8,6 +8,10 @@ The config names the model, the tasks (``judge_data.TaskConfig``) or a file of e
 or full, and every field of TRL's ``SFTConfig`` as it stands there. Examples are rendered by the formats that later judge;
 the loss is on the judge's turn alone. Interrupted, the same command goes on from the last checkpoint.
 
+Tasks whose prompts hold images need a model with a processor (``seeing_model.py``, Qwen2.5-VL, ...); TRL's own collator
+makes pixel values of them. LoRA on names that the language model alone has leaves the vision tower as it is; a connector is
+trained in whole by naming it in ``lora.modules_to_save``.
+
 Differences from the papers: LoRA by default (both train fully); tasks over several formats in one run are ours.
 """
 
@@ -25,13 +29,18 @@ from pydantic import Field
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from judge_data import TaskConfig, check_tasks, reasoning, task_exercises
+from judge_data import TaskConfig, check_tasks, items, reasoning, task_exercises
 from mrjudge_reward.embedded import embedded_model_path
+from mrjudge_reward.engines.vision import load_processor
 from mrjudge_reward.errors import InputError
+from mrjudge_reward.images import load_picture
+from mrjudge_reward.items import Item
 from mrjudge_reward.prompts import TextGuard
 from mrjudge_reward.settings import Settings
 from mrjudge_reward.tasks import Exercise, Split, balanced
+from mrjudge_reward.types import Message, TextPart
 from recipe_config import read_config
+from seeing_model import make_known
 
 
 class SFTRecipe(Settings):
@@ -58,39 +67,93 @@ def chats(exercises: Sequence[Exercise], tokenizer: Any, max_text_tokens: int) -
     """What the judge is shown, rendered as scoring renders it.
 
     Raises:
-        InputError: for an item with images, which these recipes do not train on yet.
+        InputError: for an item with images, which only the warm-up trains on.
     """
     pictured = next((e.item.group.key for e in exercises if any(turn.images for turn in e.item.group.prompt)), None)
     if pictured is not None:
         raise InputError(f"item {pictured} has images, and this recipe trains on text alone")
-    reserved = frozenset(token.content for token in tokenizer.added_tokens_decoder.values())
-    guard = TextGuard(lambda text: len(tokenizer.encode(text, add_special_tokens=False)), max_text_tokens, reserved)
+    guard = guard_of(tokenizer, max_text_tokens)
     return [[{"role": turn.role, "content": turn.text} for turn in exercise.render(guard)] for exercise in exercises]
 
 
+def guard_of(tokenizer: Any, max_text_tokens: int) -> TextGuard:
+    """What outside texts pass through, as in scoring."""
+    reserved = frozenset(token.content for token in tokenizer.added_tokens_decoder.values())
+    return TextGuard(lambda text: len(tokenizer.encode(text, add_special_tokens=False)), max_text_tokens, reserved)
+
+
+def shown(turns: Sequence[Message]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """A chat in TRL's layout, and the images that stand in it, as an image column of the datasets library takes them.
+
+    Raises:
+        InputError: if an image is none.
+    """
+    images = [load_picture(part.image) for turn in turns for part in turn.images]
+    if not images:
+        return [{"role": turn.role, "content": turn.text} for turn in turns], []
+    chat = [
+        {
+            "role": turn.role,
+            # Both keys in every part, or the datasets library would put the one that is missing in as null.
+            "content": [
+                {"type": "text", "text": part.text} if isinstance(part, TextPart) else {"type": "image", "text": ""}
+                for part in turn.content
+            ],
+        }
+        for turn in turns
+    ]
+    return chat, [{"bytes": image.data, "path": None} for image in images]
+
+
 def rows_of(
-    exercises: Sequence[tuple[str, Exercise]],
+    asked: Sequence[tuple[str, Exercise | Item]],
     tokenizer: Any,
     max_text_tokens: int,
     reasoned: frozenset[str] = frozenset(),
 ) -> list[dict[str, Any]]:
-    """Examples in TRL's prompt-completion layout.
+    """Examples in TRL's prompt-completion layout, with ``images`` where there are some.
 
     Args:
-        exercises: with the names of their tasks.
+        asked: exercises, with the names of their tasks; or items of which the best candidate is to be written.
         tokenizer: of the judge.
         max_text_tokens: bound of each text.
         reasoned: tasks in which the verdict comes after reasoning.
 
     Raises:
-        InputError: for an item with images.
+        InputError: for an image that is none.
     """
-    prompts = chats([exercise for _, exercise in exercises], tokenizer, max_text_tokens)
+    guard = guard_of(tokenizer, max_text_tokens)
     rows = []
-    for (name, exercise), prompt in zip(exercises, prompts, strict=True):
-        answer = (reasoning(exercise) if name in reasoned else "") + exercise.right()
-        rows.append({"prompt": prompt, "completion": [{"role": "assistant", "content": answer}], "task": name})
+    for name, one in asked:
+        if isinstance(one, Item):
+            turns: Sequence[Message] = one.group.prompt
+            answer = guard(one.group.candidates[one.gold_G.index(max(one.gold_G))])
+        else:
+            turns = one.render(guard)
+            answer = (reasoning(one) if name in reasoned else "") + one.right()
+        prompt, images = shown(turns)
+        completion = [{"role": "assistant", "content": answer}]
+        rows.append({"prompt": prompt, "completion": completion, "task": name, "images": images})
     return rows
+
+
+def alike(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of one layout: all with lists of parts and of images if any row shows one, else all without."""
+    if not any(row.get("images") for row in rows):
+        return [{name: value for name, value in row.items() if name != "images"} for row in rows]
+
+    def listed(turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [
+            turn
+            if isinstance(turn["content"], list)
+            else turn | {"content": [{"type": "text", "text": turn["content"]}]}
+            for turn in turns
+        ]
+
+    return [
+        row | {"images": row.get("images", []), **{name: listed(row[name]) for name in ("prompt", "completion")}}
+        for row in rows
+    ]
 
 
 def written_rows(path: str) -> list[dict[str, Any]]:
@@ -114,7 +177,9 @@ def examples(recipe: SFTRecipe, split: Split, tokenizer: Any) -> list[dict[str, 
     """All examples of a split, in random order."""
     tasks = {name: TaskConfig(**values) for name, values in recipe.tasks.items()}
     check_tasks(tasks)
-    made = {name: task_exercises(task, split) for name, task in tasks.items()}
+    made: dict[str, list[Exercise | Item]] = {
+        name: list(items(task, split) if task.describe else task_exercises(task, split)) for name, task in tasks.items()
+    }
     rows: list[dict[str, Any]] = []
     if made:
         weights = {name: task.weight for name, task in tasks.items()}
@@ -126,7 +191,29 @@ def examples(recipe: SFTRecipe, split: Split, tokenizer: Any) -> list[dict[str, 
         rows += written_rows(recipe.examples)
     if not rows:
         raise InputError("the config names neither tasks nor a file of examples")
-    return rows
+    return alike(rows)
+
+
+def data_set(rows: Sequence[dict[str, Any]]) -> Any:
+    """Rows as the trainer takes them; pictures stay encoded until their batch is made."""
+    import datasets
+
+    made = datasets.Dataset.from_list([{name: row[name] for name in row if name != "task"} for row in rows])
+    return made.cast_column("images", datasets.List(datasets.Image())) if "images" in rows[0] else made
+
+
+def processing_class(model: str, tokenizer: Any, rows: Sequence[dict[str, Any]]) -> Any:
+    """The tokenizer, or the processor where rows show images.
+
+    Raises:
+        InputError: if the model has no processor for images.
+    """
+    if "images" not in rows[0]:
+        return tokenizer
+    processor, why = load_processor(model)
+    if processor is None:
+        raise InputError(f"the tasks show images, and {why}")
+    return processor
 
 
 def trainer_class() -> Any:
@@ -150,12 +237,8 @@ def trainer_class() -> Any:
         ) -> Any:
             labels = inputs["labels"][:, 1:]
             kept = (labels != -100).any(dim=0).nonzero().squeeze(-1)
-            output = model(
-                input_ids=inputs["input_ids"],
-                attention_mask=inputs["attention_mask"],
-                logits_to_keep=kept,
-                use_cache=False,
-            )
+            given = {name: value for name, value in inputs.items() if name not in ("labels", "use_cache")}
+            output = model(**given, logits_to_keep=kept, use_cache=False)
             logits, wanted = output.logits.float().flatten(0, 1), labels[:, kept].flatten()
             total = cross_entropy(logits, wanted, ignore_index=-100, reduction="sum")
             if num_items_in_batch is None:
@@ -176,7 +259,6 @@ def main() -> None:
     args = parser.parse_args()
     recipe = SFTRecipe(**read_config(args.config, args.overrides))
 
-    from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoTokenizer
     from transformers.trainer_utils import get_last_checkpoint
@@ -184,14 +266,15 @@ def main() -> None:
     from trl import SFTConfig
 
     model = str(embedded_model_path()) if recipe.model == "embedded" else recipe.model
+    make_known(model)
     tokenizer = AutoTokenizer.from_pretrained(model)
     settings = SFTConfig(**{"completion_only_loss": True, "report_to": "none", **recipe.training})
-    train = Dataset.from_list(examples(recipe, "train", tokenizer))
+    train = examples(recipe, "train", tokenizer)
     trainer = trainer_class()(
         model=model,
         args=settings,
-        train_dataset=train.remove_columns("task"),
-        processing_class=tokenizer,
+        train_dataset=data_set(train),
+        processing_class=processing_class(model, tokenizer, train),
         peft_config=None if recipe.lora is None else LoraConfig(task_type="CAUSAL_LM", **recipe.lora),
     )
     # The losses count tokens of the whole batch; transformers believes that vision-language models cannot.
