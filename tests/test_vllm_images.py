@@ -39,4 +39,4 @@ def test_a_judge_in_vllm_sees_what_one_under_transformers_sees(smol_path: str):
     assert abs(red[0] - blue[0]) > 0.01, "another picture, another verdict"
     assert abs(red[0] - none[0]) > 0.01
     assert broken.startswith("image: ")
-    assert None not in said["scores"]
+    assert None not in said["scores"], said["verdicts"]

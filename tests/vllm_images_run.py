@@ -40,7 +40,7 @@ def main(smol_path: str) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of vLLM's import
             judge = JudgeConfig(
-                **settings, engine="vllm", dtype="float32", context_tokens=512,
+                **settings, engine="vllm", dtype="float32", context_tokens=1024,
                 engine_kwargs={"enforce_eager": True, "block_size": 32},
             ).build()  # fmt: skip
         for name, engine in (("vllm", judge.engine), ("transformers", TransformersEngine(folder, device="cpu"))):
@@ -51,6 +51,7 @@ def main(smol_path: str) -> None:
             ]
         (judgement,) = judge.judge([group])
         said["scores"] = judgement.scores_G
+        said["verdicts"] = [str(item.verdict.outcome)[:200] for item in judgement.played]
         judge.close()
     print("SAID " + json.dumps(said))
 
