@@ -63,7 +63,7 @@ def test_the_images_example_judges_what_is_shown(tmp_path: Path, monkeypatch: py
     assert shown == [1, 1, 2, 2, 3, 3, *[0] * 6]
     clip, molecules = (engine.requests[number].messages[-1].text for number in (4, -1))
     assert "At 1 s:\n(image 2)\nAt 2 s:\n(image 3)\nWhat does the ball do?" in clip
-    assert r"F/C=C\F" in molecules or "N[C@@H](C)CO" in molecules
+    assert r"F/C=C\F" in molecules or "[Na+].[Cl-]" in molecules
 
 
 @pytest.mark.usefixtures("smol_path")
