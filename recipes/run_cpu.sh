@@ -32,10 +32,10 @@ fi
 ADAPTER=${ADAPTER:-$ADAPTER_DEFAULT}
 
 measure() { # NAME, settings
-    name=$1
+    measured=$RUNS/$1
     shift
-    [ -f "$RUNS/$name/report.json" ] ||
-        "$PYTHON" recipes/evaluate_judge.py recipes/configs/eval_cpu.yaml $EVAL "$@" --out "$RUNS/$name"
+    [ -f "$measured/report.json" ] ||
+        "$PYTHON" recipes/evaluate_judge.py recipes/configs/eval_cpu.yaml $EVAL "$@" --out "$measured"
 }
 
 accuracy() { # mean accuracy of a report's tasks
