@@ -89,6 +89,7 @@ def test_the_arrivals_benchmark_prints_three_ways_for_each_schedule() -> None:
 
 def test_the_images_benchmark_shows_that_a_shared_image_is_processed_once() -> None:
     printed = printed_by("images.py", "--comparisons", "6", "--megapixels", "2")
-    ratio = float(re.findall(r"ratio of the times ([.\d]+)", printed)[0])
-    assert ratio < 0.6, printed  # six times the work against one, whatever else the machine does
+    ratios = [float(ratio) for ratio in re.findall(r"ratio of the times ([.\d]+)", printed)]
+    assert len(ratios) == 2
+    assert max(ratios) < 0.6, printed  # six times the work against little more than one, whatever else the machine does
     assert "not shared" in printed
