@@ -1,6 +1,6 @@
 """What it saves to load, process and encode an image once that every comparison of a group shows.
 
-    python benchmarks/images.py                    # two minutes on two cores
+    python benchmarks/images.py                    # minutes on two cores
     python benchmarks/images.py --comparisons 4    # a look
 
 A group of eight judged in all pairs shows its prompt's image 28 times.

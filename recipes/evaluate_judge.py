@@ -342,9 +342,9 @@ def evaluate(recipe: EvaluationRecipe, engine: Engine | None = None) -> dict[str
     split: Split = "dev" if recipe.split == "dev" else "test"
     tasks = {name: TaskConfig(**values) for name, values in recipe.tasks.items()}
     check_tasks(tasks)
-    make_known(str(recipe.judge.get("model", "")))
     configs = {name: JudgeConfig(**{**recipe.judge, **task.judge}) for name, task in tasks.items()}
     base = JudgeConfig(**recipe.judge)
+    make_known(base.model)
     shared = engine if engine is not None else base.build_engine()
     report: dict[str, Any] = {"judge": shared.identity, "split": split, "tasks": {}}
     try:

@@ -1,7 +1,7 @@
 """A judge that sees, from packages alone: LLaVA's architecture over SmolLM2-135M and an ImageNet encoder.
 
     python recipes/seeing_model.py --out runs/seeing-model                     # 49 tokens an image
-    python recipes/seeing_model.py --out runs/seeing-model --grid 3            # 9: a third of the time to train
+    python recipes/seeing_model.py --out runs/seeing-model --grid 3            # 9 tokens
     python recipes/seeing_model.py --merge runs/seeing-sft --base runs/seeing-model --out runs/seeing-judge
 
 ====================  ================================================================================================

@@ -301,14 +301,24 @@ def test_a_processor_without_an_image_token_is_refused():
 # -- batches ----------------------------------------------------------------------------------------------------------------
 
 
+def test_reads_of_many_different_images_are_still_one_batch():
+    seen = [Seen([7] * 4, {}, {}, 8) for _ in range(10)]
+    prompts = {number: Prompt([1] * (20 - number), (seen[number // 2],)) for number in range(20)}
+    prompts |= {20 + number: Prompt([1] * 9, (seen[9],)) for number in range(4)}
+    dealt = [sorted(batch) for batch in batches(prompts, 1, 32, 10_000, apart=True)]
+    assert sorted(map(len, dealt)) == [6, 18], "two orders of a pair are not worth a batch; a group's comparisons are"
+
+
 def test_pixel_values_bound_a_batch_and_the_oldest_are_forgotten(
     made_llava: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ):
     big = Seen([7] * 4, {}, {}, 100 * 2**20)
     prompts = {number: Prompt([1] * 10, (big,)) for number in range(5)} | {9: Prompt([1] * 10)}
     dealt = list(batches(prompts, 1, 32, 10_000))
-    assert [len(batch) for batch in dealt] == [2, 2, 1, 1], "one that shows other images, or none, is in another batch"
+    assert [len(batch) for batch in dealt] == [2, 2, 2]
     assert sorted(number for batch in dealt for number in batch) == [0, 1, 2, 3, 4, 9]
+    apart = list(batches(prompts, 1, 32, 10_000, apart=True))
+    assert sorted(map(sorted, apart)) == [[0, 1], [2, 3], [4], [9]]
     monkeypatch.setattr("mrjudge_reward.engines.vision.IMAGE_BYTES", 1)
     reader = ImageReader(made_llava[1])
     for colour in ("red", "blue", "red"):

@@ -1,4 +1,4 @@
-"""Requests as tokens, and which of them go through a model together: by images and length, padded on the left."""
+"""Requests as tokens, and which of them go through a model together: by length, padded on the left."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from ..errors import require
 
 IMAGE_BYTES = 256 * 2**20
 """Pixel values that are kept, and the most that go into a batch of several requests."""
+
+WORTH_A_BATCH = 4
+"""Reads of the same images that have batches of their own, so that the images are computed once for all (``reading``)."""
 
 
 @dataclass(frozen=True)
@@ -47,28 +50,39 @@ class Prompt:
         return sum(image.size for image in self.seen)
 
 
-def batches(prompts: Mapping[int, Prompt], new_tokens: int, most: int, most_tokens: int) -> Iterator[list[int]]:
-    """Deal prompts into batches, the longest first; those that show the same images are together, without others.
+def batches(
+    prompts: Mapping[int, Prompt], new_tokens: int, most: int, most_tokens: int, apart: bool = False
+) -> Iterator[list[int]]:
+    """Deal prompts into batches, the longest first.
 
     Args:
         prompts: by number.
         new_tokens: written for each.
         most: prompts of a batch.
         most_tokens: of a batch, padding and what is written included.
+        apart: prompts that show the same images, at least ``WORTH_A_BATCH`` of them, are in batches without others.
 
     Yields:
         The numbers of a batch; one that is too large by itself is alone.
     """
     shown: dict[tuple[int, ...], list[int]] = {}
-    for index in sorted(prompts, key=lambda i: -len(prompts[i])):
-        shown.setdefault(tuple(map(id, prompts[index].seen)), []).append(index)
-    for indices in shown.values():
-        image_bytes = max(1, prompts[indices[0]].image_bytes)
-        while indices:
-            longest = len(prompts[indices[0]]) + new_tokens
-            size = max(1, min(most, most_tokens // longest, IMAGE_BYTES // image_bytes))
-            yield indices[:size]
-            indices = indices[size:]
+    for index in sorted(prompts, key=lambda i: -len(prompts[i])):  # the first of a batch is its longest
+        shown.setdefault(tuple(map(id, prompts[index].seen)) if apart else (), []).append(index)
+    rest = [index for images, alike in shown.items() if not images or len(alike) < WORTH_A_BATCH for index in alike]
+    pools = [alike for images, alike in shown.items() if images and len(alike) >= WORTH_A_BATCH]
+    for pool in (*pools, sorted(rest, key=lambda i: -len(prompts[i]))):
+        batch: list[int] = []
+        image_bytes = 0
+        for index in pool:
+            longest = len(prompts[batch[0]]) if batch else len(prompts[index])
+            image_bytes += prompts[index].image_bytes
+            full = len(batch) == most or (len(batch) + 1) * (longest + new_tokens) > most_tokens
+            if batch and (full or image_bytes > IMAGE_BYTES):
+                yield batch
+                batch, image_bytes = [], prompts[index].image_bytes
+            batch.append(index)
+        if batch:
+            yield batch
 
 
 def padded(prompts: Sequence[Prompt], pad: int, device: Any) -> tuple[Any, Any]:

@@ -13,6 +13,11 @@ from typing import Any, TypeAlias
 from ..errors import require
 from .batches import Prompt
 
+GREEDY: dict[str, Any] = {
+    "do_sample": False, "temperature": None, "top_p": None, "top_k": None, "repetition_penalty": 1.0,
+}  # fmt: skip
+"""How ``generate`` takes the likeliest token, whatever the model's own generation config says."""
+
 WORTHWHILE = 16
 """Tokens of a beginning that are worth a forward pass of their own."""
 
@@ -60,9 +65,8 @@ def next_logits(model: Any, prompts: Sequence[Prompt], padded: Padded, shown: Sh
         ).logits[:, -1]
     # Each family counts positions around images in its own way, and ``generate`` knows it.
     return model.generate(
-        input_ids=ids, attention_mask=mask, **shown(prompts, ids), max_new_tokens=1, do_sample=False, temperature=None,
-        top_p=None, top_k=None, repetition_penalty=1.0, return_dict_in_generate=True, output_logits=True,
-        pad_token_id=pad,
+        input_ids=ids, attention_mask=mask, **shown(prompts, ids), max_new_tokens=1, pad_token_id=pad,
+        return_dict_in_generate=True, output_logits=True, **GREEDY,
     ).logits[0]  # fmt: skip
 
 

@@ -26,12 +26,8 @@ from ..types import Failure, Reply, Request, Sampling, Usage
 from .batches import Prompt, batches, padded
 from .chat_template import ChatTemplate
 from .local_model import first_label_tokens, folder_version, sharded_by_trainer
-from .reading import next_logits
+from .reading import GREEDY, next_logits
 from .vision import ImageReader, load_processor, pictures_of, vision_model
-
-_GREEDY: dict[str, Any] = {
-    "do_sample": False, "temperature": None, "top_p": None, "top_k": None, "repetition_penalty": 1.0,
-}  # fmt: skip
 
 
 @contextmanager
@@ -183,7 +179,7 @@ class TransformersEngine:
         replies: list[Reply | Failure | None] = [None] * len(requests)
         labels = {i: first_label_tokens(self._encode, request) for i, request in enumerate(requests)}
         prompts = self._prompts(requests, range(len(requests)), replies, 1)
-        for batch in self._batches(prompts, 1):
+        for batch in self._batches(prompts, 1, apart=True):
             self._read([prompts[i] for i in batch], batch, replies, labels)
         return [reply if reply is not None else Failure("no reply") for reply in replies]
 
@@ -221,8 +217,8 @@ class TransformersEngine:
         except Exception as error:  # noqa: BLE001  one bad request must not take the batch with it
             return Failure("chat template", f"{type(error).__name__}: {error}", transient=False)
 
-    def _batches(self, prompts: dict[int, Prompt], new_tokens: int) -> Iterator[list[int]]:
-        return batches(prompts, new_tokens, self.batch_size, self.batch_tokens)
+    def _batches(self, prompts: dict[int, Prompt], new_tokens: int, apart: bool = False) -> Iterator[list[int]]:
+        return batches(prompts, new_tokens, self.batch_size, self.batch_tokens, apart)
 
     def _padded(self, prompts: Sequence[Prompt]) -> tuple[Any, Any]:
         return padded(prompts, self._pad, self._device)
@@ -250,7 +246,7 @@ class TransformersEngine:
         torch = require("torch", extra="transformers")
         ids, mask = self._padded(prompts)
         # Whatever the model's own generation config says: a judge is asked with what the request says.
-        how = dict(_GREEDY)
+        how = dict(GREEDY)
         if sampling.temperature > 0:
             how |= {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
         if stop:
