@@ -201,6 +201,17 @@ def differences(before: Columns, after: Columns, resamples: int, seed: int) -> d
 # -- policies -----------------------------------------------------------------------------------------------------------
 
 
+def sampled(
+    recipe: PolicyEvaluation, prompts: Sequence[Prompt], policy: tuple[Any, Any], base: tuple[Any, Any]
+) -> tuple[list[list[Completion]], list[list[float]]]:
+    """What a policy writes, a completion per prompt for each seed, and the base model's loss of each."""
+    written_S = [
+        complete(*policy, prompts, recipe.max_new_tokens, seed, temperature=recipe.temperature, top_k=0, top_p=1.0)
+        for seed in recipe.seeds
+    ]
+    return written_S, [losses(*base, prompts, written) for written in written_S]
+
+
 def compare_policies(
     recipe: PolicyEvaluation, prompts: Sequence[Prompt], score: Callable[[str], float], base: tuple[Any, Any]
 ) -> dict[str, Any]:
@@ -212,11 +223,7 @@ def compare_policies(
         if name == "after" and adapter is None:
             continue
         policy = base if adapter is None else load_policy(recipe.model, adapter)
-        written_S = [
-            complete(*policy, prompts, recipe.max_new_tokens, seed, temperature=recipe.temperature, top_k=0, top_p=1.0)
-            for seed in recipe.seeds
-        ]
-        losses_S = [losses(*base, prompts, written) for written in written_S]
+        written_S, losses_S = sampled(recipe, prompts, policy, base)
         found[name] = measured(written_S, losses_S, score)
         row = summary(found[name], written_S, recipe.resamples, recipe.seed)
         report["policies"][name] = {"adapter": adapter, **row}

@@ -28,11 +28,20 @@ from pydantic import Field
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from evaluate_judge import written
-from evaluate_policy import Columns, PolicyEvaluation, differences, distinct, markdown_table, measured, yardstick
+from evaluate_policy import (
+    Columns,
+    PolicyEvaluation,
+    differences,
+    markdown_table,
+    measured,
+    sampled,
+    summary,
+    yardstick,
+)
 from journal import write_text
 from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.settings import Settings
-from policies import Prompt, complete, load_policy, losses, prompts_of
+from policies import Prompt, load_policy, prompts_of
 from recipe_config import read_config
 from train_policy import PolicyRecipe
 
@@ -87,23 +96,20 @@ def trained(config: Path, overrides: Sequence[str], folder: Path, seed: int) -> 
 def measured_policy(
     folder: Path, adapter: str | None, recipe: PolicyEvaluation, prompts: Sequence[Prompt], base: tuple[Any, Any]
 ) -> dict[str, Any]:
-    """What a policy writes and its measures (``columns``), from the folder if it was measured with these settings."""
+    """Texts and measures (``columns``, ``summary``) of a policy, from its folder if it was measured with these settings."""
     file = folder / "measured.json"
     how = recipe.model_dump(
-        include={"model", "prompts", "split", "count", "seeds", "max_new_tokens", "temperature", "seed"}
+        include={"model", "prompts", "split", "count", "seeds", "max_new_tokens", "temperature", "resamples", "seed"}
     )
     if file.is_file() and (found := json.loads(file.read_text(encoding="utf-8")))["how"] == how:
         return dict(found)
     policy = base if adapter is None else load_policy(recipe.model, adapter)
-    written_S = [
-        complete(*policy, prompts, recipe.max_new_tokens, seed, temperature=recipe.temperature, top_k=0, top_p=1.0)
-        for seed in recipe.seeds
-    ]
-    losses_S = [losses(*base, prompts, texts) for texts in written_S]
+    written_S, losses_S = sampled(recipe, prompts, policy, base)
+    columns = measured(written_S, losses_S, yardstick())
     found = {
         "how": how,
-        "columns": measured(written_S, losses_S, yardstick()),
-        "distinct 2": [distinct([one.text for one in texts], 2) for texts in written_S],
+        "columns": columns,
+        "summary": summary(columns, written_S, recipe.resamples, recipe.seed),
         "texts": [[one.text for one in texts] for texts in written_S],
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,11 +124,11 @@ def per_step(log: Path) -> dict[str, float]:
         return {}
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     found = {
-        name: [row["metrics"][key] for row in rows for key in row["metrics"] if key == f"judge/{name}"]
-        for name in PER_STEP
+        "calls": [row["metrics"]["judge/calls"] for row in rows],
+        "tokens": [row["metrics"]["judge/tokens"] for row in rows],
+        "judge_s": [row["judge_s"] for row in rows],
+        "step_s": [row["generate_s"] + row["judge_s"] + row["update_s"] for row in rows],
     }
-    found["judge_s"] = [row["judge_s"] for row in rows]
-    found["step_s"] = [row["generate_s"] + row["judge_s"] + row["update_s"] for row in rows]
     return {name: fmean(values) for name, values in found.items() if values}
 
 
@@ -152,36 +158,23 @@ def row_of(
     changed = differences(
         _joined([start] * len(policies)), _joined([one["columns"] for one in policies]), recipe.resamples, recipe.seed
     )
-    values = [[v for row in one["columns"]["yardstick"] for v in row] for one in policies]
-    before = fmean(v for row in start["yardstick"] for v in row)
-    known = [value for one in policies for value in one["distinct 2"] if value is not None]
+    own, before = [one["summary"] for one in policies], base["summary"]["yardstick"][0]
+    known = [row["distinct 2"] for row in own if row["distinct 2"] is not None]
     return {
         "seeds": len(policies),
-        "yardstick": fmean(fmean(value) for value in values),
+        "yardstick": fmean(row["yardstick"][0] for row in own),
         "gain": changed["yardstick"],
-        "gains of seeds": [round(fmean(value) - before, 3) for value in values],
+        "gains of seeds": [round(row["yardstick"][0] - before, 3) for row in own],
         "length": changed["length"],
         "distinct 2": fmean(known) if known else None,
         "loss": changed.get("loss"),
-        **{name: fmean(log[name] for log in logs) for name in PER_STEP if all(name in log for log in logs) and logs},
-    }
-
-
-def base_row(base: Mapping[str, Any]) -> dict[str, Any]:
-    """The model before training; length and loss are its own, not differences."""
-    columns: Columns = base["columns"]
-    totals = {name: sum(map(sum, columns[name])) for name in ("loss", "length")}
-    return {
-        "yardstick": fmean(v for row in columns["yardstick"] for v in row),
-        "length": fmean(v for row in columns["length"] for v in row),
-        "distinct 2": fmean(base["distinct 2"]),
-        "loss": totals["loss"] / totals["length"],
+        **{name: fmean(log[name] for log in logs) for name in PER_STEP if all(name in log for log in logs)},
     }
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The table; length and loss of a trained policy are differences to the base."""
-    rows = [[name, *(_cell(row.get(column)) for column in HEAD[1:])] for name, row in report["rows"].items()]
+    """The table; length and loss of a trained policy are differences to the base, whose own stand in its row."""
+    rows = [[name, *(_cell(column, row.get(column)) for column in HEAD[1:])] for name, row in report["rows"].items()]
     return "\n".join(
         [
             f"{report['prompts']} prompts, {len(report['sampling seeds'])} completions each",
@@ -191,8 +184,8 @@ def markdown(report: Mapping[str, Any]) -> str:
     )
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, list):
+def _cell(column: str, value: Any) -> str:
+    if column == "gains of seeds" and value is not None:
         return ", ".join(f"{one:+.3f}" for one in value)
     return f"{value:.1f}" if isinstance(value, float) and value > 10 else written(value)
 
@@ -213,7 +206,7 @@ def study(recipe: PolicyStudy, beside: Path, out: Path, only: Sequence[str]) -> 
     prompts = Random(evaluation.seed).sample(found, evaluation.count)
     model = load_policy(evaluation.model)
     base = measured_policy(out / BASE, None, evaluation, prompts, model)
-    rows: dict[str, Any] = {BASE: base_row(base)}
+    rows: dict[str, Any] = {BASE: base["summary"]}
     for name in only or recipe.runs:
         folders = [out / f"{name}-seed{seed}" for seed in recipe.seeds]
         policies = []
@@ -221,7 +214,7 @@ def study(recipe: PolicyStudy, beside: Path, out: Path, only: Sequence[str]) -> 
             trained(beside / recipe.train, recipe.runs[name], folder, seed)
             policies.append(measured_policy(folder, str(folder), evaluation, prompts, model))
         rows[name] = row_of(policies, base, [per_step(folder / "log.jsonl") for folder in folders], evaluation)
-        print(f"{name}: " + ", ".join(f"{key} {_cell(value)}" for key, value in rows[name].items()), flush=True)
+        print(f"{name}: " + ", ".join(f"{key} {_cell(key, value)}" for key, value in rows[name].items()), flush=True)
     return {"prompts": len(prompts), "sampling seeds": evaluation.seeds, "rows": rows, "recipe": recipe.model_dump()}
 
 

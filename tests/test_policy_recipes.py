@@ -393,7 +393,7 @@ def test_a_study_trains_what_is_missing_and_compares_each_judge_with_the_base(
     assert list(rows) == ["base", "graded", "random"]
     for name in ("graded", "random"):
         assert rows[name]["seeds"] == 2
-        assert rows[name]["gain"][0] == pytest.approx(rows[name]["yardstick"] - rows["base"]["yardstick"])
+        assert rows[name]["gain"][0] == pytest.approx(rows[name]["yardstick"] - rows["base"]["yardstick"][0])
         assert rows[name]["gain"][0] == pytest.approx(sum(rows[name]["gains of seeds"]) / 2, abs=1e-3)
         assert rows[name]["loss"][0] != 0, "a trained policy writes something else"
     assert rows["graded"]["calls"] == 4
