@@ -9,7 +9,8 @@
 2. The judge ranks them. Of all twos whose scores differ by ``margin`` or more the ``tries`` with the largest difference are
    shown to it in both orders (what the ranking asked already is not asked again), and a pair stays if the better one wins in
    **both orders** (Flex-Judge, arXiv 2505.18601). A failed or even verdict is no win. A judge that grades alone knows no
-   order: there the scores decide.
+   order: there the scores decide. With ``both_orders=false`` they decide for every judge; the two ways can be had of one
+   folder, one after the other.
 3. Each prompt gives at most ``per_prompt`` pairs, the largest margins first. Then **length is balanced**: as long as the
    chosen answers are together longer than the rejected (in characters), the pair whose chosen one is longer by most gives
    way to a spare pair of its prompt whose chosen one is not longer, or is left out where there is none.
@@ -76,6 +77,7 @@ class PairsRecipe(Settings):
         judge: fields of ``JudgeConfig``.
         margin: least difference of scores.
         tries: most twos of a prompt that are shown in both orders.
+        both_orders: whether a pair must win in both orders.
         per_prompt: most pairs of a prompt.
         balance: whether length is balanced.
         chunk: prompts that are written and judged together, and lost together when interrupted.
@@ -93,6 +95,7 @@ class PairsRecipe(Settings):
     judge: dict[str, Any] = Field(default_factory=dict)
     margin: NonNegativeFloat = 0.0
     tries: PositiveInt = 6
+    both_orders: bool = True
     per_prompt: PositiveInt = 1
     balance: bool = True
     chunk: PositiveInt = 16
@@ -198,11 +201,11 @@ def twos_of(judgement: Judgement, margin: float, tries: int) -> list[tuple[int, 
 
 
 def judged(judge: Judge, groups: Sequence[Group], margin: float, tries: int) -> list[dict[str, Any]]:
-    """Per group the pairs that hold in both orders, in one ranking and one batch of comparisons.
+    """Per group the twos looked at, and which of them hold in both orders, in one ranking and one batch of comparisons.
 
     Returns:
-        For each group ``pairs`` (``chosen`` and ``rejected`` as numbers of candidates, ``margin``, ``verdicts`` of both
-        orders), ``twos`` looked at, and whether nothing at all was found out (``again``).
+        For each group ``pairs`` (``chosen`` and ``rejected`` as numbers of candidates, their scores, and whether the two
+        ``holds`` in both orders), and whether nothing at all was found out (``again``).
     """
     judgements = judge.judge(groups)
     twos = [twos_of(judgement, margin, tries) for judgement in judgements]
@@ -219,19 +222,20 @@ def judged(judge: Judge, groups: Sequence[Group], margin: float, tries: int) -> 
     outcomes |= {place: verdict.outcome for place, verdict in zip(unasked, verdicts, strict=True)}
     found: list[dict[str, Any]] = []
     for number, (judgement, pairs) in enumerate(zip(judgements, twos, strict=True)):
-        kept = []
+        looked = []
         for better, worse in pairs:
-            if not alone:
-                forward, backward = outcomes[(number, (better, worse))], outcomes[(number, (worse, better))]
-                if not (wins(forward) and wins(swapped(backward))):
-                    continue
+            holds = alone or (
+                wins(outcomes[(number, (better, worse))]) and wins(swapped(outcomes[(number, (worse, better))]))
+            )
             high, low = judgement.scores_G[better], judgement.scores_G[worse]
             assert high is not None
             assert low is not None
-            kept.append({"chosen": better, "rejected": worse, "score_chosen": high, "score_rejected": low})
+            looked.append(
+                {"chosen": better, "rejected": worse, "score_chosen": high, "score_rejected": low, "holds": holds}
+            )
         real = {text for text in judgement.group.candidates if not is_degenerate(text)}
         nothing = len(real) > 1 and all(score is None for score in judgement.scores_G)
-        found.append({"pairs": kept, "twos": len(pairs), "again": nothing})
+        found.append({"pairs": looked, "again": nothing})
     return found
 
 
@@ -316,13 +320,14 @@ def finish(recipe: PairsRecipe, rows: Sequence[Row], journal: Journal, judge: st
             continue
         counts["prompts"] += 1
         counts["prompts the judge found out nothing about"] += entry["again"]
-        counts["twos shown in both orders"] += entry["twos"]
-        counts["twos that hold in both orders"] += len(entry["pairs"])
+        counts["twos shown in both orders"] += len(entry["pairs"])
+        counts["twos that hold in both orders"] += sum(pair["holds"] for pair in entry["pairs"])
         texts_P.append(
             [
                 {name: entry["candidates"][pair[name]] for name in ("chosen", "rejected")}
                 | {"line": written_pair(row, entry, pair, judge, writer)}
                 for pair in entry["pairs"]
+                if pair["holds"] or not recipe.both_orders
             ]
         )
     pairs = drawn(texts_P, recipe.per_prompt, recipe.balance)
@@ -361,7 +366,7 @@ def build(recipe: PairsRecipe, out: Path, judge: Judge | None = None) -> dict[st
     rows = rows_of(recipe)
     content = hashlib.blake2b(repr(rows).encode(errors="surrogatepass"), digest_size=16).hexdigest()
     rows = rows[: recipe.count]
-    decides = recipe.model_dump(exclude={"per_prompt", "balance", "count"})  # the rest is applied to the finished rows
+    decides = recipe.model_dump(exclude={"both_orders", "per_prompt", "balance", "count"})  # the rest is applied to the finished rows
     with closing(Journal(out, decides | {"content": content})) as journal:
         for row in rows:
             if row.fault:

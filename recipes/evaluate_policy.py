@@ -3,6 +3,7 @@
     python recipes/evaluate_policy.py recipes/configs/policy_eval_cpu.yaml --out runs/policy-eval
     python recipes/evaluate_policy.py CONFIG --set after=runs/policy-dpo --out FOLDER
     python recipes/evaluate_policy.py CONFIG --set best_of='[]' --out FOLDER          # policies alone
+    python recipes/evaluate_policy.py CONFIG --set pairs='[runs/dpo-pairs/pairs.jsonl]' --out FOLDER
 
 Writes ``report.json`` and ``report.md``. The yardstick is VADER (Hutto & Gilbert, ICWSM 2014; the package
 ``vaderSentiment``): a lexicon and rules, no model, whose ``compound`` goes from -1 to 1. It reads the completion without its
@@ -27,6 +28,9 @@ possible gain its choices make: (chosen - mean of the N) / (the yardstick's own 
 before dividing; 0 is a random choice, 1 the yardstick's own. Where a judge found out nothing, a random choice stands in (its
 expectation), and ``unknown`` counts these. Controls: the embedded model without its adapter, which grades texts alone, and a
 judge that answers at random.
+
+**Pairs** (of ``build_dpo_pairs.py``): the share whose chosen answer the yardstick puts above the rejected one, of those that
+it tells apart; how many it cannot tell apart stands beside.
 """
 
 from __future__ import annotations
@@ -54,7 +58,7 @@ from mrjudge_reward.integrations.rollout_reranker import Reranker, combined
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.settings import Settings
 from mrjudge_reward.types import Group, final_answer
-from policies import Completion, Prompt, complete, load_policy, losses, prompts_of
+from policies import Completion, Prompt, complete, load_policy, losses, prompts_of, written_prompt
 from random_judge import random_judge
 from recipe_config import read_config
 
@@ -75,6 +79,7 @@ class PolicyEvaluation(Settings):
         votes: numbers of votes.
         best_of_count: prompts for best of N.
         controls: also choose by the untrained embedded model and at random.
+        pairs: files of pairs whose agreement with the yardstick is measured.
         resamples: of the bootstrap.
         seed: of the bootstrap and of the completions to choose from.
     """
@@ -93,6 +98,7 @@ class PolicyEvaluation(Settings):
     votes: list[PositiveInt] = Field(default_factory=lambda: [1, 3, 5], min_length=1)
     best_of_count: PositiveInt = 32
     controls: bool = True
+    pairs: list[str] = Field(default_factory=list)
     resamples: PositiveInt = 2000
     seed: int = 0
 
@@ -323,6 +329,37 @@ def best_of_n(
     return report
 
 
+# -- pairs --------------------------------------------------------------------------------------------------------------
+
+
+def agreement(path: str, score: Callable[[str], float], resamples: int, seed: int) -> dict[str, Any]:
+    """How often the yardstick prefers what was chosen.
+
+    Args:
+        path: JSON lines with ``chosen`` and ``rejected``, texts or chats.
+        score: the yardstick.
+        resamples, seed: of the bootstrap over pairs.
+
+    Raises:
+        InputError: naming the line that holds no pair, or if there is none at all.
+    """
+    marks: list[float] = []
+    count = 0
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            chosen, rejected = (score(final_answer(written_prompt(row[name]))) for name in ("chosen", "rejected"))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}, line {number}: {error!r}; chosen and rejected are needed") from error
+        count += 1
+        if chosen != rejected:
+            marks.append(float(chosen > rejected))
+    if not count:
+        raise InputError(f"{path} holds no pair")
+    found = interval([[mark] for mark in marks], resamples, seed) if marks else None
+    return {"pairs": count, "told apart": len(marks), "agreement": found}
+
+
 # -- reports ------------------------------------------------------------------------------------------------------------
 
 
@@ -355,6 +392,12 @@ def markdown(report: Mapping[str, Any]) -> str:
             ],
         )
         lines.append("")
+    if (pairs := report.get("pairs")) is not None:
+        names = ["pairs", "told apart", "agreement"]
+        lines += markdown_table(
+            ["of", *names], [[path, *(written(row[name]) for name in names)] for path, row in pairs.items()]
+        )
+        lines.append("")
     return "\n".join(lines)
 
 
@@ -376,6 +419,8 @@ def evaluate(recipe: PolicyEvaluation) -> dict[str, Any]:
     if recipe.best_of:
         policy = base if recipe.before is None else load_policy(recipe.model, recipe.before)
         report["best of n"] = best_of_n(recipe, prompts[: recipe.best_of_count], score, policy)
+    if recipe.pairs:
+        report["pairs"] = {path: agreement(path, score, recipe.resamples, recipe.seed) for path in recipe.pairs}
     return report
 
 

@@ -24,7 +24,7 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """A file, there whole or as it was before."""
-    scratch = path.with_name(f"{path.name}.partial")
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.partial")  # others may write the same file
     with scratch.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

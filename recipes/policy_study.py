@@ -2,10 +2,12 @@
 
     python recipes/policy_study.py recipes/configs/policy_study.yaml --out runs/policies
     python recipes/policy_study.py recipes/configs/policy_study.yaml --out runs/policies --only adaptive random
+    python recipes/policy_study.py recipes/configs/policy_study.yaml --out runs/policies --set training.use_cpu=false
 
 Trains each run once per seed with ``train_policy.py``, lets every policy write to the same held-out prompts as the base
 model (``evaluate_policy.py``), and writes ``report.json`` and ``report.md``. What is done is not done again: interrupted,
-the same command goes on, a training from its last checkpoint.
+the same command goes on, a training from its last checkpoint. Several processes may each do some of the runs (``--only``)
+in one folder; a last one without it then writes the whole table.
 
 Differences to the base are paired by prompt and seed of the sampling; their 95 % intervals are over prompts, of the mean
 over training seeds (whose single gains stand beside). Calls and tokens are of the judge, per training step.
@@ -190,8 +192,17 @@ def _cell(column: str, value: Any) -> str:
     return f"{value:.1f}" if isinstance(value, float) and value > 10 else written(value)
 
 
-def study(recipe: PolicyStudy, beside: Path, out: Path, only: Sequence[str]) -> dict[str, Any]:
+def study(
+    recipe: PolicyStudy, beside: Path, out: Path, only: Sequence[str], overrides: Sequence[str] = ()
+) -> dict[str, Any]:
     """Train, measure, report.
+
+    Args:
+        recipe: what is trained and measured.
+        beside: folder in which its configs are looked for.
+        out: folder of the policies.
+        only: names of runs; empty for all.
+        overrides: of the training's config, in all runs; a run's own come after them.
 
     Raises:
         ConfigError: if ``only`` names a run that is not there.
@@ -211,7 +222,7 @@ def study(recipe: PolicyStudy, beside: Path, out: Path, only: Sequence[str]) -> 
         folders = [out / f"{name}-seed{seed}" for seed in recipe.seeds]
         policies = []
         for seed, folder in zip(recipe.seeds, folders, strict=True):
-            trained(beside / recipe.train, recipe.runs[name], folder, seed)
+            trained(beside / recipe.train, [*overrides, *recipe.runs[name]], folder, seed)
             policies.append(measured_policy(folder, str(folder), evaluation, prompts, model))
         rows[name] = row_of(policies, base, [per_step(folder / "log.jsonl") for folder in folders], evaluation)
         print(f"{name}: " + ", ".join(f"{key} {_cell(key, value)}" for key, value in rows[name].items()), flush=True)
@@ -224,9 +235,12 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("--out", required=True)
     parser.add_argument("--only", nargs="+", default=[], metavar="RUN")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides", help="of all trainings"
+    )
     args = parser.parse_args()
     out = Path(args.out)
-    report = study(PolicyStudy(**read_config(args.config)), Path(args.config).parent, out, args.only)
+    report = study(PolicyStudy(**read_config(args.config)), Path(args.config).parent, out, args.only, args.overrides)
     write_text(out / "report.json", json.dumps(report, indent=2, allow_nan=False))
     write_text(out / "report.md", markdown(report) + "\n")
     print(markdown(report))
