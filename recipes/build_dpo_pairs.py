@@ -366,7 +366,9 @@ def build(recipe: PairsRecipe, out: Path, judge: Judge | None = None) -> dict[st
     rows = rows_of(recipe)
     content = hashlib.blake2b(repr(rows).encode(errors="surrogatepass"), digest_size=16).hexdigest()
     rows = rows[: recipe.count]
-    decides = recipe.model_dump(exclude={"both_orders", "per_prompt", "balance", "count"})  # the rest is applied to the finished rows
+    decides = recipe.model_dump(
+        exclude={"both_orders", "per_prompt", "balance", "count"}
+    )  # the rest is applied to the finished rows
     with closing(Journal(out, decides | {"content": content})) as journal:
         for row in rows:
             if row.fault:

@@ -38,12 +38,16 @@ class Role(Settings):
     Args:
         engine: settings of ``EngineConfig``.
         temperature, top_p, max_tokens: of its sampling.
+        opened: whether its turn begins with the opening mark: for a model that can write, but keeps to no marks. What it
+            writes up to its end, or up to the closing mark, is taken. Needs an engine that continues a turn; not for the
+            reasoner, whose turn begins with its thoughts.
     """
 
     engine: dict[str, Any] = Field(default_factory=dict)
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.7
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_tokens: PositiveInt = 1024
+    opened: bool = False
 
     def __init__(self, **values: Any) -> None:
         super().__init__(**values)
@@ -125,6 +129,8 @@ class SynthesisRecipe(Settings):
             low, high = getattr(self, name)
             if not 0 < low <= 1 <= high:
                 raise ConfigError(f"{name} must go from a part of 1 to at least 1; got {[low, high]}")
+        if self.reasoner is not None and Role(**self.reasoner).opened:
+            raise ConfigError("the reasoner's turn begins with its thoughts, it cannot be opened")
         for name in ROLES:
             self.role(name)
         self.plan()
@@ -132,7 +138,8 @@ class SynthesisRecipe(Settings):
     def role(self, name: str) -> Role:
         """One of ``ROLES``."""
         own = getattr(self, name)
-        return Role(**(self.writer if own is None else own))
+        role = Role(**(self.writer if own is None else own))
+        return role.model_copy(update={"opened": False}) if name == "reasoner" else role
 
     def plan(self) -> Plan:
         """What the steps need."""

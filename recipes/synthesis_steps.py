@@ -21,7 +21,7 @@ from mrjudge_reward.prompts import TextGuard, conversation_text, neutralise, vis
 from mrjudge_reward.tasks import Exercise
 from mrjudge_reward.types import Engine, Failed, Failure, Message, Preference, Reply, Request, Sampling, TextPart
 from synthesis_filters import Limits, description_leaks, hint_leaks, negative_fault, rewritten
-from writer_prompts import Wording, chat, filled, load_wording, writer_guard, written
+from writer_prompts import WRITTEN_OPEN, Wording, between_marks, chat, filled, load_wording, writer_guard, written
 
 FAMILIES = {
     "hallucination": "it states as a fact something that neither the question nor what is shown supports: a thing, "
@@ -99,6 +99,7 @@ class Speaker:
         seed: of the run.
         retries: how often a request that failed for the moment is repeated at once.
         max_failed_fraction: of the requests of a call, above which the run stops.
+        opened: whether its turn begins with the opening mark.
     """
 
     role: str
@@ -108,6 +109,7 @@ class Speaker:
     seed: int
     retries: int
     max_failed_fraction: float
+    opened: bool = False
 
     def ask(self, named: Sequence[tuple[str, tuple[Message, ...]]]) -> list[Reply | Failure]:
         """Replies to chats, in one call; each chat comes with what its sampling seed is made of.
@@ -120,7 +122,10 @@ class Speaker:
         greedy = self.sampling.temperature == 0
         requests = [
             Request(
-                messages, sampling=self.sampling, seed=None if greedy else digest(self.seed, self.role, name) % 2**31
+                messages,
+                prefill=WRITTEN_OPEN if self.opened else "",
+                sampling=self.sampling,
+                seed=None if greedy else digest(self.seed, self.role, name) % 2**31,
             )
             for name, messages in named
         ]
@@ -139,7 +144,7 @@ class Speaker:
                 f"the {self.role} failed {len(failures)} of {len(replies)} requests, first {failures[0].reason} "
                 f"({failures[0].detail:.200}); what was finished is kept, and the same command goes on from there"
             )
-        return replies
+        return [between_marks(reply) for reply in replies] if self.opened else replies
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,9 @@ def _speakers(
             stack.callback(engine.close)
             built.append((config, engine))
         sampling = Sampling(role.temperature, role.top_p, role.max_tokens)
-        speakers[name] = Speaker(name, engine, sampling, cache, recipe.seed, recipe.retries, recipe.max_failed_fraction)
+        speakers[name] = Speaker(
+            name, engine, sampling, cache, recipe.seed, recipe.retries, recipe.max_failed_fraction, role.opened
+        )
     return speakers
 
 

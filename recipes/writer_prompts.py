@@ -88,6 +88,14 @@ def chat(
     return (Message("system", (TextPart(wording.sections["system"]),)), Message("user", user))
 
 
+def between_marks(reply: Reply | Failure) -> Reply | Failure:
+    """What a writer whose turn was opened would have said if it had opened and closed it itself."""
+    if isinstance(reply, Failure):
+        return reply
+    text, _, _ = reply.text.partition(WRITTEN_CLOSE)
+    return replace(reply, text=f"{WRITTEN_OPEN}{text}{WRITTEN_CLOSE}")
+
+
 def written(reply: Reply | Failure) -> str | Failed:
     """What a writer wrote between its marks."""
     if isinstance(reply, Failure):

@@ -91,6 +91,16 @@ def test_only_what_wins_in_both_orders_is_a_pair(pairs: Any, tmp_path: Path):
     assert report["twos that hold in both orders"] == 2
 
 
+def test_pairs_by_score_alone_can_be_had_of_the_same_folder_without_asking_again(pairs: Any, tmp_path: Path):
+    records = [{"prompt": "p", "candidates": ["1 a", "2 b", "9 c"]}]
+    held = build(pairs, tmp_path, records, judge_by(bias=3.0), per_prompt=9)
+    silent = judge_by(bias=3.0)
+    found = build(pairs, tmp_path, records, silent, per_prompt=9, both_orders=False)
+    assert {(one["chosen"], one["rejected"]) for one in found} == {("9 c", "1 a"), ("9 c", "2 b"), ("2 b", "1 a")}
+    assert silent.engine.batches == []  # type: ignore[attr-defined]
+    assert build(pairs, tmp_path, records, silent, per_prompt=9) == held
+
+
 def test_what_the_ranking_asked_is_not_asked_again_and_all_prompts_are_one_batch(pairs: Any, tmp_path: Path):
     judge = judge_by(schedule="all_pairs", both_orders=True)
     records = [{"prompt": f"p{n}", "candidates": ["1 a", "2 b", "3 c"]} for n in range(4)]

@@ -1,4 +1,6 @@
-"""What only a GPU can show: memory that comes back, and a judge beside a policy in bfloat16. Not yet run.
+"""What only a GPU can show: memory that comes back, and a judge beside a policy in bfloat16.
+
+Those that need no vLLM passed on one H200 (26 November 2026); the others were not yet run.
 
 ``pytest -m gpu`` needs one GPU that nobody else uses, 40 GB or more of it, and some ten minutes; ``-s`` prints the
 figures. Free memory is that of the whole device, so that it counts what a child process takes.

@@ -350,6 +350,24 @@ def test_policies_and_best_of_n_are_measured_and_written(
     assert "| best of 3 | random judge, 2 votes | " in text
 
 
+def test_the_yardstick_agrees_with_pairs_as_often_as_it_prefers_what_was_chosen(recipes: Any, tmp_path: Path):
+    def chat(text: str) -> list[dict[str, str]]:
+        return [{"role": "assistant", "content": text}]
+
+    rows = [("3", "1"), ("2", "5"), ("4", "4"), (chat("<think>0</think>7"), chat("6"))]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("\n".join(json.dumps({"chosen": a, "rejected": b}) for a, b in rows), "utf-8")
+    found = recipes.evaluate.agreement(str(file), float, 100, 0)
+    assert (found["pairs"], found["told apart"]) == (4, 3)
+    assert found["agreement"][0] == pytest.approx(2 / 3)
+    file.write_text(json.dumps({"chosen": "4", "rejected": "4"}), "utf-8")
+    assert recipes.evaluate.agreement(str(file), float, 100, 0) == {"pairs": 1, "told apart": 0, "agreement": None}
+    for bad, message in (('{"chosen": "1"}', "line 1: KeyError"), ("", "holds no pair")):
+        file.write_text(bad, "utf-8")
+        with pytest.raises(InputError, match=message):
+            recipes.evaluate.agreement(str(file), float, 100, 0)
+
+
 def test_too_few_prompts_and_nothing_to_choose_from_are_refused(recipes: Any, prompt_file: str):
     with pytest.raises(ConfigError, match="from 2 on"):
         recipes.evaluate.PolicyEvaluation(best_of=[1])
@@ -366,8 +384,8 @@ def test_a_study_trains_what_is_missing_and_compares_each_judge_with_the_base(
     for name in ("policy_cpu.yaml", "policy_eval_cpu.yaml"):
         shutil.copy(ROOT / "recipes" / "configs" / name, tmp_path)
     small = [
-        f"model={tiny}", f"prompts={prompt_file}", "training.max_steps=1", "training.per_device_train_batch_size=4",
-        "training.num_generations=2", "training.max_completion_length=3", "training.learning_rate=0.5",
+        f"model={tiny}", f"prompts={prompt_file}", "training.max_steps=1", "training.num_generations=2",
+        "training.max_completion_length=3", "training.learning_rate=0.5",
     ]  # fmt: skip
     config = tmp_path / "study.yaml"
     runs = {"graded": [*small, f"judge={graded(tiny)}"], "random": [*small, "judge=random"]}
@@ -382,7 +400,7 @@ def test_a_study_trains_what_is_missing_and_compares_each_judge_with_the_base(
         "max_new_tokens": 3,
     }
     (tmp_path / "eval.yaml").write_text(json.dumps(evaluation), "utf-8")
-    command = [str(config), "--out", str(tmp_path / "out")]
+    command = [str(config), "--out", str(tmp_path / "out"), "--set", "training.per_device_train_batch_size=4"]
     run(recipes.study, monkeypatch, *command, "--only", "random")
     assert "== random-seed4" in capfd.readouterr().out
     run(recipes.study, monkeypatch, *command)
@@ -391,6 +409,8 @@ def test_a_study_trains_what_is_missing_and_compares_each_judge_with_the_base(
     assert "== random" not in said, "nothing is trained twice"
     rows = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))["rows"]
     assert list(rows) == ["base", "graded", "random"]
+    trained = json.loads((tmp_path / "out" / "graded-seed3" / "recipe.json").read_text("utf-8"))
+    assert trained["training"]["per_device_train_batch_size"] == 4
     for name in ("graded", "random"):
         assert rows[name]["seeds"] == 2
         assert rows[name]["gain"][0] == pytest.approx(rows[name]["yardstick"] - rows["base"]["yardstick"][0])

@@ -149,6 +149,31 @@ def test_every_sample_becomes_an_item_whose_reference_is_best_and_a_trace_that_s
     assert engine.batches[1::3] == [8, 8, 4]
 
 
+def test_a_writer_that_keeps_to_no_marks_has_its_turn_opened_and_the_reasoner_not(module: Any, tmp_path: Path):
+    def bare(part: Script) -> Script:
+        """What a model says that neither opens nor always closes."""
+
+        def said(request: Request) -> str:
+            assert request.prefill == "<written>"
+            text = str(part(request)).removeprefix("<written>")
+            return text if request.seed and request.seed % 2 else f"{text.removesuffix('</written>')}"
+
+        return said
+
+    def reason(request: Request) -> Any:
+        assert request.prefill == ""
+        return played()(request)
+
+    script = played(writer=bare(played()), strip=bare(played()), reasoner=reason)
+    opened = {"engine": {"model": "scripted"}, "temperature": 0.8, "opened": True}
+    report, _, files = run(module, tmp_path, samples(6), script, writer=opened)
+    _, _, usual = run(module, tmp_path, samples(6), played(), out="usual")
+    assert report["traces"]["kept"] == 6
+    assert [item["candidates"] for item in files["items"]] == [item["candidates"] for item in usual["items"]]
+    with pytest.raises(ConfigError, match="begins with its thoughts"):
+        recipe_of(module, "x", reasoner=opened)
+
+
 def test_examples_are_what_the_warm_up_reads_and_items_what_tasks_read(module: Any, tmp_path: Path):
     from mrjudge_reward.tasks import exercises
 

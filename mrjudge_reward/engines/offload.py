@@ -1,7 +1,7 @@
 """A judge model whose weights live in host memory and visit the device to judge.
 
 For a judge that does not fit beside the policy while the policy trains. The weights never change, so they are copied to
-the device and dropped there, never copied back. The copy in host memory is pinned where CUDA is. Not yet run on a GPU.
+the device and dropped there, never copied back. The copy in host memory is pinned where CUDA is.
 """
 
 from __future__ import annotations
