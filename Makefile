@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch
 INSTALL := $(BIN)/pip install --quiet --no-compile -c constraints.txt
-# pip would compile 30,000 files in one process.
+# pip would compile 30,000 files in one process. Left to the first import, what a compiler warns of would fail a test.
 COMPILE := $(BIN)/python -m compileall -qq -j 0 -x /tests/ $(VENV)/lib || true
 
 .PHONY: setup demo test lint format bench clean chromium
@@ -53,10 +53,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy mrjudge_reward integrations recipes benchmarks
 
-# Two workers, whole files to each; then, in one process, what takes all cores for itself (see tests/conftest.py). A plain
-# `pytest` runs the same tests in one process.
+# Two workers, whole files to each, long ones first; then, in one process, what takes all cores for itself (see
+# tests/conftest.py). A plain `pytest` runs the same tests in one process.
 test: lint chromium
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'not alone' -n logical --maxprocesses 2 --dist loadfile
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'not alone' -n logical --maxprocesses 2 --dist loadfile --no-loadscope-reorder
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m alone
 
 format: setup

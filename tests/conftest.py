@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,12 +26,29 @@ ALONE = (
 into time-outs, so `make test` runs them by themselves (mark ``alone``)."""
 
 
+LONG = (
+    "test_recipe_configs.py", "test_run_cpu.py", "test_policy_recipes.py", "test_recipes.py", "test_train_sft.py",
+    "test_seeing.py", "test_train_rl.py", "test_trl_two_ranks.py", "test_trl_trainers.py", "test_readme.py",
+)  # fmt: skip
+"""Files that take a minute or more. They come first, so that no worker is left with one when the other has finished."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is to run alone."""
+    """Mark what is to run alone, and put long files first."""
     for item in items:
         if item.path.name in ALONE:
             item.add_marker(pytest.mark.alone)
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
+@pytest.fixture(scope="module")
+def vllm_hidden() -> Iterator[None]:
+    """Processes that are started meanwhile find neither vLLM nor wandb, which TRL imports where it finds them."""
+    paths = [str(Path(__file__).parent / "vllm_hidden"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(paths))
+        yield
 
 
 @pytest.fixture(scope="session")

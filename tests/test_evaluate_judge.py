@@ -16,6 +16,8 @@ from mrjudge_reward.engines.scripted import ScriptedEngine, shown_candidates
 from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.types import Failure, Request
 
+pytestmark = pytest.mark.usefixtures("vllm_hidden")
+
 ROOT = Path(__file__).parent.parent
 PAIRS = {"source": "film reviews", "judge": {"format": "choice"}, "eval_count": 40, "both_orders": True}
 

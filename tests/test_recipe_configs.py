@@ -22,6 +22,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.usefixtures("vllm_hidden")
+
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "recipes" / "configs"
 TRAINED = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem.startswith(("sft_", "rl_")))

@@ -16,6 +16,8 @@ import pytest
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.judge import Judge
 
+pytestmark = pytest.mark.usefixtures("vllm_hidden")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -23,6 +23,8 @@ from mrjudge_reward.types import Group, Preference, Reply, Request, as_messages
 
 from .captions_support import captioned, drawn
 
+pytestmark = pytest.mark.usefixtures("vllm_hidden")
+
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "recipes" / "configs"
 

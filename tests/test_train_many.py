@@ -30,6 +30,8 @@ from many_rows import Plan, Rows, batches, plan_of  # noqa: E402
 from many_runs import Run, one_step, reward, train  # noqa: E402
 from side_by_side import Base, logprobs  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("vllm_hidden")
+
 LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "down_proj"], "layers_to_transform": [1]}
 VOCABULARY = 64
 PAIR = Choice(labels=("A", "B"), template="glance")

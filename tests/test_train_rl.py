@@ -17,6 +17,8 @@ from mrjudge_reward.formats import SENTIMENT, Choice, Ranking
 from mrjudge_reward.items import from_choice, from_ratings
 from mrjudge_reward.tasks import Exercise
 
+pytestmark = pytest.mark.usefixtures("vllm_hidden")
+
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "recipes" / "configs" / "rl_cpu.yaml"
 PAIR = Choice(labels=("A", "B"))

@@ -15,6 +15,8 @@ import pytest
 from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.formats import Choice
 
+pytestmark = pytest.mark.usefixtures("vllm_hidden")
+
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "recipes" / "configs" / "sft_cpu.yaml"
 SMALL = [

@@ -15,6 +15,8 @@ import pytest
 from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.integrations.trl_reward import JudgeReward
 
+pytestmark = pytest.mark.usefixtures("vllm_hidden")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
