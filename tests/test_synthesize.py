@@ -680,6 +680,23 @@ def test_the_config_for_large_models_is_one_and_loads_two_of_them(module: Any):
     assert len({json.dumps(recipe.of_rows()[name]["engine"]) for name in module.ROLES}) == 2
 
 
+def test_the_config_for_a_cpu_is_one_and_the_samples_that_it_names_are_praise(module: Any):
+    values = module.read_config(str(ROOT / "recipes" / "configs" / "synthesize_cpu.yaml"))
+    assert values.pop("mode") == "synthesize"
+    recipe = module.SynthesisRecipe(**values)
+    assert recipe.role("writer").opened
+    assert not recipe.role("reasoner").opened
+    reviews = importlib.import_module("reviews")
+    rows = reviews.praise()
+    assert recipe.count is not None
+    assert len(rows) >= recipe.count
+    positive = {review.text for review in reviews.load_reviews() if review.rating >= 1.5}
+    for row in rows:
+        opening = row["prompt"].partition("begins: ")[2]
+        assert row["answer"].split()[:4] == opening.split()
+        assert row["answer"] in positive
+
+
 def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path):
     config = tmp_path / "c.yaml"
     config.write_text("source: none.jsonl\nwriter: {}\nmode: dream\n")
