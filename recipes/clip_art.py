@@ -3,8 +3,7 @@
 Titles are short and in several languages, so a caption is the title and up to three keywords: "Coccinelle, insect,
 animal." Left out are titles that name whoever drew the picture, keywords that say nothing, and folders of icons, flags,
 playing cards, road signs and patterns. The category is the first folder, except that whatever its keywords call food, a
-vehicle or a flag is in that category (also what lies among holidays), so that these can be held out here as among Tux Paint's
-stamps.
+vehicle or a flag is in that category (also what lies among holidays), so that these can be held out as among the stamps.
 """
 
 from __future__ import annotations
