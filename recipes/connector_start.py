@@ -111,7 +111,7 @@ def told_apart(shown_ND: torch.Tensor, captions_ND: torch.Tensor) -> torch.Tenso
     return (near.diag()[:, None] > near).sum(1) / (len(near) - 1)
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def measured(model: Any, processor: Any, rows: Sequence[Captioned]) -> torch.Tensor:
     """:func:`told_apart` of pictures that were not learned from, less what is common to them all.
 
@@ -135,7 +135,7 @@ def contrast(shown_BD: torch.Tensor, own_BD: torch.Tensor, chosen_B: torch.Tenso
     return (functional.cross_entropy(nearness, right) + functional.cross_entropy(nearness.T, right)) / 2
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def features_of(model: Any, processor: Any, rows: Sequence[Captioned], batch: int = 16) -> torch.Tensor:
     """What the tower makes of pictures. Shape (N, places, channels).
 

@@ -58,7 +58,7 @@ def judge_of(base: str, adapter: str | None) -> tuple[Any, Any]:
         raise InputError(f"{base} holds no model that sees: {error}") from error
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def seen_as(model: Any, processor: Any, pictures: Sequence[Any]) -> list[torch.Tensor]:
     """What stands for each picture in a prompt, each of shape (tokens, width)."""
     found: list[torch.Tensor] = []
@@ -70,7 +70,7 @@ def seen_as(model: Any, processor: Any, pictures: Sequence[Any]) -> list[torch.T
     return found
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def likelihoods(
     model: Any, processor: Any, question: str, asked: Sequence[tuple[torch.Tensor, str]]
 ) -> list[float]:  # fmt: skip
