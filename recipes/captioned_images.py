@@ -1,12 +1,16 @@
 """Captioned pictures out of Debian packages, for judges that see (``seeing_model.py``, task source ``captions``).
 
     python recipes/captioned_images.py --out runs/captioned-images
+    python recipes/captioned_images.py --clip-art --out runs/clip-art
     python recipes/captioned_images.py --out DIR --debs FOLDER      # where there is no apt: the .deb files lie there
 
 =============================  =======================================================================================
 ``tuxpaint-stamps-default``    photographs and drawings, each with a sentence about it (GPL-2: used, not passed on); the
                                category is the first folder: animals, food, symbols, ...
 ``iso-flags-png-320x240``      flags (public domain), captioned by the names of ``iso-codes`` (LGPL-2.1); category flags
+``openclipart-png``            with ``--clip-art``, alone and in a file of its own, so that no style of caption tells the
+                               sources apart: drawings (public domain), captioned by the titles and keywords that stand in
+                               ``openclipart-svg`` (``clip_art``)
 =============================  =======================================================================================
 
 The packages are fetched by ``apt-get download``, which installs nothing and needs no root, and kept in the user's cache.
@@ -25,7 +29,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,25 +38,13 @@ from filelock import FileLock
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from captions import Captioned, same
+from clip_art import Found, clip_art
 from mrjudge_reward.embedded import cache_dir
 from mrjudge_reward.errors import InputError, require
 from mrjudge_reward.images import load_picture, opened
 
 STAMPS, FLAGS, NAMES = "tuxpaint-stamps-default", "iso-flags-png-320x240", "iso-codes"
-
-
-@dataclass(frozen=True)
-class Found:
-    """A picture file with its caption, not yet looked at.
-
-    Attributes:
-        name: of the copy, without its ending.
-    """
-
-    file: Path
-    name: str
-    caption: str
-    category: str
+CLIP_ART, TITLES = "openclipart-png", "openclipart-svg"
 
 
 def debian_package(name: str, debs: str | None = None) -> Path:
@@ -158,13 +150,20 @@ def main() -> None:
     parser.add_argument("--debs", help="folder with the .deb files, instead of fetching them")
     parser.add_argument("--side", type=int, default=224, help="pixels of a side")
     parser.add_argument("--no-flags", action="store_true", help="the stamps alone")
+    parser.add_argument(
+        "--clip-art", action="store_true", help="drawings of Open Clip Art, instead of stamps and flags"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         share = Path(scratch) / "usr" / "share"
-        for package in (STAMPS,) if args.no_flags else (STAMPS, FLAGS, NAMES):
+        pictured = (CLIP_ART, TITLES) if args.clip_art else (STAMPS,) if args.no_flags else (STAMPS, FLAGS, NAMES)
+        for package in pictured:
             unpacked(debian_package(package, args.debs), Path(scratch))
-        found = list(stamps(share / "tuxpaint" / "stamps"))
-        if not args.no_flags:
+        if args.clip_art:
+            found = list(clip_art(share / "openclipart" / "svg", share / "openclipart" / "png"))
+        else:
+            found = list(stamps(share / "tuxpaint" / "stamps"))
+        if not args.clip_art and not args.no_flags:
             found += flags(share / FLAGS, share / "iso-codes" / "json" / "iso_3166-1.json")
         rows = write_captions(found, Path(args.out), args.side)
     counts = Counter(row.category for row in rows)

@@ -15,8 +15,8 @@ consistency     share of selections whose orders name the same candidate; a fail
 order           share of an item's pairs in the right order when its candidates are graded alone; a tie is wrong
 macro F1        over the labels, of ``choice`` and of ``score`` with two grades
 failed, ties    share of verdicts
-blanked,        of tasks whose prompts hold pictures: accuracy with each painted over, accuracy with another item's, and
-swapped, seen   accuracy less blanked; a judge for which that is not above 0 is said not to look (``image_ablation.py``)
+blanked,        of tasks whose prompts hold pictures: accuracy (or order) with each painted over, with another item's, and
+swapped, seen   itself less blanked; a judge for which that is not above 0 is said not to look (``image_ablation.py``)
 votes k         accuracy of the majority, and of the averaged verdict, of the first k of several samples
 ==============  =====================================================================================================
 """
@@ -96,9 +96,11 @@ def ask(judge: Judge, exercises: Sequence[Exercise], votes: int) -> list[Answere
     return [Answered(e, tuple(verdicts[i * votes : (i + 1) * votes])) for i, e in enumerate(exercises)]
 
 
-def accuracies(answered: Sequence[Answered]) -> list[float]:
-    """Of the first votes; a failed verdict is worth 0."""
-    return [one.exercise.accuracy(one.outcome) for one in answered]
+def marks(answered: Sequence[Answered]) -> list[list[float]]:
+    """How right first votes are, by item: accuracy, or the pairs in the right order where candidates are graded alone."""
+    if answered[0].exercise.format.max_slots == 1 and (in_order := pairs_in_order(answered)):
+        return in_order
+    return by_item(answered, lambda one: one.exercise.accuracy(one.outcome))
 
 
 # -- measures ---------------------------------------------------------------------------------------------------------
@@ -356,8 +358,8 @@ def evaluate(recipe: EvaluationRecipe, engine: Engine | None = None) -> dict[str
             if recipe.image_ablation and shows_images(asked):
                 row |= ablation(
                     asked,
-                    accuracies(answered),
-                    lambda others, judge=judge: accuracies(ask(judge, others, 1)),  # type: ignore[misc]
+                    marks(answered),
+                    lambda others, judge=judge: marks(ask(judge, others, 1)),  # type: ignore[misc]
                     lambda values: interval(values, recipe.resamples, recipe.seed),
                     recipe.seed,
                 )

@@ -12,6 +12,7 @@ seen         accuracy less that of blanked, exercise by exercise, with an interv
 Where the interval of ``seen`` reaches down to 0, nothing shows that the judge looks at the picture, and the report says
 that it does not: its accuracy on such a task is no accuracy in judging pictures (MM-JudgeBias, arXiv 2604.18164, finds many
 such judges).
+Of candidates that are graded alone, pairs in the right order are what is compared, not accuracy (``evaluate_judge.marks``).
 Pictures in candidates are left as they are.
 """
 
@@ -76,8 +77,8 @@ def swapped(exercises: Sequence[Exercise], seed: int) -> list[Exercise] | None:
 
 def ablation(
     exercises: Sequence[Exercise],
-    right: Sequence[float],
-    ask: Callable[[Sequence[Exercise]], Sequence[float]],
+    right: Sequence[Sequence[float]],
+    ask: Callable[[Sequence[Exercise]], Sequence[Sequence[float]]],
     share: Callable[[Sequence[Sequence[float]]], Interval],
     seed: int,
 ) -> dict[str, Interval]:
@@ -85,23 +86,18 @@ def ablation(
 
     Args:
         exercises: of a task whose prompts hold pictures.
-        right: accuracy of the judge on each.
-        ask: gives the judge's accuracy on exercises.
+        right: how right the judge is on each item.
+        ask: gives the same for exercises, with the items in the same order.
         share: makes a mean with its interval of values by item.
         seed: of what is swapped.
     """
-
-    def by_item(values: Sequence[float]) -> list[list[float]]:
-        found: dict[str, list[float]] = {}
-        for exercise, value in zip(exercises, values, strict=True):
-            found.setdefault(exercise.item.group.key, []).append(value)
-        return list(found.values())
-
     without = ask(blanked(exercises))
-    row = {"blanked": share(by_item(without))}
+    row = {"blanked": share(without)}
     if (others := swapped(exercises, seed)) is not None:
-        row["swapped"] = share(by_item(ask(others)))
-    row["seen"] = share(by_item([one - other for one, other in zip(right, without, strict=True)]))
+        row["swapped"] = share(ask(others))
+    row["seen"] = share(
+        [[a - b for a, b in zip(one, other, strict=True)] for one, other in zip(right, without, strict=True)]
+    )
     return row
 
 

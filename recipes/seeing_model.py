@@ -1,15 +1,16 @@
 """A judge that sees, from packages alone: LLaVA's architecture over SmolLM2-135M and an ImageNet encoder.
 
     python recipes/seeing_model.py --out runs/seeing-model                     # 49 tokens an image
-    python recipes/seeing_model.py --out runs/seeing-model --grid 3            # 9 tokens
+    python recipes/seeing_model.py --out runs/seeing-model --grid 1 --captions runs/captioned-images/captions.jsonl \\
+      --captions runs/clip-art/captions.jsonl --without food vehicles flags    # one token, and a connector that has begun
     python recipes/seeing_model.py --merge runs/seeing-sft --base runs/seeing-model --out runs/seeing-judge
 
 ====================  ================================================================================================
 text side             the embedded SmolLM2-135M-Instruct with its weights (``mrjudge_reward.embedded``), and one more token,
                       ``<image>``; or a larger SmolLM2 (``--text FOLDER``), or another model that reads ChatML
 vision side           EfficientNet-Lite0 (``vision_tower``); never trained
-connector             LLaVA's own, two layers (arXiv 2310.03744, section 3.3), **untrained**: until it is, the judge sees
-                      noise
+connector             LLaVA's own, two layers (arXiv 2310.03744, section 3.3). **Untrained**: until it is, the judge sees
+                      noise; with ``--captions`` fitted to the words of captions and class names (``connector_start``)
 processor             LLaVA's; an image is squeezed to 224 x 224 pixels, so that nothing of it is cut off
 chat template         SmolLM2's, an image in its place in the turn
 ====================  ================================================================================================
@@ -31,6 +32,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from captions import read_captions
 from mrjudge_reward.embedded import embedded_model_path
 from mrjudge_reward.errors import InputError
 
@@ -56,15 +58,13 @@ def seeing_processor(tokenizer: Any, grid: int) -> Any:
     """What makes tokens and pixel values of a chat."""
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     from transformers.models.llava.processing_llava import LlavaProcessor
-    from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-    from vision_tower import SIDE
+    from vision_tower import DEVIATION, MEAN, SIDE
 
     square = {"height": SIDE, "width": SIDE}
     images = CLIPImageProcessorPil(
-        size=square, do_center_crop=False, crop_size=square, image_mean=IMAGENET_DEFAULT_MEAN,
-        image_std=IMAGENET_DEFAULT_STD,
-    )  # fmt: skip
+        size=square, do_center_crop=False, crop_size=square, image_mean=list(MEAN), image_std=list(DEVIATION)
+    )
     return LlavaProcessor(
         images, tokenizer, patch_size=SIDE // grid, vision_feature_select_strategy="full", image_token=IMAGE,
         num_additional_image_tokens=0, chat_template=TEMPLATE,
@@ -141,12 +141,27 @@ def main() -> None:
     parser.add_argument("--text", default="embedded", help="folder or hub name of the text side")
     parser.add_argument("--grid", type=int, default=7, help="an image takes its square of tokens")
     parser.add_argument("--seed", type=int, default=0, help="of the connector")
+    parser.add_argument(
+        "--captions", action="append", default=[], metavar="FILE", help="start the connector from these"
+    )
+    parser.add_argument(
+        "--without", nargs="+", default=[], metavar="CATEGORY", help="of the captions, that are held out"
+    )
     parser.add_argument("--merge", metavar="ADAPTER", help="put this adapter into --base instead of building")
     parser.add_argument("--base", help="folder that the adapter belongs to")
     args = parser.parse_args()
     if (args.merge is None) != (args.base is None):
         parser.error("--merge and --base belong together")
+    if args.merge is not None and args.captions:
+        parser.error("--captions start a new model's connector; --merge brings a trained one")
     parts = seeing_model(args.text, args.grid, args.seed) if args.merge is None else merged(args.base, args.merge)
+    if args.captions:
+        import connector_start
+
+        rows = [row for file in args.captions for row in read_captions(file, without=args.without)]
+        rows = connector_start.learned_from(rows)
+        share = connector_start.start(*parts, rows, seed=args.seed)
+        print(f"{len(rows)} pictures; nearer to their own caption than to another's in {share:.3f} of pairs")
     for part in parts:
         part.save_pretrained(args.out)
     print(f"saved to {args.out}")

