@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.progress import track
 from torch.nn.utils.rnn import pad_sequence
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -71,9 +72,7 @@ def seen_as(model: Any, processor: Any, pictures: Sequence[Any]) -> list[torch.T
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
-def likelihoods(
-    model: Any, processor: Any, question: str, asked: Sequence[tuple[torch.Tensor, str]]
-) -> list[float]:  # fmt: skip
+def likelihoods(model: Any, processor: Any, question: str, asked: Sequence[tuple[torch.Tensor, str]]) -> list[float]:
     """Log-likelihoods, in nats, of captions as the answer to a question about pictures, the end of the turn included."""
     tokenizer = processor.tokenizer
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
@@ -107,7 +106,7 @@ def measured(model: Any, processor: Any, found: Sequence[Item], recipe: Evaluati
     (grey,) = seen_as(model, processor, [require("PIL.Image", extra="images").new("RGB", (SIDE, SIDE), GREY)])
     guard = guard_of(processor.tokenizer, 2048)
     rows: dict[str, list[list[float]]] = {"order": [], "blanked": [], "swapped": []}
-    for number, item in enumerate(found):
+    for number, item in enumerate(track(found, "Pictures")):
         captions = [guard(text) for text in item.group.candidates]
         question = "".join(turn.text for turn in item.group.prompt)
         looks = (pictures[number], grey, pictures[(number + 1) % len(found)])
