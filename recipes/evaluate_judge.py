@@ -313,7 +313,7 @@ def written(value: Any) -> str:
 
 def markdown(report: Mapping[str, Any]) -> str:
     """One row per task."""
-    hidden = {"gaps", "calibration"}
+    hidden = {"gaps", "calibration", "marks"}
     names = list(dict.fromkeys(name for row in report["tasks"].values() for name in row if name not in hidden))
     lines = [f"| task | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     lines += [

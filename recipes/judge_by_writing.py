@@ -1,6 +1,7 @@
 """Which of two captions a picture makes likelier: a model that describes pictures, as a judge of captions.
 
     python recipes/judge_by_writing.py recipes/configs/eval_seeing_cpu.yaml --out runs/eval-seeing
+    python recipes/judge_by_writing.py CONFIG --set judge.adapter=ADAPTER --against runs/eval-seeing --out DIR
 
 A small model that has learned to describe pictures need not be able to say which of two captions fits. What it would
 write says it: a caption's grade is its log-likelihood under the picture less that under a grey one, so that a caption gains
@@ -12,14 +13,16 @@ blanked      the same by the log-likelihood under the grey picture alone: what c
 swapped      with the picture of the item that comes next
 ===========  ========================================================================================================
 
-Each with a 95 % interval from a bootstrap over items. Writes ``report.json`` and ``report.md``.
+Each with a 95 % interval from a bootstrap over items. Writes ``report.json`` and ``report.md``. ``--against`` another report
+of the same config adds how much more often this judge is right, paired by item, for each task and for all items together.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from evaluate_judge import EvaluationRecipe, interval, write_report, written
+from evaluate_judge import EvaluationRecipe, Interval, interval, write_report, written
 from image_ablation import GREY
 from judge_data import TaskConfig, check_tasks, items
 from mrjudge_reward.errors import ConfigError, InputError, require
@@ -121,7 +124,23 @@ def measured(model: Any, processor: Any, found: Sequence[Item], recipe: Evaluati
             rows[name].append([float(len(best) == 1 and item.gold_G[best[0]] == max(item.gold_G))])
     chance = sum(item.gold_G.count(max(item.gold_G)) / len(item.gold_G) for item in found) / len(found)
     shares = {name: interval(values, recipe.resamples, recipe.seed) for name, values in rows.items()}
-    return {"items": len(found), "chance": chance, **shares}
+    return {"items": len(found), "chance": chance, **shares, "marks": [mark for (mark,) in rows["order"]]}
+
+
+def gains(report: Mapping[str, Any], before: Mapping[str, Any], resamples: int, seed: int) -> dict[str, Interval]:
+    """How much more often a judge is right than another on the same items, by task, and on ``all`` of them.
+
+    Raises:
+        InputError: if the reports are not on the same items.
+    """
+    found: dict[str, list[list[float]]] = {}
+    for name, row in report["tasks"].items():
+        marks, others = row["marks"], before["tasks"].get(name, {}).get("marks", [])
+        if len(marks) != len(others):
+            raise InputError(f"{name} has {len(marks)} items here, and {len(others)} in the report held against it")
+        found[name] = [[mark - other] for mark, other in zip(marks, others, strict=True)]
+    found["all"] = [row for rows in found.values() for row in rows]
+    return {name: interval(rows, resamples, seed) for name, rows in found.items()}
 
 
 def evaluate(recipe: EvaluationRecipe) -> dict[str, Any]:
@@ -141,7 +160,10 @@ def evaluate(recipe: EvaluationRecipe) -> dict[str, Any]:
     for name, task in tasks.items():
         row = measured(model, processor, items(task, recipe.split), recipe)  # type: ignore[arg-type]
         report["tasks"][name] = row
-        print(f"{name}: " + ", ".join(f"{key} {written(value)}" for key, value in row.items()), flush=True)
+        print(
+            f"{name}: " + ", ".join(f"{key} {written(value)}" for key, value in row.items() if key != "marks"),
+            flush=True,
+        )
     return report
 
 
@@ -151,8 +173,15 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
     parser.add_argument("--out", required=True)
+    parser.add_argument("--against", metavar="DIR", help="folder of another judge's report on the same items")
     args = parser.parse_args()
-    write_report(evaluate(EvaluationRecipe(**read_config(args.config, args.overrides))), Path(args.out))
+    recipe = EvaluationRecipe(**read_config(args.config, args.overrides))
+    before = None if args.against is None else json.loads((Path(args.against) / "report.json").read_text("utf-8"))
+    report = evaluate(recipe)
+    if before is not None:
+        report["gains"] = gains(report, before, recipe.resamples, recipe.seed)
+        print("gains: " + ", ".join(f"{name} {written(value)}" for name, value in report["gains"].items()))
+    write_report(report, Path(args.out))
 
 
 if __name__ == "__main__":
