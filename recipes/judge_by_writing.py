@@ -123,8 +123,11 @@ def measured(model: Any, processor: Any, found: Sequence[Item], recipe: Evaluati
             best = [place for place, grade in enumerate(grades) if grade == max(grades)]
             rows[name].append([float(len(best) == 1 and item.gold_G[best[0]] == max(item.gold_G))])
     chance = sum(item.gold_G.count(max(item.gold_G)) / len(item.gold_G) for item in found) / len(found)
+    if len(found) == 1:
+        del rows["swapped"]  # there is no other picture
     shares = {name: interval(values, recipe.resamples, recipe.seed) for name, values in rows.items()}
-    return {"items": len(found), "chance": chance, **shares, "marks": [mark for (mark,) in rows["order"]]}
+    marks = {item.group.key: mark for item, (mark,) in zip(found, rows["order"], strict=True)}
+    return {"items": len(found), "chance": chance, **shares, "marks": marks}
 
 
 def gains(report: Mapping[str, Any], before: Mapping[str, Any], resamples: int, seed: int) -> dict[str, Interval]:
@@ -135,10 +138,13 @@ def gains(report: Mapping[str, Any], before: Mapping[str, Any], resamples: int, 
     """
     found: dict[str, list[list[float]]] = {}
     for name, row in report["tasks"].items():
-        marks, others = row["marks"], before["tasks"].get(name, {}).get("marks", [])
-        if len(marks) != len(others):
-            raise InputError(f"{name} has {len(marks)} items here, and {len(others)} in the report held against it")
-        found[name] = [[mark - other] for mark, other in zip(marks, others, strict=True)]
+        marks, others = row["marks"], before["tasks"].get(name, {}).get("marks", {})
+        if marks.keys() != others.keys():
+            both = len(marks.keys() & others.keys())
+            raise InputError(
+                f"of the {len(marks)} items of {name} {both} are among the {len(others)} of the other report"
+            )
+        found[name] = [[mark - others[key]] for key, mark in marks.items()]
     found["all"] = [row for rows in found.values() for row in rows]
     return {name: interval(rows, resamples, seed) for name, rows in found.items()}
 

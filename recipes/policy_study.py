@@ -206,10 +206,14 @@ def study(
 
     Raises:
         ConfigError: if ``only`` names a run that is not there.
-        InputError: if there are too few prompts, or a training ended badly.
+        InputError: if there are too few prompts, pairs are missing, or a training ended badly.
     """
     if unknown := set(only) - set(recipe.runs):
         raise ConfigError(f"no run is named {', '.join(sorted(unknown))}; there are {', '.join(recipe.runs)}")
+    for name in only or recipe.runs:  # all of them before the first hour is spent
+        policy = PolicyRecipe(**read_config(str(beside / recipe.train), [*overrides, *recipe.runs[name]]))
+        if policy.pairs is not None and not Path(policy.pairs).is_file():
+            raise InputError(f"{name} learns from {policy.pairs}, which is not there: build_dpo_pairs.py makes it")
     evaluation = PolicyEvaluation(**read_config(str(beside / recipe.evaluation)))
     found = prompts_of(evaluation.prompts, evaluation.split)
     if len(found) < evaluation.count:

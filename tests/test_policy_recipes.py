@@ -427,6 +427,12 @@ def test_a_study_trains_what_is_missing_and_compares_each_judge_with_the_base(
     row = recipes.study.row_of(policies, base, [{"calls": 4.0}, {"calls": 8.0}], recipes.evaluate.PolicyEvaluation())
     assert (row["seeds"], row["calls"]) == (2, 6)
     assert row["gain"][0] == pytest.approx(sum(row["gains of seeds"]) / 2, abs=1e-3)
+    content["runs"]["pairs"] = ["algorithm=dpo", "judge=null", "pairs=none.jsonl"]  # type: ignore[index]
+    config.write_text(json.dumps(content), "utf-8")
+    with pytest.raises(InputError, match=r"pairs learns from none.jsonl, which is not there"):
+        run(recipes.study, monkeypatch, *command)
+    assert not (tmp_path / "out" / "pairs-seed3").exists()
+    del content["runs"]["pairs"]  # type: ignore[attr-defined]
     content["runs"]["graded"].append("training.max_steps=2")  # type: ignore[index]
     config.write_text(json.dumps(content), "utf-8")
     with pytest.raises(InputError, match="policy of other settings"):

@@ -391,16 +391,20 @@ def test_captions_are_judged_by_what_the_picture_adds_to_them(
     assert (row["items"], row["chance"]) == (12, 0.5)
     assert all(0 <= row[name][1] <= row[name][0] <= row[name][2] <= 1 for name in ("order", "blanked", "swapped"))
     assert "bars" in (tmp_path / "report.md").read_text()
-    assert sum(row["marks"]) / 12 == row["order"][0]
+    assert sum(row["marks"].values()) / len(row["marks"]) == row["order"][0]
+    assert len(row["marks"]) == 12
 
 
 def test_what_a_judge_gains_on_another_is_paired_by_item(recipes: Any):
     writing = recipes("judge_by_writing")
-    one, other = ({"tasks": {"a": {"marks": marks}, "b": {"marks": [1.0]}}} for marks in ([1.0, 1.0], [0.0, 1.0]))
+    one, other = (
+        {"tasks": {"a": {"marks": marks}, "b": {"marks": {"z": 1.0}}}}
+        for marks in ({"x": 1.0, "y": 1.0}, {"y": 1.0, "x": 0.0})
+    )
     found = writing.gains(one, other, 50, 0)
     assert {name: value[0] for name, value in found.items()} == {"a": 0.5, "b": 0, "all": pytest.approx(1 / 3)}
-    with pytest.raises(InputError, match="b has 1 items here, and 0"):
-        writing.gains(one, {"tasks": {"a": one["tasks"]["a"]}}, 50, 0)
+    with pytest.raises(InputError, match="of the 1 items of b 0 are among the 1 of"):
+        writing.gains(one, {"tasks": one["tasks"] | {"b": {"marks": {"other": 1.0}}}}, 50, 0)
 
 
 def test_a_grey_picture_adds_nothing_to_any_caption(recipes: Any, folder: str, tmp_path: Path):

@@ -26,7 +26,7 @@ def info(output: Any) -> dict[str, float]:
     return output.extra_fields["reward_extra_info"]
 
 
-@pytest.fixture(scope="module", params=[1, 8], ids=lambda workers: f"{workers}-workers")
+@pytest.fixture(scope="module", params=[1, 2, 8], ids=lambda workers: f"{workers}-workers")
 def stream(request: Any, cluster: None, smol_path: str, smol_tokenizer: Any) -> Iterator[Streaming]:
     overrides = (f"reward.num_workers={request.param}", "actor_rollout_ref.rollout.n=4")
     config = verl_config(smol_path, SETTINGS, *overrides, "actor_rollout_ref.rollout.val_kwargs.n=2")
@@ -34,7 +34,8 @@ def stream(request: Any, cluster: None, smol_path: str, smol_tokenizer: Any) -> 
         yield Streaming(manager, smol_tokenizer)
 
 
-@pytest.mark.parametrize(("groups", "size"), [(5, 2), (200, 4), (5, 8)])
+@pytest.mark.parametrize("groups", [5, 200])
+@pytest.mark.parametrize("size", [2, 4, 8])
 def test_streamed_rows_get_the_rewards_of_their_group(stream: Streaming, groups: int, size: int):
     made = rollouts(groups, size, {"__rollout_n__": size})
     scored = stream.all(made, seed=size)
