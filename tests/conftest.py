@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
+@contextmanager
+def in_front(folder: str) -> Iterator[None]:
+    """Processes that are started meanwhile have this folder of tests/ on their path, before all others."""
+    paths = [str(Path(__file__).parent / folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(paths))
+        yield
+
+
 @pytest.fixture(scope="module")
 def vllm_hidden() -> Iterator[None]:
     """Processes that are started meanwhile find neither vLLM nor wandb, which TRL imports where it finds them."""
-    paths = [str(Path(__file__).parent / "vllm_hidden"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    with in_front("vllm_hidden"):
         yield
 
 
@@ -80,6 +88,7 @@ def cluster() -> Iterator[None]:
     """A real Ray cluster of this machine."""
     import ray
 
-    ray.init(num_cpus=16, include_dashboard=False, log_to_driver=False)
+    with in_front("sklearn_hidden"):
+        ray.init(num_cpus=16, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

@@ -110,6 +110,15 @@ def test_groups_of_another_size_are_flagged_and_others_are_not():
     assert [result.info["judge_partial"] for result in scored] == [0] * 4 + [1] * 3
 
 
+def test_fewer_rows_than_workers_stay_a_part_of_a_group_however_often_they_are_copied():
+    async def scenario() -> list[Scored]:
+        return await hand_in(World(), rows("g", ANSWERS[:3]), 8)
+
+    scored = run(scenario)
+    assert rewards(scored) == direct(scripted(), ANSWERS[:3])
+    assert [result.info["judge_partial"] for result in scored] == [1] * 3
+
+
 @pytest.mark.parametrize(
     ("sizes", "count", "partial", "lasting"),
     [

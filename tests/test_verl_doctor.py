@@ -625,12 +625,12 @@ def test_a_python_that_verl_does_not_accept_fails(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_module_that_keeps_trl_from_verl_does() -> None:
-    def is_there(modules: str) -> str:
-        code = "import verl; from verl.utils.import_utils import is_trl_available; print(is_trl_available())"
-        environment = os.environ | {"VERL_USE_EXTERNAL_MODULES": modules}
-        return subprocess.check_output([sys.executable, "-c", code], text=True, env=environment).split()[-1]
+    from verl.utils.import_utils import is_trl_available
 
-    assert (is_there(""), is_there(verl_doctor_versions.WITHOUT_TRL)) == ("True", "False")
+    code = "import verl; from verl.utils.import_utils import is_trl_available; print(is_trl_available())"
+    environment = os.environ | {"VERL_USE_EXTERNAL_MODULES": verl_doctor_versions.WITHOUT_TRL}
+    without = subprocess.check_output([sys.executable, "-c", code], text=True, env=environment).split()[-1]
+    assert (is_trl_available(), without) == (True, "False")
 
 
 def test_a_trl_without_the_class_that_verl_imports_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

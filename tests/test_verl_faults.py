@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,36 +19,36 @@ import pytest
 import ray
 import torch
 from PIL import Image
+from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 
 from mrjudge_reward.config import JudgeConfig
 
+from .verl_judges import scripted_judge
 from .verl_support import (
     Rollout,
     Streaming,
+    cohort_actors,
     expected,
-    reward_loop,
+    made_reward_loop,
     rollouts,
-    scripted_judge,
     verl_config,
 )
 
 pytestmark = pytest.mark.timeout(300)
 
 JUDGE = scripted_judge(JudgeConfig())
-SUPPORT = "tests.verl_support"
+JUDGES = "tests.verl_judges"
+
+
+ONE_WORKER = ("reward.num_workers=1", "actor_rollout_ref.rollout.n=4", "actor_rollout_ref.rollout.val_kwargs.n=4")
 
 
 @pytest.fixture
 def streaming(cluster: None, smol_path: str, smol_tokenizer: Any) -> Any:
     @contextmanager
     def start(**settings: Any) -> Iterator[Streaming]:
-        overrides = (
-            "reward.num_workers=1",
-            "actor_rollout_ref.rollout.n=4",
-            "actor_rollout_ref.rollout.val_kwargs.n=4",
-        )
-        with reward_loop(verl_config(smol_path, settings, *overrides)) as manager:
+        with made_reward_loop(verl_config(smol_path, settings, *ONE_WORKER)) as manager:
             yield Streaming(manager, smol_tokenizer)
 
     return start
@@ -58,17 +59,13 @@ def info(output: Any) -> dict[str, float]:
     return found
 
 
-def cohort_actors() -> list[str]:
-    return [name for name in ray.util.list_named_actors() if name.startswith("mrjudge_cohorts")]
-
-
 def test_members_that_never_come_or_come_too_late(streaming: Any):
-    with streaming(factory=f"{SUPPORT}:scripted_judge", deadline_s=3.0, settle_s=0.2) as stream:
+    with streaming(factory=f"{JUDGES}:scripted_judge", deadline_s=3.0, settle_s=0.2) as stream:
         made = rollouts(3, 4)
         missing, present = made[2], [*made[:2], *made[3:]]
         began = time.monotonic()
         scored = stream.all(present, seed=1)
-        assert 3 <= time.monotonic() - began < 60
+        assert 3 <= time.monotonic() - began < 120
         assert {r: o.reward_score for r, o in scored.items()} == pytest.approx(expected(present, JUDGE))
         assert {r for r, output in scored.items() if info(output)["judge_partial"]} == {made[0], made[1], made[3]}
 
@@ -83,7 +80,7 @@ def test_members_that_never_come_or_come_too_late(streaming: Any):
 
 
 def test_a_killed_cohort_actor_is_made_again_and_its_groups_meet_once_more(streaming: Any):
-    with streaming(factory=f"{SUPPORT}:slow_judge", deadline_s=60.0) as stream:
+    with streaming(factory=f"{JUDGES}:slow_judge", deadline_s=60.0) as stream:
         stream.all(rollouts(1, 4))  # all is up
         (name,) = (name for name in cohort_actors() if is_alive(name))
         made = rollouts(30, 4)
@@ -108,7 +105,7 @@ def is_alive(name: str) -> bool:
 
 
 def test_an_actor_that_keeps_dying_ends_in_an_error(streaming: Any):
-    with streaming(factory=f"{SUPPORT}:deadly_judge") as stream:
+    with streaming(factory=f"{JUDGES}:deadly_judge") as stream:
         began = time.monotonic()
         with pytest.raises(ray.exceptions.RayTaskError, match="died 3 times under the same sample"):
             stream.all(rollouts(1, 4))
@@ -139,7 +136,7 @@ def test_a_judge_server_killed_in_mid_batch(streaming: Any, server: Any, limit: 
         "model": "judge", "base_url": f"http://127.0.0.1:{port}/v1", "schedule": "ring", "verdict": "read",
         "deadline_s": 3.0, "retries": 0, "max_concurrency": 8, "max_failed_fraction": limit,
     }  # fmt: skip
-    with streaming(judge=judge, deadline_s=60.0) as stream:
+    with streaming(judge=judge, deadline_s=1000.0) as stream:
         whole = stream.all(rollouts(2, 4))
         assert not any(info(output)["judge_failed"] for output in whole.values())
         made = rollouts(20, 4)
@@ -152,7 +149,7 @@ def test_a_judge_server_killed_in_mid_batch(streaming: Any, server: Any, limit: 
 
         began = time.monotonic()
         outputs = asyncio.run(run())
-        assert time.monotonic() - began < 60
+        assert time.monotonic() - began < 120
         errors = [output for output in outputs if isinstance(output, BaseException)]
         flagged = [
             output for output in outputs if not isinstance(output, BaseException) and info(output)["judge_abstained"]
@@ -177,7 +174,7 @@ def test_a_judge_server_killed_in_mid_batch(streaming: Any, server: Any, limit: 
 
 
 def test_flagged_rows_have_no_advantage_by_verls_own_estimator(streaming: Any):
-    with streaming(factory=f"{SUPPORT}:failing_judge") as stream:
+    with streaming(factory=f"{JUDGES}:failing_judge") as stream:
         silent = [Rollout(r.uid, r.session, f"{r.prompt} no verdict", r.answer, {}) for r in rollouts(1, 4)]
         made = [*silent, *rollouts(1, 4)]
         scored = stream.all(made)
@@ -194,7 +191,7 @@ def test_flagged_rows_have_no_advantage_by_verls_own_estimator(streaming: Any):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"factory": f"{SUPPORT}:no_such_judge"}, "cannot be imported"),
+        ({"factory": f"{JUDGES}:no_such_judge"}, "cannot be imported"),
         ({"factory": "json:loads"}, "factory 'json:loads'"),
         ({"dedline_s": 3}, "did you mean 'deadline_s'"),
         ({"judge": {"shedule": "ring"}}, "did you mean 'schedule'"),
@@ -203,7 +200,14 @@ def test_flagged_rows_have_no_advantage_by_verls_own_estimator(streaming: Any):
     ids=lambda value: str(value)[:40],
 )
 def test_bad_settings_end_in_an_error_that_names_them(streaming: Any, settings: dict[str, Any], message: str):
-    with streaming(**settings) as stream, pytest.raises(ray.exceptions.RayError, match=message):
+    with pytest.raises(ray.exceptions.RayError, match=message), streaming(**settings) as stream:
+        stream.all(rollouts(1, 4))
+
+
+def test_a_worker_that_does_not_begin_tells_every_sample_why(cluster: None, smol_path: str, smol_tokenizer: Any):
+    worker = ray.remote(RewardLoopWorker).remote(verl_config(smol_path, {"dedline_s": 3}, *ONE_WORKER))
+    stream = Streaming(SimpleNamespace(reward_loop_workers=[worker]), smol_tokenizer)
+    with pytest.raises(ray.exceptions.RayError, match="did you mean 'deadline_s'"):
         stream.all(rollouts(1, 4))
 
 
@@ -223,7 +227,7 @@ def test_images_reach_the_judge(streaming: Any, beside: bool):
         for group, rgb in zip((0, 1), ((255, 0, 0), (0, 0, 255)), strict=True)
         for r in rollouts(1, 4)
     ]
-    with streaming(factory=f"{SUPPORT}:seeing_judge") as stream:
+    with streaming(factory=f"{JUDGES}:seeing_judge") as stream:
         scored = stream.all(made)
     assert not any(info(output)["judge_failed"] for output in scored.values())
     red, blue = [scored[r].reward_score for r in made[:4]], [scored[r].reward_score for r in made[4:]]
@@ -233,7 +237,7 @@ def test_images_reach_the_judge(streaming: Any, beside: bool):
 
 def test_the_policys_reasoning_is_not_judged(streaming: Any):
     made = rollouts(2, 4)
-    with streaming(factory=f"{SUPPORT}:scripted_judge") as stream:
+    with streaming(factory=f"{JUDGES}:scripted_judge") as stream:
         thinking = [Rollout(r.uid, r.session, r.prompt, f"<think>hm {r.session}</think>{r.answer}", {}) for r in made]
         scored = stream.all(thinking)
     assert [scored[r].reward_score for r in thinking] == pytest.approx(list(expected(made, JUDGE).values()))

@@ -10,12 +10,13 @@ import pytest
 from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.integrations.cohorts import INFO_KEYS
 
-from .verl_support import Rollout, Streaming, expected, reward_loop, rollouts, scripted_judge, verl_config
+from .verl_judges import scripted_judge
+from .verl_support import WORKERS, Rollout, Streaming, expected, made_reward_loop, rollouts, verl_config
 
 pytestmark = pytest.mark.timeout(300)
 
 JUDGE = scripted_judge(JudgeConfig())
-SETTINGS = {"factory": "tests.verl_support:scripted_judge", "deadline_s": 120.0}
+SETTINGS = {"factory": "tests.verl_judges:scripted_judge", "deadline_s": 120.0}
 
 
 def rewards(scored: Mapping[Rollout, Any]) -> dict[Rollout, float]:
@@ -26,16 +27,15 @@ def info(output: Any) -> dict[str, float]:
     return output.extra_fields["reward_extra_info"]
 
 
-@pytest.fixture(scope="module", params=[1, 2, 8], ids=lambda workers: f"{workers}-workers")
+@pytest.fixture(scope="module", params=[1, WORKERS], ids=lambda workers: f"{workers}-workers")
 def stream(request: Any, cluster: None, smol_path: str, smol_tokenizer: Any) -> Iterator[Streaming]:
     overrides = (f"reward.num_workers={request.param}", "actor_rollout_ref.rollout.n=4")
     config = verl_config(smol_path, SETTINGS, *overrides, "actor_rollout_ref.rollout.val_kwargs.n=2")
-    with reward_loop(config) as manager:
+    with made_reward_loop(config) as manager:
         yield Streaming(manager, smol_tokenizer)
 
 
-@pytest.mark.parametrize("groups", [5, 200])
-@pytest.mark.parametrize("size", [2, 4, 8])
+@pytest.mark.parametrize(("groups", "size"), [(5, 2), (200, 4), (5, 8)])
 def test_streamed_rows_get_the_rewards_of_their_group(stream: Streaming, groups: int, size: int):
     made = rollouts(groups, size, {"__rollout_n__": size})
     scored = stream.all(made, seed=size)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import functools
 import itertools
-import os
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,47 +21,33 @@ from omegaconf import OmegaConf, open_dict
 from tensordict import TensorDict
 from verl import DataProto
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput, AgentLoopWorker
-from verl.experimental.reward_loop.reward_loop import RewardLoopManager
+from verl.experimental.reward_loop.reward_loop import RewardLoopManager, RewardLoopWorker
 
 from mrjudge_reward.config import JudgeConfig
-from mrjudge_reward.engines.scripted import ScriptedEngine, shown_candidates
+from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.formats import Choice
-from mrjudge_reward.images import opened
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.rewards import reward_group
-from mrjudge_reward.stats import FailureAlarm
-from mrjudge_reward.types import Failure, Group, Request
+from mrjudge_reward.types import Group
 
 _calls = itertools.count()
 
 MANAGER = "pkg://mrjudge_reward.integrations.verl_reward"
 
 
-def taste(text: str) -> float:
-    return (sum(map(ord, text)) * 37 % 101) / 20
-
-
-def scripted_judge(config: JudgeConfig) -> Judge:
-    """A judge with a taste and a position bias, so that who meets whom in which slots shows in the rewards."""
-    return Judge(ScriptedEngine.by_utility(taste, 0.7), Choice(), schedule="adaptive", verdict="read", audit=True)
-
-
 def verl_config(tokenizer_path: str, settings: Mapping[str, Any], *overrides: str) -> Any:
     """A verl config as ``main_ppo`` composes it, with our section."""
-    with initialize_config_module(config_module="verl.trainer.config", version_base=None):
-        config = compose(
-            "ppo_trainer",
-            overrides=[
-                f"actor_rollout_ref.model.path={tokenizer_path}",
-                "reward.reward_manager.source=importlib",
-                "reward.reward_manager.name=JudgeRewardManager",
-                f"reward.reward_manager.module.path={MANAGER}",
-                *overrides,
-            ],
-        )
+    config = copy.deepcopy(_composed(f"actor_rollout_ref.model.path={tokenizer_path}", *overrides))
     with open_dict(config):
         config.mrjudge = OmegaConf.create(dict(settings))
     return config
+
+
+@functools.cache
+def _composed(*overrides: str) -> Any:
+    ours = ("source=importlib", "name=JudgeRewardManager", f"module.path={MANAGER}")
+    with initialize_config_module(config_module="verl.trainer.config", version_base=None):
+        return compose("ppo_trainer", overrides=[*(f"reward.reward_manager.{one}" for one in ours), *overrides])
 
 
 def ready_judge(config: JudgeConfig) -> Judge:
@@ -72,50 +59,6 @@ def ready_judge(config: JudgeConfig) -> Judge:
 def constant_score(**_: Any) -> float:
     """A reward function for verl's own managers."""
     return 1.0
-
-
-def slow_judge(config: JudgeConfig) -> Judge:
-    """The scripted judge, a fifth of a second per call of its engine."""
-    judge = scripted_judge(config)
-    serve = judge.engine._serve  # type: ignore[attr-defined]
-
-    def slowly(requests: Sequence[Any]) -> Any:
-        time.sleep(0.2)
-        return serve(requests)
-
-    judge.engine._serve = slowly  # type: ignore[attr-defined]
-    return judge
-
-
-def deadly_judge(config: JudgeConfig) -> Judge:
-    """A judge that takes its process with it."""
-    return Judge(ScriptedEngine(lambda _: os._exit(1)), Choice(), schedule="ring")
-
-
-def failing_judge(config: JudgeConfig) -> Judge:
-    """A judge that gives no verdict where the prompt asks for none."""
-
-    def script(request: Request) -> str | Failure:
-        if "no verdict" in request.messages[-1].text:
-            return Failure("refused", transient=False)
-        shown = shown_candidates(request)
-        return f"<answer>{max(shown, key=lambda label: taste(shown[label]))}</answer>"
-
-    return Judge(ScriptedEngine(script), Choice(), schedule="ring", alarm=FailureAlarm(1.0))
-
-
-def seeing_judge(config: JudgeConfig) -> Judge:
-    """A judge that prefers answers holding the colour of the first image of the prompt, and fails without an image."""
-
-    def script(request: Request) -> str | Failure:
-        images = [image for message in request.messages for image in message.images]
-        if not images:
-            return Failure("no image", transient=False)
-        colour = {(255, 0, 0): "red", (0, 0, 255): "blue"}[opened(images[0].image).getpixel((0, 0))]
-        shown = shown_candidates(request)
-        return f"<answer>{max(shown, key=lambda label: colour in shown[label])}</answer>"
-
-    return Judge(ScriptedEngine(script), Choice(), schedule="all_pairs", alarm=FailureAlarm(1.0))
 
 
 class ServedModel:
@@ -155,6 +98,50 @@ def reward_loop(config: Any) -> Iterator[RewardLoopManager]:
     finally:
         for worker in manager.reward_loop_workers:
             ray.kill(worker)
+
+
+WORKERS = 5
+"""Reward workers at most; so many that shares of a batch are padded by less and by more than the batch holds."""
+
+
+_made: list[Any] = []
+
+
+class _ManagerOfMadeWorkers(RewardLoopManager):
+    """verl's manager, which takes workers that are there already, and in all has verl's constructor run once more.
+
+    A new worker imports verl for seven seconds of CPU time.
+    """
+
+    def _init_reward_loop_workers(self) -> None:
+        named = ray.remote(name="given below", get_if_exists=True)
+        self.reward_loop_workers_class = named(RewardLoopWorker)
+        super()._init_reward_loop_workers()
+        _made.extend(self.reward_loop_workers)  # a worker lives as long as someone holds it
+
+        def begin_anew(worker: Any, *args: Any) -> None:
+            worker.__init__(*args)
+
+        begun = (self.config, self.reward_router_address)
+        ray.get([worker.__ray_call__.remote(begin_anew, *begun) for worker in self.reward_loop_workers])
+
+
+@contextmanager
+def made_reward_loop(config: Any) -> Iterator[RewardLoopManager]:
+    """verl's reward loop with workers that tests share. Cohort actors of earlier tests are gone."""
+    try:
+        yield _ManagerOfMadeWorkers(config)
+    finally:
+        for name in cohort_actors():
+            ray.kill(ray.get_actor(name))
+        deadline = time.monotonic() + 60
+        while cohort_actors():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def cohort_actors() -> list[str]:
+    return [name for name in ray.util.list_named_actors() if name.startswith("mrjudge_cohorts")]
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,7 +190,7 @@ def expected(
 class Streaming:
     """Sends rollouts to random reward workers, by the very code of verl's agent loop."""
 
-    def __init__(self, manager: RewardLoopManager, tokenizer: Any, sessions: bool = True) -> None:
+    def __init__(self, manager: Any, tokenizer: Any, sessions: bool = True) -> None:
         self.tokenizer = tokenizer
         self.sessions = sessions
         self.worker = object.__new__(AgentLoopWorker)  # only its _compute_score is used, which needs no model
