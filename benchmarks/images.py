@@ -2,6 +2,7 @@
 
     python benchmarks/images.py                    # minutes on two cores
     python benchmarks/images.py --comparisons 4    # a look
+    python benchmarks/images.py --comparisons 6 --quick    # seconds, for a smoke test: a model of two layers
 
 A group of eight judged in all pairs shows its prompt's image 28 times.
 
@@ -70,7 +71,7 @@ def measure(way: str, path: str, comparisons: int) -> dict[str, float]:
     return {"milliseconds": 1000 * seconds / comparisons, "mebibytes": grown / 1024, "tokens": len(held[0])}
 
 
-def llava_model() -> Any:
+def llava_model(layers: int | None) -> Any:
     import torch
     import transformers
 
@@ -79,13 +80,14 @@ def llava_model() -> Any:
     tower = transformers.CLIPVisionConfig(
         hidden_size=768,
         intermediate_size=3072,
-        num_hidden_layers=12,
+        num_hidden_layers=layers or 12,
         num_attention_heads=12,
         image_size=336,
         patch_size=14,
     )
     processor = llava_processor()
     text.vocab_size = len(processor.tokenizer)
+    text.num_hidden_layers = layers or text.num_hidden_layers
     processor.chat_template = (
         "{% for m in messages %}{% for part in m['content'] %}{% if part['type'] == 'image' %}<image>"
         "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
@@ -96,8 +98,8 @@ def llava_model() -> Any:
     return transformers.LlavaForConditionalGeneration(config).eval(), processor
 
 
-def judge(way: str, path: str, comparisons: int) -> dict[str, float]:
-    model, processor = llava_model()
+def judge(way: str, path: str, comparisons: int, layers: int | None) -> dict[str, float]:
+    model, processor = llava_model(layers)
     engine = TransformersEngine(model, tokenizer=processor)
     if way == "not shared":
         reading.WORTHWHILE = sys.maxsize
@@ -123,13 +125,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comparisons", type=int, default=28)
     parser.add_argument("--megapixels", type=float, default=3, help="of the image, a JPEG of 4:3")
+    parser.add_argument("--quick", action="store_true", help="a model of two layers, to see that it runs")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--path", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.way:
-        run = measure if given.stage == STAGES[0] else judge
-        print(json.dumps(run(given.way, given.path, given.comparisons)))
+        if given.stage == STAGES[0]:
+            row = measure(given.way, given.path, given.comparisons)
+        else:
+            row = judge(given.way, given.path, given.comparisons, 2 if given.quick else None)
+        print(json.dumps(row))
         return
     from PIL import Image
 
@@ -148,6 +154,7 @@ def main() -> None:
             times = []
             for way in WAYS:
                 asked = ["--stage", stage, "--way", way, "--path", str(path), "--comparisons", str(given.comparisons)]
+                asked += ["--quick"] if given.quick else []
                 done = subprocess.run([sys.executable, __file__, *asked], capture_output=True, text=True, check=True)
                 row = json.loads(done.stdout.splitlines()[-1])
                 times.append(row["milliseconds"])

@@ -21,9 +21,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from rich.progress import Progress, TimeElapsedColumn
 
 from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.explain import printable, verdict_line
@@ -68,6 +71,27 @@ def show(judge: Judge, prompts: list[str], before: list[str], after: list[str]) 
         if values:
             print(f"; mean grade {name} {statistics.mean(values):.3f}", end="")
     print()
+
+
+def progress_bar() -> Progress:
+    """Steps, time left and time gone; on a terminal alone, below the rows that are printed meanwhile."""
+    return Progress(
+        *Progress.get_default_columns(), TimeElapsedColumn(), disable=not sys.stdout.isatty(), transient=True
+    )
+
+
+def follow(bar: Progress, steps: int) -> Any:
+    """A trainer's callback that moves the bar."""
+    import transformers
+
+    class Follower(transformers.TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self.task = bar.add_task("training", total=steps)
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            bar.advance(self.task)
+
+    return Follower()
 
 
 def train(args: argparse.Namespace) -> None:
@@ -115,7 +139,9 @@ def train(args: argparse.Namespace) -> None:
     (out / "log.jsonl").unlink(missing_ok=True)
     print(f"{len(prompts)} openings, {args.prompts_per_step} prompts x {args.num_generations} completions a step\n")
     print(HEAD, flush=True)
-    trainer.train()
+    with progress_bar() as bar:
+        trainer.add_callback(follow(bar, args.steps))
+        trainer.train()
     trainer.save_model(str(out / "adapter"))
     print(f"\nHeld-out openings, the same random numbers before and after {args.steps} steps:")
     after = [written.text for written in complete(trainer.model, trainer.processing_class, held_out, NEW_TOKENS)]
@@ -126,11 +152,11 @@ def train(args: argparse.Namespace) -> None:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", "--max-steps", type=int, default=20)
+    parser.add_argument("--steps", "--max-steps", type=int, default=16)
     parser.add_argument("--num-generations", type=int, default=8)
-    parser.add_argument("--prompts-per-step", type=int, default=4)
-    parser.add_argument("--held-out", type=int, default=32, help="openings to write to before and after")
-    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--prompts-per-step", type=int, default=2)
+    parser.add_argument("--held-out", type=int, default=24, help="openings to write to before and after")
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--format", choices=["sentiment", "choice"], default=None)
     parser.add_argument("--config", help="YAML file of a JudgeConfig")
     parser.add_argument("--out", default="runs/demo")

@@ -5,39 +5,44 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "overhead.py"
-ENGINES = ["transformers", *(["vllm"] if importlib.util.find_spec("vllm") else [])]
+from .test_benchmarks import BENCHMARKS, printed_by
+
+needs_vllm = pytest.mark.skipif(
+    importlib.util.find_spec("vllm") is None, reason="needs vLLM, which `make setup` installs"
+)
 
 
-@pytest.mark.usefixtures("smol_path")
-def test_the_overhead_benchmark_prints_its_three_tables_and_its_requirements(tmp_path: Path) -> None:
-    written = tmp_path / "rows.json"
-    command = [sys.executable, str(SCRIPT), "--quick", "--engines", *ENGINES, "--json", str(written)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=580)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    speed, own, memory, requirements = re.split(r"\n(?:Our own time|Memory of one call|Requirements).*\n", done.stdout)
-
-    cases = [(engine, *case) for engine in ENGINES for case in (("read", "adaptive"), ("sampled", "ring"))]
+def assert_rows_of_a_duel(printed: str, rows: list[dict[str, Any]], engine: str) -> None:
+    cases = [("read", "adaptive"), ("sampled", "ring")]
     number = r"\d+\.\d+"
     spread = rf"{number} \[{number}, {number}\]"
-    for engine, verdict, schedule in cases:
+    for verdict, schedule in cases:
         row = rf"^{engine} +{verdict} +{schedule} +2 +1 +\d+ +{number} +{number} +{spread} +{spread} +{number} +\d+$"
-        assert re.search(row, speed, re.MULTILINE), speed
+        assert re.search(row, printed, re.MULTILINE), printed
+    assert [(row["engine"], row["verdict"], row["schedule"]) for row in rows] == [(engine, *case) for case in cases]
+    for row in rows:
+        assert all(0 < inside < judge for inside, judge in zip(row["inside_s"], row["judge_s"], strict=True))
+
+
+# test_vllm_engine.py measures vLLM where it is imported already.
+@pytest.mark.parametrize("engine", ["transformers", pytest.param("vllm", marks=[pytest.mark.scale, needs_vllm])])
+@pytest.mark.usefixtures("smol_path")
+def test_the_overhead_benchmark_prints_its_three_tables_and_its_requirements(engine: str, tmp_path: Path) -> None:
+    written = tmp_path / "rows.json"
+    printed = printed_by("overhead.py", "--quick", "--engines", engine, "--json", str(written))
+    speed, own, memory, requirements = re.split(r"\n(?:Our own time|Memory of one call|Requirements).*\n", printed)
+
     assert len(re.findall(r"^ +4  (?:adaptive|ring|all_pairs) +(?:read|sampled) +\d+ +\d+ ", own, re.MULTILINE)) == 6
     assert re.findall(r"^(\w+) +\d+ +\d+\.\d", memory, re.MULTILINE) == ["adaptive"] * 2 + ["all_pairs"] * 2
-    for engine in ENGINES:
-        assert len(re.findall(rf"^(?:PASS|FAIL)  {engine}: ", requirements, re.MULTILINE)) == 2, requirements
+    assert len(re.findall(rf"^(?:PASS|FAIL)  {engine}: ", requirements, re.MULTILINE)) == 2, requirements
 
     rows = json.loads(written.read_text())
-    assert [(row["engine"], row["verdict"], row["schedule"]) for row in rows["speed"]] == cases
-    for row in rows["speed"]:
-        assert all(0 < inside < judge for inside, judge in zip(row["inside_s"], row["judge_s"], strict=True))
+    assert_rows_of_a_duel(speed, rows["speed"], engine)
     for row in rows["own"]:
         assert row["us"] > 0
         assert min(row["stages_us"].values()) >= 0
@@ -47,7 +52,7 @@ def test_the_overhead_benchmark_prints_its_three_tables_and_its_requirements(tmp
 
 
 def test_a_requirement_that_fails_ends_the_overhead_benchmark_with_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     import overhead
 
     def findings(judge_s: float) -> list[overhead.Finding]:

@@ -1,4 +1,7 @@
-"""The benchmark against other patterns: these against the loopback server, and a short run on a real vLLM."""
+"""The benchmark against other patterns: these against the loopback server, and a run of the script on a vLLM of its own.
+
+`make test` runs it on the server that test_vllm_engine.py has.
+"""
 
 from __future__ import annotations
 
@@ -99,12 +102,7 @@ def test_a_read_call_gives_the_share_of_each_label_and_zero_for_one_that_was_not
         assert {body["max_tokens"] for body in bodies} == {1}
 
 
-@needs_vllm
-@pytest.mark.usefixtures("smol_path")
-def test_the_benchmark_against_other_patterns_prints_both_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
-    printed = printed_by("peers.py", "--quick", "--json", str(tmp_path / "rows.json"))
-    written = json.loads((tmp_path / "rows.json").read_text())
+def assert_both_tables(printed: str, written: Any) -> None:
     tables = {how: {row["name"]: row for row in rows} for how, rows in written.items()}
     theirs = {"one by one": 3, "all, gathered": 6, "ring, gathered": 3, "listwise, once": 1}
     ours = {"ours, all_pairs": 6, "ours, adaptive": 6, "ours, ring": 6, "ours, listwise": 4}
@@ -121,3 +119,14 @@ def test_the_benchmark_against_other_patterns_prints_both_tables(tmp_path: Path,
         if row["failed"]["parsed"] == row["verdicts"]:
             scored = 0 if row["name"] in ours else row["candidates"]
             assert row["scored"]["parsed"] == scored, "a failed verdict is a score in theirs and none in ours"
+
+
+@pytest.mark.scale
+@needs_vllm
+@pytest.mark.usefixtures("smol_path")
+def test_the_benchmark_against_other_patterns_starts_a_server_and_prints_both_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
+    printed = printed_by("peers.py", "--quick", "--json", str(tmp_path / "rows.json"))
+    assert_both_tables(printed, json.loads((tmp_path / "rows.json").read_text()))

@@ -1,4 +1,7 @@
-"""The prefix benchmark: its orders, its simulated cache, and a short run on the real engine."""
+"""The prefix benchmark: its orders, its simulated cache, and a short run of the script on the real engine.
+
+`make test` runs it in the process of test_vllm_engine.py, where vLLM is imported already.
+"""
 
 from __future__ import annotations
 
@@ -103,14 +106,7 @@ def test_a_roomy_simulated_cache_reaches_the_bound_in_any_order_and_a_tight_one_
     assert tight[1] < 0.8 * best
 
 
-@needs_vllm
-@pytest.mark.usefixtures("smol_path")
-def test_the_prefix_benchmark_prints_each_schedule_in_both_orders_and_caches(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
-    printed = printed_by("prefix.py", "--quick", "--json", str(tmp_path / "rows.json"))
-    written = json.loads((tmp_path / "rows.json").read_text())
+def assert_each_schedule_in_both_orders_and_caches(printed: str, written: Any) -> None:
     rows = {(row["cache"], row["schedule"], row["order"]): row for row in written["measured"]}
     schedules = ("listwise", "adaptive", "all_pairs")
     wanted = {(c, s, o) for c in ("roomy", "tight") for s in schedules for o in ("ours", "shuffled")}
@@ -127,3 +123,14 @@ def test_the_prefix_benchmark_prints_each_schedule_in_both_orders_and_caches(
     assert {row["schedule"] for row in written["simulated"]} == set(schedules)
     for row in written["simulated"]:
         assert row["shuffled"] <= row["ours"] <= row["bound"] + 1e-9
+
+
+@pytest.mark.scale
+@needs_vllm
+@pytest.mark.usefixtures("smol_path")
+def test_the_prefix_benchmark_starts_itself_anew_and_prints_each_schedule_in_both_orders_and_caches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
+    printed = printed_by("prefix.py", "--quick", "--json", str(tmp_path / "rows.json"))
+    assert_each_schedule_in_both_orders_and_caches(printed, json.loads((tmp_path / "rows.json").read_text()))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,8 @@ import pytest
 from mrjudge_reward.engines.scripted import ScriptedEngine, shown_candidates
 from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.types import Failure, Request
+
+from .warm_python import run_python
 
 pytestmark = pytest.mark.usefixtures("vllm_hidden")
 
@@ -127,12 +127,12 @@ def test_only_dev_and_test_are_measured(module: Any):
 
 
 def test_the_embedded_judge_is_measured_from_the_command_line(smol_path: str, tmp_path: Path):
-    command = [sys.executable, "recipes/evaluate_judge.py", "recipes/configs/eval_cpu.yaml", "--out", str(tmp_path)]
+    command = ["recipes/evaluate_judge.py", "recipes/configs/eval_cpu.yaml", "--out", str(tmp_path)]
     for task in ("film_pairs", "film_alone", "amazon_pairs", "amazon_alone"):
         command += ["--set", f"tasks.{task}.eval_count=4"]
     command += ["--set", "resamples=50", "--set", f"judge.cache={tmp_path / 'replies.sqlite'}"]
     for _ in range(2):
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+        done = run_python(*command)
         assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads((tmp_path / "report.json").read_text())
     assert list(report["tasks"]) == ["film_pairs", "film_alone", "amazon_pairs", "amazon_alone"]

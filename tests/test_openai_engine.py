@@ -234,7 +234,7 @@ def test_retry_after_is_obeyed(connect: EngineFactory) -> None:
     with JudgeServer(echo, faults=["429"], retry_after="1") as server:
         started = time.monotonic()
         assert isinstance(connect(server).generate([ask()])[0], Reply)
-        assert 1.0 <= time.monotonic() - started < 4.0
+        assert 1.0 <= time.monotonic() - started < 9.0
 
 
 @pytest.mark.parametrize("fault", ["hang", "503", "drop", "429"])
@@ -242,8 +242,8 @@ def test_the_deadline_bounds_all_tries_together(connect: EngineFactory, fault: s
     with JudgeServer(echo, retry_after="Fri, 31 Dec 9999 23:59:59 GMT") as server:
         server.all_fail = fault
         started = time.monotonic()
-        failures = connect(server, deadline_s=1.6).generate(asks(4))
-        assert time.monotonic() - started < 4.0
+        failures = connect(server, deadline_s=1.2).generate(asks(4))
+        assert time.monotonic() - started < 20.0, "a hanging call takes a minute"
     assert {failure.reason for failure in failures if isinstance(failure, Failure)} == {"timeout"}
 
 
@@ -257,7 +257,7 @@ def test_a_batch_against_a_hanging_server_costs_one_deadline_and_not_one_per_wav
         engine = connect(server, max_concurrency=4, deadline_s=1.5)
         started = time.monotonic()
         failures = engine.generate(asks(64))
-        assert 1.5 <= time.monotonic() - started < 4.2
+        assert 1.5 <= time.monotonic() - started < 12.0, "16 waves would take 24 seconds"
         assert reasons(failures).count("timeout") >= 4
         assert reasons(failures)[-50:] == ["server down"] * 50
         assert not any(failure.transient for failure in failures if isinstance(failure, Failure))
@@ -276,7 +276,7 @@ def test_a_batch_against_a_refused_port_costs_one_deadline_and_says_why() -> Non
     engine = OpenAIEngine("judge", f"http://127.0.0.1:{port}/v1", max_concurrency=4, deadline_s=1.5)
     started = time.monotonic()
     failures = engine.generate(asks(64))
-    assert time.monotonic() - started < 4.2
+    assert time.monotonic() - started < 12.0, "16 waves would take 24 seconds"
     assert reasons(failures)[-50:] == ["server down"] * 50
     assert isinstance(failures[-1], Failure)
     assert "Connection" in failures[-1].detail
@@ -293,7 +293,7 @@ def test_a_batch_against_a_refused_port_costs_one_deadline_and_says_why() -> Non
 def test_a_server_that_answers_with_errors_is_not_down(connect: EngineFactory, fault: str) -> None:
     with JudgeServer(echo) as server:
         server.all_fail = fault
-        engine = connect(server, max_concurrency=2, deadline_s=0.5)
+        engine = connect(server, max_concurrency=2, deadline_s=1.0)
         assert set(reasons(engine.generate(asks(4)))) == {"timeout"}
         server.all_fail = None
         assert reasons(engine.generate([ask()])) == [""]
@@ -303,14 +303,14 @@ def test_one_request_that_hangs_while_others_are_answered_does_not_count_as_a_de
     connect: EngineFactory,
 ) -> None:
     with JudgeServer(echo, faults=["hang"]) as server:
-        engine = connect(server, max_concurrency=2, deadline_s=0.5)
+        engine = connect(server, max_concurrency=2, deadline_s=2.0)
         assert reasons(engine.generate(asks(20))).count("timeout") == 1
         assert reasons(engine.generate([ask()])) == [""]
 
 
 def test_waiting_for_a_free_slot_does_not_count_against_the_deadline(connect: EngineFactory) -> None:
     with JudgeServer(echo, delay_s=0.3) as server:
-        replies = connect(server, max_concurrency=2, deadline_s=1.0).generate(asks(10))
+        replies = connect(server, max_concurrency=2, deadline_s=2.5).generate(asks(20))  # takes 3 seconds
     assert all(isinstance(reply, Reply) for reply in replies)
 
 
@@ -437,18 +437,18 @@ def test_a_used_engine_survives_a_fork_in_both_processes(connect: EngineFactory)
 
 
 def test_an_interrupt_cancels_what_is_in_flight_and_propagates(connect: EngineFactory) -> None:
-    with JudgeServer(echo, delay_s=20.0) as server:
-        engine = connect(server, deadline_s=30.0, max_concurrency=4)
+    with JudgeServer(echo, delay_s=60.0) as server:
+        engine = connect(server, deadline_s=90.0, max_concurrency=4)
 
         def interrupt() -> None:
-            server.wait_until(lambda s: s.in_flight == 4)
+            server.wait_until(lambda s: s.in_flight == 4, within_s=30)
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
         threading.Thread(target=interrupt).start()
         started = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             engine.generate(asks(10))
-        assert time.monotonic() - started < 5.0
+        assert time.monotonic() - started < 50.0, "an answer takes a minute"
         sent = len(server.requests)
         server.delay_s = 0.0
         assert isinstance(engine.generate([ask("still works")])[0], Reply)
@@ -456,11 +456,11 @@ def test_an_interrupt_cancels_what_is_in_flight_and_propagates(connect: EngineFa
 
 
 def test_closing_from_another_thread_ends_a_call_with_an_error(connect: EngineFactory) -> None:
-    with JudgeServer(echo, delay_s=20.0) as server:
-        engine = connect(server, deadline_s=30.0)
+    with JudgeServer(echo, delay_s=60.0) as server:
+        engine = connect(server, deadline_s=90.0)
 
         def close_soon() -> None:
-            server.wait_until(lambda s: s.in_flight == 2)
+            server.wait_until(lambda s: s.in_flight == 2, within_s=30)
             engine.close()
 
         threading.Thread(target=close_soon).start()

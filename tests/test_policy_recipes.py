@@ -19,7 +19,8 @@ from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.embedded import embedded_adapter_path
 from mrjudge_reward.integrations.rollout_reranker import Reranker
 
-from .trl_support import tiny_policy
+from .small_models import small_text_model
+from .warm_python import warm_python
 
 pytestmark = pytest.mark.usefixtures("vllm_hidden")
 
@@ -43,11 +44,7 @@ def recipes() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def tiny(smol_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder with a policy of a quarter million parameters."""
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny_policy(smol_tokenizer).save_pretrained(folder)
-    smol_tokenizer.save_pretrained(folder)
-    return str(folder)
+    return small_text_model(smol_tokenizer, tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -383,6 +380,7 @@ def test_too_few_prompts_and_nothing_to_choose_from_are_refused(recipes: Any, pr
 def test_a_study_trains_what_is_missing_and_compares_each_judge_with_the_base(
     recipes: Any, tiny: str, prompt_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ):
+    monkeypatch.setattr(sys, "executable", warm_python())  # of the trainings, each a process of its own
     for name in ("policy_cpu.yaml", "policy_eval_cpu.yaml"):
         shutil.copy(ROOT / "recipes" / "configs" / name, tmp_path)
     small = [

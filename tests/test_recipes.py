@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,8 @@ import pytest
 
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.judge import Judge
+
+from .warm_python import run_python
 
 pytestmark = pytest.mark.usefixtures("vllm_hidden")
 
@@ -31,13 +31,8 @@ def demo(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def trained(out: Path, *arguments: str) -> tuple[list[dict[str, Any]], str]:
     """The log of a small run of the demo, and what it printed."""
-    command = [
-        sys.executable, str(ROOT / "recipes" / "demo.py"), "--num-generations", "4", "--prompts-per-step", "1",
-        "--held-out", "6", "--out", str(out), *arguments,
-    ]  # fmt: skip
-    done = subprocess.run(
-        command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=400, check=False
-    )
+    small = ("--num-generations", "4", "--prompts-per-step", "1", "--held-out", "3")
+    done = run_python("recipes/demo.py", *small, "--out", out, *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     log = (out / "log.jsonl").read_text(encoding="utf-8")
     assert "NaN" not in log
@@ -60,7 +55,7 @@ def test_the_demo_trains_on_the_judge_that_is_in_the_package(tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("smol_path")
 def test_the_demo_trains_and_leaves_a_log_and_an_adapter(tmp_path: Path) -> None:
-    rows, printed = trained(tmp_path, "--steps", "2", "--format", "sentiment")
+    rows, printed = trained(tmp_path, "--steps", "2", "--format", "sentiment", "--num-generations", "2")
     assert [row["step"] for row in rows] == [1, 2]
     assert all(0 <= row["grade"] <= 1 and row["consistency"] == 1 for row in rows)
     assert re.search(r"mean grade before \d\.\d+; mean grade after", printed)

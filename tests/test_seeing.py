@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,8 @@ from mrjudge_reward.tasks import split_of
 from mrjudge_reward.types import Group, Preference, Reply, Request, as_messages
 
 from .captions_support import captioned, drawn
+from .small_models import small_text_model
+from .warm_python import run_python
 
 pytestmark = pytest.mark.usefixtures("vllm_hidden")
 
@@ -40,20 +40,7 @@ def recipes() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def small_text(smol_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """SmolLM2's architecture and tokenizer with three million random weights."""
-    import transformers
-
-    path = tmp_path_factory.mktemp("text")
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=len(smol_tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=1024, tie_word_embeddings=True,
-        bos_token_id=smol_tokenizer.bos_token_id, eos_token_id=smol_tokenizer.eos_token_id,
-        pad_token_id=smol_tokenizer.pad_token_id,
-    )  # fmt: skip
-    transformers.LlamaForCausalLM(config).save_pretrained(path)
-    smol_tokenizer.save_pretrained(path)
-    return str(path)
+    return small_text_model(smol_tokenizer, tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +67,8 @@ def trained(folder: str, file: str, tmp_path_factory: pytest.TempPathFactory) ->
                 "lora.layers_to_transform=[0, 1]", "lora.modules_to_save=[multi_modal_projector]"]  # fmt: skip
     for task in ("stamps", "clip_art"):
         settings += [f"tasks.{task}.path={file}", f"tasks.{task}.not_categories=[bar]", f"tasks.{task}.count=6"]
-    command = [sys.executable, str(ROOT / "recipes/train_sft.py"), str(CONFIGS / "sft_seeing_cpu.yaml")]
-    for setting in settings:
-        command += ["--set", setting]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+    command = ["recipes/train_sft.py", CONFIGS / "sft_seeing_cpu.yaml"]
+    done = run_python(*command, *(word for setting in settings for word in ("--set", setting)))
     assert done.returncode == 0, done.stderr[-4000:]
     state = json.loads((out / "checkpoint-2/trainer_state.json").read_text())
     losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
@@ -236,8 +221,8 @@ def test_a_picture_that_a_batch_holds_twice_is_not_told_from_itself(recipes: Any
 
 
 def test_the_command_starts_a_connector_and_does_not_mistake_a_merge_for_a_start(file: str, tmp_path: Path):
-    command = [sys.executable, str(ROOT / "recipes/seeing_model.py"), "--out", str(tmp_path), "--captions", file]
-    done = subprocess.run([*command, "--merge", "a", "--base", "b"], capture_output=True, text=True, check=False)
+    command = ["recipes/seeing_model.py", "--out", tmp_path, "--captions", file]
+    done = run_python(*command, "--merge", "a", "--base", "b")
     assert done.returncode == 2
     assert "--captions start a new model's connector" in done.stderr
 
@@ -384,8 +369,7 @@ def test_captions_are_judged_by_what_the_picture_adds_to_them(
     config = tmp_path / "eval.yaml"
     task = f"{{source: captions, path: {file}, categories: [bar], held_out: source}}"
     config.write_text(f"judge: {{model: {folder}, adapter: {trained}}}\ntasks:\n  bars: {task}\n")
-    command = [sys.executable, str(ROOT / "recipes/judge_by_writing.py"), str(config), "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    done = run_python("recipes/judge_by_writing.py", config, "--out", tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     row = json.loads((tmp_path / "report.json").read_text())["tasks"]["bars"]
     assert (row["items"], row["chance"]) == (12, 0.5)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,8 @@ import pytest
 
 from mrjudge_reward.errors import InputError
 from mrjudge_reward.items import from_choice, from_preference, from_ratings
+
+from .warm_python import run_python
 
 ROOT = Path(__file__).parent.parent
 WORDS = ["river", "stone", "light", "green", "walks", "under", "seven", "paper", "north", "glass", "quiet", "table"]
@@ -147,8 +147,7 @@ def test_the_command_prints_writes_and_fails_above_the_limit(tmp_path: Path):
     path, out = tmp_path / "p.jsonl", tmp_path / "leak.json"
     rows = [{"prompt": f"Q{i}", "chosen": f"**{sentence(draw)}**", "rejected": sentence(draw)} for i in range(30)]
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    command = [sys.executable, "recipes/style_leak.py", "--preferences", str(path), "--out", str(out)]
-    done = subprocess.run([*command, "--max-leak", "0.6"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_python("recipes/style_leak.py", "--preferences", path, "--out", out, "--max-leak", "0.6")
     assert done.returncode == 1
     assert "style_leak: style leak above max_leak 0.6" in done.stderr
     assert "Traceback" not in done.stderr
@@ -165,7 +164,6 @@ def test_the_command_measures_what_is_left_when_lengths_are_matched(tmp_path: Pa
         chosen, rejected = (long, short) if i < 45 else (short, long)
         rows.append({"prompt": f"Q{i}", "chosen": chosen, "rejected": rejected})
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    command = [sys.executable, "recipes/style_leak.py", "--preferences", str(path)]
     for flags, items in (([], 60), (["--match-length"], 30)):
-        done = subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True, check=True)
+        done = run_python("recipes/style_leak.py", "--preferences", path, *flags, check=True)
         assert f"of {items} items" in done.stdout

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
-import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,6 +21,9 @@ from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.formats import SENTIMENT, Choice
 from mrjudge_reward.items import from_choice, from_ratings
 from mrjudge_reward.tasks import Exercise
+
+from .small_models import small_text_model
+from .warm_python import run_python
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "recipes"))
@@ -295,8 +297,8 @@ def test_the_table_of_the_recipes_names_runs_that_start_from_their_own_seed():
 
 
 SMALL = """
-model: embedded
-lora: {r: 2, lora_alpha: 4, target_modules: [q_proj], layers_to_transform: [29]}
+model: MODEL
+lora: {r: 2, lora_alpha: 4, target_modules: [q_proj], layers_to_transform: [1]}
 evaluation: CONFIGS/eval_cpu.yaml
 evaluation_set: [tasks.film_pairs.eval_count=2, tasks.film_alone=null, tasks.amazon_pairs.eval_count=2,
   tasks.amazon_alone=null]
@@ -315,14 +317,15 @@ runs:
 """
 
 
-def test_the_command_goes_from_recipes_to_a_table(smol_path: str, tmp_path: Path):
+def test_the_command_goes_from_recipes_to_a_table(smol_tokenizer: Any, tmp_path: Path):
     config = tmp_path / "small.yaml"
-    config.write_text(SMALL.replace("CONFIGS", str(ROOT / "recipes" / "configs")))
-    command = [sys.executable, str(ROOT / "recipes" / "train_many.py"), str(config), "--out", str(tmp_path / "out")]
-    early = subprocess.run([*command, "--stages", "train"], capture_output=True, text=True, check=False, cwd=ROOT)
+    model = small_text_model(smol_tokenizer, tmp_path / "model")
+    config.write_text(SMALL.replace("CONFIGS", str(ROOT / "recipes" / "configs")).replace("MODEL", model))
+    command = ["recipes/train_many.py", str(config), "--out", str(tmp_path / "out")]
+    early = run_python(*command, "--stages", "train")
     assert early.returncode != 0
     assert "run the stage prepare" in early.stderr
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    done = run_python(*command)
     assert done.returncode == 0, done.stderr[-3000:]
     out = tmp_path / "out"
     for name in ("base", "warm-seed0", "reinforced-seed0"):
@@ -331,9 +334,7 @@ def test_the_command_goes_from_recipes_to_a_table(smol_path: str, tmp_path: Path
         assert report["tasks"]["film_pairs"]["exercises"] == 4
         assert json.loads((out / name / "dev" / "report.json").read_text())["tasks"].keys() == {"film_pairs"}
     assert (out / "reinforced-seed0" / "adapter_config.json").is_file()
-    table = subprocess.run(
-        [sys.executable, str(ROOT / "recipes" / "judge_table.py"), str(out)], capture_output=True, text=True, check=True
-    )
+    table = run_python("recipes/judge_table.py", out, check=True)
     assert "| reinforced | 1 | film_pairs |" in table.stdout
 
 

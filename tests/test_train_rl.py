@@ -17,6 +17,9 @@ from mrjudge_reward.formats import SENTIMENT, Choice, Ranking
 from mrjudge_reward.items import from_choice, from_ratings
 from mrjudge_reward.tasks import Exercise
 
+from .small_models import small_text_model
+from .warm_python import run_python
+
 pytestmark = pytest.mark.usefixtures("vllm_hidden")
 
 ROOT = Path(__file__).parent.parent
@@ -271,24 +274,23 @@ def test_greedy_completions_are_trls(trainers: tuple[Any, Any]):
 # -- the whole recipe -----------------------------------------------------------------------------------------------------
 
 
-def train(tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+def train(model: str, tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     settings = [
-        "adapter=null", "lora={r: 4, target_modules: [q_proj, v_proj]}", f"training.output_dir={tmp_path}",
+        f"model={model}", "adapter=null", "lora={r: 4, target_modules: [q_proj, v_proj]}", f"training.output_dir={tmp_path}",
         "tasks.film_pairs.count=8", "tasks.tweet_pairs.count=4", "tasks.film_alone.count=4",
         "tasks.film_pairs.eval_count=2", "tasks.tweet_pairs.eval_count=2", "tasks.film_alone.eval_count=2",
         "training.per_device_train_batch_size=4", "training.num_generations=2", "training.per_device_eval_batch_size=10",
         "training.eval_steps=1", "training.save_steps=1", "training.logging_steps=1", *overrides,
     ]  # fmt: skip
-    command = [sys.executable, str(ROOT / "recipes" / "train_rl.py"), str(CONFIG)]
-    for setting in settings:
-        command += ["--set", setting]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
+    return run_python("recipes/train_rl.py", CONFIG, *(word for setting in settings for word in ("--set", setting)))
 
 
-def test_it_trains_watches_dev_and_goes_on_where_it_was_interrupted(smol_path: str, tmp_path: Path):
-    first = train(tmp_path, "training.max_steps=1")
+def test_it_trains_watches_dev_and_goes_on_where_it_was_interrupted(smol_tokenizer: Any, tmp_path: Path):
+    model = small_text_model(smol_tokenizer, tmp_path / "model")
+    tmp_path = tmp_path / "run"
+    first = train(model, tmp_path, "training.max_steps=1")
     assert first.returncode == 0, first.stderr[-3000:]
-    second = train(tmp_path, "training.max_steps=2")
+    second = train(model, tmp_path, "training.max_steps=2")
     assert second.returncode == 0, second.stderr[-3000:]
     history = json.loads((tmp_path / "dev.json").read_text())
     assert [entry["step"] for entry in history] == [1, 2]

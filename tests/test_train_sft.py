@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ import pytest
 
 from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.formats import Choice
+
+from .small_models import small_text_model
+from .warm_python import run_python
 
 pytestmark = pytest.mark.usefixtures("vllm_hidden")
 
@@ -37,19 +41,20 @@ def loaded(module: Any, overrides: list[str]) -> Any:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(smol_path: str) -> Any:
-    import transformers
-
-    return transformers.AutoTokenizer.from_pretrained(smol_path)
+def tokenizer(smol_tokenizer: Any) -> Any:
+    return smol_tokenizer
 
 
-def train(tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    settings = [*SMALL, f"training.output_dir={tmp_path}", "training.per_device_train_batch_size=2",
-                "training.save_steps=1", "training.logging_steps=1", *overrides]  # fmt: skip
-    command = [sys.executable, str(ROOT / "recipes" / "train_sft.py"), str(CONFIG)]
-    for setting in settings:
-        command += ["--set", setting]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+@pytest.fixture(scope="module")
+def small(smol_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return small_text_model(smol_tokenizer, tmp_path_factory.mktemp("small"))
+
+
+def train(model: str, out: Path, *overrides: str, run: Any = run_python) -> subprocess.CompletedProcess[str]:
+    settings = [*SMALL, f"model={model}", "lora.layers_to_transform=[1]", f"training.output_dir={out}",
+                "training.per_device_train_batch_size=2", "training.save_steps=1", "training.logging_steps=1",
+                *overrides]  # fmt: skip
+    return run("recipes/train_sft.py", CONFIG, *(word for setting in settings for word in ("--set", setting)))
 
 
 def test_examples_end_in_the_right_verdict_and_show_both_orders(recipe_module: Any, tokenizer: Any):
@@ -109,11 +114,11 @@ def test_a_run_without_anything_to_learn_from_is_refused(recipe_module: Any, tok
         recipe_module.examples(recipe_module.SFTRecipe(training={}), "train", tokenizer)
 
 
-def test_it_trains_an_adapter_and_goes_on_where_it_was_interrupted(smol_path: str, tmp_path: Path):
-    first = train(tmp_path, "training.max_steps=1")
+def test_it_trains_an_adapter_and_goes_on_where_it_was_interrupted(small: str, tmp_path: Path):
+    first = train(small, tmp_path, "training.max_steps=1", run=partial(run_python, python=sys.executable))
     assert first.returncode == 0, first.stderr[-3000:]
     weights = (tmp_path / "adapter_model.safetensors").read_bytes()
-    second = train(tmp_path, "training.max_steps=2")
+    second = train(small, tmp_path, "training.max_steps=2")
     assert second.returncode == 0, second.stderr[-3000:]
     state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
     assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [1, 2]
@@ -124,14 +129,12 @@ def test_it_trains_an_adapter_and_goes_on_where_it_was_interrupted(smol_path: st
     from mrjudge_reward.engines.transformers import TransformersEngine
     from mrjudge_reward.types import Reply, Request, as_messages
 
-    engine = TransformersEngine(smol_path, adapter=str(tmp_path), device="cpu")
+    engine = TransformersEngine(small, adapter=str(tmp_path), device="cpu")
     reply = engine.label_probabilities([Request(as_messages("Which?"), prefill="<answer>", labels=("A", "B"))])[0]
     assert isinstance(reply, Reply)
 
 
-def test_the_loss_is_trls_and_on_the_judges_turn_alone(
-    recipe_module: Any, tokenizer: Any, smol_path: str, tmp_path: Path
-):
+def test_the_loss_is_trls_and_on_the_judges_turn_alone(recipe_module: Any, tokenizer: Any, small: str, tmp_path: Path):
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -143,7 +146,7 @@ def test_the_loss_is_trls_and_on_the_judges_turn_alone(
     for kind in (SFTTrainer, recipe_module.trainer_class()):
         torch.manual_seed(0)
         trainer = kind(
-            model=smol_path,
+            model=small,
             args=SFTConfig(output_dir=str(tmp_path), completion_only_loss=True, report_to="none", use_cpu=True, bf16=False,
                            per_device_train_batch_size=6, gradient_checkpointing=False),
             train_dataset=Dataset.from_list(rows).remove_columns("task"),

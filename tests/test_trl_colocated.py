@@ -21,6 +21,8 @@ from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.engines.vllm_setup import cpu_build
 from mrjudge_reward.integrations.trl_reward import JudgeReward
 
+from .trl_support import tiny_policy
+
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None or not cpu_build(),
     reason="needs vLLM's CPU build, which `make setup` installs",
@@ -31,9 +33,11 @@ A_STEP = [["policy generates", "asleep"], ["judging", "awake"], ["policy trains"
 
 
 @pytest.fixture(scope="module")
-def run(smol_path: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def run(smol_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Two steps, then one whose reward raises."""
     out = tmp_path_factory.mktemp("colocated")
+    tiny_policy(smol_tokenizer, heads=2).save_pretrained(out / "policy")
+    smol_tokenizer.save_pretrained(out / "policy")
     environment = os.environ | {
         "MRJUDGE_LOCKS": str(out / "locks"),
         "OMP_NUM_THREADS": "1",
@@ -43,7 +47,7 @@ def run(smol_path: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_NO_USAGE_STATS": "1",
     }
-    command = [sys.executable, "-m", "tests.trl_colocated_run", smol_path, str(out / "run.json"), "cpu"]
+    command = [sys.executable, "-m", "tests.trl_colocated_run", str(out / "policy"), str(out / "run.json"), "cpu"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((out / "run.json").read_text(encoding="utf-8"))

@@ -86,7 +86,7 @@ def adapters_weights(trainer: Any) -> dict[str, torch.Tensor]:
     return {name: weight.detach() for name, weight in trainer.model.named_parameters() if "lora" in name}
 
 
-@pytest.mark.parametrize("size", ["tiny", "smol"])
+@pytest.mark.parametrize("size", ["tiny", pytest.param("smol", marks=pytest.mark.scale)])
 def test_a_run_is_the_same_as_with_a_judge_on_a_model_of_its_own(
     size: str, tiny_path: str, smol_path: str, tiny_adapter: str, smol_tokenizer: Any, tmp_path: Path
 ):

@@ -25,7 +25,9 @@ from .trl_support import PROMPTS, common, grpo_like, logged, prompt_dataset, tin
 
 
 @pytest.fixture
-def policy(smol_path: Path) -> Any:
+def policy(request: pytest.FixtureRequest, smol_path: Path, smol_tokenizer: Any) -> Any:
+    if getattr(request, "param", "tiny") == "tiny":
+        return tiny_policy(smol_tokenizer)
     return transformers.AutoModelForCausalLM.from_pretrained(smol_path, dtype=torch.float32)
 
 
@@ -45,7 +47,11 @@ def is_changed(trainer: Any) -> bool:
     )
 
 
-@pytest.mark.parametrize(("trainer_class", "config_class"), [(GRPOTrainer, GRPOConfig), (RLOOTrainer, RLOOConfig)])
+@pytest.mark.parametrize(
+    ("trainer_class", "config_class", "policy"),
+    [(GRPOTrainer, GRPOConfig, "embedded"), (RLOOTrainer, RLOOConfig, "tiny")],
+    indirect=["policy"],
+)
 def test_a_policy_trains_on_the_embedded_judge(
     trainer_class: Any, config_class: Any, policy: Any, smol_tokenizer: Any, embedded_judge: Judge, tmp_path: Path
 ) -> None:

@@ -14,26 +14,35 @@ import pytest
 
 from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.integrations.trl_reward import JudgeReward
+from mrjudge_reward.run_log import read_run
 
 pytestmark = pytest.mark.usefixtures("vllm_hidden")
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def torchrun(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+EACH = {2: "half a group each", 6: "a group and a half each"}
+
+
+@pytest.fixture(scope="module")
+def run(smol_path: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two ranks wrote down."""
+    out = tmp_path_factory.mktemp("ranks")
+    for part in (*map(str, EACH), "failing", "watched"):
+        (out / part).mkdir()
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "default"}
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", module, *arguments
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "tests.two_ranks",
+        smol_path, str(out), *map(str, EACH),
     ]  # fmt: skip
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
-
-
-@pytest.fixture(scope="module", params=[2, 6], ids=["half a group each", "a group and a half each"])
-def ranks(request: pytest.FixtureRequest, smol_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    out = tmp_path_factory.mktemp("ranks")
-    done = torchrun("tests.two_ranks", str(smol_path), str(out), str(request.param))
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads((out / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
+    return out
+
+
+@pytest.fixture(params=EACH, ids=EACH.get)
+def ranks(request: pytest.FixtureRequest, run: Path) -> Any:
+    return [json.loads((run / f"{request.param}/rank{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
 
 
 def test_every_group_is_judged_once_over_all_ranks(ranks: list[Any]) -> None:
@@ -66,10 +75,21 @@ def test_the_trainer_saw_those_rewards_in_that_order(ranks: list[Any]) -> None:
         assert len(rank["metrics"]) == 2
 
 
-def test_an_error_on_one_rank_reaches_all_ranks(smol_path: Path, tmp_path: Path) -> None:
+def test_an_error_on_one_rank_reaches_all_ranks(run: Path) -> None:
     """Otherwise the others would wait in the next collective until it times out."""
-    done = torchrun("tests.two_ranks_failing", str(tmp_path))
-    assert done.returncode == 0, done.stderr[-3000:]
-    caught = [json.loads((tmp_path / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
+    caught = [json.loads((run / f"failing/rank{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
     assert caught[0] == {"judge": "JudgeUnreliableError", "engine": "EngineError", "rows": "InputError"}
     assert caught[1] == {"judge": "JudgeUnreliableError", "engine": "RuntimeError", "rows": "InputError"}
+
+
+def test_one_rank_judges_canaries_and_all_ranks_stop(run: Path) -> None:
+    out = run / "watched"
+    ranks = [(out / f"rank{rank}.txt").read_text() for rank in (0, 1)]
+    for said in ranks:
+        assert "spoof fell from 1.00 to 0.00" in said
+    canaries = [int(said.split()[0]) for said in ranks]
+    assert canaries[0] > 0
+    assert canaries[1] == 0
+    log = read_run(out)
+    assert [batch.stats.groups for batch in log.batches] == [4, 4], "two of each rank"
+    assert len(list(out.glob("judge.rank*.jsonl"))) == 2

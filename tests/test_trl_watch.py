@@ -1,4 +1,7 @@
-"""Watching a real GRPO run: the log and the report of it, TensorBoard, and a planted reward hack that is caught."""
+"""Watching a real GRPO run: the log and the report of it, TensorBoard, and a planted reward hack that is caught.
+
+On two ranks: see test_trl_two_ranks.py.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,6 @@ from mrjudge_reward.stats import METRICS
 
 from .report_support import reasoning_judge
 from .spoofing_support import SPOOF, SpoofingPolicy, gullible, gullible_judge
-from .test_trl_two_ranks import torchrun
 from .trl_support import grpo_like, logged, prompt_dataset, tiny_policy
 
 
@@ -150,20 +152,3 @@ def test_a_judge_that_becomes_gullible_during_training_stops_the_run(smol_tokeni
         )
     assert reward.last_canaries is not None
     assert not reward.last_canaries.problems, "the last that was handed on was a good one, after two steps"
-
-
-# -- two ranks --------------------------------------------------------------------------------------------------------
-
-
-def test_one_rank_judges_canaries_and_all_ranks_stop(tmp_path: Path) -> None:
-    done = torchrun("tests.two_ranks_watched", str(tmp_path))
-    assert done.returncode == 0, done.stderr[-3000:]
-    ranks = [(tmp_path / f"rank{rank}.txt").read_text() for rank in (0, 1)]
-    for said in ranks:
-        assert "spoof fell from 1.00 to 0.00" in said
-    canaries = [int(said.split()[0]) for said in ranks]
-    assert canaries[0] > 0
-    assert canaries[1] == 0
-    run = read_run(tmp_path)
-    assert [batch.stats.groups for batch in run.batches] == [4, 4], "two of each rank"
-    assert len(list(tmp_path.glob("judge.rank*.jsonl"))) == 2

@@ -1,6 +1,6 @@
 """Run by test_trl_colocated.py and test_gpu.py: real GRPO beside TRL's colocated vLLM, a colocated judge as the reward.
 
-Usage: python -m tests.trl_colocated_run MODEL_DIR OUT.json DEVICE
+Usage: python -m tests.trl_colocated_run POLICY_DIR OUT.json DEVICE
 
 Two steps, and one whose reward raises. Environment variables that vLLM reads when it is imported must be set. TRL's own
 engine runs in this process. On a CPU it is changed in two ways (the judge's server is what a user gets):
@@ -103,7 +103,7 @@ class StepEnds(transformers.TrainerCallback):
         self.watch.look("step done")
 
 
-def main(model_dir: str, out: Path, device: str) -> None:
+def main(policy_dir: str, out: Path, device: str) -> None:
     transformers.utils.logging.disable_progress_bar()
     on_cpu = device == "cpu"
     if on_cpu:
@@ -117,7 +117,7 @@ def main(model_dir: str, out: Path, device: str) -> None:
     watch.look("judge built")
     watch.before(watch.server, "_call", "judging")
     trainer = GRPOTrainer(
-        model=model_dir,
+        model=policy_dir,
         reward_funcs=reward,
         train_dataset=prompt_dataset(),
         callbacks=[StepEnds(watch)],

@@ -1,14 +1,9 @@
-"""Run under torchrun by test_trl_two_ranks.py: rank 1 alone fails, in one of several ways.
-
-Usage: torchrun --nproc_per_node 2 -m tests.two_ranks_failing OUT_DIR
-"""
+"""The part of two_ranks.py in which rank 1 alone fails, in one of several ways."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
@@ -28,8 +23,7 @@ class BrokenEngine(ScriptedEngine):
         raise RuntimeError("device-side assert")
 
 
-def main(out: str) -> None:
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+def main(out: Path) -> None:
     rank = dist.get_rank()
     good = ScriptedEngine.by_utility(len)
     bad = {"judge": ScriptedEngine(lambda _: Failure("down")), "engine": BrokenEngine(lambda _: ""), "rows": good}
@@ -41,10 +35,4 @@ def main(out: str) -> None:
             JudgeReward(judge, num_generations=4)(prompts, [f"{rank}{'x' * i}" for i in range(6)])
         except Exception as error:  # noqa: BLE001  the test looks at which it was
             caught[name] = type(error).__name__
-    Path(out, f"rank{rank}.json").write_text(json.dumps(caught), encoding="utf-8")
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+    (out / f"rank{rank}.json").write_text(json.dumps(caught), encoding="utf-8")

@@ -1,12 +1,7 @@
-"""Run under torchrun by test_trl_watch.py: a judge that becomes gullible with the second step, on two ranks.
-
-Usage: torchrun --nproc_per_node 2 -m tests.two_ranks_watched OUT_DIR
-"""
+"""The part of two_ranks.py in which a judge becomes gullible with the second step."""
 
 from __future__ import annotations
 
-import sys
-from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,8 +17,7 @@ from mrjudge_reward.judge import Judge
 from .spoofing_support import gullible
 
 
-def main(out: str) -> None:
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+def main(out: Path) -> None:
     rank = dist.get_rank()
     sound = {canary.group.candidates[0] for canary in BUILT_IN}
     step = 0
@@ -44,10 +38,4 @@ def main(out: str) -> None:
         said = str(error)
     prompts = {canary.group.prompt[0].text for canary in BUILT_IN}
     asked = sum(any(prompt in request.messages[-1].text for prompt in prompts) for request in engine.requests)
-    Path(out, f"rank{rank}.txt").write_text(f"{asked} {said}", encoding="utf-8")
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+    (out / f"rank{rank}.txt").write_text(f"{asked} {said}", encoding="utf-8")

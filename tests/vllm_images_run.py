@@ -41,7 +41,7 @@ def main(smol_path: str) -> None:
             warnings.simplefilter("ignore")  # of vLLM's import
             judge = JudgeConfig(
                 **settings, engine="vllm", dtype="float32", context_tokens=1024,
-                engine_kwargs={"enforce_eager": True, "block_size": 32},
+                engine_kwargs={"enforce_eager": True, "block_size": 32, "skip_mm_profiling": True},
             ).build()  # fmt: skip
         for name, engine in (("vllm", judge.engine), ("transformers", TransformersEngine(folder, device="cpu"))):
             replies = engine.label_probabilities(requests)
