@@ -107,7 +107,7 @@ WORKERS = 5
 _made: list[Any] = []
 
 
-class _ManagerOfMadeWorkers(RewardLoopManager):
+class _ManagerOfMadeWorkers(RewardLoopManager):  # type: ignore[misc]
     """verl's manager, which takes workers that are there already, and in all has verl's constructor run once more.
 
     A new worker imports verl for seven seconds of CPU time.
