@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch
 # Errors alone are shown. Modules are compiled when they are first imported, not all 30,000 of them here.
 INSTALL := $(BIN)/pip install -qq --no-compile -c constraints.txt
-PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n logical --maxprocesses 2 --dist loadgroup --no-loadscope-reorder
+PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n logical --maxprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo test test-all coverage lint format bench clean chromium
 

@@ -21,12 +21,12 @@ if [ "${1:-}" = tiny ]; then
     SFT="--set tasks.film_pairs.count=4 --set tasks.tweet_pairs.count=2 --set tasks.editorial_pairs.count=2
         --set tasks.film_alone.count=2 --set training.max_steps=1 --set training.per_device_train_batch_size=2"
     RL="--set tasks.film_pairs.count=4 --set tasks.tweet_pairs.count=2 --set tasks.film_alone.count=4
-        --set tasks.film_pairs.eval_count=2 --set tasks.tweet_pairs.eval_count=2 --set tasks.film_alone.eval_count=2
+        --set tasks.film_pairs.eval_count=1 --set tasks.tweet_pairs.eval_count=1 --set tasks.film_alone.eval_count=1
         --set training.max_steps=1 --set training.eval_steps=1 --set training.save_steps=1
         --set training.per_device_train_batch_size=4 --set training.num_generations=2
         --set training.per_device_eval_batch_size=10"
-    EVAL="--set tasks.film_pairs.eval_count=2 --set tasks.film_alone.eval_count=2 --set tasks.amazon_pairs.eval_count=2
-        --set tasks.amazon_alone.eval_count=2"
+    EVAL="--set tasks.film_pairs.eval_count=2 --set tasks.film_alone.eval_count=1 --set tasks.amazon_pairs.eval_count=1
+        --set tasks.amazon_alone.eval_count=1"
     BASE=
 fi
 ADAPTER=${ADAPTER:-$ADAPTER_DEFAULT}

@@ -36,11 +36,21 @@ LONG = (
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Deal whole files to workers (`--dist loadgroup`), long ones first."""
-    for item in items:
-        name = item.path.name
-        item.add_marker(pytest.mark.xdist_group(TOGETHER.get(name, name)))
+    """Put long files first."""
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Deal whole files to workers, as ``--dist loadfile`` does, and what belongs together to one."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Dealer(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            name = nodeid.partition("::")[0].rpartition("/")[2]
+            return TOGETHER.get(name, name)
+
+    return Dealer(config, log)
 
 
 @contextmanager

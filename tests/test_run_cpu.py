@@ -26,13 +26,13 @@ def run(folder: Path, python: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def interrupted(smol_path: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
-    """Where all has been done up to the reinforcement, which failed, and the exit code."""
+    """Where both trainings have been done and what comes next has failed, and the exit code."""
     folder = tmp_path_factory.mktemp("whole")
     python = folder / "python"
-    python.write_text(f'#!/bin/sh\n[ "$1" != recipes/train_rl.py ] || exit 7\nexec {warm_python()} "$@"\n')
+    python.write_text(f'#!/bin/sh\n[ "$1" != recipes/pack_adapter.py ] || exit 7\nexec {warm_python()} "$@"\n')
     python.chmod(0o755)
     done = run(folder, str(python))
-    assert (folder / "runs-tiny" / "sft" / "recipe.json").is_file(), done.stderr[-3000:]
+    assert (folder / "runs-tiny" / "rl" / "recipe.json").is_file(), done.stderr[-3000:]
     return folder, done.returncode
 
 
@@ -53,7 +53,7 @@ def made(folder: Path) -> dict[Path, int]:
 def test_a_step_that_fails_ends_it(interrupted: tuple[Path, int]):
     folder, code = interrupted
     assert code == 7
-    assert not (folder / "runs-tiny" / "sft-packed").exists()
+    assert not list((folder / "runs-tiny").glob("*-dev"))
     assert not (folder / "packed").exists()
 
 

@@ -8,10 +8,17 @@ from typing import Any
 
 import pytest
 
+from . import warm_python
+
 SHOWN = 20
 LIMIT_S = 60
 LONGER = {
     "tests/test_verl_training.py": "a dozen processes of verl, Ray and vLLM start one after the other",
+    "tests/test_trl_colocated.py": "TRL's vLLM and the judge's start one after the other",
+    "tests/test_vllm_engine.py": "servers of vLLM are started, killed and started anew",
+    "tests/test_vllm_images.py": "vLLM starts with an image processor in a process of its own",
+    "tests/test_verl_streaming.py": "five reward workers import verl",
+    "tests/test_benchmark": "benchmarks repeat what they time",
 }
 """Tests that may take longer (the start of their id), and why."""
 
@@ -20,9 +27,9 @@ _spent = 0.0
 
 
 def cpu_s() -> float:
-    """CPU time of this process and of the children that have ended."""
+    """CPU time of this process, of the children that have ended, and of the warm interpreter's."""
     both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(one.ru_utime + one.ru_stime for one in both)
+    return sum(one.ru_utime + one.ru_stime for one in both) + warm_python.cpu_s()
 
 
 @pytest.hookimpl(wrapper=True)
