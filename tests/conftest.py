@@ -1,4 +1,4 @@
-"""The real embedded model, loaded once for all tests that need one."""
+"""How test files are dealt to workers, and what tests share: the embedded model, a Ray cluster."""
 
 from __future__ import annotations
 

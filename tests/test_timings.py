@@ -14,7 +14,7 @@ LIMITS = """
 from tests import timings
 
 timings.LIMIT_S = 0.2
-timings.LONGER = {"test_b.py::test_known": "it waits"}
+timings.LONGER = {"test_b.py::test_known": (20, "it waits"), "test_b.py::test_longer": (0.3, "and more")}
 """
 SLOW = """
 import time
@@ -23,6 +23,9 @@ def test_known():
     time.sleep(0.4)
 
 def test_new():
+    time.sleep(0.4)
+
+def test_longer_still():
     time.sleep(0.4)
 """
 
@@ -39,8 +42,9 @@ def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 def test_a_run_fails_with_a_long_test_that_is_not_known(run: Callable[..., subprocess.CompletedProcess[str]]):
     done = run("-n", "2")
     assert done.returncode == 1, done.stdout
-    assert "over 0.2 s, and not in tests/timings.py: test_b.py::test_new" in done.stdout
-    assert "tests/timings.py: test_b.py::test_known" not in done.stdout
+    assert "over 0.2 s (see tests/timings.py): test_b.py::test_new" in done.stdout
+    assert "over 0.3 s (see tests/timings.py): test_b.py::test_longer_still" in done.stdout
+    assert "(see tests/timings.py): test_b.py::test_known" not in done.stdout
     shown = done.stdout.partition("slowest files")[2].splitlines()
     assert [line.split()[-1] for line in shown[1:3]] == ["test_b.py", "test_a.py"]
 

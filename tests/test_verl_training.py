@@ -17,10 +17,10 @@ from typing import Any
 
 import psutil
 import pytest
-import torch
-import transformers
 
 from mrjudge_reward.integrations.cohorts import INFO_KEYS
+
+from .small_models import small_text_model
 
 TESTS = Path(__file__).resolve().parent
 RUN = TESTS.parent / "recipes" / "verl" / "cpu" / "run.py"
@@ -32,19 +32,9 @@ pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")
-def tiny(smol_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a random Llama: how a policy learns is up to verl, and what it is paid does not depend on its size."""
-    folder = tmp_path_factory.mktemp("tiny")
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=len(smol_tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=True,
-        bos_token_id=smol_tokenizer.bos_token_id, eos_token_id=smol_tokenizer.eos_token_id,
-        pad_token_id=smol_tokenizer.pad_token_id,
-    )  # fmt: skip
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    smol_tokenizer.save_pretrained(folder)
-    return folder
+def tiny(smol_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """How a policy learns is up to verl, and what it is paid does not depend on its size."""
+    return small_text_model(smol_tokenizer, tmp_path_factory.mktemp("tiny"))
 
 
 def marked(mark: str) -> list[psutil.Process]:
@@ -59,7 +49,7 @@ def marked(mark: str) -> list[psutil.Process]:
     return found
 
 
-def train(recipe: str, policy: Path, out: Path, *overrides: str) -> list[dict[str, float]]:
+def train(recipe: str, policy: str, out: Path, *overrides: str) -> list[dict[str, float]]:
     """The metrics of each step that verl printed. The run has to end well, and to leave no process behind."""
     mark = uuid.uuid4().hex
     paths = os.pathsep.join(
@@ -125,7 +115,7 @@ def check_grpo(steps: Sequence[dict[str, float]], out: Path, groups: int, size: 
         assert step["critic/advantages/min"] == pytest.approx(min(advantages), rel=1e-3)
 
 
-def test_grpo_trains_on_streamed_rewards_and_validates_on_groups_of_another_size(tiny: Path, tmp_path: Path) -> None:
+def test_grpo_trains_on_streamed_rewards_and_validates_on_groups_of_another_size(tiny: str, tmp_path: Path) -> None:
     validation = (
         "trainer.val_before_train=True",
         "data.val_max_samples=2",
@@ -143,18 +133,18 @@ def test_grpo_trains_on_streamed_rewards_and_validates_on_groups_of_another_size
     assert float(means["judge_games"]) == 1, "each of two met the other"
 
 
-def test_grpo_trains_with_the_trainer_before(tiny: Path, tmp_path: Path) -> None:
+def test_grpo_trains_with_the_trainer_before(tiny: str, tmp_path: Path) -> None:
     steps = train("grpo", tiny, tmp_path, SCRIPTED, "trainer.use_v1=False")
     check_grpo(steps, tmp_path, groups=2, size=4)
 
 
-def test_grpo_trains_with_a_reward_model_on_the_policys_devices(tiny: Path, tmp_path: Path) -> None:
+def test_grpo_trains_with_a_reward_model_on_the_policys_devices(tiny: str, tmp_path: Path) -> None:
     steps = train("grpo_colocated", tiny, tmp_path, "+mrjudge.judge.min_label_mass=0.0")
     check_grpo(steps, tmp_path, groups=2, size=4)
     assert all(step["timing_s/reward"] > 0 for step in steps)
 
 
-def test_ppo_trains_its_critic_on_the_rewards(tiny: Path, tmp_path: Path) -> None:
+def test_ppo_trains_its_critic_on_the_rewards(tiny: str, tmp_path: Path) -> None:
     steps = train("ppo", tiny, tmp_path, SCRIPTED)
     check_steps(steps, tmp_path, groups=2, size=2)
     for step in steps:

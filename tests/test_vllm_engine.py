@@ -222,8 +222,8 @@ def test_many_requests_are_one_batch_and_each_repeats_with_its_seed(engine: Any)
     first = texts(engine.generate(requests))
     assert torch.equal(torch.get_rng_state(), before), "a policy that trains here draws as if nothing had happened"
     assert len(set(first)) > 20
-    again = texts(engine.generate(requests[:20]))
-    assert sum(one == other for one, other in zip(first, again, strict=False)) >= 19, "but for a tie in floating point"
+    again = texts(engine.generate(requests[:40]))
+    assert sum(one == other for one, other in zip(first, again, strict=False)) >= 39, "but for a tie in floating point"
     others = texts(engine.generate([writing("Tell story 0.", Sampling(1.0, 1.0, 4), seed=seed) for seed in (500, 501)]))
     assert any(other != first[0] for other in others)
 

@@ -13,14 +13,14 @@ from . import warm_python
 SHOWN = 20
 LIMIT_S = 60
 LONGER = {
-    "tests/test_verl_training.py": "a dozen processes of verl, Ray and vLLM start one after the other",
-    "tests/test_trl_colocated.py": "TRL's vLLM and the judge's start one after the other",
-    "tests/test_vllm_engine.py": "servers of vLLM are started, killed and started anew",
-    "tests/test_vllm_images.py": "vLLM starts with an image processor in a process of its own",
-    "tests/test_verl_streaming.py": "five reward workers import verl",
-    "tests/test_benchmark": "benchmarks repeat what they time",
+    "tests/test_verl_training.py": (400, "a dozen processes of verl, Ray and vLLM start one after the other"),
+    "tests/test_trl_colocated.py": (150, "TRL's vLLM and the judge's start one after the other"),
+    "tests/test_vllm_engine.py": (150, "servers of vLLM are started, killed and started anew"),
+    "tests/test_vllm_images.py": (150, "vLLM starts with an image processor in a process of its own"),
+    "tests/test_verl_streaming.py": (150, "five reward workers import verl"),
+    "tests/test_benchmark": (150, "benchmarks repeat what they time"),
 }
-"""Tests that may take longer (the start of their id), and why."""
+"""Tests that may take longer (the start of their id): how long, and why."""
 
 _phases: dict[str, list[tuple[float, float]]] = defaultdict(list)  # (wall, CPU) seconds by test
 _spent = 0.0
@@ -54,12 +54,15 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         for wall, cpu, name in rows[:SHOWN]:
             terminalreporter.line(f"{wall:7.0f} {cpu:7.0f}  {name}")
     for test in too_long():
-        terminalreporter.line(f"over {LIMIT_S} s, and not in tests/timings.py: {test}", red=True)
+        terminalreporter.line(f"over {limit_of(test)} s (see tests/timings.py): {test}", red=True)
+
+
+def limit_of(test: str) -> float:
+    return next((limit for start, (limit, _) in LONGER.items() if test.startswith(start)), LIMIT_S)
 
 
 def too_long() -> list[str]:
-    slow = (test for test, phases in _phases.items() if max(wall for wall, _ in phases) > LIMIT_S)
-    return [test for test in slow if not test.startswith(tuple(LONGER))]
+    return [test for test, phases in _phases.items() if max(wall for wall, _ in phases) > limit_of(test)]
 
 
 @pytest.hookimpl(trylast=True)
