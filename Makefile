@@ -56,12 +56,12 @@ chromium:
 
 # More steps: make demo STEPS=20
 demo: $(VENV)/.installed
-	@$(BIN)/python -W ignore recipes/demo.py $(if $(STEPS),--steps $(STEPS))
+	@$(BIN)/python -W ignore -m recipes.policy.demo $(if $(STEPS),--steps $(STEPS))
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy mrjudge_reward integrations recipes benchmarks
+	$(BIN)/mypy mrjudge_reward integrations recipes $(filter-out tests/benchmarks/test_%,$(wildcard tests/benchmarks/*.py))
 
 # Everything a change can break. Two workers take whole files, long ones first (see tests/conftest.py).
 test: lint chromium
@@ -83,14 +83,14 @@ format: setup
 	$(BIN)/ruff format .
 
 bench: setup
-	$(BIN)/python benchmarks/schedules.py
-	$(BIN)/python benchmarks/embedded_judge.py
-	$(BIN)/python benchmarks/verl_arrivals.py
-	$(BIN)/python benchmarks/rounds.py
-	$(BIN)/python benchmarks/overhead.py
-	$(BIN)/python benchmarks/prefix.py
-	$(BIN)/python benchmarks/peers.py
-	$(BIN)/python benchmarks/images.py
+	$(BIN)/python -m tests.benchmarks.schedules
+	$(BIN)/python -m tests.benchmarks.embedded_judge
+	$(BIN)/python -m tests.benchmarks.verl_arrivals
+	$(BIN)/python -m tests.benchmarks.rounds
+	$(BIN)/python -m tests.benchmarks.overhead
+	$(BIN)/python -m tests.benchmarks.prefix
+	$(BIN)/python -m tests.benchmarks.peers
+	$(BIN)/python -m tests.benchmarks.images
 
 clean:
 	rm -rf $(VENV) build *.egg-info recipes/verl/cpu/vllm_name/build recipes/verl/cpu/vllm_name/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

@@ -1,9 +1,8 @@
 """Reasoning judges as pairwise and listwise rewards for RL fine-tuning.
 
 A judge model looks at several responses to one prompt and says which is best. This package turns such verdicts into
-rewards: it decides who meets whom (:mod:`~mrjudge_reward.schedules`), asks and parses
-(:mod:`~mrjudge_reward.formats`), fits scores to the games (:mod:`~mrjudge_reward.ratings`) and hands them to a trainer
-(``mrjudge_reward.integrations``). Importing it loads no deep-learning framework.
+rewards: it decides who meets whom (``scoring.schedules``), asks and parses (``prompting.formats``), fits scores to the
+games (``scoring.ratings``) and hands them to a trainer (``integrations``). Importing it loads no deep-learning framework.
 
 >>> from mrjudge_reward import Choice, Judge, ScriptedEngine
 >>> longer_is_better = ScriptedEngine.by_utility(len)
@@ -23,10 +22,11 @@ from .errors import (
     MissingPackageError,
     MRJudgeError,
 )
-from .formats import SENTIMENT, Choice, Format, PairScores, Ranking, Score
 from .judge import Judge
-from .rewards import RewardShape, reward_group
-from .stats import FailureAlarm, JudgeStats
+from .messages import ImagePart, Message, TextPart, final_answer
+from .prompting.formats import SENTIMENT, Choice, Format, PairScores, Ranking, Score
+from .scoring.rewards import RewardShape, reward_group
+from .scoring.stats import FailureAlarm, JudgeStats
 from .types import (
     Comparison,
     Engine,
@@ -34,9 +34,7 @@ from .types import (
     Failure,
     Group,
     GroupReward,
-    ImagePart,
     Judgement,
-    Message,
     Order,
     Played,
     Preference,
@@ -44,11 +42,9 @@ from .types import (
     Request,
     Sampling,
     Scores,
-    TextPart,
     Tie,
     Usage,
     Verdict,
-    final_answer,
 )
 
 __version__ = "0.1.0"

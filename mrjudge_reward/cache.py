@@ -24,7 +24,8 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 
 from .errors import ConfigError, EngineError
 from .images import fingerprint
-from .types import Engine, Failure, ImagePart, Reply, Request, Usage
+from .messages import ImagePart
+from .types import Engine, Failure, Reply, Request, Usage
 
 logger = logging.getLogger(__name__)
 

@@ -23,18 +23,19 @@ from pydantic import (
     PositiveInt,
 )
 
-from .asking import VerdictMode
+from mrjudge_reward.engines.engine_config import EngineConfig
+from mrjudge_reward.engines.scripted import ScriptedEngine
+from mrjudge_reward.judging.comparisons import VerdictMode
+from mrjudge_reward.prompting.formats import SENTIMENT, Choice, Format, PairScores, Ranking, Score
+from mrjudge_reward.scoring.ratings import RATINGS
+from mrjudge_reward.scoring.rewards import RewardShape
+from mrjudge_reward.scoring.schedules import SCHEDULES
+from mrjudge_reward.scoring.stats import FailureAlarm
+
 from .cache import ReplyCache
-from .engine_config import EngineConfig
-from .engines.scripted import ScriptedEngine
 from .errors import ConfigError
-from .formats import SENTIMENT, Choice, Format, PairScores, Ranking, Score
 from .images import MAX_PIXELS
 from .judge import Judge
-from .ratings import RATINGS
-from .rewards import RewardShape
-from .schedules import SCHEDULES
-from .stats import FailureAlarm
 from .types import Engine, Sampling
 
 FormatName = Literal["auto", "choice", "ranking", "pair_scores", "score", "sentiment"]

@@ -4,7 +4,7 @@
 
 Cost: one engine call per round (two where the judge thinks before it is read), whatever the number of groups. An engine
 that takes calls from several threads gets those of a schedule with several rounds group by group instead, so that no
-group waits for another (see ``rounds``). Identical requests of a batch are asked once. Identical candidates of a group
+group waits for another (see ``judging.parallel``). Identical requests of a batch are asked once. Identical candidates of a group
 are judged as one and share its score.
 
 The order in which candidates arrive carries no information: they are renumbered by a hash of (seed, group key, text or
@@ -28,18 +28,20 @@ from dataclasses import replace
 from random import Random
 from typing import Any
 
-from .ahead import Ahead
-from .asking import Asked, Asker, Run, VerdictMode, digest, is_degenerate, session_of
+from mrjudge_reward.judging.comparisons import Asked, Asker, Run, VerdictMode, digest, is_degenerate, session_of
+from mrjudge_reward.judging.early import Ahead
+from mrjudge_reward.judging.parallel import shares, side_by_side
+from mrjudge_reward.prompting.formats import Choice, Format
+from mrjudge_reward.scoring.ratings import RATINGS, rate
+from mrjudge_reward.scoring.schedules import SCHEDULES, Limits
+from mrjudge_reward.scoring.stats import FailureAlarm
+from mrjudge_reward.scoring.tally import HARD_LOG_ODDS, MAX_GROUP, count_games, cyclic_triads
+
 from .cache import ReplyCache
 from .errors import ConfigError, InputError
-from .formats import Choice, Format
 from .images import MAX_PIXELS
-from .ratings import RATINGS, rate
-from .rounds import shares, side_by_side
-from .schedules import SCHEDULES, Limits
-from .stats import FailureAlarm
-from .tally import HARD_LOG_ODDS, MAX_GROUP, count_games, cyclic_triads
-from .types import Comparison, Engine, Failed, Group, Judgement, Message, Part, Played, Sampling, Verdict
+from .messages import Message, Part
+from .types import Comparison, Engine, Failed, Group, Judgement, Played, Sampling, Verdict
 
 
 class Judge:
@@ -171,7 +173,7 @@ class Judge:
 
         Args:
             groups: to judge; several threads may do so at once if the engine allows.
-            ahead: per group, what was asked ahead of it (see ``ahead``). It changes what is asked now, never the scores
+            ahead: per group, what was asked ahead of it (see ``judging.early``). It changes what is asked now, never the scores
                 of a judge that repeats itself.
             first_votes: per group, the number of its first vote; 0 by default. Copies of a group in which these differ by
                 ``votes`` or more are sampled with different seeds, and in different slots if their keys differ too.

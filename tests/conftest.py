@@ -22,18 +22,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 
-pytest_plugins = ["tests.timings"]
+pytest_plugins = ["tests.support.timings"]
 
-TOGETHER = {
-    "test_verl_streaming.py": "ray", "test_verl_colocated.py": "ray", "test_verl_faults.py": "ray",
-}  # fmt: skip
+VERL = "tests/integrations/verl"
+TRL = "tests/integrations/trl"
+TOGETHER = {f"{VERL}/test_{name}.py": "ray" for name in ("streaming", "colocated", "faults")}
 """Files that go to one worker, because they share what is dear: fixture ``cluster``."""
 
 LONG = (
-    "test_verl_training.py", "test_vllm_engine.py", "test_run_cpu.py", "test_verl_streaming.py", "test_verl_colocated.py",
-    "test_verl_faults.py", "test_recipe_configs.py", "test_trl_colocated.py", "test_policy_recipes.py",
-    "test_recipes.py", "test_train_sft.py", "test_seeing.py", "test_train_rl.py", "test_trl_two_ranks.py",
-    "test_trl_trainers.py", "test_readme.py",
+    f"{VERL}/test_training.py", "tests/engines/test_vllm_engine.py", "tests/recipes/test_run_cpu.py", *TOGETHER,
+    "tests/recipes/test_recipe_configs.py", f"{TRL}/test_colocated.py", "tests/recipes/test_policy_recipes.py",
+    "tests/recipes/test_recipes.py", "tests/recipes/test_train_sft.py", "tests/recipes/test_seeing.py",
+    "tests/recipes/test_train_rl.py", f"{TRL}/test_two_ranks.py", f"{TRL}/test_trainers.py", "tests/test_readme.py",
 )  # fmt: skip
 """They come first, so that no worker is left with one when the other has finished."""
 
@@ -41,7 +41,12 @@ LONG = (
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put long files first."""
-    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+    def place(item: pytest.Item) -> int:
+        name = item.nodeid.partition("::")[0]
+        return LONG.index(name) if name in LONG else len(LONG)
+
+    items.sort(key=place)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -51,7 +56,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class Dealer(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            name = nodeid.partition("::")[0].rpartition("/")[2]
+            name = nodeid.partition("::")[0]
             return TOGETHER.get(name, name)
 
     return Dealer(config, log)
@@ -59,8 +64,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @contextmanager
 def in_front(folder: str) -> Iterator[None]:
-    """Processes that are started meanwhile have this folder of tests/ on their path, before all others."""
-    paths = [str(Path(__file__).parent / folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    """Processes that are started meanwhile have this folder of tests/support/ on their path, before all others."""
+    paths = [str(Path(__file__).parent / "support" / folder), *filter(None, [os.environ.get("PYTHONPATH")])]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(paths))
         yield
@@ -77,7 +82,7 @@ def vllm_hidden() -> Iterator[None]:
 def smol_path() -> str:
     from transformers.utils import logging
 
-    from mrjudge_reward.embedded import embedded_model_path
+    from mrjudge_reward.engines.embedded import embedded_model_path
 
     logging.disable_progress_bar()
     return str(embedded_model_path())
@@ -92,7 +97,7 @@ def smol_tokenizer(smol_path: str) -> Any:
 
 @pytest.fixture(scope="session")
 def smol_engine(smol_path: str) -> Any:
-    from mrjudge_reward.engines.transformers import TransformersEngine
+    from mrjudge_reward.engines.local.engine import TransformersEngine
 
     return TransformersEngine(smol_path, device="cpu", dtype="float32")
 

@@ -20,19 +20,8 @@ from mrjudge_reward.cache import ReplyCache, ask, request_key
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import ConfigError, EngineError
 from mrjudge_reward.judge import Judge
-from mrjudge_reward.types import (
-    Engine,
-    Failure,
-    Group,
-    ImagePart,
-    Message,
-    Reply,
-    Request,
-    Sampling,
-    TextPart,
-    Usage,
-    as_messages,
-)
+from mrjudge_reward.messages import ImagePart, Message, TextPart, as_messages
+from mrjudge_reward.types import Engine, Failure, Group, Reply, Request, Sampling, Usage
 
 
 def request(text: str = "Which?", **more: Any) -> Request:

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from mrjudge_reward.config import JudgeConfig
-from mrjudge_reward.engine_config import EngineConfig
+from mrjudge_reward.engines.engine_config import EngineConfig
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import ConfigError
-from mrjudge_reward.formats import SENTIMENT, Choice, PairScores, Ranking, Score
 from mrjudge_reward.judge import Judge
-from mrjudge_reward.rewards import RewardShape
+from mrjudge_reward.prompting.formats import SENTIMENT, Choice, PairScores, Ranking, Score
+from mrjudge_reward.scoring.rewards import RewardShape
 from mrjudge_reward.types import Sampling
 
 

@@ -18,11 +18,12 @@ from mrjudge_reward import images
 from mrjudge_reward.cache import ReplyCache
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import ConfigError, InputError
-from mrjudge_reward.formats import Choice
 from mrjudge_reward.images import Album, Picture, data_url, estimated_tokens, fingerprint, load_picture, opened
 from mrjudge_reward.judge import Judge
-from mrjudge_reward.prompts import TextGuard
-from mrjudge_reward.types import Failed, Group, ImagePart, Judgement, Request, TextPart, as_messages
+from mrjudge_reward.messages import ImagePart, TextPart, as_messages
+from mrjudge_reward.prompting.formats import Choice
+from mrjudge_reward.prompting.sanitizing import TextGuard
+from mrjudge_reward.types import Failed, Group, Judgement, Request
 
 
 def noise(size: tuple[int, int] = (60, 40), mode: str = "RGB") -> Image.Image:
@@ -395,7 +396,7 @@ def test_a_picture_says_what_it_is_without_its_bytes():
 
 
 def test_vllm_gets_an_image_of_several_prompts_as_one_object_known_by_its_content():
-    from mrjudge_reward.engines.vllm import _shown
+    from mrjudge_reward.engines.vllm.engine import _shown
 
     one, two = load_picture(noise()), load_picture(noise((50, 50)))
     first, second, text = _shown([([1], None, [one, two]), ([2], None, [load_picture(one.data)]), ([3], None, [])])

@@ -16,26 +16,14 @@ from hypothesis import strategies as st
 
 from mrjudge_reward.engines.scripted import ScriptedEngine, shown_candidates
 from mrjudge_reward.errors import ConfigError, EngineError, InputError, JudgeUnreliableError
-from mrjudge_reward.formats import SENTIMENT, Choice, Format, PairScores, Ranking, Score
 from mrjudge_reward.judge import Judge, is_degenerate
-from mrjudge_reward.ratings import RATINGS
-from mrjudge_reward.schedules import SCHEDULES
-from mrjudge_reward.stats import FailureAlarm
-from mrjudge_reward.tally import MAX_GROUP, position_consistency
-from mrjudge_reward.types import (
-    Comparison,
-    Failed,
-    Failure,
-    Group,
-    ImagePart,
-    Message,
-    Preference,
-    Reply,
-    Request,
-    Sampling,
-    TextPart,
-    Usage,
-)
+from mrjudge_reward.messages import ImagePart, Message, TextPart
+from mrjudge_reward.prompting.formats import SENTIMENT, Choice, Format, PairScores, Ranking, Score
+from mrjudge_reward.scoring.ratings import RATINGS
+from mrjudge_reward.scoring.schedules import SCHEDULES
+from mrjudge_reward.scoring.stats import FailureAlarm
+from mrjudge_reward.scoring.tally import MAX_GROUP, position_consistency
+from mrjudge_reward.types import Comparison, Failed, Failure, Group, Preference, Reply, Request, Sampling, Usage
 
 property_test = settings(derandomize=True, deadline=None, max_examples=12)
 WARM = Sampling(0.7, 1.0, 256)

@@ -22,7 +22,8 @@ import pytest
 import mrjudge_reward
 from mrjudge_reward import errors
 
-ROOT = Path(__file__).parent.parent
+from .support import ROOT
+
 PACKAGE = ROOT / "mrjudge_reward"
 
 ORDER = [
@@ -242,7 +243,7 @@ def test_a_wheel_holds_the_templates_the_type_marker_and_the_integrations(tmp_pa
         held = set(archive.namelist())
     expected = {f"mrjudge_reward/{path.relative_to(PACKAGE)}" for path in PACKAGE.rglob("*.py")}
     expected |= {f"mrjudge_reward/templates/{path.name}" for path in (PACKAGE / "templates").glob("*.txt")}
-    expected |= {f"mrjudge_reward/report_page/page.{kind}" for kind in ("html", "css", "js")}
+    expected |= {f"mrjudge_reward.monitoring.report/page.{kind}" for kind in ("html", "css", "js")}
     expected |= {f"mrjudge_reward/integrations/{path.name}" for path in (ROOT / "integrations").glob("*.py")}
     expected |= {"mrjudge_reward/py.typed", "mrjudge_reward/integrations/trl_reward.py"}
     assert expected - held == set()

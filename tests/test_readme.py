@@ -15,12 +15,12 @@ import yaml
 from PIL import Image
 
 from mrjudge_reward import Choice, Judge, ScriptedEngine
-from mrjudge_reward.integrations.verl_reward import JudgeRewardManager
-from mrjudge_reward.integrations.verl_settings import VerlSettings
+from mrjudge_reward.integrations.verl.reward_manager import JudgeRewardManager
+from mrjudge_reward.integrations.verl.settings import VerlSettings
+from tests.support.judge_server import JudgeServer
 
-from .judge_server import JudgeServer
+from .support import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SHELL = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
@@ -80,7 +80,7 @@ def test_the_training_example_trains(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_canaries_of_the_example_are_the_defaults() -> None:
-    from mrjudge_reward.canaries import Canaries
+    from mrjudge_reward.monitoring.canaries import Canaries
 
     assert run_block(BLOCKS[4])["canaries"] == Canaries()
 

@@ -19,19 +19,20 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mrjudge_reward import doctor
 from mrjudge_reward.cache import ReplyCache
+from mrjudge_reward.cli import doctor
 from mrjudge_reward.config import JudgeConfig
-from mrjudge_reward.engines.openai import OpenAIEngine
+from mrjudge_reward.engines.openai.engine import OpenAIEngine
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import EngineError
 from mrjudge_reward.judge import Judge
-from mrjudge_reward.stats import FailureAlarm
-from mrjudge_reward.types import Failed, Failure, Group, ImagePart, Message, Reply, Request, TextPart, as_messages
+from mrjudge_reward.messages import ImagePart, Message, TextPart, as_messages
+from mrjudge_reward.scoring.stats import FailureAlarm
+from mrjudge_reward.types import Failed, Failure, Group, Reply, Request
+from tests.support.judge_server import JudgeServer, longest_wins
 
-from .judge_server import JudgeServer, longest_wins
+from .support import ROOT
 
-ROOT = Path(__file__).parent.parent
 SLOTS = 4
 ENV = {**os.environ, "OPENAI_API_KEY": "none"}
 
@@ -39,7 +40,7 @@ PROGRAM = """
 import sys, threading
 from mrjudge_reward import Choice, Group, Judge
 from mrjudge_reward.cache import ReplyCache
-from mrjudge_reward.engines.openai import OpenAIEngine
+from mrjudge_reward.engines.openai.engine import OpenAIEngine
 url, path, schedule = sys.argv[1:]
 engine = OpenAIEngine("judge", url, max_concurrency=4, deadline_s=60.0)
 judge = Judge(engine, Choice(), schedule=schedule, cache=ReplyCache(path))

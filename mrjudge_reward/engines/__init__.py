@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..types import Message, TextPart
+from mrjudge_reward.messages import Message, TextPart
 
 
 def fold_system(messages: Sequence[Message]) -> tuple[Message, ...]:
     """The same chat for a model without a system role: its system text opens the first user turn, a blank line apart.
 
-    >>> from mrjudge_reward.types import as_messages
+    >>> from mrjudge_reward.messages import as_messages
     >>> chat = [{"role": "system", "content": "Be fair."}, {"role": "user", "content": "Which?"}]
     >>> [(message.role, message.text) for message in fold_system(as_messages(chat))]
     [('user', 'Be fair.\\n\\nWhich?')]

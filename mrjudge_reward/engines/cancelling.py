@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from ..types import Failure
+from mrjudge_reward.types import Failure
 
 CANCELLED = Failure("cancelled", "nobody waits for the reply any more")
 """Stands for a request without a reply when its call was cancelled. Whoever cancelled must not read it as an answer."""

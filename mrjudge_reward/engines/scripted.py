@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
-from ..types import Failure, Reply, Request, Usage
+from mrjudge_reward.types import Failure, Reply, Request, Usage
 
 Script: TypeAlias = Callable[[Request], str | Mapping[str, float] | Reply | Failure]
 

@@ -1,7 +1,7 @@
 """Write judging exercises as verl's data sets: ``train.parquet`` and ``dev.parquet`` (see ``judge_rl.yaml``).
 
-    python recipes/verl/judge_rl_data.py recipes/configs/rl_7b.yaml ~/data/judge
-    python recipes/verl/judge_rl_data.py recipes/configs/rl_7b.yaml ~/data/judge --set tasks.science.count=100
+    python recipes/verl/judge_rl_data.py recipes/judge/rl_7b.yaml ~/data/judge
+    python recipes/verl/judge_rl_data.py recipes/judge/rl_7b.yaml ~/data/judge --set tasks.science.count=100
 
 Tasks and model are those of a config of ``train_rl.py``, whose other settings are verl's business here. The training set is
 a mixture by the tasks' weights in which each task comes whole; the dev set has all dev exercises.
@@ -10,19 +10,16 @@ a mixture by the tasks' weights in which each task comes whole; the dev set has 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from judge_data import TaskConfig, check_tasks, task_exercises
-from mrjudge_reward.embedded import embedded_model_path
+from mrjudge_reward.engines.embedded import embedded_model_path
 from mrjudge_reward.errors import InputError, require
-from mrjudge_reward.integrations.verl_judge_marks import written_exercise
-from mrjudge_reward.prompts import TextGuard
-from mrjudge_reward.tasks import Exercise, Split, balanced
-from recipe_config import read_config
+from mrjudge_reward.integrations.verl.judge_training import written_exercise
+from mrjudge_reward.prompting.sanitizing import TextGuard
+from mrjudge_reward.training.tasks import Exercise, Split, balanced
+from recipes.common.config import read_config
+from recipes.data.judge_data import TaskConfig, check_tasks, task_exercises
 
 MAX_TEXT_TOKENS = 2048
 

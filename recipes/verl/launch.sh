@@ -4,7 +4,7 @@ set -euo pipefail
 config=$(realpath -- "${1:?usage: launch.sh CONFIG.yaml [key=value ...]}")
 shift
 # TRL 1.16, if it is installed too, lacks a class that verl imports; see the module.
-export VERL_USE_EXTERNAL_MODULES="${VERL_USE_EXTERNAL_MODULES:-mrjudge_reward.integrations.verl_without_trl}"
+export VERL_USE_EXTERNAL_MODULES="${VERL_USE_EXTERNAL_MODULES:-mrjudge_reward.integrations.verl.without_trl}"
 settings=()
 for setting in "$@"; do
   settings+=(--verl-set "$setting")

@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 
 ENVIRONMENT = {
     "VERL_PLATFORM": "cpu",
-    "VERL_USE_EXTERNAL_MODULES": "mrjudge_reward.integrations.verl_without_trl,cpu_platform",
+    "VERL_USE_EXTERNAL_MODULES": "mrjudge_reward.integrations.verl.without_trl,cpu_platform",
     # verl keeps its engines in a table by device; those for CUDA run here too.
     "VERL_ENGINE_DEVICE": "cuda",
     "VERL_ENGINE_VENDOR": "nvidia",
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for data and outputs")
     arguments, overrides = parser.parse_known_args()
 
-    from mrjudge_reward.embedded import embedded_model_path
+    from mrjudge_reward.engines.embedded import embedded_model_path
 
     out = (arguments.out or Path(tempfile.mkdtemp(prefix="mrjudge-verl-"))).resolve()
     out.mkdir(parents=True, exist_ok=True)

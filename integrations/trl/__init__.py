@@ -1,0 +1,22 @@
+"""The judge in TRL: a reward function for GRPO and RLOO, selecting rollouts, a judge on the policy's base, OnlineDPO."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .reward import JudgeReward
+from .rollout import SelectingRollout
+from .shared_base import SharedBaseJudgeReward
+
+if TYPE_CHECKING:
+    from .online_dpo import JudgeOnlineDPOTrainer
+
+__all__ = ["JudgeOnlineDPOTrainer", "JudgeReward", "SelectingRollout", "SharedBaseJudgeReward"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "JudgeOnlineDPOTrainer":  # a trainer of TRL's; the others do without importing it
+        from .online_dpo import JudgeOnlineDPOTrainer
+
+        return JudgeOnlineDPOTrainer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,429 @@
+"""The judge as a reward function of TRL: GRPO, RLOO, and OnlineDPO's pairs.
+
+>>> from mrjudge_reward.config import JudgeConfig
+>>> reward = JudgeReward(JudgeConfig(), num_generations=8)
+>>> reward.__name__
+'judge'
+
+Then ``GRPOTrainer(reward_funcs=reward, ...)`` or ``RLOOTrainer(reward_funcs=reward, ...)``.
+
+What TRL does, and what this adapter makes of it (trl 1.16, ``trainer/grpo_trainer.py``):
+
+* A reward function sees the rows of its own rank only, groups in contiguous blocks of ``num_generations``. Only the
+  global batch has to divide by it, so a group can straddle ranks. Where it does, rows are gathered, every group is
+  judged once (groups are dealt out over ranks), and each rank returns its own rows.
+* ``num_generations`` is not passed, so it is an argument here, and is checked against the trainer. Groups are cut by
+  block, never by prompt text. Evaluation may use another size (``num_generations_eval``).
+* ``None`` means "not scored" and leaves a row out of its group's baseline, but only while no other reward function
+  scores it; otherwise TRL counts our part as 0. ``on_abstain="auto"`` therefore gives None where the judge is the only
+  reward function and the group's mean where it is not. A judge that failed never becomes a score.
+* Images come in the columns ``image`` or ``images``, or as parts of the prompt's messages: the judge sees what the policy
+  saw.
+
+Rows that a rollout has judged already (``rollout``) are not judged again: their scores come in a column.
+
+OnlineDPO has no way to leave out a pair: rows it cannot tell apart count as "first one preferred". Use
+``JudgeOnlineDPOTrainer``, which takes such pairs out of the loss.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias, get_args
+
+from mrjudge_reward.config import JudgeConfig
+from mrjudge_reward.errors import ConfigError, InputError
+from mrjudge_reward.judge import Judge
+from mrjudge_reward.judging.comparisons import session_of
+from mrjudge_reward.messages import Message, as_messages, final_answer
+from mrjudge_reward.monitoring.canaries import Canaries, CanaryReport
+from mrjudge_reward.monitoring.explain import verdict_line
+from mrjudge_reward.monitoring.monitor import RunWatch
+from mrjudge_reward.reranker import part_of
+from mrjudge_reward.scoring.ratings import RATINGS
+from mrjudge_reward.scoring.rewards import OnAbstain, RewardShape, reward_group
+from mrjudge_reward.scoring.stats import JudgeStats
+from mrjudge_reward.training.items import with_images
+from mrjudge_reward.types import Group, Judgement
+
+from .distributed import gather, gather_results, rank_and_world
+
+logger = logging.getLogger(__name__)
+
+_instances = itertools.count(1)
+
+Layout: TypeAlias = Literal["blocks", "halves"]
+Abstain: TypeAlias = Literal["auto", "none", "group_mean"]
+Thinking: TypeAlias = Literal["strip", "opened", "keep"]
+Prompt: TypeAlias = str | Sequence[Mapping[str, Any]]
+Completion: TypeAlias = str | Sequence[Mapping[str, Any]]
+
+
+JUDGED = "mrjudge_judged"
+"""The column in which a rollout hands over what it has judged already."""
+
+
+@dataclass(frozen=True)
+class JudgedRow:
+    """A completion that a rollout has judged, maybe among more than are trained on: candidate ``index`` of the judgement."""
+
+    judgement: Judgement
+    index: int
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One completion, as it travels between ranks."""
+
+    prompt: Prompt | tuple[Message, ...]
+    answer: str
+    length: int
+    reference: str | None
+    rubric: str | None
+    judged: JudgedRow | None
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What one rank found out about the groups it judged."""
+
+    rewards: dict[int, tuple[float | None, ...]]
+    verdicts: dict[int, str]
+    stats: JudgeStats
+    canaries: CanaryReport | None = None
+
+
+def _among(rows: Sequence[JudgedRow]) -> Judgement:
+    """The judgement of those completions alone that are trained on, at the cost of the whole."""
+    whole = rows[0].judgement
+    part = part_of(whole, [row.index for row in rows])
+    return replace(part, calls=whole.calls, cache_hits=whole.cache_hits, usage=whole.usage, seconds=whole.seconds)
+
+
+def completion_text(completion: Completion) -> str:
+    """The text of a completion: a string as it is, of messages the last assistant turn."""
+    if isinstance(completion, str):
+        return completion
+    turns = [message for message in as_messages(completion) if message.role == "assistant"]
+    return turns[-1].text if turns else ""
+
+
+def _with_images(prompt: Prompt, columns: Mapping[str, Sequence[Any]], row: int) -> Prompt | tuple[Message, ...]:
+    """A prompt with the images of its dataset columns, unless it shows images already (TRL puts them in for itself)."""
+    images = columns["images"][row] if "images" in columns else None
+    if images is None and "image" in columns and columns["image"][row] is not None:
+        images = [columns["image"][row]]
+    if not images or any(part.image is not None for message in as_messages(prompt) for part in message.images):
+        return prompt
+    return with_images(prompt, images)
+
+
+class JudgeReward:
+    """A judge for ``reward_funcs=``. Picklable; a config is turned into a judge on first use in each process.
+
+    Args:
+        judge: a config, or a ready judge.
+        num_generations: completions per prompt, as in the trainer's config.
+        num_generations_eval: the same in evaluation; None for ``num_generations``.
+        layout: ``"blocks"``, a group's rows follow each other (GRPO, RLOO); ``"halves"``, row i and row i + n/2 are a
+            pair (OnlineDPO).
+        on_abstain: what stands for an unknown score: ``"none"``, ``"group_mean"``, or ``"auto"`` (see the module).
+        shape: centring and length term; None for the config's own.
+        reference_column, rubric_column: dataset columns shown to the judge as reference answer and criteria.
+        thinking: what becomes of the policy's own reasoning: ``"strip"`` judges what follows its last ``</think>``,
+            ``"opened"`` does too and knows that the policy's template opens ``<think>`` itself, so that a completion
+            without ``</think>`` holds no answer, ``"keep"`` judges everything.
+        name: of the metrics; every instance has its own.
+        log_dir: folder for the run's log, which ``mrjudge report`` shows (see ``monitoring.run_log``); the trainer's
+            ``output_dir`` is a good one. What the trainer logs goes in too. None for no log.
+        canaries: groups of known order that are judged now and then (see ``monitoring.canaries``). The first rank judges
+            them, in the judge's own turn on its device; what comes of it reaches all ranks.
+
+    Attributes:
+        last_stats: of the latest call, over all ranks.
+        last_judgements: of the latest call, those made on this rank; with ``SelectingRollout`` they are of all candidates.
+        abstained_rows: rows of the latest call whose reward is None.
+        last_canaries: the latest measurement with canaries; None before any.
+
+    Raises:
+        ConfigError: if a setting is unknown, a number of generations is below 1, or ``halves`` goes with anything but 2.
+    """
+
+    def __init__(
+        self,
+        judge: JudgeConfig | Judge | None = None,
+        *,
+        num_generations: int,
+        num_generations_eval: int | None = None,
+        layout: Layout = "blocks",
+        on_abstain: Abstain = "auto",
+        shape: RewardShape | None = None,
+        reference_column: str | None = None,
+        rubric_column: str | None = None,
+        thinking: Thinking = "strip",
+        name: str | None = None,
+        log_dir: str | os.PathLike[str] | None = None,
+        canaries: Canaries | None = None,
+    ) -> None:
+        self._config = judge if isinstance(judge, JudgeConfig) else JudgeConfig() if judge is None else None
+        self._judge = judge if isinstance(judge, Judge) else None
+        self.num_generations = num_generations
+        self.num_generations_eval = num_generations_eval if num_generations_eval is not None else num_generations
+        if min(self.num_generations, self.num_generations_eval) < 1:
+            raise ConfigError("num_generations must be at least 1")
+        choices = (("layout", layout, Layout), ("on_abstain", on_abstain, Abstain), ("thinking", thinking, Thinking))
+        for setting, value, known in choices:
+            if value not in get_args(known):
+                raise ConfigError(f"{setting} must be one of {', '.join(get_args(known))}; got {value!r}")
+        if layout == "halves" and (self.num_generations, self.num_generations_eval) != (2, 2):
+            raise ConfigError("layout 'halves' is for OnlineDPO, which generates 2 completions per prompt")
+        self.layout = layout
+        self.on_abstain = on_abstain
+        self.shape = shape or (self._config.reward_shape if self._config else RewardShape())
+        self.reference_column = reference_column
+        self.rubric_column = rubric_column
+        self.thinking = thinking
+        number = next(_instances)
+        self.__name__ = name or ("judge" if number == 1 else f"judge_{number}")
+        self.last_stats = JudgeStats()
+        self.last_judgements: list[Judgement] = []
+        self.abstained_rows: tuple[int, ...] = ()
+        self.pairs_can_be_left_out = False
+        self.last_canaries: CanaryReport | None = None
+        self._watch = RunWatch(log_dir, self.__name__, canaries)
+        self._moment: tuple[str, int, int] = ("", -1, 0)
+
+    @property
+    def judge(self) -> Judge:
+        """The judge, built on first use."""
+        if self._judge is None:
+            assert self._config is not None
+            self._judge = self._config.build()
+        return self._judge
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(vars(self))
+        if self._config is not None:
+            state["_judge"] = None
+        return state
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        trainer_state: Any = None,
+        log_extra: Callable[[str, list[Any]], None] | None = None,
+        log_metric: Callable[[str, float], None] | None = None,
+        **columns: Any,
+    ) -> list[float | None]:
+        """Score this rank's rows.
+
+        Args:
+            prompts, completions, completion_ids: parallel lists, as TRL passes them. Length n.
+            trainer_state: for the step number, which enters the groups' identity.
+            log_extra, log_metric: TRL's loggers; absent in OnlineDPO.
+            columns: the dataset's other columns, each of length n.
+
+        Returns:
+            n rewards, None where the framework's "not scored" must stand.
+
+        Raises:
+            InputError: if the rows do not form groups.
+            ConfigError: if ``num_generations`` differs from the trainer's.
+            JudgeUnreliableError: if too many judgements failed (on any rank, then on all).
+            JudgeDriftedError: if the judge fails canaries that are set to stop the run (then on all ranks, too).
+        """
+        began = time.perf_counter()
+        trainer: Any = getattr(log_metric, "__self__", None)
+        training = bool(trainer.model.training) if hasattr(trainer, "model") else True
+        size = self.num_generations if training else self.num_generations_eval
+
+        def prepare() -> list[_Row]:
+            self._check_trainer(trainer, training, size)
+            rows = self._rows(prompts, completions, completion_ids, columns)
+            half = len(rows) // 2
+            pairs = zip(rows[:half], rows[half:], strict=True) if self.layout == "halves" else ()
+            return [row for pair in pairs for row in pair] or rows
+
+        key = self._key(training, trainer_state)
+        on_abstain: OnAbstain = "none"
+        if self.on_abstain != "auto":
+            on_abstain = self.on_abstain
+        elif self.layout == "blocks" and (trainer is None or len(getattr(trainer, "reward_funcs", [0, 0])) > 1):
+            on_abstain = "group_mean"
+        self._watch.follow(trainer)
+        before = self.last_canaries
+        rewards, verdicts = self._score(prepare, size, key, on_abstain)
+        self._watch.judged(began, time.perf_counter())
+        canaries = self.last_canaries if self.last_canaries is not before else None
+        self._log(verdicts, log_extra, log_metric, canaries)
+        if self.layout == "halves":
+            rewards = [*rewards[0::2], *rewards[1::2]]
+        self.abstained_rows = tuple(index for index, reward in enumerate(rewards) if reward is None)
+        return rewards
+
+    # -- what came in -------------------------------------------------------------------------------------------------
+
+    def _check_trainer(self, trainer: Any, training: bool, size: int) -> None:
+        if self.layout == "halves" and not self.pairs_can_be_left_out:
+            raise ConfigError(
+                "OnlineDPOTrainer prefers the first completion of a pair that was not judged. Use "
+                "mrjudge_reward.integrations.trl.online_dpo.JudgeOnlineDPOTrainer, which leaves such pairs out"
+            )
+        name = "num_generations" if training else "num_generations_eval"
+        theirs = getattr(trainer, name, None)
+        if theirs is not None and theirs != size:
+            raise ConfigError(f"the trainer's {name} is {theirs}, this reward was made for {size}; give both the same")
+
+    def _rows(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        completion_ids: Sequence[Sequence[int]] | None,
+        columns: Mapping[str, Any],
+    ) -> list[_Row]:
+        if len(prompts) != len(completions):
+            raise InputError(f"{len(prompts)} prompts for {len(completions)} completions")
+        answers = [self.answer_of(completion_text(completion)) for completion in completions]
+        lengths = [len(ids) for ids in completion_ids] if completion_ids is not None else [len(a) for a in answers]
+
+        def column(name: str | None) -> Sequence[Any]:
+            if name is None:
+                return [None] * len(prompts)
+            if name not in columns:
+                raise ConfigError(f"the dataset has no column {name!r}; it has {', '.join(sorted(columns)) or 'none'}")
+            # A dataset of numeric answers is common, and means their numerals.
+            return [str(value) if isinstance(value, int | float) else value for value in columns[name]]
+
+        references, rubrics = column(self.reference_column), column(self.rubric_column)
+        judged: Sequence[JudgedRow | None] = columns.get(JUDGED) or [None] * len(prompts)
+        for row, (known, answer) in enumerate(zip(judged, answers, strict=True)):
+            if known is not None and known.judgement.group.candidates[known.index] != answer:
+                raise InputError(
+                    f"row {row} is not the text that the rollout judged: the trainer parses completions in its own way "
+                    "(a response template?); leave out rollout_func"
+                )
+        shown = [_with_images(prompt, columns, index) for index, prompt in enumerate(prompts)]
+        return list(map(_Row, shown, answers, lengths, references, rubrics, judged))
+
+    def answer_of(self, text: str) -> str:
+        """What of a completion's text is judged."""
+        return text if self.thinking == "keep" else final_answer(text, self.thinking == "opened")
+
+    def _key(self, training: bool, trainer_state: Any) -> str:
+        mode = "train" if training else "eval"
+        step = int(getattr(trainer_state, "global_step", 0))
+        again = self._moment[2] + 1 if self._moment[:2] == (mode, step) else 0
+        self._moment = (mode, step, again)
+        return f"{mode}/{step}/{again}"
+
+    # -- judging, over ranks --------------------------------------------------------------------------------------------
+
+    def _score(
+        self, prepare: Callable[[], list[_Row]], size: int, key: str, on_abstain: OnAbstain
+    ) -> tuple[list[float | None], list[str]]:
+        rank, world = rank_and_world()
+        rows: list[_Row] = []
+
+        def prepared() -> int:
+            rows.extend(prepare())
+            return len(rows)
+
+        counts = gather_results(prepared, world)
+        if sum(counts) % size:
+            raise InputError(
+                f"{sum(counts)} completions do not form groups of {size}: num_generations of the trainer and of this "
+                "reward must be the same"
+            )
+        straddling = any(count % size for count in counts)
+        offset = 0 if straddling else sum(counts[:rank])  # of the rows judged here, in the global order
+        known = [row for share in gather(rows, world) for row in share] if straddling else rows
+        mine = range(rank if straddling else 0, len(known) // size, world if straddling else 1)
+        results = gather_results(lambda: self._judge_blocks(known, mine, size, key, offset // size, on_abstain), world)
+        self.last_stats = sum((result.stats for result in results), JudgeStats())
+        self.last_canaries = next((r.canaries for r in results if r.canaries is not None), self.last_canaries)
+        rewards_of: dict[int, tuple[float | None, ...]] = {}
+        verdicts_of: dict[int, str] = {}
+        for result in results if straddling else [results[rank]]:
+            rewards_of |= result.rewards
+            verdicts_of |= result.verdicts
+        blocks = range(len(known) // size)
+        rewards = [reward for block in blocks for reward in rewards_of[block]]
+        verdicts = [verdicts_of[block] for block in blocks for _ in range(size)]
+        local = slice(sum(counts[:rank]), sum(counts[: rank + 1])) if straddling else slice(None)
+        return rewards[local], verdicts[local]
+
+    def _judge_blocks(
+        self, rows: Sequence[_Row], blocks: range, size: int, key: str, first_block: int, on_abstain: OnAbstain
+    ) -> _Judged:
+        groups: dict[int, Group] = {}
+        known: dict[int, list[JudgedRow]] = {}
+        for block in blocks:
+            members = rows[block * size : (block + 1) * size]
+            if any(member.prompt != members[0].prompt for member in members):
+                raise InputError(
+                    f"rows {block * size}..{(block + 1) * size - 1} should answer one prompt and do not: check "
+                    "num_generations, or set layout='halves' for OnlineDPO"
+                )
+            head = members[0]
+            found = [member.judged for member in members if member.judged is not None]
+            if len(found) == size and all(one.judgement is found[0].judgement for one in found):
+                known[block] = found
+                continue
+            answers = [member.answer for member in members]
+            groups[block] = Group.of(head.prompt, answers, f"{key}/{first_block + block}", head.reference, head.rubric)
+        rank, _ = rank_and_world()
+        mode, step, _ = self._moment
+        due = rank == 0 and mode == "train" and self._watch.due(step + 1)
+        measured = None
+        with session_of(self.judge.engine) if due else nullcontext():  # a colocated judge wakes once for both
+            fresh = dict(zip(groups, self.judge.judge(list(groups.values())), strict=True))
+            if due:
+                measured = self._watch.measure(self.judge, step + 1)
+        whole = {block: fresh[block] if block in fresh else known[block][0].judgement for block in blocks}
+        self.last_judgements = list(whole.values())
+        neutral = 0.0 if self.shape.centre else RATINGS[self.judge.rating].neutral or 0.0
+        rewards: dict[int, tuple[float | None, ...]] = {}
+        verdicts: dict[int, str] = {}
+        trained = [_among(known[block]) if block in known else whole[block] for block in blocks]
+        lengths = [[row.length for row in rows[block * size : (block + 1) * size]] for block in blocks]
+        for block, judgement, lengths_G in zip(blocks, trained, lengths, strict=True):
+            rewards[block] = reward_group(judgement, self.shape, on_abstain, lengths_G, neutral).rewards_G
+            verdicts[block] = verdict_line(judgement.played[0]) if judgement.played else "nothing to compare"
+        shaped = [rewards[block] for block in blocks]
+        self._watch.log(rank, step + 1, mode, self.judge, trained, shaped, lengths, measured)
+        if measured is not None:
+            self._watch.stop_if_asked(measured)
+        # Of a rollout that judged more than is trained on, all of it counts.
+        stats = JudgeStats.of(self.last_judgements) if known else JudgeStats.of(trained, shaped, lengths)
+        return _Judged(rewards, verdicts, stats, measured)
+
+    # -- what goes out --------------------------------------------------------------------------------------------------
+
+    def _log(
+        self,
+        verdicts: list[str],
+        log_extra: Callable[[str, list[Any]], None] | None,
+        log_metric: Callable[[str, float], None] | None,
+        canaries: CanaryReport | None,
+    ) -> None:
+        stats = self.last_stats
+        if stats.abstained or stats.failed:
+            reasons = ", ".join(f"{reason} ({count})" for reason, count in stats.reasons.most_common(3))
+            logger.warning(
+                "%s: %d of %d judgements failed, %d of %d completions left without a score%s",
+                self.__name__, stats.failed, stats.comparisons, stats.abstained, stats.candidates,
+                f"; {reasons}" if reasons else "",
+            )  # fmt: skip
+        if log_metric is not None:
+            for name, value in (stats.metrics() | (canaries.metrics() if canaries is not None else {})).items():
+                log_metric(f"{self.__name__}/{name}", value)
+        if log_extra is not None:
+            log_extra(f"{self.__name__}/verdict", verdicts)

@@ -1,0 +1,181 @@
+"""The cohort actor: where the reward workers of a verl run meet, one per run, named, in Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from mrjudge_reward.config import JudgeConfig
+from mrjudge_reward.errors import ConfigError, EngineError, JudgeUnreliableError, MRJudgeError
+from mrjudge_reward.judge import Judge
+from mrjudge_reward.streaming.batches import CohortBatches
+from mrjudge_reward.streaming.groups import Cohorts
+from mrjudge_reward.streaming.log import CohortLog
+from mrjudge_reward.streaming.queue import JudgingQueue
+from mrjudge_reward.streaming.scores import Sample, Scored
+
+from .settings import VerlSettings
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+MANY = 100_000
+"""Calls that may wait in the cohort actor at once; each sample of a step may be one."""
+
+LIVES = 3
+"""Cohort actors that may die under a waiting sample before it fails."""
+
+
+def build_judge(config: JudgeConfig, factory: str | None) -> Judge:
+    """The judge of a run.
+
+    Raises:
+        ConfigError: if the factory cannot be imported, raises, or gives something else.
+    """
+    if factory is None:
+        return config.build()
+    module, _, name = factory.partition(":")
+    try:
+        make: Callable[[JudgeConfig], Judge] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"factory {factory!r} cannot be imported: {error}") from error
+    try:
+        judge = make(config)
+    except MRJudgeError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"factory {factory!r} raised {type(error).__name__}: {error}") from error
+    if not isinstance(judge, Judge):
+        raise ConfigError(f"factory {factory!r} must return a Judge; got {type(judge).__name__}")
+    return judge
+
+
+class CohortActor:
+    """Runs ``Cohorts`` in a process of its own. Its methods are coroutines, so calls wait without holding a thread."""
+
+    def __init__(self, judge: JudgeConfig, settings: VerlSettings) -> None:
+        logging.basicConfig(format="%(name)s: %(message)s")
+        logging.getLogger("mrjudge_reward").setLevel(logging.INFO)
+        self._stopped: JudgeUnreliableError | None = None
+        log = CohortLog(settings.log_dir, settings.watched())
+        queue = JudgingQueue(lambda: build_judge(judge, settings.factory), settings.judge_deadline_s, log)
+        shape, deadline_s = judge.reward_shape, settings.deadline_s
+        self._cohorts = Cohorts(
+            queue,
+            shape=shape,
+            deadline_s=deadline_s,
+            settle_s=settings.settle_s,
+            as_it_arrives=settings.as_it_arrives,
+        )
+        sizes = [size for size in (settings.group_size, settings.validation_group_size) if size is not None]
+        self._batches = CohortBatches(queue, shape=shape, sizes=sizes, deadline_s=deadline_s)
+
+    async def join(self, sample: Sample) -> Scored:
+        """See ``Cohorts.join``."""
+        return await self._unless_stopped(lambda: self._cohorts.join(sample))
+
+    async def join_share(self, samples: Sequence[Sample], worker: int, workers: int) -> list[Scored]:
+        """See ``CohortBatches.join_share``."""
+        return await self._unless_stopped(lambda: self._batches.join_share(samples, worker, workers))
+
+    async def _unless_stopped(self, work: Callable[[], Awaitable[T]]) -> T:
+        """verl's V1 trainer goes on without groups whose scoring raised; only when all do, the run ends."""
+        if self._stopped is not None:
+            raise self._stopped
+        try:
+            return await work()
+        except JudgeUnreliableError as error:
+            if self._stopped is None:
+                logger.error("no more groups are judged in this run: %s", error)
+            self._stopped = error
+            raise
+
+    async def metrics(self) -> dict[str, float]:
+        """What was judged since the actor began: ``METRICS``, and how many groups and judgements that were."""
+        stats = self._cohorts.stats + self._batches.stats
+        return {**stats.metrics(), "groups": float(stats.groups), "comparisons": float(stats.comparisons)}
+
+
+class CohortClient:
+    """A reward worker's way to the cohort actor.
+
+    The first worker to call makes the actor. If it dies, the next call makes another one, and samples that waited in the
+    dead one are brought to it again; all waiting members of a group do so, so the group meets once more.
+
+    Args:
+        judge, settings: of the run; the same in all workers.
+        served: see ``VerlSettings.judge_config``; part of the actor's name.
+
+    Raises:
+        ConfigError: if Ray does not take the actor options.
+    """
+
+    def __init__(self, judge: JudgeConfig, settings: VerlSettings, served: Mapping[str, Any] | None = None) -> None:
+        self.name = settings.actor_name(served)
+        self._judge = judge
+        self._settings = settings
+        self._patience_s = settings.deadline_s + 2 * settings.judge_deadline_s + 60
+        self._handle: Any = None
+        options = {"num_cpus": 0, **settings.actor_options}
+        try:
+            self._maker: Any = ray.remote(CohortActor).options(
+                name=self.name, get_if_exists=True, max_concurrency=MANY, **options
+            )
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"actor_options {settings.actor_options}: {error}") from error
+
+    def actor(self) -> Any:
+        """The handle of the actor, which is made if there is none."""
+        if self._handle is None:
+            self._handle = self._maker.remote(self._judge, self._settings)
+        return self._handle
+
+    async def join(self, sample: Sample) -> Scored:
+        """Bring a sample to its group and wait for its reward.
+
+        Raises:
+            MRJudgeError: what the judge raised; an ``EngineError`` if the actor cannot live.
+        """
+        return await self._call(lambda actor: actor.join.remote(sample))
+
+    async def join_share(self, samples: Sequence[Sample], worker: int, workers: int) -> list[Scored]:
+        """Bring a share of a batch; raises as ``join`` does."""
+        return await self._call(lambda actor: actor.join_share.remote(samples, worker, workers))
+
+    async def _call(self, ask: Callable[[Any], Awaitable[T]]) -> T:
+        last: Exception | None = None
+        for life in range(LIVES):
+            actor = None
+            try:
+                actor = self.actor()
+                return await asyncio.wait_for(ask(actor), self._patience_s)
+            except RayTaskError as error:
+                cause = error.cause
+                raise (
+                    cause if isinstance(cause, MRJudgeError) else EngineError(f"the cohort actor: {cause!r}")
+                ) from error
+            except (RayActorError, ValueError) as error:  # a name that is just being given up raises ValueError
+                last = error
+                if self._handle is actor:  # or another sample has made a new one already
+                    self._handle = None
+                logger.warning("the cohort actor died (%s); its waiting samples go to a new one", _in_short(error))
+                await asyncio.sleep(0.5 * 2**life)
+            except (TimeoutError, GetTimeoutError):
+                raise EngineError(f"no answer of the cohort actor within {self._patience_s:g} s") from None
+            except RayError as error:
+                raise EngineError(f"the cohort actor cannot be reached: {_in_short(error)}") from error
+        raise EngineError(
+            f"the cohort actor died {LIVES} times under the same sample, so the sample was not judged: {last}. "
+            "See the actor's log; a judge inside it may have run out of memory"
+        ) from last
+
+
+def _in_short(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

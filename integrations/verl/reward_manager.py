@@ -1,0 +1,283 @@
+"""The judge as a reward manager of verl: groups rewarded through a reward loop that shows one sample at a time.
+
+.. code-block:: yaml
+
+    reward:
+      reward_manager:
+        source: importlib
+        name: JudgeRewardManager
+        module: {path: pkg://mrjudge_reward.integrations.verl}
+    mrjudge:
+      judge: judge.yaml
+
+See ``settings`` for the ``mrjudge`` section. What verl does, and what this adapter makes of it (verl 0.9,
+``experimental/reward_loop``, ``experimental/agent_loop``, ``trainer/ppo/v1``):
+
+* *Streaming* (no reward model, or one on devices of its own): each finished rollout goes to a random reward worker, whose
+  manager brings it to the group's cohort in an actor that all workers share. Samples carry ``uid``; in V1 also
+  ``session_id``, their identity within the group.
+* *Colocated* (``reward.reward_model.enable`` without ``enable_resource_pool``): the batch is padded with copies, cut
+  evenly over the workers, and scored while the reward model is awake. V1 passes no ``uid`` here, so rows meet by their
+  prompt. The batch is judged as one when all workers have handed in their share.
+* A reward must be a number. Rows whose score is unknown get the mean of their group, whose advantage is zero, and are
+  flagged: ``judge_abstained``. ``reward_extra_info`` has the same keys on every row (``streaming.scores.INFO_KEYS``).
+* Nothing tells training from validation in a streamed sample. Where their group sizes differ, a sample's size is taken
+  from ``mrjudge_group_size`` (set by ``agent_loop``), ``__rollout_n__``, or ``extra_info.split``.
+* When too many judgements failed, nothing more is judged and every sample ends with that error. V0 and the colocated path
+  stop at the first one; V1 in streaming mode drops groups whose scoring raised, and ends with the first step in which all
+  did ("no materializable trajectories"), the reason in the log of the cohort actor.
+* With a reward model, verl calls the manager only if ``reward.custom_reward_function.path`` is set: name this module
+  and ``compute_score``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import ray
+import ray.actor
+from omegaconf import DictConfig, OmegaConf
+from verl import DataProto
+from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
+
+from mrjudge_reward.errors import ConfigError, InputError
+from mrjudge_reward.messages import ImagePart, Message, Part, TextPart, as_messages, final_answer
+from mrjudge_reward.streaming.scores import Sample, Scored
+
+from .actor import MANY, CohortClient
+from .settings import VALIDATION_SPLITS, VerlSettings, is_colocated, served_judge
+
+logger = logging.getLogger(__name__)
+
+# Reward workers are actors that verl makes with Ray's default of 1,000 concurrent calls. A sample waits in its worker
+# until its group is whole, so with more samples in flight than slots the missing members could never get in. verl loads
+# this module in the driver before it makes the workers, and Ray has no other way to change what others create.
+if hasattr(ray.actor, "DEFAULT_MAX_CONCURRENCY_ASYNC"):
+    ray.actor.DEFAULT_MAX_CONCURRENCY_ASYNC = max(MANY, ray.actor.DEFAULT_MAX_CONCURRENCY_ASYNC)
+else:
+    logger.warning(
+        "this Ray keeps its default concurrency of async actors elsewhere: set reward.num_workers so that num_workers x "
+        "1000 exceeds train_batch_size x rollout.n, or groups may wait for their deadline"
+    )
+
+
+def compute_score(*args: Any, **kwargs: Any) -> float:
+    """Stands in ``reward.custom_reward_function``, without which verl does not call a manager beside a reward model.
+
+    Raises:
+        ConfigError: always; the manager never calls it.
+    """
+    raise ConfigError(
+        "compute_score is a placeholder: rewards come from JudgeRewardManager. Set reward.reward_manager.source=importlib, "
+        "name=JudgeRewardManager, module.path=pkg://mrjudge_reward.integrations.verl"
+    )
+
+
+class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
+    """Scores samples by judging them with their group.
+
+    Args:
+        config: verl's, with the section ``mrjudge``.
+        tokenizer: of the policy.
+        compute_score: not used.
+        reward_router_address: of verl's own reward model replicas, if any; then these are the judge.
+        reward_model_tokenizer: not used.
+
+    Raises:
+        ConfigError: if the section is invalid, names fields that verl's colocated path does not pass, or its judge has
+            no room for candidates in the context that verl gives it.
+    """
+
+    def __init__(
+        self,
+        config: DictConfig,
+        tokenizer: Any,
+        compute_score: Any = None,
+        reward_router_address: str | None = None,
+        reward_model_tokenizer: Any = None,
+    ) -> None:
+        super().__init__(config, tokenizer, compute_score)
+        plain: Any = OmegaConf.to_container(config, resolve=True)
+        self.settings = VerlSettings.of(plain)
+        served = served_judge(plain, reward_router_address)
+        self.colocated = is_colocated(plain)
+        if self.colocated and plain["trainer"].get("use_v1", True) and self._named_fields():
+            raise ConfigError(
+                f"verl's colocated path does not pass {', '.join(self._named_fields())}: leave out reference_field and "
+                "rubric_field, or give the reward model devices of its own (enable_resource_pool)"
+            )
+        self.settings.check_context(served)
+        self.workers = int(plain["reward"]["num_workers"])
+        self.client = CohortClient(self.settings.judge_config(served), self.settings, served)
+        self._share: list[tuple[Sample, asyncio.Future[Scored]]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run_single(self, data: DataProto) -> dict[str, Any]:
+        """Score one sample.
+
+        Args:
+            data: one row, or the rows of one trajectory, of which the last counts.
+
+        Returns:
+            ``reward_score`` and ``reward_extra_info``.
+
+        Raises:
+            MRJudgeError: if the sample cannot be read, or the judge raised.
+        """
+        sample = self.sample_of(data[-1:])
+        scored = await (self._join_batch(sample) if self.colocated else self.client.join(sample))
+        return {"reward_score": scored.reward, "reward_extra_info": dict(scored.info)}
+
+    async def _join_batch(self, sample: Sample) -> Scored:
+        """Rows of a share begin in one turn of the loop, so in the next turn the share is complete."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[Scored] = loop.create_future()
+        self._share.append((sample, waiter))
+        if len(self._share) == 1:
+            loop.call_soon(self._hand_in)
+        return await waiter
+
+    def _hand_in(self) -> None:
+        share, self._share = self._share, []
+
+        async def deliver() -> None:
+            try:
+                scored = await self.client.join_share([sample for sample, _ in share], _worker_number(), self.workers)
+            except Exception as error:  # noqa: BLE001  told to every row
+                for _, waiter in share:
+                    if not waiter.done():
+                        waiter.set_exception(error)
+                return
+            for (_, waiter), result in zip(share, scored, strict=True):
+                if not waiter.done():
+                    waiter.set_result(result)
+
+        task = asyncio.get_running_loop().create_task(deliver())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # -- reading a row --------------------------------------------------------------------------------------------------
+
+    def sample_of(self, data: DataProto) -> Sample:
+        """What a row says.
+
+        Raises:
+            InputError: if it holds no chat messages.
+        """
+        item = data[0]
+        row: Mapping[str, Any] = item.non_tensor_batch
+        prompt = _prompt(row)
+        text, length = self._completion(item)
+        answer = text if self.settings.thinking == "keep" else final_answer(text, self.settings.thinking == "opened")
+        uid = row.get("uid")
+        cohort = f"prompt-{prompt_hash(prompt)}" if uid is None else str(uid)
+        if (attempt := row.get("attempt")) is not None:
+            cohort = f"{cohort}/{attempt}"
+        member = row.get("session_id")
+        return Sample(
+            cohort=cohort,
+            member=None if member is None else str(member),
+            size=self._size(row),
+            prompt=prompt,
+            answer=answer,
+            length=length,
+            reference=_text_at(row, self.settings.reference_field),
+            rubric=_text_at(row, self.settings.rubric_field),
+            lasting=uid is not None,
+        )
+
+    def _completion(self, item: Any) -> tuple[str, int]:
+        responses = item.batch["responses"]
+        length = item.non_tensor_batch.get("response_len")
+        if length is None:
+            mask = item.batch["attention_mask"]
+            length = mask[mask.shape[-1] - responses.shape[-1] :].sum()
+        ids = responses[: int(length)]
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)), int(length)
+
+    def _size(self, row: Mapping[str, Any]) -> int:
+        for key in ("mrjudge_group_size", "__rollout_n__"):
+            if (size := row.get(key)) is not None:
+                return int(size)
+        training, validation = self.settings.group_size or 1, self.settings.validation_group_size or 1
+        extra = row.get("extra_info")
+        split = extra.get("split") if isinstance(extra, Mapping) else None
+        return validation if split in VALIDATION_SPLITS else training
+
+    def _named_fields(self) -> list[str]:
+        return [name for name in (self.settings.reference_field, self.settings.rubric_field) if name is not None]
+
+
+def _worker_number() -> int:
+    """Which of verl's reward workers this process is; they are named ``reward_loop_worker_<number>``."""
+    name = ray.get_runtime_context().get_actor_name() or ""
+    number = name.rpartition("_")[2]
+    if not number.isdigit():
+        raise ConfigError(f"this is not one of verl's reward workers: the actor is called {name!r}")
+    return int(number)
+
+
+def _prompt(row: Mapping[str, Any]) -> tuple[Message, ...]:
+    """The chat messages of a row, with images that came beside them in the last user turn."""
+    raw = row.get("raw_prompt")
+    if raw is None:
+        raise InputError("the row holds no raw_prompt, so there is nothing to show a judge")
+    turns: list[Any] = [getattr(turn, "data", turn) for turn in (raw.tolist() if hasattr(raw, "tolist") else raw)]
+    messages = list(as_messages(turns))
+    beside = row.get("multi_modal_data")
+    given = [beside.get("images"), beside.get("image")] if isinstance(beside, Mapping) else []
+    images: Sequence[Any] = next((images for images in given if images is not None and len(images)), ())
+    users = [index for index, message in enumerate(messages) if message.role == "user"]
+    if len(images) and users and not any(message.images for message in messages):
+        last = messages[users[-1]]
+        shown: tuple[Part, ...] = tuple(ImagePart(_bare(image)) for image in images)
+        messages[users[-1]] = Message(last.role, (*shown, *last.content))
+    return tuple(messages)
+
+
+def _bare(image: Any) -> Any:
+    return image.get("bytes") or image.get("path") if isinstance(image, Mapping) else image
+
+
+def prompt_hash(prompt: Sequence[Message]) -> str:
+    """Identity of a prompt, its images included."""
+    found = hashlib.blake2b(digest_size=16)
+    for message in prompt:
+        found.update(f"{message.role!r} {len(message.content)}\n".encode())
+        for part in message.content:
+            kind, content = ("text", part.text.encode()) if isinstance(part, TextPart) else _image_content(part.image)
+            found.update(f"{kind} {len(content)}\n".encode() + content)  # lengths, so that no text can look like two
+    return found.hexdigest()
+
+
+def _image_content(image: Any) -> tuple[str, bytes]:
+    """What kind of image it is, and its bytes."""
+    if isinstance(image, bytes):
+        return "bytes", image
+    if hasattr(image, "getpalette"):  # PIL
+        return f"image {image.mode} {image.size}", bytes(image.tobytes()) + bytes(image.getpalette() or ())
+    if hasattr(image, "tobytes"):
+        return f"array {getattr(image, 'shape', '')} {getattr(image, 'dtype', '')}", bytes(image.tobytes())
+    return "path", str(image).encode()
+
+
+def _text_at(row: Mapping[str, Any], path: str | None) -> str | None:
+    """The text at a dotted path; None where the row has none.
+
+    Raises:
+        InputError: if something else than text or a number is there.
+    """
+    value: Any = row if path is not None else None
+    for key in path.split(".") if path is not None else ():
+        value = value.get(key) if isinstance(value, Mapping) else None
+    value = value.item() if isinstance(value, np.generic) else value
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int | float):
+        return str(value)
+    raise InputError(f"{path} must hold text; got {type(value).__name__}")

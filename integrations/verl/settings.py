@@ -1,0 +1,179 @@
+"""The ``mrjudge`` section of a verl config, validated: what the reward manager, its cohort actor and the doctor read.
+
+.. code-block:: yaml
+
+    mrjudge:
+      judge: judge.yaml        # or the fields of JudgeConfig in place; {} is the embedded model
+      deadline_s: 1800
+    reward:
+      reward_manager:
+        source: importlib
+        name: JudgeRewardManager
+        module: {path: pkg://mrjudge_reward.integrations.verl}
+
+The section stands at the top of the config, beside ``reward``, because verl checks the keys of its own sections. On the
+command line it is ``+mrjudge.judge=judge.yaml``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from mrjudge_reward.config import JudgeConfig
+from mrjudge_reward.engines.engine_config import EMBEDDED
+from mrjudge_reward.engines.scripted import ScriptedEngine
+from mrjudge_reward.errors import ConfigError
+from mrjudge_reward.monitoring.canaries import BUILT_IN, Canaries, load_canaries
+from mrjudge_reward.settings import Settings
+
+SECTION = "mrjudge"
+
+VALIDATION_SPLITS = frozenset({"test", "val", "valid", "validation", "dev", "eval"})
+"""Values of ``extra_info.split`` that mark a validation row."""
+
+Positive = Annotated[float, Field(gt=0)]
+GroupSize = Annotated[int, Field(ge=1)]
+
+
+class CanarySettings(Settings):
+    """The canaries of a verl run; see ``mrjudge_reward.monitoring.canaries.Canaries``.
+
+    Args:
+        every: groups judged between two measurements, e.g. 50 x ``train_batch_size`` for every 50 steps.
+        limit, floor, stop: as in ``Canaries``.
+        path: JSON lines of one's own, besides those built in; read where the cohort actor runs.
+    """
+
+    where: ClassVar[str] = f"section {SECTION}.canaries"
+
+    every: Annotated[int, Field(ge=1)]
+    limit: Annotated[float, Field(ge=0, le=1)] = 0.3
+    floor: Annotated[float, Field(ge=0, le=1)] | None = None
+    stop: bool = False
+    path: str | None = None
+
+    def build(self) -> Canaries:
+        """The canaries."""
+        own = load_canaries(self.path) if self.path is not None else ()
+        return Canaries(self.every, self.limit, self.floor, self.stop, (*BUILT_IN, *own))
+
+
+class VerlSettings(Settings):
+    """How groups are collected inside verl, and by whom they are judged.
+
+    Args:
+        judge: fields of ``JudgeConfig``, or the path of a YAML file that holds them. Where verl runs a generative reward
+            model (``reward.reward_model.enable``), ``model`` and ``base_url`` are its own and need not be given.
+        factory: ``"module:function"``, called with the ``JudgeConfig`` for a ready ``Judge``; for engines and formats of
+            one's own.
+        deadline_s: seconds from a group's first arrival after which those present are judged and flagged as partial.
+            It must cover the slowest rollout of a group, not only the judging.
+        judge_deadline_s: seconds that the judging itself may take before the waiting rows fail with an error.
+        settle_s: where verl gives samples no identity within their group, how long a group that seems full is held
+            open if it holds identical completions: they may be copies made by padding.
+        as_it_arrives: ask a group's first comparisons as soon as their members are there.
+        group_size, validation_group_size: completions per prompt; None for ``rollout.n`` and ``rollout.val_kwargs.n``.
+        thinking: what becomes of the policy's own reasoning, as in ``JudgeReward``.
+        reference_field, rubric_field: where a row keeps a reference answer and criteria, e.g.
+            ``reward_model.ground_truth`` or ``extra_info.rubric``. verl's colocated path passes neither.
+        actor_options: Ray options of the cohort actor, e.g. ``{num_gpus: 0.2}`` for a judge that runs inside it.
+        log_dir: folder for the run's log, for ``mrjudge report``; on the machine of the cohort actor, or shared.
+        canaries: fields of ``CanarySettings``; None for none.
+
+    Raises:
+        ConfigError: for an unknown setting (naming the nearest known one) or a bad value.
+    """
+
+    where: ClassVar[str] = f"section {SECTION}"
+
+    judge: dict[str, Any] | str = Field(default_factory=dict)
+    factory: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None
+    deadline_s: Positive = 1800.0
+    judge_deadline_s: Positive = 3600.0
+    settle_s: Positive = 0.5
+    as_it_arrives: bool = True
+    group_size: GroupSize | None = None
+    validation_group_size: GroupSize | None = None
+    thinking: Literal["strip", "opened", "keep"] = "strip"
+    reference_field: str | None = None
+    rubric_field: str | None = None
+    actor_options: dict[str, Any] = Field(default_factory=dict)
+    log_dir: str | None = None
+    canaries: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> VerlSettings:
+        """Read the section of a verl config that was turned into plain containers.
+
+        Group sizes that it leaves open are those of the rollout.
+        """
+        section = config.get(SECTION) or {}
+        if not isinstance(section, Mapping):
+            raise ConfigError(f"section {SECTION} must hold settings (key: value); got {type(section).__name__}")
+        rollout = config["actor_rollout_ref"]["rollout"]
+        sizes = {"group_size": rollout["n"], "validation_group_size": rollout["val_kwargs"]["n"]}
+        given = {str(key): value for key, value in section.items() if value is not None}
+        settings = cls(**{**sizes, **given})
+        if settings.canaries is not None:
+            CanarySettings(**settings.canaries)  # before anything runs
+        return settings
+
+    def judge_config(self, served: Mapping[str, Any] | None = None) -> JudgeConfig:
+        """The judge's own settings.
+
+        Args:
+            served: what verl's own reward model is: ``model``, ``base_url``, ``context_tokens``. Settings that are
+                given stand; a judge that names no model is this one.
+        """
+        given = JudgeConfig.load_values(self.judge) if isinstance(self.judge, str) else dict(self.judge)
+        if served and given.get("model", EMBEDDED) == EMBEDDED and "base_url" not in given:
+            given = {**served, **{key: value for key, value in given.items() if key != "model"}}
+        return JudgeConfig(**given)
+
+    def watched(self) -> Canaries | None:
+        """The canaries, if any.
+
+        Raises:
+            ConfigError: for an unknown setting or a bad value.
+            InputError: if their file cannot be read.
+        """
+        return CanarySettings(**self.canaries).build() if self.canaries is not None else None
+
+    def check_context(self, served: Mapping[str, Any] | None) -> None:
+        """Whether the model that verl serves has room for candidates, before anything runs.
+
+        Raises:
+            ConfigError: if its context leaves none beside the template and the judge's reply.
+        """
+        if served is None or self.factory is not None:
+            return
+        config = self.judge_config(served).model_copy(update={"cache": None})
+        engine = ScriptedEngine(lambda _: "")
+        engine.context_tokens = config.context_tokens
+        judge = config.build(engine)
+        judge.asker.check_room(judge.format.min_slots)
+
+    def actor_name(self, served: Mapping[str, Any] | None = None) -> str:
+        """Name under which all reward workers of a run find the same cohort actor; other settings, another actor."""
+        mark = hashlib.blake2b(repr((self.model_dump(), sorted((served or {}).items()))).encode(), digest_size=6)
+        return f"mrjudge_cohorts_{mark.hexdigest()}"
+
+
+def is_colocated(config: Mapping[str, Any]) -> bool:
+    """Whether verl scores the whole batch at once, after the rollouts, on a reward model that shares their devices."""
+    model = config["reward"]["reward_model"]
+    return bool(model["enable"]) and not model["enable_resource_pool"]
+
+
+def served_judge(config: Mapping[str, Any], router_address: str | None) -> dict[str, Any] | None:
+    """The generative reward model that verl serves, as settings of a judge; None where it serves none."""
+    model = config["reward"]["reward_model"]
+    if not model["enable"] or router_address is None:
+        return None
+    rollout = model["rollout"]
+    context = rollout["max_model_len"] or rollout["prompt_length"] + rollout["response_length"]
+    return {"model": model["model_path"], "base_url": f"http://{router_address}/v1", "context_tokens": int(context)}

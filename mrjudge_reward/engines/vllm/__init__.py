@@ -1,0 +1,1 @@
+"""A judge on vLLM, in this process or in a child process."""

@@ -1,0 +1,64 @@
+"""A group that is still arriving: comparisons that can be asked before all of its candidates are there.
+
+A judge that works while the slowest rollouts are still running hides behind them. What is asked ahead are comparisons
+of the schedule's first round, exactly as they would be asked later, so scores do not depend on who came first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from mrjudge_reward.types import Comparison
+
+from .comparisons import Asked, Run, is_degenerate
+
+
+class Ahead:
+    """A group to be, made by ``Judge.ahead``.
+
+    Two equal candidates, or one that is not shown to a judge, change who meets whom; from then on nothing more is asked
+    ahead, and what was asked already is used as far as it fits.
+
+    Args:
+        run: opened for as many players as the group will have.
+        order: names of the players in the order of their numbers; None where that depends on their texts.
+        votes: how often each comparison is asked.
+    """
+
+    def __init__(self, run: Run, order: Sequence[str] | None, votes: int) -> None:
+        self.run = run
+        self._number = None if order is None else {name: number for number, name in enumerate(order)}
+        self._present: set[int] = set()
+        self._waiting = [Comparison(slots, vote) for slots in run.batch for vote in range(votes)]
+        if self._number is None and not _meets_every_order(run):
+            self._waiting = []
+
+    def add(self, name: str, text: str) -> list[Asked]:
+        """A candidate has come.
+
+        Args:
+            name: one of the group's names; where it has none, anything.
+            text: its final answer.
+
+        Returns:
+            The comparisons that can be asked now, for ``Judge.ask_ahead``; each is returned once.
+        """
+        if is_degenerate(text) or text in self.run.players:
+            self._waiting = []
+        if not self._waiting:
+            return []
+        number = len(self._present) if self._number is None else self._number[name]
+        players = list(self.run.players)
+        players[number] = text
+        self.run.players = tuple(players)
+        self._present.add(number)
+        ready = [comparison for comparison in self._waiting if self._present.issuperset(comparison.slots)]
+        self._waiting = [comparison for comparison in self._waiting if not self._present.issuperset(comparison.slots)]
+        return [(self.run, comparison) for comparison in ready]
+
+
+def _meets_every_order(run: Run) -> bool:
+    """Whether the first round shows all arrangements of its players, so that their numbers do not matter."""
+    sizes = {len(slots) for slots in run.batch}
+    return len(sizes) == 1 and len(set(run.batch)) == math.perm(len(run.players), sizes.pop())

@@ -1,0 +1,93 @@
+"""What the images of a group show: loaded once for all of its comparisons, or the reason why they cannot be judged.
+
+A bad image costs what it is shown in and nothing else: one of the prompt fails every comparison of its group, one of a
+candidate those in which that candidate stands. Nothing of it is asked. Web addresses stay as they are, for servers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from mrjudge_reward.errors import InputError
+from mrjudge_reward.images import Album, Picture, estimated_tokens, is_web_address
+from mrjudge_reward.messages import IMAGE_MARK, ImagePart, Message, TextPart
+from mrjudge_reward.types import Engine, Failed, Group
+
+BAD = "image"
+"""Reason of a comparison that fails for an image."""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """A group with its images loaded.
+
+    Attributes:
+        group: it, with a ``Picture`` in each image part.
+        fault: why nothing of the group can be judged.
+        faults: why a candidate cannot, by the number of the image in ``Group.images``.
+    """
+
+    group: Group
+    fault: Failed | None
+    faults: dict[str, Failed]
+
+    def fault_of(self, texts: Sequence[str]) -> Failed | None:
+        """Why these candidates cannot be compared; None if they can."""
+        if self.fault is None and self.faults:
+            return next((self.faults[number] for number in numbers(texts) if number in self.faults), None)
+        return self.fault
+
+    def images(self, texts: Sequence[str]) -> list[ImagePart]:
+        """All that a comparison of these candidates shows."""
+        known = dict(self.group.images)
+        shown = [image for message in self.group.prompt for image in message.images]
+        return shown + [known[number] for number in numbers(texts) if number in known]
+
+
+def numbers(texts: Iterable[str]) -> list[str]:
+    """Numbers of the images that candidates show, in order."""
+    return [mark[7:-1] for text in texts for mark in IMAGE_MARK.findall(text)]
+
+
+def look(group: Group, album: Album) -> Sight:
+    """Load a group's images, each once.
+
+    Raises:
+        MissingPackageError: if there are some to load and Pillow is missing.
+    """
+    known: dict[int, ImagePart | Failed] = {}
+
+    def seen(part: ImagePart) -> ImagePart | Failed:
+        if is_web_address(part.image):
+            return part
+        if id(part.image) not in known:
+            try:
+                known[id(part.image)] = ImagePart(album.picture(part.image))
+            except InputError as error:
+                known[id(part.image)] = Failed(BAD, str(error))
+        return known[id(part.image)]
+
+    fault: Failed | None = None
+    prompt: list[Message] = []
+    for message in group.prompt:
+        parts = [part if isinstance(part, TextPart) else seen(part) for part in message.content]
+        fault = fault or next((part for part in parts if isinstance(part, Failed)), None)
+        prompt.append(Message(message.role, tuple(part for part in parts if not isinstance(part, Failed))))
+    shown = {number: seen(part) for number, part in group.images}
+    images = tuple((number, part) for number, part in shown.items() if isinstance(part, ImagePart))
+    faults = {number: part for number, part in shown.items() if isinstance(part, Failed)}
+    return Sight(replace(group, prompt=tuple(prompt), images=images), fault, faults)
+
+
+def image_tokens(engine: Engine, images: Sequence[ImagePart]) -> int:
+    """Tokens that images take of the judge's context; an estimate unless the engine tells."""
+    told: Callable[[Picture], int | None] = getattr(engine, "image_tokens", lambda _: None)
+    total = 0
+    for part in images:
+        picture = part.image if isinstance(part.image, Picture) else None
+        size = None if picture is None else told(picture)
+        total += (
+            size if size is not None else estimated_tokens(*((picture.width, picture.height) if picture else (1, 1)))
+        )
+    return total

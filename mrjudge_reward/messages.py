@@ -1,0 +1,109 @@
+"""Chat messages: their texts and images, and what of a completion is its answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from .errors import InputError
+
+IMAGE_MARK = re.compile("(\ufffcimage [0-9a-f]{32}\ufffc)")
+"""Where a candidate's text shows an image; the number is the image's in ``Group.images``."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    """A piece of text inside a message."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePart:
+    """An image inside a message: a PIL image, a path, raw bytes, a (data) URL, or a ``Picture``; see ``images``."""
+
+    image: Any
+
+
+Part: TypeAlias = TextPart | ImagePart
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One chat turn."""
+
+    role: str
+    content: tuple[Part, ...]
+
+    @property
+    def text(self) -> str:
+        """The text parts, joined by newlines."""
+        return "\n".join(part.text for part in self.content if isinstance(part, TextPart))
+
+    @property
+    def images(self) -> tuple[ImagePart, ...]:
+        """The image parts, in order."""
+        return tuple(part for part in self.content if isinstance(part, ImagePart))
+
+
+def as_part(part: Any) -> Part:
+    """A message part as trainers and servers write it.
+
+    Raises:
+        InputError: if it is none.
+    """
+    if isinstance(part, TextPart | ImagePart):
+        return part
+    if isinstance(part, Mapping):
+        if part.get("type") == "text" and isinstance(part.get("text"), str):
+            return TextPart(part["text"])
+        if part.get("type") == "image":
+            return ImagePart(part.get("image") or part.get("url") or part.get("path"))
+        if part.get("type") == "image_url":
+            url = part.get("image_url")
+            return ImagePart(url.get("url") if isinstance(url, Mapping) else url)
+    raise InputError(f"a message part must be {{'type': 'text' | 'image', ...}}; got {part!r:.200}")
+
+
+def as_messages(prompt: str | Sequence[Mapping[str, Any] | Message]) -> tuple[Message, ...]:
+    """Turn a prompt, as TRL and verl pass it, into messages.
+
+    Args:
+        prompt: plain text (one user turn) or chat messages whose content is text or a list of parts.
+
+    Raises:
+        InputError: if it is neither.
+    """
+    if isinstance(prompt, str):
+        return (Message("user", (TextPart(prompt),)),)
+    messages: list[Message] = []
+    for turn in prompt:
+        if isinstance(turn, Message):
+            messages.append(turn)
+            continue
+        if not isinstance(turn, Mapping) or "role" not in turn:
+            raise InputError(f"a chat message needs 'role' and 'content'; got {turn!r:.200}")
+        content = turn.get("content")
+        if content is None:  # an assistant turn that only calls tools
+            content = ""
+        parts = (TextPart(content),) if isinstance(content, str) else tuple(as_part(part) for part in content)
+        messages.append(Message(str(turn["role"]), parts))
+    return tuple(messages)
+
+
+def final_answer(completion: str, opened: bool = False) -> str:
+    """A completion without the policy's own reasoning: what follows its last ``</think>``.
+
+    Reasoning that was never closed means that the policy never answered, so the final answer is empty.
+
+    Args:
+        completion: what the policy wrote.
+        opened: the policy's chat template opens ``<think>`` itself, so that a completion without ``</think>`` is all
+            reasoning.
+    """
+    _, closed, answer = completion.rpartition("</think>")
+    if opened and not closed:
+        return ""
+    return answer.partition("<think>")[0].strip()

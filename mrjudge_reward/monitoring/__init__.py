@@ -1,0 +1,1 @@
+"""What a run leaves for those who watch it: its log, canaries, the report."""

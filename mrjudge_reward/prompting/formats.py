@@ -1,0 +1,351 @@
+"""Judge formats: each renders a comparison for a judge and parses what the judge wrote.
+
+A verdict is reached in one of two ways (design: sampled and read):
+
+* *sampled*: the judge writes reasoning and a verdict; :func:`read_reply` parses it strictly. Everything up to the last
+  ``</think>`` is dropped; the **last** labelled verdict counts and is validated, after matching, against the labels
+  that were offered. Anything else is :class:`~mrjudge_reward.types.Failed`: no repair of short rankings, no stray
+  letter, no falling back to an earlier mention. A judge that failed says nothing about the response.
+* *read*: the answer is opened for the judge and the probabilities of the offered labels are taken from it, which gives
+  a soft verdict that needs no parsing.
+
+===========  =====  ==========================================  ======  =======================================
+format       slots  what the judge writes                       read    source
+===========  =====  ==========================================  ======  =======================================
+Choice       2..K   ``<answer>B</answer>``                      yes     MR. Judge, arXiv 2505.13403
+Ranking      2..K   ``<answer>B > A = C</answer>``              no      listwise extension of MR. Judge
+PairScores   2..K   ``<answer>3</answer><answer>8</answer>``    no      Flex-Judge, arXiv 2505.18601, pair/batch
+Score        1      ``<answer>4</answer>``                      yes     Flex-Judge, single
+===========  =====  ==========================================  ======  =======================================
+
+>>> Choice().parse("<think>A looks fine <answer>A</answer>. No.</think><answer>B</answer>", 2)
+Preference(probabilities_K=(0.0, 1.0), soft=False)
+>>> Choice().parse("<answer>A</answer> or rather <answer>C</answer>", 2)
+Failed(reason='off-menu label', detail="'C' is none of A, B", transient=False)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from string import ascii_uppercase
+from typing import ClassVar, Protocol, TypeAlias
+
+from mrjudge_reward.errors import ConfigError
+from mrjudge_reward.messages import Message
+from mrjudge_reward.types import Failed, Group, Order, Outcome, Preference, Reply, Scores, Tie, Verdict
+
+from .parsing import answers_in, check_labels, check_markers, softmax
+from .rendering import build_chat, load_template
+from .sanitizing import TextGuard
+
+
+class Format(Protocol):
+    """What the judge needs from a format. Each is a frozen dataclass, so it is part of a cache key as it stands."""
+
+    min_slots: ClassVar[int]
+    readable: ClassVar[bool]
+
+    @property
+    def max_slots(self) -> int:
+        """The most candidates one comparison may show."""
+        ...
+
+    @property
+    def answer_open(self) -> str:
+        """What stands right before the verdict, opened for the judge when it is read."""
+        ...
+
+    def render(self, group: Group, candidates: tuple[str, ...], guard: TextGuard) -> tuple[Message, ...]:
+        """The chat that shows these candidates, in slot order."""
+        ...
+
+    def parse(self, text: str, slots: int) -> Outcome:
+        """The verdict in what the judge wrote about this many slots."""
+        ...
+
+    def read_labels(self, slots: int) -> tuple[str, ...]:
+        """Labels whose probabilities make the verdict; ConfigError where the format cannot be read."""
+        ...
+
+    def from_logprobs(self, logprobs: Sequence[float], slots: int) -> Outcome:
+        """The verdict in those labels' log-probabilities."""
+        ...
+
+
+def read_reply(format: Format, reply: Reply, slots: int) -> Verdict:
+    """Turn what the judge wrote into a verdict.
+
+    Args:
+        format: the format that was rendered.
+        reply: the engine's reply; one that ran into its token cap has no verdict, whatever it mentions.
+        slots: how many candidates were shown.
+    """
+    text = reply.text
+    if reply.finish == "length":
+        return Verdict(Failed("truncated", f"after {reply.usage.completion_tokens} tokens"), text, reply.usage)
+    return Verdict(format.parse(text, slots), text, reply.usage)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Pick the best of K: one label after reasoning (MR. Judge).
+
+    Args:
+        template: name of a built-in template or path of a file.
+        labels: label of each slot; their number is the most candidates a comparison can show.
+        answer_open: opens the verdict.
+        answer_close: closes it; empty for "end of line".
+        tie_label: if set, a further option meaning that none is better.
+    """
+
+    template: str = "choice"
+    labels: tuple[str, ...] = tuple(ascii_uppercase[:16])
+    answer_open: str = "<answer>"
+    answer_close: str = "</answer>"
+    tie_label: str = ""
+    min_slots: ClassVar[int] = 2
+    readable: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_labels(self.labels, 2)
+        check_labels((*self.labels, *self._tie), 2)
+        check_markers(self.answer_open, self.answer_close, (*self.labels, *self._tie))
+        load_template(self.template)
+
+    @property
+    def _tie(self) -> tuple[str, ...]:
+        return (self.tie_label,) if self.tie_label else ()
+
+    @property
+    def max_slots(self) -> int:
+        """The most candidates one comparison may show."""
+        return len(self.labels)
+
+    def render(self, group: Group, candidates: tuple[str, ...], guard: TextGuard) -> tuple[Message, ...]:
+        """The chat that shows these candidates, in slot order."""
+        return build_chat(
+            load_template(self.template), group, candidates, self.labels[: len(candidates)], guard,
+            tie_label=self.tie_label, marker=self.answer_open,
+        )  # fmt: skip
+
+    def parse(self, text: str, slots: int) -> Outcome:
+        """The last label, if it was offered."""
+        answers = answers_in(text, self.answer_open, self.answer_close)
+        if isinstance(answers, Failed):
+            return answers
+        if self.tie_label and answers[-1] == self.tie_label.strip():
+            return Tie()
+        offered = [label.strip() for label in self.labels[:slots]]
+        if answers[-1] not in offered:
+            return Failed("off-menu label", f"{answers[-1]!r:.60} is none of {', '.join(offered)}")
+        return Preference(tuple(float(label == answers[-1]) for label in offered))
+
+    def read_labels(self, slots: int) -> tuple[str, ...]:
+        """The labels offered, and the tie label last where there is one."""
+        return (*self.labels[:slots], *self._tie)
+
+    def from_logprobs(self, logprobs: Sequence[float], slots: int) -> Outcome:
+        """Probability of each slot; what falls on the tie label is shared out evenly."""
+        probabilities = softmax(logprobs)
+        if isinstance(probabilities, Failed):
+            return probabilities
+        shared = sum(probabilities[slots:]) / slots
+        return Preference(tuple(value + shared for value in probabilities[:slots]), soft=True)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Order all K, best first; ``=`` joins equals."""
+
+    template: str = "ranking"
+    labels: tuple[str, ...] = tuple(ascii_uppercase[:16])
+    answer_open: str = "<answer>"
+    answer_close: str = "</answer>"
+    min_slots: ClassVar[int] = 2
+    readable: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_labels(self.labels, 2)
+        if any(mark in label for label in self.labels for mark in ">="):
+            raise ConfigError(f"ranking labels must not contain > or =; got {self.labels!r:.200}")
+        check_markers(self.answer_open, self.answer_close, self.labels)
+        load_template(self.template)
+
+    @property
+    def max_slots(self) -> int:
+        """The most candidates one comparison may show."""
+        return len(self.labels)
+
+    def render(self, group: Group, candidates: tuple[str, ...], guard: TextGuard) -> tuple[Message, ...]:
+        """The chat that shows these candidates, in slot order."""
+        return build_chat(
+            load_template(self.template), group, candidates, self.labels[: len(candidates)], guard,
+            marker=self.answer_open,
+        )  # fmt: skip
+
+    def parse(self, text: str, slots: int) -> Outcome:
+        """The last ranking, if it names every offered label exactly once."""
+        answers = answers_in(text, self.answer_open, self.answer_close)
+        if isinstance(answers, Failed):
+            return answers
+        names = 1 + sum(answers[-1].count(mark) for mark in ">=")
+        if names > slots:
+            return Failed("wrong count", f"{names} labels, {slots} were offered")
+        tiers = [[label.strip() for label in tier.split("=")] for tier in answers[-1].split(">")]
+        offered = [label.strip() for label in self.labels[:slots]]
+        named = [label for tier in tiers for label in tier]
+        strangers = [label for label in named if label not in offered]
+        if strangers:
+            return Failed("off-menu label", f"{strangers[0]!r:.60} is none of {', '.join(offered)}")
+        if len(named) != slots or len(set(named)) != slots:
+            return Failed("wrong count", f"{len(named)} labels, {len(set(named))} different, {slots} were offered")
+        if len(tiers) == 1:
+            return Tie()
+        return Order(tuple(tuple(offered.index(label) for label in tier) for tier in tiers))
+
+    def read_labels(self, slots: int) -> tuple[str, ...]:
+        """Not readable."""
+        raise ConfigError("a ranking cannot be read from label probabilities; use verdict='sampled' or format 'choice'")
+
+    def from_logprobs(self, logprobs: Sequence[float], slots: int) -> Outcome:
+        """Not readable."""
+        raise ConfigError("a ranking cannot be read from label probabilities")
+
+
+_Grades: TypeAlias = tuple[tuple[str, float], ...]
+
+
+def grade_scale(low: int, high: int) -> _Grades:
+    """Integer grades ``low..high``, each written as its numeral."""
+    return tuple((str(value), float(value)) for value in range(low, high + 1))
+
+
+_ONE_TO_FIVE, _ONE_TO_TEN = grade_scale(1, 5), grade_scale(1, 10)
+
+
+def _check_grades(grades: _Grades, opening: str, closing: str) -> None:
+    labels = tuple(label for label, _ in grades)
+    check_labels(labels, 2)
+    check_markers(opening, closing, labels)
+    if not all(math.isfinite(value) for _, value in grades):
+        raise ConfigError(f"grades must have finite values; got {grades!r:.200}")
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """Grade each of K responses, one tag each in order (Flex-Judge pair and batch)."""
+
+    template: str = "pair_scores"
+    labels: tuple[str, ...] = tuple(ascii_uppercase[:16])
+    grades: _Grades = _ONE_TO_TEN
+    answer_open: str = "<answer>"
+    answer_close: str = "</answer>"
+    min_slots: ClassVar[int] = 2
+    readable: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_labels(self.labels, 2)
+        _check_grades(self.grades, self.answer_open, self.answer_close)
+        load_template(self.template)
+
+    @property
+    def max_slots(self) -> int:
+        """The most candidates one comparison may show."""
+        return len(self.labels)
+
+    def render(self, group: Group, candidates: tuple[str, ...], guard: TextGuard) -> tuple[Message, ...]:
+        """The chat that shows these candidates, in slot order."""
+        return build_chat(
+            load_template(self.template), group, candidates, self.labels[: len(candidates)], guard,
+            grades=", ".join(label.strip() for label, _ in self.grades), marker=self.answer_open,
+        )  # fmt: skip
+
+    def parse(self, text: str, slots: int) -> Outcome:
+        """One allowed grade per slot, no more and no fewer."""
+        answers = answers_in(text, self.answer_open, self.answer_close, every=True)
+        if isinstance(answers, Failed):
+            return answers
+        if len(answers) != slots:
+            return Failed("wrong count", f"{len(answers)} scores for {slots} responses")
+        values = _graded(answers, self.grades)
+        return values if isinstance(values, Failed) else Scores.sampled(values)
+
+    def read_labels(self, slots: int) -> tuple[str, ...]:
+        """Not readable."""
+        raise ConfigError("scores of several responses cannot be read in one go; use verdict='sampled' or 'score'")
+
+    def from_logprobs(self, logprobs: Sequence[float], slots: int) -> Outcome:
+        """Not readable."""
+        raise ConfigError("scores of several responses cannot be read in one go")
+
+
+def _graded(answers: Sequence[str], grades: _Grades) -> list[float] | Failed:
+    scale = {label.strip(): value for label, value in grades}
+    strange = [answer for answer in answers if answer not in scale]
+    if strange:
+        return Failed("off-menu label", f"{strange[0]!r:.60} is none of {', '.join(scale)}")
+    return [scale[answer] for answer in answers]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Grade one response on its own (Flex-Judge single; also the embedded default's sentiment read).
+
+    Args:
+        grades: (label, value) pairs. When read, labels must differ in their first token for the judge's tokenizer,
+            which "1" and "10" may not.
+    """
+
+    template: str = "score"
+    grades: _Grades = _ONE_TO_FIVE
+    answer_open: str = "<answer>"
+    answer_close: str = "</answer>"
+    min_slots: ClassVar[int] = 1
+    readable: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check_grades(self.grades, self.answer_open, self.answer_close)
+        load_template(self.template)
+
+    @property
+    def max_slots(self) -> int:
+        """A score looks at one response at a time."""
+        return 1
+
+    def render(self, group: Group, candidates: tuple[str, ...], guard: TextGuard) -> tuple[Message, ...]:
+        """The chat that shows this candidate."""
+        return build_chat(
+            load_template(self.template), group, candidates, ("",), guard,
+            grades=", ".join(label.strip() for label, _ in self.grades), marker=self.answer_open,
+        )  # fmt: skip
+
+    def parse(self, text: str, slots: int) -> Outcome:
+        """The last grade, if it is on the scale."""
+        answers = answers_in(text, self.answer_open, self.answer_close)
+        if isinstance(answers, Failed):
+            return answers
+        values = _graded(answers[-1:], self.grades)
+        return values if isinstance(values, Failed) else Scores.sampled(values)
+
+    def read_labels(self, slots: int) -> tuple[str, ...]:
+        """The grades as they are written."""
+        return tuple(label for label, _ in self.grades)
+
+    def from_logprobs(self, logprobs: Sequence[float], slots: int) -> Outcome:
+        """The distribution over grades and its mean."""
+        probabilities = softmax(logprobs)
+        if isinstance(probabilities, Failed):
+            return probabilities
+        spread = tuple((value, p) for (_, value), p in zip(self.grades, probabilities, strict=True))
+        return Scores((sum(value * p for value, p in spread),), (spread,))
+
+
+SENTIMENT = Score(
+    template="sentiment",
+    grades=((" negative", 0.0), (" positive", 1.0)),
+    answer_open="Sentiment:",
+    answer_close="",
+)
+"""What the untrained embedded model does well: read pointwise whether a text is positive."""

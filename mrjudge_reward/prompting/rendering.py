@@ -1,0 +1,205 @@
+"""From a template file and untrusted texts to the chat that a judge reads.
+
+A template file holds comment lines (``#``), then sections opened by ``=== name ===``: ``system`` and ``user`` make the
+two chat turns; ``response``, ``reference`` and ``rubric`` are the blocks put into them, the last two only where the
+group has such a text. Placeholders are filled in one pass over the template alone, so braces or placeholders inside a
+candidate stay what they are.
+
+Whatever comes from outside (question, candidates, reference, rubric) passes a :class:`TextGuard`, which
+
+1. loses its invisible format characters, which would hide a marker from the next step and not from the judge;
+2. neutralises markers: the judge's tags, the template's own section headers (lines that begin with ``[``) and
+   chat-template tokens get a round bracket for their opening character (``<|im_end|>`` becomes ``(|im_end|>``), so that
+   no text can close its section, speak for the judge, or produce a special token;
+3. bounds the length in tokens by cutting the middle and saying so in the text.
+
+Images of the prompt come before its text, in order; those of a candidate stand where it shows them. What is written inside
+an image is beyond any guard.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+
+from mrjudge_reward.errors import ConfigError
+from mrjudge_reward.messages import IMAGE_MARK, ImagePart, Message, Part, TextPart
+from mrjudge_reward.types import Group
+
+from .sanitizing import TextGuard
+
+_SECTION = re.compile(r"^=== (\w+) ===$", re.MULTILINE)
+_PLACEHOLDER = re.compile(r"\{(question|responses|labels|grades|reference|rubric|label|text)\}")
+_NEEDED = {"user": "{responses}", "response": "{text}", "reference": "{text}", "rubric": "{text}"}
+_HEADER = re.compile(r"^\[(?=[^\[\]{}\n]*[^\W_])([^\[\]{}\n]+)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Template:
+    """A parsed template file."""
+
+    name: str
+    system: str
+    user: str
+    response: str
+    reference: str
+    rubric: str
+
+    @property
+    def headers(self) -> tuple[str, ...]:
+        """Words that open a section of this template, e.g. ``"Response"`` and ``"End of response"``."""
+        found = _HEADER.findall("\n".join((self.user, self.response, self.reference, self.rubric)))
+        return tuple(dict.fromkeys(header.strip() for header in found))
+
+
+@lru_cache(maxsize=64)
+def load_template(name: str) -> Template:
+    """Load a built-in template by name, or any file by path (a name with a slash or ending in ``.txt``).
+
+    Raises:
+        ConfigError: if there is no such template or it lacks a section.
+    """
+    if "/" in name or name.endswith(".txt"):
+        path = Path(name)
+        if not path.is_file():
+            raise ConfigError(f"template file {name!r} does not exist")
+        text = path.read_text(encoding="utf-8")
+    else:
+        entry = resources.files("mrjudge_reward.prompting.templates").joinpath(f"{name}.txt")
+        if not entry.is_file():
+            folder = resources.files("mrjudge_reward.prompting.templates")
+            known = sorted(item.name[:-4] for item in folder.iterdir() if item.name.endswith(".txt"))
+            raise ConfigError(f"no template {name!r}; built in are {', '.join(known)}, or give the path of a .txt file")
+        text = entry.read_text(encoding="utf-8")
+    pieces = _SECTION.split(text)
+    sections = {title: body.strip("\n") for title, body in zip(pieces[1::2], pieces[2::2], strict=True)}
+    missing = [f"section {section}" for section in ("system", "user", "response") if section not in sections]
+    for section, placeholder in _NEEDED.items():
+        if section in sections and placeholder not in sections[section]:
+            missing.append(f"{placeholder} in section {section}")
+    if missing:
+        raise ConfigError(f"template {name!r} lacks {', '.join(missing)}")
+    unknown = sections.keys() - {"system", *_NEEDED}
+    if unknown:
+        raise ConfigError(
+            f"template {name!r} has the unknown section {', '.join(sorted(unknown))}; "
+            f"known are system, {', '.join(_NEEDED)}"
+        )
+    lines = sections["response"].split("\n")
+    if not all(_HEADER.match(line) and "{text}" not in line for line in (lines[0], lines[-1])):
+        raise ConfigError(
+            f"template {name!r}: section response must begin and end with a line of its own that opens with a bracket "
+            "and a word, such as [Response {label}] and [End of response {label}]; other headers could be forged by a "
+            "candidate, because nothing tells them from text"
+        )
+    return Template(
+        name, sections["system"], sections["user"], sections["response"],
+        sections.get("reference", ""), sections.get("rubric", ""),
+    )  # fmt: skip
+
+
+def _fill(text: str, values: Mapping[str, str]) -> str:
+    return _PLACEHOLDER.sub(lambda match: values.get(match.group(1), ""), text)
+
+
+def conversation_text(prompt: tuple[Message, ...]) -> str:
+    """A prompt as the judge reads it: the bare text of a single user turn, otherwise turns led by their role.
+
+    Images are shown before it; of several, ``(image 2)`` stands where the second was, e.g. a frame after its time.
+    """
+    several = sum(len(message.images) for message in prompt) > 1
+    numbers = itertools.count(1)
+
+    def text(message: Message) -> str:
+        if not several:
+            return message.text
+        parts = (p.text if isinstance(p, TextPart) else f"(image {next(numbers)})" for p in message.content)
+        return "\n".join(parts)
+
+    if len(prompt) == 1 and prompt[0].role == "user":
+        return text(prompt[0])
+    return "\n\n".join(f"{message.role}: {text(message)}" for message in prompt)
+
+
+def build_chat(
+    template: Template,
+    group: Group,
+    candidates: tuple[str, ...],
+    labels: tuple[str, ...],
+    guard: TextGuard,
+    grades: str = "",
+    tie_label: str = "",
+    marker: str = "",
+) -> tuple[Message, ...]:
+    """Render one comparison: shared text first (system, question, images), candidates last.
+
+    Args:
+        template: the wording.
+        group: for its prompt, reference and rubric.
+        candidates: texts in slot order. Shape (K,).
+        labels: label of each slot. Shape (K,).
+        guard: what every outside text passes through.
+        grades: the allowed grades, for formats that score.
+        tie_label: a further option besides the labels, meaning that none is better.
+        marker: what opens the judge's verdict, neutralised in outside texts.
+    """
+    headers = template.headers
+    guard = guard if marker in guard.reserved else replace(guard, reserved=guard.reserved | {marker})
+    labels = tuple(label.strip() for label in labels)
+    tie_label = tie_label.strip()
+
+    def block(section: str, text: str | None, label: str = "") -> str:
+        return _fill(section, {"text": guard(text, headers), "label": label}) + "\n" if text and section else ""
+
+    responses = _responses(template, group, candidates, labels, guard)
+    values = {
+        "question": guard(conversation_text(group.prompt), headers),
+        "reference": block(template.reference, group.reference),
+        "rubric": block(template.rubric, group.rubric),
+        "labels": ", ".join(labels) + (f"; or {tie_label} if none is better than the others" if tie_label else ""),
+        "grades": grades,
+    }
+    images: tuple[ImagePart, ...] = tuple(image for message in group.prompt for image in message.images)
+    before, _, after = template.user.partition("{responses}")
+    user = _merged([*images, TextPart(_fill(before, values)), *responses, TextPart(_fill(after, values))])
+    system = _fill(template.system, values)
+    return (Message("system", (TextPart(system),)), Message("user", user)) if system else (Message("user", user),)
+
+
+def _responses(
+    template: Template, group: Group, candidates: tuple[str, ...], labels: tuple[str, ...], guard: TextGuard
+) -> list[Part]:
+    """The candidates' blocks, a line apart."""
+    images = dict(group.images)
+    parts: list[Part] = []
+    for candidate, label in zip(candidates, labels, strict=True):
+        pieces = [piece for piece in IMAGE_MARK.split(candidate) if piece] if images else [candidate]
+        shown = [images.get(piece[7:-1]) if IMAGE_MARK.fullmatch(piece) else None for piece in pieces]
+        share = max(1, len(pieces) - sum(image is not None for image in shown))
+        own = guard if share == 1 else replace(guard, max_tokens=guard.max_tokens // share)
+        opening, _, closing = template.response.partition("{text}")
+        parts.append(TextPart(("\n" if parts else "") + _fill(opening, {"label": label})))
+        parts += [
+            TextPart(own(piece, template.headers)) if image is None else image
+            for piece, image in zip(pieces, shown, strict=True)
+        ]
+        parts.append(TextPart(_fill(closing, {"label": label})))
+        if not guard.disarmed.isdisjoint(pieces):  # what holds for a part of it holds for the candidate
+            guard.disarmed.add(candidate)
+    return parts
+
+
+def _merged(parts: Iterable[Part]) -> tuple[Part, ...]:
+    """Neighbouring texts as one, empty ones left out."""
+    merged: list[Part] = []
+    for part in parts:
+        if isinstance(part, TextPart) and merged and isinstance(merged[-1], TextPart):
+            merged[-1] = TextPart(merged[-1].text + part.text)
+        elif not isinstance(part, TextPart) or part.text:
+            merged.append(part)
+    return tuple(merged)

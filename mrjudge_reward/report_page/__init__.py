@@ -1,1 +1,0 @@
-"""The page of ``mrjudge report``: HTML, style and script, put together by ``mrjudge_reward.report``."""

@@ -1,0 +1,304 @@
+"""Schedules: which candidates of a group meet, in which slots.
+
+A schedule is a generator: it yields the comparisons of a round (tuples of candidate indices in slot order), is sent the
+tally so far, and ends when it has nothing more to ask. It is pure: the same size, limits and random state give the
+same comparisons on every rank and in every rerun. Most schedules have a single round.
+
+=============  ===================  ==========================================================================
+schedule       calls (G candidates) what
+=============  ===================  ==========================================================================
+pointwise      G                    each candidate alone (formats that grade)
+ring           2G                   circulant pairs: offsets with the best-conditioned comparison graph; every
+                                    candidate is first as often as second, so position bias cancels
+adaptive       2G                   a ring of G calls, then four rounds of the games that settle most
+all_pairs      G(G-1)/2 × 2 orders  everybody meets everybody
+listwise       4                    all candidates at once, in permutations that balance slots
+anchor         (G-1) × 2 orders     everybody meets one candidate (BRPO, arXiv 2506.00103, its pivot)
+swiss          ⌊G/2⌋⌈log2 G⌉        neighbours in the standing meet
+knockout       2G-2                 seeded by an anchor round, then single elimination (ArenaRL, 2601.06487)
+=============  ===================  ==========================================================================
+
+Each takes a budget of calls per group. ``both_orders`` plays every pair in both slot orders; without it the slots are
+balanced over the schedule instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise, permutations
+from random import Random
+from typing import TypeAlias
+
+import numpy as np
+
+from .ratings import PRIOR_GAMES, log_odds, log_odds_system
+from .tally import Matrix, Tally
+
+Slots: TypeAlias = tuple[int, ...]
+Plan: TypeAlias = Generator[list[Slots], Tally, None]
+
+ADAPTIVE_ROUNDS = 4
+"""Rounds after the opening of ``adaptive``. Each is one engine batch; more rounds gain next to nothing."""
+
+MAX_ADAPTIVE = 256
+"""Largest group for which ``adaptive`` chooses game by game, each choice costing O(G³); larger ones play the ring."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a schedule may spend.
+
+    Attributes:
+        budget: most comparisons per group; None for the schedule's own number.
+        both_orders: whether a pair is shown in both slot orders; None for the schedule's own habit.
+        max_slots: most candidates in one comparison (listwise).
+    """
+
+    budget: int | None = None
+    both_orders: bool | None = None
+    max_slots: int = 16
+
+    def spend(self, natural: int) -> int:
+        """The number of comparisons: the natural one unless a budget is set."""
+        return natural if self.budget is None else max(0, self.budget)
+
+
+def pointwise(size: int, limits: Limits, rng: Random) -> Plan:
+    """Every candidate alone."""
+    yield [(i,) for i in range(min(size, limits.spend(size)))]
+
+
+@lru_cache(maxsize=512)
+def ring_offsets(size: int, count: int, symmetric: bool) -> tuple[int, ...]:
+    """Offsets of a circulant comparison graph, chosen one after another for the least mean variance of differences.
+
+    A circulant graph's Laplacian has the eigenvalues ``sum_k 2 (1 - cos(2 pi k m / size))``; the mean variance of an
+    estimated difference is proportional to the sum of their inverses (A-optimality).
+
+    Args:
+        size: number of candidates.
+        count: number of offsets, at most ``size - 1``.
+        symmetric: choose offsets together with their mirror, so that every pair is played in both orders.
+    """
+    frequencies = np.arange(1, size)
+    spectrum = 4 * np.sin(np.pi * np.arange(size) / size) ** 2
+    eigenvalues = np.full(size - 1, 1e-6)
+    chosen: list[int] = []
+
+    def cost(offset: int) -> float:  # rounded, so that equally good offsets stay equal on every machine
+        return round(float((1 / (eigenvalues + spectrum[offset * frequencies % size])).sum()), 6)
+
+    while len(chosen) < min(count, size - 1):
+        best = min((m for m in range(1, size) if m not in chosen and not (symmetric and 2 * m > size)), key=cost)
+        eigenvalues = eigenvalues + spectrum[best * frequencies % size]
+        chosen += [best, size - best] if symmetric and 2 * best != size else [best]
+    return tuple(chosen[:count])
+
+
+def ring(size: int, limits: Limits, rng: Random) -> Plan:
+    """Circulant pairs, 2G of them unless a budget says otherwise."""
+    calls = min(limits.spend(2 * size), size * (size - 1))
+    offsets = ring_offsets(size, math.ceil(calls / size), bool(limits.both_orders)) if calls > 0 else ()
+    pairs: list[Slots] = [(i, (i + offset) % size) for offset in offsets for i in range(size)]
+    yield pairs[:calls]
+
+
+def all_pairs(size: int, limits: Limits, rng: Random) -> Plan:
+    """Everybody meets everybody, in both orders unless switched off; a smaller budget keeps a random part."""
+    both = limits.both_orders is not False
+    if both:
+        pairs: list[Slots] = list(permutations(range(size), 2))
+    else:  # each pair once, slots balanced: whoever is fewer steps behind on the circle is shown first
+        pairs = [(i, (i + k) % size) for k in range(1, (size - 1) // 2 + 1) for i in range(size)]
+        pairs += [(i, i + size // 2) for i in range(size // 2)] if size % 2 == 0 else []
+    calls = limits.spend(len(pairs))
+    if calls < len(pairs):
+        rng.shuffle(pairs)
+    yield pairs[:calls]
+
+
+def listwise(size: int, limits: Limits, rng: Random) -> Plan:
+    """Everybody at once, in four permutations (or as many as the budget holds) that spread slots evenly.
+
+    Rotations move everybody through the slots, every second one is reversed; with ``both_orders`` each permutation is
+    followed by its mirror image. A group larger than ``max_slots`` is cut into chunks, mixed anew in each permutation.
+    """
+    if size < 2:
+        return
+    both, chunks = bool(limits.both_orders), math.ceil(size / limits.max_slots)
+    count = max(1, limits.spend(4 * chunks) // chunks)
+    bounds = [round(size * part / chunks) for part in range(chunks + 1)]
+    base = list(range(size))
+    rng.shuffle(base)
+    comparisons: list[Slots] = []
+    for index in range(count):
+        mirrored = index % 2 == 1
+        turn, turns = (index // 2, (count + 1) // 2) if both else (index, count)
+        step = turn * size // turns if chunks == 1 else 0
+        if chunks > 1 and not (both and mirrored):
+            rng.shuffle(base)
+        order = base[step:] + base[:step]
+        parts = [tuple(order[a:b]) for a, b in pairwise(bounds) if b - a >= 2]
+        comparisons += [part[::-1] for part in parts] if mirrored else parts
+    comparisons = list(dict.fromkeys(comparisons))  # two candidates have fewer permutations than four
+    yield comparisons[: limits.spend(len(comparisons))]
+
+
+class _Slotter:
+    """Gives slots to pairs that are chosen one after another: never the same comparison twice, and evenly."""
+
+    def __init__(self, size: int, both_orders: bool) -> None:
+        self.both_orders = both_orders
+        self.lead_G = [0] * size
+        self.asked_GG = np.zeros((size, size), dtype=bool)
+
+    def play(self, pairs: Iterable[tuple[int, int]]) -> list[Slots]:
+        """Both orders of each pair, or the one that evens out the slots; what was asked before is left out."""
+        played: list[Slots] = []
+        for i, j in pairs:
+            slots = (i, j) if self.lead_G[i] <= self.lead_G[j] else (j, i)
+            fresh = [order for order in (slots, slots[::-1]) if not self.asked_GG[order]]
+            for first, second in fresh if self.both_orders else fresh[:1]:
+                self.lead_G[first] += 1
+                self.lead_G[second] -= 1
+                self.asked_GG[first, second] = True
+                played.append((first, second))
+        return played
+
+
+def anchor(size: int, limits: Limits, rng: Random) -> Plan:
+    """Everybody meets candidate 0 (which is a random one: candidates are numbered by a seeded hash)."""
+    pairs = _Slotter(size, limits.both_orders is not False).play((0, other) for other in range(1, size))
+    yield pairs[: limits.spend(len(pairs))]
+
+
+def swiss(size: int, limits: Limits, rng: Random) -> Plan:
+    """Rounds in which neighbours of the current standing meet, without rematches; the last ones may sit out."""
+    both = bool(limits.both_orders)
+    rounds = math.ceil(math.log2(size)) if size > 1 else 0
+    left = limits.spend(rounds * (size // 2) * (2 if both else 1))
+    slotter = _Slotter(size, both)
+    standing = list(range(size))
+    while left > 0:
+        pairs: list[tuple[int, int]] = []
+        waiting = list(standing)
+        while waiting:
+            i = waiting.pop(0)
+            j = next((k for k in waiting if not (slotter.asked_GG[i, k] or slotter.asked_GG[k, i])), None)
+            if j is not None:
+                waiting.remove(j)
+                pairs.append((i, j))
+        if not pairs:
+            return
+        comparisons = slotter.play(pairs)[:left]
+        left -= len(comparisons)
+        strength_G = log_odds((yield comparisons))
+        standing.sort(key=lambda i: -strength_G[i])
+
+
+def knockout(size: int, limits: Limits, rng: Random) -> Plan:
+    """An anchor round seeds the bracket, then winners meet. A match without a verdict is decided by the standing.
+
+    A match against the anchor counts their seeding game as well.
+    """
+    both = bool(limits.both_orders)
+    left = limits.spend((2 * size - 2) * (2 if both else 1))
+    if size < 2 or left <= 0:
+        return
+    slotter = _Slotter(size, both)
+    opening = slotter.play((0, other) for other in range(1, size))[:left]
+    left -= len(opening)
+    tally = yield opening
+    strength_G = log_odds(tally)
+    alive = sorted(range(size), key=lambda i: -strength_G[i])
+    while len(alive) > 1 and left > 0:
+        byes = 2 ** math.ceil(math.log2(len(alive))) - len(alive)
+        field = alive[byes:]
+        matches = [(field[k], field[-1 - k]) for k in range(len(field) // 2)]
+        comparisons = slotter.play(matches)[:left]
+        left -= len(comparisons)
+        tally = (yield comparisons) if comparisons else tally
+        strength_G = log_odds(tally)
+        winners = set(alive[:byes])
+        for i, j in matches:
+            margin = tally.log_odds_GG[i, j] or strength_G[i] - strength_G[j]
+            winners.add(i if margin >= 0 else j)
+        alive = [i for i in alive if i in winners]
+
+
+def adaptive(size: int, limits: Limits, rng: Random) -> Plan:
+    """A ring of G calls, then in each of four rounds the games that settle most of the order.
+
+    With ``both_orders`` the opening is every second pair of the ring, in both orders. Above
+    ``MAX_ADAPTIVE`` candidates all of it is the ring.
+    """
+    if size < 2 or size > MAX_ADAPTIVE:
+        yield from ring(size, limits, rng)
+        return
+    both, left = bool(limits.both_orders), limits.spend(2 * size)
+    slotter = _Slotter(size, both)
+    comparisons = slotter.play((i, (i + 1) % size) for i in range(0, size, 2 if both else 1))[:left]
+    games_per_round = math.ceil((left - len(comparisons)) / ADAPTIVE_ROUNDS)
+    while comparisons:
+        left -= len(comparisons)
+        tally = yield comparisons
+        comparisons = _most_telling(tally, slotter, min(games_per_round, left))[:left]
+
+
+def _most_telling(tally: Tally, slotter: _Slotter, count: int) -> list[Slots]:
+    """Games chosen greedily by what they tell about the order of all pairs, not only their own.
+
+    A game's worth is the sum, over all pairs, of the chance that the pair's estimated order is wrong times the share of
+    the variance of its difference that the game takes away. Strengths and covariance are those of
+    :func:`~mrjudge_reward.scoring.ratings.log_odds` read as a Gaussian posterior; a game lowers the covariance by rank one.
+    """
+    if count < 1:
+        return []
+    system, target = log_odds_system(tally)
+    inverse = np.asarray(np.linalg.inv(system), dtype=np.float64)
+    strength_G, covariance_GG = (inverse @ target)[:-1], inverse[:-1, :-1]
+    # By the prior strengths have the variance noise / PRIOR_GAMES, so their spread tells the noise of a game.
+    noise = (strength_G @ strength_G) / max(1e-9, float((1 / PRIOR_GAMES - covariance_GG.diagonal()).sum()))
+    diagonal_GG = np.eye(tally.size, dtype=bool)
+    variance_GG = _of_differences(covariance_GG) + diagonal_GG
+    gap_GG = np.abs(strength_G[:, None] - strength_G[None, :])
+    odds_GG = gap_GG / np.sqrt(2 * noise * variance_GG + 1e-12)
+    wrong_GG = np.array([[math.erfc(odds) for odds in odds_G] for odds_G in odds_GG.tolist()]) / 2
+    weight_GG = wrong_GG / variance_GG
+    laplacian_GG = np.diag(weight_GG.sum(axis=1)) - weight_GG
+    chosen: list[Slots] = []
+    while len(chosen) < count:
+        worth_GG = _of_differences(covariance_GG @ laplacian_GG @ covariance_GG) / (1 + _of_differences(covariance_GG))
+        worth_GG = (worth_GG / max(1e-300, worth_GG.max())).round(9)  # equal games stay equal on every machine
+        worth_GG[(slotter.asked_GG & slotter.asked_GG.T) | diagonal_GG] = -np.inf
+        i, j = divmod(int(worth_GG.argmax()), tally.size)
+        if worth_GG[i, j] == -np.inf:
+            break
+        for _ in range(len(played := slotter.play([(i, j)]))):
+            column_G = covariance_GG[:, i] - covariance_GG[:, j]
+            covariance_GG -= column_G[:, None] * column_G / (1 + column_G[i] - column_G[j])
+        chosen += played
+    return chosen
+
+
+def _of_differences(covariance_GG: Matrix) -> Matrix:
+    """Variance of the difference of each two."""
+    variance_G = covariance_GG.diagonal()
+    return np.asarray(variance_G[:, None] + variance_G - 2 * covariance_GG)
+
+
+Schedule: TypeAlias = Callable[[int, Limits, Random], Plan]
+
+SCHEDULES: dict[str, Schedule] = {
+    "pointwise": pointwise,
+    "ring": ring,
+    "adaptive": adaptive,
+    "all_pairs": all_pairs,
+    "listwise": listwise,
+    "anchor": anchor,
+    "swiss": swiss,
+    "knockout": knockout,
+}

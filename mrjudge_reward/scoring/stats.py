@@ -1,0 +1,234 @@
+"""What a batch of judgements looked like: the numbers every adapter logs, and the alarm on failures."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import threading
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from mrjudge_reward.errors import JudgeUnreliableError
+from mrjudge_reward.types import Failed, Judgement, Order, Outcome, Played, Tie, Usage
+
+from .tally import position_consistency
+
+METRICS = (
+    "position_consistency",
+    "tie_rate",
+    "failed_rate",
+    "abstained_rate",
+    "calls",
+    "tokens",
+    "seconds",
+    "zero_spread_groups",
+    "length_correlation",
+    "disarmed_rate",
+)
+"""Names of the metrics, the same on every rank at every step."""
+
+
+@dataclass(frozen=True)
+class JudgeStats:
+    """Counts over a batch of groups; rates are derived, so stats of several ranks can be added.
+
+    Attributes:
+        groups, candidates, comparisons: how many.
+        failed, tied: comparisons without a verdict; with a verdict that none is better.
+        agreeing, mirrored: pairs of comparisons in mirrored slots with the same winner, and all such pairs.
+        slotted: comparisons of several candidates, in which the slot could matter.
+        abstained: candidates without a score.
+        zero_spread_groups: groups whose known scores are all equal, or unknown: they teach a policy nothing.
+        calls, cache_hits: requests that reached the engine, and that did not have to.
+        usage: tokens of ``calls``.
+        seconds: wall time.
+        length_correlations, length_groups: sum over groups of the correlation of reward with length, and how many groups
+            have one (both vary).
+        disarmed: candidates that held a marker which had to be made harmless (``Judgement.disarmed``).
+        reasons: failures by reason.
+    """
+
+    groups: int = 0
+    candidates: int = 0
+    comparisons: int = 0
+    failed: int = 0
+    tied: int = 0
+    agreeing: int = 0
+    mirrored: int = 0
+    slotted: int = 0
+    abstained: int = 0
+    zero_spread_groups: int = 0
+    calls: int = 0
+    cache_hits: int = 0
+    usage: Usage = Usage()
+    seconds: float = 0.0
+    length_correlations: float = 0.0
+    length_groups: int = 0
+    disarmed: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def of(
+        cls,
+        judgements: Sequence[Judgement],
+        rewards: Sequence[Sequence[float | None]] | None = None,
+        lengths: Sequence[Sequence[int]] | None = None,
+    ) -> JudgeStats:
+        """Count a batch that was judged together.
+
+        Args:
+            judgements: of the batch.
+            rewards: per group, a reward per candidate; the scores by default.
+            lengths: per group, of its candidates; characters of the final answers by default.
+        """
+        stats = cls(
+            groups=len(judgements),
+            seconds=max((judgement.seconds for judgement in judgements), default=0.0),
+        )
+        for index, judgement in enumerate(judgements):
+            rewards_G = judgement.scores_G if rewards is None else rewards[index]
+            lengths_G = [len(text) for text in judgement.group.candidates] if lengths is None else lengths[index]
+            stats += _count(judgement, length_correlation(rewards_G, lengths_G))
+        return stats
+
+    def record(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return {**vars(self), "usage": asdict(self.usage), "reasons": dict(self.reasons)}
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> JudgeStats:
+        """Stats from their ``record``, also by way of JSON."""
+        return cls(**{**record, "usage": Usage(**record["usage"]), "reasons": Counter(record["reasons"])})
+
+    def __add__(self, other: JudgeStats) -> JudgeStats:
+        values = {name: getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__}
+        values["seconds"] = max(self.seconds, other.seconds)  # batches of several ranks run side by side
+        return JudgeStats(**values)
+
+    def metrics(self) -> dict[str, float]:
+        """The values of ``METRICS``. A rate over nothing is 0.
+
+        Consistency is 1 where every candidate was judged alone, and NaN where the schedule mirrored no comparison:
+        then nothing is known about it (set ``both_orders`` to know). The correlation with length is a mean over groups, NaN
+        where no group has one.
+        """
+        consistency = self.agreeing / self.mirrored if self.mirrored else math.nan if self.slotted else 1.0
+        return {
+            "position_consistency": consistency,
+            "tie_rate": self.tied / max(1, self.comparisons - self.failed),
+            "failed_rate": self.failed / max(1, self.comparisons),
+            "abstained_rate": self.abstained / max(1, self.candidates),
+            "calls": float(self.calls),
+            "tokens": float(self.usage.prompt_tokens + self.usage.completion_tokens),
+            "seconds": self.seconds,
+            "zero_spread_groups": float(self.zero_spread_groups),
+            "length_correlation": self.length_correlations / self.length_groups if self.length_groups else math.nan,
+            "disarmed_rate": self.disarmed / max(1, self.candidates),
+        }
+
+
+def is_tie(item: Played) -> bool:
+    """Whether a verdict says that no candidate it looked at is better than another."""
+    match item.verdict.outcome:
+        case Tie():
+            return True
+        case Order(tiers):
+            return len(tiers) == 1
+        case Failed():
+            return False
+        case outcome:
+            values = outcome.probabilities_K if hasattr(outcome, "probabilities_K") else outcome.values_K
+            return len(values) > 1 and max(values) == min(values)
+
+
+def length_correlation(rewards_G: Sequence[float | None], lengths_G: Sequence[int]) -> float | None:
+    """Pearson's correlation of reward with length within a group; None where either is the same for all known ones.
+
+    A judge that likes long answers shows here before answers grow. Over groups take the mean: within a group the prompt
+    is the same, so that hard questions with long answers do not look like a bias.
+
+    >>> length_correlation([0.1, 0.2, None, 0.3], [10, 20, 500, 30])
+    1.0
+    """
+    known = [(reward, length) for reward, length in zip(rewards_G, lengths_G, strict=True) if reward is not None]
+    values, sizes = [float(reward) for reward, _ in known], [float(length) for _, length in known]
+    try:
+        return round(statistics.correlation(values, sizes), 9)
+    except statistics.StatisticsError:  # fewer than two, or constant
+        return None
+
+
+def _count(judgement: Judgement, correlation: float | None) -> JudgeStats:
+    asked = judgement.glances or judgement.played
+    agreeing, mirrored = position_consistency(asked)
+    scores = [score for score in judgement.scores_G if score is not None]
+    return JudgeStats(
+        candidates=len(judgement.scores_G),
+        comparisons=len(judgement.played),
+        failed=sum(item.verdict.failed for item in judgement.played),
+        tied=sum(is_tie(item) for item in judgement.played),
+        agreeing=agreeing,
+        mirrored=mirrored,
+        slotted=sum(len(item.comparison.slots) > 1 for item in asked),
+        abstained=len(judgement.scores_G) - len(scores),
+        zero_spread_groups=int(not scores or max(scores) - min(scores) < 1e-9),
+        calls=judgement.calls,
+        cache_hits=judgement.cache_hits,
+        usage=judgement.usage,
+        length_correlations=correlation or 0.0,
+        length_groups=int(correlation is not None),
+        disarmed=len(judgement.disarmed),
+        reasons=Counter(
+            item.verdict.outcome.reason for item in judgement.played if isinstance(item.verdict.outcome, Failed)
+        ),
+    )
+
+
+@dataclass
+class FailureAlarm:
+    """Stops a run when too many of the latest comparisons failed. Several threads may share one.
+
+    Args:
+        max_fraction: the most that may fail; 1 switches the alarm off.
+        window: how many of the latest comparisons count.
+        least: no alarm before this many have been seen (or a full window, if that is shorter).
+    """
+
+    max_fraction: float = 0.5
+    window: int = 256
+    least: int = 32
+
+    def __post_init__(self) -> None:
+        self._latest: deque[Failed | None] = deque(maxlen=self.window)
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
+
+    def observe(self, outcomes: Iterable[Outcome]) -> None:
+        """Count comparisons, in the order they were decided.
+
+        Raises:
+            JudgeUnreliableError: if more than ``max_fraction`` of the window failed; it names the reasons. The window
+                is then empty, so that a caller who mends the judge can go on with it.
+        """
+        with self._lock:
+            self._latest.extend(outcome if isinstance(outcome, Failed) else None for outcome in outcomes)
+            seen = len(self._latest)
+            failed = [outcome for outcome in self._latest if outcome is not None]
+            if seen < min(self.least, self.window) or len(failed) <= self.max_fraction * seen:
+                return
+            self._latest.clear()
+        counts = Counter(outcome.reason for outcome in failed).most_common(3)
+        advice = "raise max_tokens" if counts[0][0] == "truncated" else "check the judge (mrjudge doctor)"
+        raise JudgeUnreliableError(
+            f"{len(failed)} of the last {seen} judgements failed (limit {self.max_fraction:.0%}); most often: "
+            f"{', '.join(f'{reason} ({count})' for reason, count in counts)}; latest: {failed[-1].reason}: "
+            f"{failed[-1].detail or 'no detail'}. Rewards from so few verdicts would be noise: {advice}, or raise "
+            "max_failed_fraction."
+        )

@@ -1,0 +1,263 @@
+"""From verdicts to games: who met whom, and how it went.
+
+Every verdict is reduced to games between two candidates:
+
+================================  =========================================================================
+verdict                           games
+================================  =========================================================================
+Preference over K slots           slots i and j met with weight p_i + p_j, and i won p_i of it. One-hot, that
+                                  is K-1 games which the winner won; soft, its expectation
+Order, Scores of K slots          K(K-1)/2 games, won by the higher; equals are a tie
+Scores of single slots            candidates graded alone meet afterwards: the game is P(i > j | they differ)
+                                  under their grade distributions, averaged over votes
+Tie                               every pair of slots tied
+Failed                            no game
+================================  =========================================================================
+
+A tie is half a win each. A hard disagreement between the two orders of a pair needs no special rule: a win each way
+adds up to the same matrix as two ties, and it is counted as such in ``ties`` (Davidson's statistic).
+
+Besides wins and games, the tally sums the games' log-odds, because position bias is additive there: a bias towards the
+earlier slot cancels exactly where slots are balanced, and can be estimated where they are not, from how often each
+candidate was shown first (HodgeRank's logit model, Jiang, Lim, Yao & Ye 2011, with one more column for the slot).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrjudge_reward.types import Order, Outcome, Played, Preference, Scores, Tie
+
+Matrix = NDArray[np.float64]
+
+MAX_LOG_ODDS = 8.0
+"""Bound of one game's log-odds. Beyond p = .9997 a probability read from a language model carries no more news."""
+
+HARD_LOG_ODDS = 2.0
+"""Log-odds credited to a game that was won outright, about .88: a sampled verdict shows the side, not the margin."""
+
+MAX_GROUP = 4096
+"""Largest group; the matrices of one group are dense, G by G."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tally:
+    """Games of one group.
+
+    Attributes:
+        wins_GG: row's wins over column, ties half. Shape (G, G).
+        games_GG: games between row and column; symmetric, equals ``wins_GG + wins_GG.T``. Shape (G, G).
+        log_odds_GG: summed log-odds of row over column, weighted like games; antisymmetric. Shape (G, G).
+        first_G: games in which the candidate was in the earlier slot, minus those in the later one. Shape (G,).
+        first_log_odds: summed log-odds of the earlier slot over the later one, over all games with slots.
+        slotted: weight of the games that ``first_log_odds`` sums.
+        ties: how many games were tied outright.
+        grades_G: mean grade of each candidate over all comparisons that graded it; NaN where none did. Shape (G,).
+    """
+
+    wins_GG: Matrix
+    games_GG: Matrix
+    log_odds_GG: Matrix
+    first_G: Matrix
+    first_log_odds: float
+    slotted: float
+    ties: float
+    grades_G: Matrix
+
+    @property
+    def size(self) -> int:
+        """G."""
+        return len(self.wins_GG)
+
+    @property
+    def games_G(self) -> Matrix:
+        """Games of each candidate. Shape (G,)."""
+        total: Matrix = self.games_GG.sum(axis=1)
+        return total
+
+
+class _Counter:
+    """A tally being filled. Cells of its matrices are kept by row * size + column: numpy is slow at single ones."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.wins: dict[int, float] = defaultdict(float)
+        self.games: dict[int, float] = defaultdict(float)
+        self.log_odds: dict[int, float] = defaultdict(float)
+        self.first_G = [0.0] * size
+        self.first_log_odds = self.slotted = self.ties = 0.0
+
+    def game(self, i: int, j: int, win: float, weight: float, log_odds: float) -> None:
+        """Candidate i, in the earlier slot, met j."""
+        there, back = i * self.size + j, j * self.size + i
+        self.wins[there] += weight * win
+        self.wins[back] += weight * (1 - win)
+        self.games[there] += weight
+        self.games[back] += weight
+        self.log_odds[there] += weight * log_odds
+        self.log_odds[back] -= weight * log_odds
+        self.first_G[i] += weight
+        self.first_G[j] -= weight
+        self.first_log_odds += weight * log_odds
+        self.slotted += weight
+
+    def hard(self, i: int, j: int, difference: float) -> None:
+        """A game whose side is known but not its margin; a difference of 0 is a tie."""
+        if difference == 0:
+            self.ties += 1
+        sign = difference / abs(difference) if difference else 0.0
+        self.game(i, j, (1 + sign) / 2, 1.0, sign * HARD_LOG_ODDS)
+
+    def tally(self) -> Tally:
+        wins_GG, games_GG, log_odds_GG = map(self._matrix, (self.wins, self.games, self.log_odds))
+        first_G, unknown_G = np.array(self.first_G, dtype=np.float64), np.full(self.size, np.nan)
+        return Tally(wins_GG, games_GG, log_odds_GG, first_G, self.first_log_odds, self.slotted, self.ties, unknown_G)
+
+    def _matrix(self, cells: dict[int, float]) -> Matrix:
+        flat = np.zeros(self.size * self.size)
+        flat[list(cells)] = list(cells.values())
+        return flat.reshape(self.size, self.size)
+
+    def add(self, slots: Sequence[int], outcome: Outcome) -> None:
+        pairs = list(combinations(range(len(slots)), 2))
+        match outcome:
+            case Tie():
+                for a, b in pairs:
+                    self.hard(slots[a], slots[b], 0.0)
+            case Order(tiers):
+                place = {position: tier for tier, positions in enumerate(tiers) for position in positions}
+                for a, b in pairs:
+                    self.hard(slots[a], slots[b], place[b] - place[a])
+            case Scores(values):
+                for a, b in pairs:
+                    self.hard(slots[a], slots[b], values[a] - values[b])
+            case Preference(p) if not outcome.soft:
+                for a, b in pairs:
+                    if p[a] != p[b]:
+                        self.hard(slots[a], slots[b], p[a] - p[b])
+            case Preference(p):
+                for a, b in pairs:
+                    weight = p[a] + p[b]
+                    if weight > 0:
+                        self.game(slots[a], slots[b], p[a] / weight, weight, bounded_log_odds(p[a], p[b]))
+            case _:
+                pass
+
+
+def bounded_log_odds(p: float, q: float) -> float:
+    """log(p / q) within ±MAX_LOG_ODDS; 0 where both are 0."""
+    if p <= 0 or q <= 0:
+        return MAX_LOG_ODDS * ((p > 0) - (q > 0))
+    return max(-MAX_LOG_ODDS, min(MAX_LOG_ODDS, math.log(p) - math.log(q)))
+
+
+def count_games(size: int, played: Iterable[Played]) -> Tally:
+    """Fill the tally of a group.
+
+    Args:
+        size: G.
+        played: comparisons with verdicts; failed ones contribute nothing.
+    """
+    counter = _Counter(size)
+    grades: dict[int, list[float]] = defaultdict(list)
+    alone: dict[int, list[tuple[tuple[float, float], ...]]] = defaultdict(list)
+    mirrored: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for item in played:
+        slots, outcome = item.comparison.slots, item.verdict.outcome
+        counter.add(slots, outcome)
+        if isinstance(outcome, Scores):
+            for slot, value in zip(slots, outcome.values_K, strict=True):
+                grades[slot].append(value)
+            if len(slots) == 1:
+                alone[slots[0]].append(outcome.grades_K[0])
+        soft = isinstance(outcome, Preference) and outcome.soft
+        if len(slots) == 2 and not soft and (winner := hard_winner(item)) is not None:
+            mirrored[tuple(sorted(slots))].append(winner)
+    for winners in mirrored.values():  # a win each way is two ties
+        counter.ties += 2 * min(winners.count(winner) for winner in set(winners)) if len(set(winners)) == 2 else 0
+    tally = counter.tally()
+    for candidate, values in grades.items():
+        tally.grades_G[candidate] = np.mean(values)
+    return _meet_afterwards(tally, alone) if len(alone) > 1 else tally
+
+
+def _meet_afterwards(tally: Tally, alone: dict[int, list[tuple[tuple[float, float], ...]]]) -> Tally:
+    """The tally with the games between candidates that were graded one by one.
+
+    For two grades this is the Bradley-Terry form: the log-odds of i over j are the difference of their logits.
+    """
+    players = sorted(alone)
+    values = sorted({value for votes in alone.values() for vote in votes for value, _ in vote})
+    column = {value: index for index, value in enumerate(values)}
+    mass_PV = np.zeros((len(players), len(values)))
+    for row, player in enumerate(players):
+        for vote in alone[player]:
+            for value, p in vote:
+                mass_PV[row, column[value]] += p / len(alone[player])
+    below_PV = np.zeros_like(mass_PV)
+    below_PV[:, 1:] = np.cumsum(mass_PV, axis=1)[
+        :, :-1
+    ]  # not cumsum - mass: that loses what little mass sure grades leave
+    up_PP = mass_PV @ below_PV.T  # P(row's grade > column's)
+    down_PP, differ_PP = up_PP.T, up_PP + up_PP.T
+    written_P = (mass_PV > 0).sum(axis=1) == 1  # sampled grades, not read ones: their margin is unknown
+    hard_PP = np.outer(written_P, written_P) | (differ_PP <= 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        soft_PP = np.clip(np.log(up_PP) - np.log(down_PP), -MAX_LOG_ODDS, MAX_LOG_ODDS)
+    log_odds_PP = np.where(hard_PP, np.sign(up_PP - down_PP) * HARD_LOG_ODDS, soft_PP)
+    wins_PP = np.divide(up_PP, differ_PP, out=np.full_like(up_PP, 0.5), where=differ_PP > 0)
+    others_PP = 1 - np.eye(len(players))
+    block = np.ix_(players, players)
+    tally.wins_GG[block] += wins_PP * others_PP
+    tally.games_GG[block] += others_PP
+    tally.log_odds_GG[block] += log_odds_PP * others_PP
+    return replace(tally, ties=tally.ties + float(((hard_PP & (up_PP == down_PP)) * others_PP).sum()) / 2)
+
+
+def hard_winner(item: Played) -> int | None:
+    """The candidate a comparison prefers (more than half, or first of an order); None for ties, failures, grades."""
+    match item.verdict.outcome:
+        case Preference(p):
+            top = max(p)
+            return item.comparison.slots[p.index(top)] if p.count(top) == 1 else None
+        case Order(tiers) if len(tiers[0]) == 1:
+            return item.comparison.slots[tiers[0][0]]
+        case Scores(values) if len(values) > 1:
+            top = max(values)
+            return item.comparison.slots[values.index(top)] if values.count(top) == 1 else None
+        case _:
+            return None
+
+
+def position_consistency(played: Iterable[Played]) -> tuple[int, int]:
+    """How often the same candidates, shown in mirrored slots, got the same winner.
+
+    Returns:
+        (agreeing, mirrored): pairs of mirrored comparisons that agree, and that exist with two verdicts. A tie both
+        ways agrees; a failed verdict makes no pair.
+    """
+    by_slots: dict[tuple[tuple[int, ...], int], Played] = {}
+    agreeing = mirrored = 0
+    for item in played:
+        if item.verdict.failed or len(item.comparison.slots) < 2:
+            continue
+        other = by_slots.pop((item.comparison.slots[::-1], item.comparison.repeat), None)
+        if other is None:
+            by_slots[(item.comparison.slots, item.comparison.repeat)] = item
+        else:
+            mirrored += 1
+            agreeing += hard_winner(item) == hard_winner(other)
+    return agreeing, mirrored
+
+
+def cyclic_triads(tally: Tally) -> int:
+    """Triples in which each beats the next (Kendall & Babington Smith 1940), among pairs that met."""
+    beats = ((tally.wins_GG > tally.wins_GG.T) & (tally.games_GG > 0)).astype(np.float64)
+    return round(float(((beats @ beats) * beats.T).sum())) // 3

@@ -1,0 +1,314 @@
+"""Groups that arrive one sample at a time: who belongs together, when a group is complete, who gets which reward.
+
+A *cohort* is a group still arriving. It knows nothing of any framework: samples go in, each with the identity of its
+group and, where there is one, its own identity within it; rewards come out.
+
+===========================  ==========================================================================================
+what comes                   what happens
+===========================  ==========================================================================================
+the last missing member      the group is judged
+no last member               at the deadline those present are judged; their rows are flagged as partial
+a member once more           with the same answer it shares the reward; with another answer it takes the member's place
+                             (whoever waits for the old one gets the group's mean, flagged as abstained)
+a member of a judged group   known answer: the reward that was decided. New answer: it is judged together with the
+                             others once more, and is the only one to get a reward from that; flagged as partial
+samples without identities   the group counts as complete when it has enough different answers; if some are equal, which
+                             may be copies made by padding, it is held open for a moment first
+a judge that raises          all who wait get the error; who comes later begins anew. Where it raised over latecomers,
+                             only these get the error
+===========================  ==========================================================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+from typing import Any
+
+from mrjudge_reward.judging.early import Ahead
+from mrjudge_reward.scoring.rewards import RewardShape
+from mrjudge_reward.scoring.stats import JudgeStats
+
+from .queue import JudgingQueue
+from .scores import INFO_KEYS, Sample, Scored, Scorer, group_of
+
+__all__ = ["INFO_KEYS", "KEPT", "Cohorts", "Sample", "Scored"]
+
+logger = logging.getLogger(__name__)
+
+KEPT = 1024
+"""Judged groups that are remembered for latecomers, with their prompts and answers."""
+
+Waiter = asyncio.Future[Scored]
+
+
+@dataclass(eq=False)
+class _Seat:
+    sample: Sample
+    waiters: list[Waiter] = field(default_factory=list)
+    replaced: list[Waiter] = field(default_factory=list)
+    scored: Scored | None = None
+
+
+@dataclass(eq=False)
+class _Cohort:
+    key: str
+    size: int
+    seats: dict[str, _Seat] = field(default_factory=dict)
+    taken: int = 0
+    late: list[str] = field(default_factory=list)
+    closed: bool = False
+    judged: bool = False
+    ahead: Ahead | None = None
+    ahead_ended: bool = False
+    asking: set[asyncio.Task[None]] = field(default_factory=set)
+    timers: dict[str, asyncio.TimerHandle] = field(default_factory=dict)
+
+    def seat_of(self, sample: Sample) -> _Seat | None:
+        """The seat whose answer this sample brings again."""
+        if sample.member is not None:
+            seat = self.seats.get(sample.member)
+            return seat if seat is not None and seat.sample.answer == sample.answer else None
+        return next((seat for seat in self.seats.values() if seat.sample.answer == sample.answer), None)
+
+    def take_seat(self, sample: Sample, waiter: Waiter) -> str:
+        if self.seats:  # a prompt may hold images: all seats share the first one
+            first = next(iter(self.seats.values())).sample
+            sample = replace(sample, prompt=first.prompt, reference=first.reference, rubric=first.rubric)
+        name = sample.member if sample.member is not None else f"#{self.taken}"
+        self.taken += 1
+        old = self.seats.get(name)
+        seat = self.seats[name] = _Seat(sample, [waiter])
+        if old is not None:
+            seat.replaced = old.replaced + old.waiters
+        return name
+
+    def drop_copies(self) -> None:
+        """Equal answers without identity beyond the group's size share the seats of their twins."""
+        kept: dict[str, _Seat] = {}
+        extra = len(self.seats) - self.size
+        for name, seat in self.seats.items():
+            twin = next((other for other in kept.values() if other.sample.answer == seat.sample.answer), None)
+            if extra > 0 and seat.sample.member is None and twin is not None:
+                twin.waiters += seat.waiters
+                extra -= 1
+            else:
+                kept[name] = seat
+        self.seats = kept
+
+    def stop_timers(self) -> None:
+        for timer in self.timers.values():
+            timer.cancel()
+        self.timers.clear()
+
+
+class Cohorts:
+    """Collects samples into groups and rewards each. All methods belong to one event loop.
+
+    Args:
+        queue: judges.
+        shape: how scores become rewards.
+        deadline_s: seconds from a group's first sample until those present are judged.
+        settle_s: how long a group with equal answers without identity is held open, and latecomers are collected.
+        as_it_arrives: ask the first comparisons of a group before it is complete.
+    """
+
+    def __init__(
+        self,
+        queue: JudgingQueue,
+        *,
+        shape: RewardShape = RewardShape(),
+        deadline_s: float = 1800.0,
+        settle_s: float = 0.5,
+        as_it_arrives: bool = True,
+    ) -> None:
+        self._queue = queue
+        self._scorer = Scorer(queue, shape)
+        self._deadline_s = deadline_s
+        self._settle_s = settle_s
+        self._as_it_arrives = as_it_arrives
+        self._cohorts: dict[str, _Cohort] = {}
+        self._judged: deque[_Cohort] = deque()
+        self._warm = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def stats(self) -> JudgeStats:
+        """Of everything judged."""
+        return self._scorer.stats
+
+    async def join(self, sample: Sample) -> Scored:
+        """Bring a sample to its group and wait for its reward.
+
+        Raises:
+            MRJudgeError: if the judge raised.
+        """
+        waiter: Waiter = asyncio.get_running_loop().create_future()
+        self._seat(sample, waiter)
+        return await waiter
+
+    # -- arriving -----------------------------------------------------------------------------------------------------
+
+    def _seat(self, sample: Sample, waiter: Waiter) -> None:
+        cohort = self._cohorts.get(sample.cohort)
+        if cohort is None:
+            cohort = self._cohorts[sample.cohort] = _Cohort(sample.cohort, sample.size)
+            cohort.timers["deadline"] = self._later(self._deadline_s, self._at_deadline, cohort)
+            if not self._warm:  # the judge gets ready while rollouts go on
+                self._warm = True
+                self._spawn(self._queue.ask_ahead(()))
+        if sample.member is not None or cohort.closed:
+            known = cohort.seat_of(sample)
+            if known is not None:
+                if known.scored is not None:
+                    waiter.set_result(known.scored)
+                else:
+                    known.waiters.append(waiter)
+                return
+        again = sample.member in cohort.seats
+        name = cohort.take_seat(sample, waiter)
+        if cohort.closed:
+            cohort.late.append(name)
+            if cohort.judged:
+                self._collect_late(cohort)
+            return
+        cohort.ahead_ended |= again
+        self._ask_ahead(cohort, sample)
+        if len(cohort.seats) < cohort.size:
+            return
+        anonymous = [seat.sample.answer for seat in cohort.seats.values() if seat.sample.member is None]
+        if len(cohort.seats) - len(anonymous) + len(set(anonymous)) >= cohort.size:
+            self._close(cohort)
+        else:
+            if "settle" in cohort.timers:
+                cohort.timers["settle"].cancel()
+            cohort.timers["settle"] = self._later(self._settle_s, self._close, cohort)
+
+    def _ask_ahead(self, cohort: _Cohort, newcomer: Sample) -> None:
+        judge = self._queue.judge
+        if not self._as_it_arrives or judge is None or cohort.ahead_ended:
+            return
+        names = None if newcomer.member is None else [str(number) for number in range(cohort.size)]
+        present = {seat.sample.member for seat in cohort.seats.values()}
+        if not present <= (set(names) if names is not None else {None}):
+            cohort.ahead_ended = True  # it is not known who will meet whom
+            return
+        arrived = [newcomer]
+        if cohort.ahead is None:
+            cohort.ahead = judge.ahead(
+                newcomer.prompt, cohort.size, cohort.key, names, newcomer.reference, newcomer.rubric
+            )
+            arrived = [seat.sample for seat in cohort.seats.values()]
+        asked = [pair for sample in arrived for pair in cohort.ahead.add(sample.member or "", sample.answer)]
+        if asked:
+            cohort.asking.add(asyncio.get_running_loop().create_task(self._queue.ask_ahead(asked)))
+
+    def _at_deadline(self, cohort: _Cohort) -> None:
+        logger.warning(
+            "group %s: %d of %d members after %g s (deadline_s); these are judged, flagged as partial",
+            cohort.key, len(cohort.seats), cohort.size, self._deadline_s,
+        )  # fmt: skip
+        self._close(cohort)
+
+    # -- judging ------------------------------------------------------------------------------------------------------
+
+    def _close(self, cohort: _Cohort) -> None:
+        cohort.stop_timers()
+        cohort.drop_copies()
+        cohort.closed = True
+        if not next(iter(cohort.seats.values())).sample.lasting:
+            del self._cohorts[cohort.key]  # the same prompt may come again at once
+        self._spawn(self._judge(cohort, dict(cohort.seats)))
+
+    async def _judge(self, cohort: _Cohort, seats: Mapping[str, _Seat]) -> None:
+        try:
+            if cohort.asking:
+                await asyncio.wait(cohort.asking)
+            scored = await self._score(cohort, seats, len(seats) < cohort.size, cohort.ahead)
+        except Exception as error:  # noqa: BLE001  told to all that wait
+            if self._cohorts.get(cohort.key) is cohort:
+                del self._cohorts[cohort.key]
+            _refuse([*seats.values(), *cohort.seats.values()], error)
+            return
+        finally:
+            cohort.ahead = None
+            cohort.asking.clear()
+        _hand_out(seats.values(), scored, _mean(scored))
+        cohort.judged = True
+        if cohort.late:
+            self._collect_late(cohort)
+        if self._cohorts.get(cohort.key) is cohort:
+            self._judged.append(cohort)
+        if len(self._judged) > KEPT:
+            oldest = self._judged.popleft()
+            if self._cohorts.get(oldest.key) is oldest:
+                del self._cohorts[oldest.key]
+
+    def _collect_late(self, cohort: _Cohort) -> None:
+        if "late" not in cohort.timers:
+            cohort.timers["late"] = self._later(self._settle_s, self._close_late, cohort)
+
+    def _close_late(self, cohort: _Cohort) -> None:
+        del cohort.timers["late"]
+        late, cohort.late = set(cohort.late), []
+        logger.warning("group %s: %d came after it was judged, and are judged with it", cohort.key, len(late))
+        self._spawn(self._judge_late(cohort, dict(cohort.seats), late))
+
+    async def _judge_late(self, cohort: _Cohort, seats: Mapping[str, _Seat], late: set[str]) -> None:
+        newcomers = {name: seat for name, seat in seats.items() if name in late}
+        try:
+            scored = await self._score(cohort, seats, partial=True)
+        except Exception as error:  # noqa: BLE001  told to all that wait
+            for name, seat in newcomers.items():
+                if cohort.seats.get(name) is seat:
+                    del cohort.seats[name]
+            _refuse(newcomers.values(), error)
+            return
+        results = dict(zip(seats, scored, strict=True))
+        _hand_out(newcomers.values(), [results[name] for name in newcomers], _mean(scored))
+
+    async def _score(
+        self, cohort: _Cohort, seats: Mapping[str, _Seat], partial: bool, ahead: Ahead | None = None
+    ) -> list[Scored]:
+        samples = [seat.sample for seat in seats.values()]
+        names = tuple(seats) if all(sample.member is not None for sample in samples) else None
+        group = group_of(cohort.key, samples, names)
+        (scored,) = await self._scorer.score([group], [[sample.length for sample in samples]], [partial], [ahead])
+        return scored
+
+    def _later(self, seconds: float, what: Callable[[_Cohort], None], cohort: _Cohort) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(seconds, what, cohort)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _mean(scored: Sequence[Scored]) -> Scored:
+    """What is told to whoever waits for an answer that was replaced: nothing is known about it."""
+    unknown = {"judge_score": math.nan, "judge_games": 0.0, "judge_abstained": 1.0}
+    return Scored(fmean(result.reward for result in scored), {**scored[0].info, **unknown})
+
+
+def _hand_out(seats: Iterable[_Seat], scored: Sequence[Scored], mean: Scored) -> None:
+    for seat, result in zip(seats, scored, strict=True):
+        seat.scored = result
+        for waiters, reward in ((seat.waiters, result), (seat.replaced, mean)):
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(reward)
+        seat.waiters, seat.replaced = [], []
+
+
+def _refuse(seats: Iterable[_Seat], error: Exception) -> None:
+    for seat in seats:
+        for waiter in seat.waiters + seat.replaced:
+            if not waiter.done():
+                waiter.set_exception(error)
+        seat.waiters, seat.replaced = [], []

@@ -1,0 +1,165 @@
+"""What goes into a cohort and what comes out: samples, and their rewards from what the judge found about their group."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mrjudge_reward.judging.early import Ahead
+from mrjudge_reward.messages import Message
+from mrjudge_reward.scoring.ratings import RATINGS
+from mrjudge_reward.scoring.rewards import RewardShape, reward_group
+from mrjudge_reward.scoring.stats import JudgeStats
+from mrjudge_reward.scoring.tally import position_consistency
+from mrjudge_reward.types import Group, Judgement
+
+from .queue import JudgingQueue
+
+logger = logging.getLogger(__name__)
+
+INFO_KEYS = (
+    "judge_score",
+    "judge_games",
+    "judge_position_consistency",
+    "judge_failed",
+    "judge_abstained",
+    "judge_partial",
+    "judge_disarmed",
+    "judge_seconds",
+)
+"""What is told of every row, always all of it, each a float: its score (NaN where nothing is known), games it
+took part in, share of mirrored comparisons of its group that agree (NaN where none was mirrored), share of its group's
+comparisons that failed, whether (1 or 0) its score is unknown, whether its group was not whole, whether
+the answer held markers that had to be made harmless, seconds of judging."""
+
+
+REPORT_S = 60.0
+"""Seconds between two reports in the log."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One completion on its way to its group.
+
+    Attributes:
+        cohort: identity of the group.
+        member: identity within the group; None where the framework gives none.
+        size: how many belong to the group.
+        prompt, reference, rubric: as in ``Group``; those of the first sample count.
+        answer: the final answer.
+        length: of the completion, in tokens.
+        lasting: whether the identity belongs to this group alone. One made of the prompt does not: the same prompt may
+            come again.
+    """
+
+    cohort: str
+    member: str | None
+    size: int
+    prompt: tuple[Message, ...]
+    answer: str
+    length: int
+    reference: str | None = None
+    rubric: str | None = None
+    lasting: bool = True
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A reward, and the values of ``INFO_KEYS``."""
+
+    reward: float
+    info: dict[str, float]
+
+
+def group_of(key: str, samples: Sequence[Sample], names: Sequence[str] | None = None) -> Group:
+    """The group that samples form, in their order."""
+    head, answers = samples[0], tuple(sample.answer for sample in samples)
+    return Group(head.prompt, answers, key, head.reference, head.rubric, None if names is None else tuple(names))
+
+
+class Scorer:
+    """Has groups judged and turns what the judge found into rewards.
+
+    Args:
+        queue: judges.
+        shape: how scores become rewards.
+
+    Attributes:
+        stats: of everything judged.
+    """
+
+    def __init__(self, queue: JudgingQueue, shape: RewardShape) -> None:
+        self.stats = JudgeStats()
+        self._unreported = JudgeStats()
+        self._next_report = -math.inf
+        self._queue = queue
+        self._shape = shape
+
+    async def score(
+        self,
+        groups: Sequence[Group],
+        lengths: Sequence[Sequence[int]],
+        partial: Sequence[bool],
+        ahead: Sequence[Ahead | None] | None = None,
+    ) -> list[list[Scored]]:
+        """A reward per candidate of each group.
+
+        Args:
+            groups: judged in one batch.
+            lengths: per group, of its candidates.
+            partial: per group, whether it is not whole.
+            ahead: as in ``Judge.judge``.
+
+        Raises:
+            MRJudgeError: if the judge raised.
+        """
+        judgements = await self._queue.judge_groups(groups, ahead)
+        scored = list(map(self._scored, judgements, lengths, partial))
+        if (judge := self._queue.judge) is not None:
+            self._queue.log.add(judge, judgements, [[one.reward for one in group] for group in scored], lengths)
+        return scored
+
+    def _scored(self, judgement: Judgement, lengths_G: Sequence[int], partial: bool) -> list[Scored]:
+        assert self._queue.judge is not None
+        neutral = 0.0 if self._shape.centre else RATINGS[self._queue.judge.rating].neutral or 0.0
+        rewards = reward_group(judgement, self._shape, "group_mean", lengths_G, neutral)
+        stats = JudgeStats.of([judgement], [rewards.rewards_G], [lengths_G])
+        self.stats += stats
+        agreeing, mirrored = position_consistency(judgement.glances or judgement.played)
+        self._report(stats)
+        scored = []
+        for index, (reward, score) in enumerate(zip(rewards.rewards_G, judgement.scores_G, strict=True)):
+            assert reward is not None
+            values = (
+                math.nan if score is None else score,
+                judgement.games_G[index],
+                agreeing / mirrored if mirrored else math.nan,
+                stats.failed / max(1, stats.comparisons),
+                float(index in rewards.abstained),
+                float(partial),
+                float(index in judgement.disarmed),
+                judgement.seconds,
+            )
+            scored.append(Scored(reward, dict(zip(INFO_KEYS, values, strict=True))))
+        return scored
+
+    def _report(self, stats: JudgeStats) -> None:
+        """Log what was judged since the last report, at most every ``REPORT_S`` seconds."""
+        self._unreported += stats
+        if time.monotonic() < self._next_report:
+            return
+        recent, self._unreported = self._unreported, JudgeStats()
+        self._next_report = time.monotonic() + REPORT_S
+        rates = recent.metrics()
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in recent.reasons.most_common(3))
+        logger.log(
+            logging.WARNING if recent.failed else logging.INFO,
+            "judged %d groups: %d of %d judgements failed%s; %d of %d completions without a score; position consistency "
+            "%.2f, ties %.2f, %d groups without spread, %d calls, %d tokens",
+            recent.groups, recent.failed, recent.comparisons, f" ({reasons})" if reasons else "", recent.abstained,
+            recent.candidates, rates["position_consistency"], rates["tie_rate"], recent.zero_spread_groups, recent.calls,
+            rates["tokens"],
+        )  # fmt: skip

@@ -1,1 +1,0 @@
-"""Wordings of the judge formats, one text file each; the loader is in ``mrjudge_reward.prompts``."""

@@ -1,0 +1,202 @@
+"""Items that judges are trained and tested on: a question, candidates, and how good each of them is.
+
+Adapters for what people have: preference sets in TRL's layouts, multiple choice, ratings. Prompts may hold images. An
+item's key is a hash of its content, the same on every machine.
+
+>>> from_choice("What does more resistance do to the current?", ["It rises.", "It falls."], gold=1).gold_G
+(0.0, 1.0)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+from mrjudge_reward.errors import InputError
+from mrjudge_reward.images import bare, given_as
+from mrjudge_reward.messages import ImagePart, Message, as_messages, final_answer
+from mrjudge_reward.types import Group
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question with candidates and their worth.
+
+    Attributes:
+        group: prompt and candidates; its key names the item.
+        gold_G: worth of each candidate, higher is better.
+        domain: where it comes from, e.g. ``"film reviews"``.
+        scale: least and greatest worth that there can be. Formats that grade lay their own scale over it; all others
+            look at the order alone.
+    """
+
+    group: Group
+    gold_G: tuple[float, ...]
+    domain: str
+    scale: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        low, high = self.scale
+        if not (low < high and math.isfinite(low) and math.isfinite(high)):
+            raise InputError(f"{self.domain}: a scale needs a least and a greater worth; got {self.scale}")
+        if len(self.gold_G) != len(self.group.candidates) or not self.gold_G:
+            raise InputError(f"{self.domain}: {len(self.gold_G)} worths for {len(self.group.candidates)} candidates")
+        if not all(low <= worth <= high for worth in self.gold_G):
+            raise InputError(f"{self.domain}: worths must lie within {low}..{high}; got {self.gold_G}")
+
+
+def from_preference(row: Mapping[str, Any], domain: str = "preferences") -> Item:
+    """An item of a preference set: ``chosen`` is better than ``rejected``.
+
+    Args:
+        row: in either of TRL's layouts: ``prompt``, ``chosen``, ``rejected`` (texts, or messages of which the answers
+            are one each), or messages in ``chosen`` and ``rejected`` that begin with the prompt; with the prompt's
+            images, if any, in ``images`` or ``image``. Reasoning before the last ``</think>`` of an answer is dropped.
+        domain: of the item.
+
+    Raises:
+        InputError: if the row is in neither, or both answers are the same.
+    """
+    if any(row.get(name) is None for name in ("chosen", "rejected")):
+        raise InputError(f"a preference needs chosen and rejected; it has {', '.join(map(str, row)) or 'nothing'}")
+    prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
+    if prompt is None:
+        listed = isinstance(chosen, list | tuple) and isinstance(rejected, list | tuple)
+        if not listed or len(chosen) < 2 or list(chosen[:-1]) != list(rejected[:-1]):
+            raise InputError("without a prompt, chosen and rejected must be messages that differ in the last one alone")
+        prompt, chosen, rejected = chosen[:-1], chosen[-1:], rejected[-1:]
+    answers = [_answer("chosen", chosen), _answer("rejected", rejected)]
+    if answers[0] == answers[1]:
+        raise InputError("chosen and rejected are the same answer")
+    images = row.get("images")
+    if images is None:
+        images = [image] if (image := row.get("image")) is not None else []
+    return Item(_keyed(with_images(prompt, images), answers), (1.0, 0.0), domain)
+
+
+def _answer(name: str, said: Any) -> str:
+    if isinstance(said, str):
+        return final_answer(said)
+    turns = as_messages(said) if isinstance(said, list | tuple) else ()
+    if len(turns) != 1 or turns[0].role != "assistant" or turns[0].images:
+        raise InputError(f"{name} must be a text or one assistant message of text; got {said!r:.200}")
+    return final_answer(turns[0].text)
+
+
+def from_choice(question: Any, options: Sequence[str], gold: int, domain: str = "multiple choice") -> Item:
+    """An item of a multiple-choice set: the option with index ``gold`` is right, the others are not.
+
+    Raises:
+        InputError: if there is no such option, or the right one also stands among the wrong ones.
+    """
+    if not 0 <= gold < len(options):
+        raise InputError(f"the right option is number {gold} of {len(options)}")
+    if list(options).count(options[gold]) > 1:
+        raise InputError(f"the right option is also a wrong one: {options[gold]!r:.200}")
+    return Item(_keyed(question, options), tuple(float(index == gold) for index in range(len(options))), domain)
+
+
+def from_ratings(
+    question: Any,
+    texts: Sequence[str],
+    ratings: Sequence[float],
+    domain: str = "ratings",
+    *,
+    scale: tuple[float, float],
+) -> Item:
+    """An item of rated responses, on a scale from its least to its greatest rating."""
+    return Item(_keyed(question, texts), tuple(map(float, ratings)), domain, scale)
+
+
+def with_images(prompt: Any, images: Sequence[Any]) -> tuple[Message, ...]:
+    """A prompt with the images that stand beside it in a data set.
+
+    Args:
+        prompt: text or messages; images go where these say ``{"type": "image"}``, else before the first user turn.
+        images: PIL images, bytes, paths or URLs, or mappings with ``bytes`` or ``path`` (an undecoded image column).
+
+    Raises:
+        InputError: if the prompt is neither text nor messages, or has another number of places for images.
+    """
+    if not isinstance(prompt, str | list | tuple):
+        raise InputError(f"a prompt must be text or messages; got {prompt!r:.200}")
+    shown = [ImagePart(bare(image)) for image in images]
+    messages = as_messages(prompt)
+    places = sum(part.image is None for message in messages for part in message.images)
+    if places not in (0, len(shown)):
+        raise InputError(f"{len(shown)} images for {places} places in the prompt")
+    if shown and places:
+        rest = iter(shown)
+        messages = tuple(
+            Message(m.role, tuple(next(rest) if isinstance(p, ImagePart) and p.image is None else p for p in m.content))
+            for m in messages
+        )
+    elif shown:
+        first = next((index for index, message in enumerate(messages) if message.role == "user"), None)
+        if first is None:
+            raise InputError("a prompt with images needs a user turn to put them in")
+        turn = Message("user", (*shown, *messages[first].content))
+        messages = (*messages[:first], turn, *messages[first + 1 :])
+    return messages
+
+
+def _keyed(prompt: Any, candidates: Sequence[str]) -> Group:
+    group = Group.of(with_images(prompt, ()), candidates)
+    content: list[Any] = [group.candidates]
+    for message in group.prompt:
+        content += [message.role, message.text, *(given_as(part.image) for part in message.images)]
+    key = hashlib.blake2b(repr(content).encode(errors="surrogatepass"), digest_size=8).hexdigest()
+    return replace(group, key=key)
+
+
+def rated_groups(
+    rated: Sequence[tuple[str, float]],
+    question: str,
+    *,
+    size: int,
+    count: int,
+    gap: float,
+    domain: str,
+    scale: tuple[float, float],
+    seed: int = 0,
+) -> list[Item]:
+    """Random groups of different rated texts, any two of which differ by at least a gap; all such groups are as likely.
+
+    Args:
+        rated: texts with ratings, all of one split.
+        question: that they answer.
+        size: of a group.
+        count: of groups; no two hold the same texts.
+        gap: least difference of two ratings.
+        domain: of the items.
+        scale: least and greatest rating that there can be.
+        seed: of the draw. The first of a longer draw are the shorter one.
+
+    Raises:
+        InputError: if that many such groups are not found.
+    """
+    draw = random.Random(seed)
+    texts = [" ".join(text.split()) for text, _ in rated]
+    items: dict[frozenset[str], Item] = {}
+    for _ in range(200 * count if len(rated) >= size else 0):
+        if len(items) == count:
+            break
+        chosen = draw.sample(range(len(rated)), size)
+        ratings = sorted(rated[index][1] for index in chosen)
+        same = frozenset(texts[index] for index in chosen)
+        # Rounding: means of integers that are exactly a gap apart must not fall out by their last bit.
+        if len(same) == size and all(upper - lower >= gap - 1e-9 for lower, upper in pairwise(ratings)):
+            group = [rated[index] for index in chosen]
+            worths = [rating for _, rating in group]
+            items.setdefault(same, from_ratings(question, [text for text, _ in group], worths, domain, scale=scale))
+    if len(items) < count:
+        raise InputError(
+            f"{domain}: only {len(items)} groups of {size} texts with a gap of {gap} were found among {len(rated)}, "
+            f"{count} were asked for; lower count, size or gap"
+        )
+    return list(items.values())

@@ -1,0 +1,1 @@
+"""Recipes: from judge data to policies trained on a judge's feedback."""

@@ -1,0 +1,1 @@
+"""What several recipes share: configs, work that can be resumed."""

@@ -1,0 +1,1 @@
+"""Data for judges: human ratings, choices, captions, synthesis out of good answers."""

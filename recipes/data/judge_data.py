@@ -1,0 +1,453 @@
+"""What judges are trained and tested on here: real data from packages, and preference sets of your own.
+
+====================  =======  ====================================================  =======================================
+source                items    what                                                  licence
+====================  =======  ====================================================  =======================================
+film reviews, tweets, 23,700   texts with the mean of human ratings (``reviews``)    MIT
+editorials,           texts
+Amazon reviews
+quartz                3,828    science questions, two options                        CC BY 4.0 (Allen Institute for AI)
+social_iqa            2,203    what people feel and do next, three options           CC BY 4.0 (Allen Institute for AI)
+mmlu                  999      MMLU's test questions, four options                   MIT
+emotional             86       situational tests of emotional intelligence, four or  MIT in ``evals``; its authors' terms are
+                               five options, partly ranked by experts                not stated
+reasoning_gym         endless  a right answer against flawed ones                    Apache-2.0
+preferences           yours    chosen and rejected: JSON lines, JSON, Parquet, hub   yours
+captions              yours    pictures, of which one caption is right (``captions``)  yours; see ``captioned_images.py``
+====================  =======  ====================================================  =======================================
+
+Quartz to emotional come out of the wheel of ``evals`` 3.0.1.post1 (MIT; its LICENSE.md lists data with other terms). Left
+out of it: LogiQA, which its authors' repository of version 2 puts under CC BY-NC-SA, and ToMi (CC BY-NC); questions that
+say of themselves that no answer is right; questions that stand there twice with opposite answers. A judge trained on
+``mmlu`` must not be tested on MMLU.
+
+Every source is cut by a hash of what its items could share: the text itself for rated texts, the situation for questions
+(the sentences before the last one), the whole question for generated ones, the prompt for preferences, the caption for
+pictures. So no task brings to training what another on the same source tests on. Quartz has questions turned into their
+opposite by a word; such two may be on two sides.
+
+    film = TaskConfig(source="film reviews", judge={"format": "choice"}, both_orders=True)
+    task_exercises(film, "train")
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import sys
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from mrjudge_reward.config import JudgeConfig
+from mrjudge_reward.errors import ConfigError, InputError, require
+from mrjudge_reward.prompting.formats import Format
+from mrjudge_reward.prompting.rendering import conversation_text
+from mrjudge_reward.settings import Settings
+from mrjudge_reward.training.items import Item, from_choice, from_preference, from_ratings, rated_groups
+from mrjudge_reward.training.tasks import Exercise, Split, exercises, split_of
+
+from .captions import WHICH, caption_items, read_captions
+from .reviews import DOMAINS, SCALE, fetched, rated_texts
+
+QUESTIONS = {
+    "film reviews": "Write a positive sentence about a film.",
+    "tweets": "Write a positive tweet.",
+    "editorials": "Write a positive sentence about the news.",
+    "Amazon reviews": "Write a positive sentence about a product.",
+}
+"""What rated texts are shown as answers to: the raters said how positive each is."""
+
+
+@dataclass(frozen=True)
+class _Set:
+    """A file of ``evals``, what stands before each option in it, and what after the last one alone."""
+
+    file: str
+    marker: str
+    options: tuple[int, ...]
+    end: str = ""
+
+
+EVALS = {
+    "quartz": _Set("quartz/samples.jsonl", r"\n+ [AB]: ", (2,)),
+    "social_iqa": _Set("theory_of_mind/socialiqa/test.jsonl", r";? [ABC]: ", (3,), end="."),
+    "mmlu": _Set("sandbagging/samples-all-large.jsonl", r"\n[ABCD]\. ", (4,), end="Answer:"),
+    "emotional": _Set("emotional-intelligence/samples.jsonl", r";? \([abcde]\) ", (4, 5), end="."),
+}
+"""Multiple-choice sets: name → where and how they stand in the wheel of ``evals``."""
+GENERATORS = (
+    "chain_sum",
+    "gsm_symbolic",
+    "calendar_arithmetic",
+    "time_intervals",
+    "number_sorting",
+    "family_relationships",
+)
+"""Generators of reasoning-gym that are used unless a task names others: short questions, answers of a few words."""
+
+
+class TaskConfig(Settings):
+    """What a judge is asked about, and how.
+
+    Args:
+        source: name in the table of this module.
+        judge: settings of ``JudgeConfig`` that say how the judge is asked: ``format``, ``template``, ``labels``,
+            ``tie_label``.
+        count: items of the training split. Sets of a fixed size give what they have, if that is less.
+        eval_count: items of the dev and of the test split, likewise.
+        size: candidates of an item, at most; preferences always have two. 1 with rated texts gives single ones.
+        gap: least difference of two ratings of an item. A single text lies at least half of it from the middle of the
+            scale, so that it is plainly good or plainly bad.
+        slots: candidates shown at once; None for all.
+        both_orders: show each selection also in the opposite order.
+        question: instead of the source's own in ``QUESTIONS``, for rated texts, or ``captions.WHICH``.
+        path: of preferences: a file, or the name of a hub data set; of captions: the file.
+        hub_split: of a hub data set, before our own splits are made of it.
+        generators: of reasoning-gym.
+        distractors: of captions: the wrong ones are of the picture's own category (``"near"``), or of ``"any"``.
+        categories, not_categories: of captions: only these, all but these; empty for all.
+        describe: of captions, in the warm-up: teach to write the caption of the picture instead of choosing one, which is
+            how a connector is trained (LLaVA, arXiv 2304.08485, section 4.2). Nothing is judged.
+        held_out: ``"task"`` is never trained on, its texts may be (a format held out); of ``"source"`` all texts are
+            test texts, and no task may train on them (a domain held out; see :func:`check_tasks`). Categories are held out
+            likewise.
+        weight: its part of a mixture, beside the weights of the other tasks.
+        reasoning: what a judge is taught to write before its verdict in the warm-up: nothing, or the raters' mean of each
+            text; for rated texts (:func:`reasoning`).
+        seed: of what is drawn and shown in which order; the splits know no seed.
+
+    Raises:
+        ConfigError: on construction.
+    """
+
+    where: ClassVar[str] = "a task"
+
+    source: str
+    judge: dict[str, Any] = Field(default_factory=dict)
+    count: PositiveInt = 1000
+    eval_count: PositiveInt = 500
+    size: PositiveInt = 2
+    gap: NonNegativeFloat = 1.0
+    slots: PositiveInt | None = None
+    both_orders: bool = False
+    question: str | None = None
+    path: str | None = None
+    hub_split: str = "train"
+    generators: list[str] = Field(default_factory=lambda: list(GENERATORS), min_length=1)
+    distractors: Literal["near", "any"] = "near"
+    categories: list[str] = Field(default_factory=list)
+    not_categories: list[str] = Field(default_factory=list)
+    describe: bool = False
+    held_out: Literal["no", "task", "source"] = "no"
+    weight: PositiveFloat = 1.0
+    reasoning: Literal["none", "ratings"] = "none"
+    seed: int = 0
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+        known = (*DOMAINS, *EVALS, "reasoning_gym", "preferences", "captions")
+        if self.source not in known:
+            raise ConfigError(f"no source {self.source!r}; there are {', '.join(known)}")
+        if (self.path is not None) != (self.source in ("preferences", "captions")):
+            raise ConfigError("path belongs to source 'preferences' or 'captions', which need it")
+        if self.question is not None and self.source not in (*DOMAINS, "captions"):
+            raise ConfigError("question belongs to rated texts and captions; other sources have their own")
+        if self.source != "captions" and (self.categories or self.not_categories or self.describe):
+            raise ConfigError(f"categories and describe belong to source 'captions', not to {self.source!r}")
+        if self.categories and self.not_categories:
+            raise ConfigError(
+                "categories names those that are taken, not_categories those that are not: give one of them"
+            )
+        if self.reasoning != "none" and self.source not in DOMAINS:
+            raise ConfigError(f"reasoning from ratings belongs to rated texts, and {self.source} has none")
+        if self.source not in DOMAINS and self.size < 2:
+            raise ConfigError(f"items of {self.source} have at least 2 candidates; got size {self.size}")
+        self.build_format()
+
+    def build_format(self) -> Format:
+        """In which the judge is asked."""
+        strange = self.judge.keys() - {"format", "template", "labels", "tie_label"}
+        if strange:
+            raise ConfigError(
+                f"a task's judge has format, template, labels, tie_label; got {', '.join(sorted(strange))}"
+            )
+        return JudgeConfig(**self.judge).build_format()
+
+
+def check_tasks(tasks: Mapping[str, TaskConfig]) -> None:
+    """Raise ConfigError if a task trains on a source, or on categories of it, that another holds out."""
+    for name, task in tasks.items():
+        for other, one in tasks.items():
+            if (
+                task.held_out == "source"
+                and one.held_out == "no"
+                and (one.source, one.path) == (task.source, task.path)
+                and not _apart(one, task)
+            ):
+                what = " and ".join(task.categories) or task.source
+                raise ConfigError(f"task {other!r} trains on {what}, which task {name!r} holds out")
+
+
+def _apart(one: TaskConfig, other: TaskConfig) -> bool:
+    """Whether no category can be in both tasks, whatever categories there are."""
+    mine, theirs = set(one.categories), set(other.categories)
+    if mine and theirs:
+        return mine.isdisjoint(theirs)
+    return bool(mine and mine <= set(other.not_categories)) or bool(theirs and theirs <= set(one.not_categories))
+
+
+def items(task: TaskConfig, split: Split) -> list[Item]:
+    """Items of one side; the same ones in every process.
+
+    Raises:
+        ConfigError: if the task is held out from that side.
+        InputError: if the data cannot be had, or there are not that many rated or generated items.
+    """
+    if (task.held_out != "no" and split == "train") or (task.held_out == "source" and split == "dev"):
+        raise ConfigError(f"this task on {task.source} is held out: it has no {split} items")
+    sides: set[Split] = {"train", "dev", "test"} if task.held_out == "source" else {split}
+    count = task.count if split == "train" else task.eval_count
+    if task.source in DOMAINS:
+        return _rated(task, sides, count)
+    if task.source == "reasoning_gym":
+        return _generated(task, sides, count)
+    if task.source == "captions":
+        found = _captions(task, sides, split)
+    else:
+        found = _preferences(task, sides) if task.source == "preferences" else _choices(task, sides)
+    random.Random(task.seed).shuffle(found)
+    return found[:count]
+
+
+def task_exercises(task: TaskConfig, split: Split) -> list[Exercise]:
+    """Exercises of one side, in the task's format.
+
+    Raises:
+        ConfigError: for a task that teaches to describe.
+        InputError: if the data cannot be had, or give no exercise.
+    """
+    if task.describe:
+        raise ConfigError(f"the task on {task.source} teaches to describe: it has examples, and nothing to judge")
+    made = exercises(
+        items(task, split), task.build_format(), slots=task.slots, both_orders=task.both_orders, seed=task.seed
+    )
+    if not made:
+        raise InputError(f"the task on {task.source} has no {split} exercise that its format can mark")
+    return made
+
+
+def reasoning(exercise: Exercise) -> str:
+    """What a rater might think before the verdict: how each text is rated, in the order shown, on the item's own scale.
+
+    A stand-in, ours, for the reasoning that MR. Judge distils from a text reasoner (``synthesize.py``): it costs a small
+    judge some twenty tokens, and says what the verdict follows from.
+    """
+    labels = getattr(exercise.format, "labels", ("",))
+    rated = (
+        f"{label.strip()}: {worth:+.1f}".removeprefix(": ")
+        for label, worth in zip(labels, exercise.worth_K, strict=False)
+    )
+    return f"<think>{', '.join(rated)}</think>"
+
+
+# -- rated texts ------------------------------------------------------------------------------------------------------
+
+
+def _rated(task: TaskConfig, sides: set[Split], count: int) -> list[Item]:
+    rated = [(text.text, text.rating) for text in rated_texts(task.source) if split_of(text.text) in sides]
+    question = task.question if task.question is not None else QUESTIONS[task.source]
+    if task.size > 1:
+        return rated_groups(
+            rated, question, size=task.size, count=count, gap=task.gap, domain=task.source, scale=SCALE, seed=task.seed
+        )
+    plain = [(text, rating) for text, rating in rated if abs(rating - fmean(SCALE)) >= task.gap / 2]
+    random.Random(task.seed).shuffle(plain)
+    return [from_ratings(question, [text], [rating], task.source, scale=SCALE) for text, rating in plain[:count]]
+
+
+# -- multiple choice --------------------------------------------------------------------------------------------------
+
+
+def _evals_rows(file: str) -> Iterator[tuple[str, str, str]]:
+    """System prompt, question with options, right label."""
+    wheel = fetched("evals==3.0.1.post1", "evals-3.0.1.post1-*.whl", "multiple-choice questions, 46 MB")
+    with zipfile.ZipFile(wheel) as archive:
+        lines = archive.read(f"evals/registry/data/{file}").decode("utf-8").split("\n")
+    for row in (json.loads(line) for line in lines if line.strip()):
+        turns = {turn["role"]: turn["content"] for turn in row.get("input", ())}
+        yield turns.get("system", ""), turns.get("user") or row["question"], row.get("ideal") or row["answer"]
+
+
+def _choices(task: TaskConfig, sides: set[Split]) -> list[Item]:
+    wanted = EVALS[task.source]
+    found: dict[tuple[str, frozenset[str]], tuple[Sequence[str], list[float]] | None] = {}
+    for system, text, right in _evals_rows(wanted.file):
+        question, *options = (part.strip() for part in re.split(wanted.marker, text.removesuffix(wanted.end)))
+        if len(options) not in wanted.options:
+            raise InputError(f"{task.source}: {len(options)} options in {text!r:.200}")
+        if "no right or wrong answers" in system:
+            continue
+        # The best options are named in order; those that are not named are all the worst.
+        places = [ord(label.lower()) - ord("a") for label in right.split("-")]
+        worth = [1 - places.index(i) / len(options) if i in places else 0.0 for i in range(len(options))]
+        key = question, frozenset(options)
+        if key in found and (before := found[key]) is not None:
+            same = before[0][before[1].index(1.0)] == options[places[0]]
+            found[key] = before if same else None  # the same question with two answers has none
+        found.setdefault(key, (options, worth))
+    made = []
+    for (question, _), kept in found.items():
+        situation = question.rpartition(". ")[0] or question
+        if kept is None or split_of(situation) not in sides:
+            continue
+        options, worth = list(kept[0]), kept[1]
+        best = worth.index(1.0)
+        others = [i for i, text in enumerate(options) if text not in (options[best], *options[:i])]
+        draw = random.Random(f"{task.seed} {question}")
+        chosen = sorted([best, *draw.sample(others, min(task.size - 1, len(others)))])
+        if len(chosen) < 2 or options.count(options[best]) > 1:
+            continue
+        texts, worths = [options[i] for i in chosen], [worth[i] for i in chosen]
+        made.append(from_ratings(question, texts, worths, task.source, scale=(0.0, 1.0)))
+    return made
+
+
+# -- generated --------------------------------------------------------------------------------------------------------
+
+
+def _generated(task: TaskConfig, sides: set[Split], count: int) -> list[Item]:
+    gym = require("reasoning_gym", extra="dev")
+    made: list[Item] = []
+    for place, name in enumerate(task.generators):
+        share = count // len(task.generators) + (place < count % len(task.generators))
+        # The generators seed each question with the sum of seed and number: so seeds lie far apart.
+        questions = gym.create_dataset(name, size=100 * share + 200, seed=task.seed * 1_000_003)
+        seen: dict[str, str] = {}  # question → answer
+        mine: list[Item] = []
+        for number in range(100 * share + 200):
+            if len(mine) == share:
+                break
+            entry = questions[number]
+            question, answer = entry["question"], entry["answer"]
+            if not isinstance(answer, str) or question in seen or split_of(question) not in sides:
+                continue
+            others = list(dict.fromkeys(seen.values()))[-20:]
+            seen[question] = answer
+            draw = random.Random(f"{task.seed} {name} {number}")
+            flawed: dict[str, None] = {}
+            for flaw in flaws(answer, others, draw):
+                if len(flawed) < task.size - 1 and flaw != answer and questions.score_answer(flaw, entry) < 0.5:
+                    flawed[flaw] = None
+            if len(flawed) == task.size - 1 and questions.score_answer(answer, entry) == 1:
+                options = [answer, *flawed]
+                draw.shuffle(options)
+                mine.append(from_choice(question, options, options.index(answer), f"reasoning_gym {name}"))
+        if len(mine) < share:
+            raise InputError(f"reasoning-gym's {name} gave {len(mine)} questions with flawed answers, not {share}")
+        made += mine
+    random.Random(task.seed).shuffle(made)
+    return made
+
+
+def flaws(answer: str, others: Sequence[str], draw: random.Random) -> list[str]:
+    """Answers that could pass for this one: a slip in a number, neighbours exchanged, the answer to another question.
+
+    Args:
+        answer: that is right.
+        others: right answers to other questions of the kind.
+        draw: source of randomness.
+
+    Returns:
+        Different texts in random order, mostly wrong; whether they are is for the caller to check.
+    """
+    found = draw.sample(list(others), min(3, len(others)))
+    numbers = list(re.finditer(r"-?\d+", answer))
+    if numbers:
+        number = draw.choice(numbers)
+        digits = number[0]
+        value = int(digits)
+        slips = [str(value + step).zfill(len(digits)) for step in (-10, -2, -1, 1, 2, 10)] + [str(-value)]
+        slips += [digits[:i] + digits[i + 1] + digits[i] + digits[i + 2 :] for i in range(len(digits) - 1)]
+        found += [
+            answer[: number.start()] + slip + answer[number.end() :] for slip in slips if re.fullmatch(r"-?\d+", slip)
+        ]
+    words = answer.split(" ")
+    if len(words) > 1:
+        i = draw.randrange(len(words) - 1)
+        found.append(" ".join([*words[:i], words[i + 1], words[i], *words[i + 2 :]]))
+    draw.shuffle(found)
+    return [text for text in dict.fromkeys(found) if text != answer]
+
+
+# -- preferences ------------------------------------------------------------------------------------------------------
+
+
+def read_rows(path: str, split: str = "train", name: str | None = None) -> list[dict[str, Any]]:
+    """Rows of a data set.
+
+    Args:
+        path: a ``.jsonl``, ``.json`` or ``.parquet`` file, or what ``datasets.load_dataset`` takes.
+        split: of a hub data set; a file is all one split.
+        name: configuration of a hub data set.
+
+    Raises:
+        InputError: if a file is missing or holds no such rows.
+    """
+    kind, file = Path(path).suffix, Path(path)
+    if kind not in (".jsonl", ".json", ".parquet"):
+        return list(require("datasets", extra="trl").load_dataset(path, name, split=split))
+    if not file.is_file():
+        raise InputError(f"there is no file {path}")
+    try:
+        if kind == ".parquet":
+            rows: Any = require("pyarrow.parquet", extra="trl").read_table(file).to_pylist()
+        elif kind == ".json":
+            rows = json.loads(file.read_text(encoding="utf-8"))
+        else:
+            rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {error}") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise InputError(f"{path} must hold a list of objects")
+    return rows
+
+
+def _preferences(task: TaskConfig, sides: set[Split]) -> list[Item]:
+    assert task.path is not None
+    made: dict[str, Item] = {}
+    faults: list[str] = []
+    rows = read_rows(task.path, task.hub_split)
+    for number, row in enumerate(rows, 1):
+        try:
+            item = from_preference(row, task.path)
+        except InputError as error:
+            faults.append(f"row {number}: {error}")
+            continue
+        if split_of(conversation_text(item.group.prompt)) in sides:
+            made.setdefault(item.group.key, item)
+    if len(faults) == len(rows):
+        raise InputError(f"{task.path} has no preference; {faults[0] if faults else 'it is empty'}")
+    if faults:
+        print(f"{task.path}: {len(faults)} of {len(rows)} rows left out; first {faults[0]}", file=sys.stderr)
+    return list(made.values())
+
+
+# -- captions ---------------------------------------------------------------------------------------------------------
+
+
+def _captions(task: TaskConfig, sides: set[Split], split: Split) -> list[Item]:
+    """Each picture once; of the training split as often as its count asks for, each time with other wrong captions."""
+    assert task.path is not None
+    rows = read_captions(task.path, task.categories, task.not_categories)
+    mine = sum(split_of(row.caption) in sides for row in rows)
+    rounds = -(-task.count // mine) if split == "train" and mine else 1
+    return caption_items(
+        rows, sides, task.question or WHICH, size=task.size, distractors=task.distractors, rounds=rounds, seed=task.seed
+    )

@@ -1,0 +1,109 @@
+"""Prompts of the models that write training data: from a template file and untrusted texts to a chat, and back.
+
+Templates (``recipes/templates/*.txt``) are files of sections like those of the judge. They are filled in one pass, and
+every outside text is guarded as it is for a judge: it loses the markers of this recipe, section headers and special tokens.
+
+A writer puts its text between ``<written>`` and ``</written>``; what is not there is not taken, so that no "Sure, here is
+..." gets into the data. What it thinks before ``</think>`` is dropped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from mrjudge_reward.errors import ConfigError
+from mrjudge_reward.messages import ImagePart, Message, Part, TextPart
+from mrjudge_reward.prompting.parsing import answers_in
+from mrjudge_reward.prompting.sanitizing import TextGuard
+from mrjudge_reward.types import Failed, Failure, Reply
+
+WRITTEN_OPEN, WRITTEN_CLOSE = "<written>", "</written>"
+_SECTION = re.compile(r"^=== (\w+) ===$", re.MULTILINE)
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+_HEADER = re.compile(r"^\[([^\[\]{}\n]+)\]$", re.MULTILINE)
+FOLDER = Path(__file__).resolve().parent / "templates"
+
+
+@dataclass(frozen=True)
+class Wording:
+    """A template file: its sections, and the headers that outside texts must not forge."""
+
+    name: str
+    sections: Mapping[str, str]
+
+    @property
+    def headers(self) -> tuple[str, ...]:
+        """Such as ``"Question"`` and ``"End of question"``."""
+        return tuple(dict.fromkeys(_HEADER.findall("\n".join(self.sections.values()))))
+
+
+@lru_cache(maxsize=32)
+def load_wording(name: str) -> Wording:
+    """A template of this folder by name.
+
+    Raises:
+        ConfigError: if there is none, or it has no sections.
+    """
+    path = FOLDER / f"{name}.txt"
+    if not path.is_file():
+        raise ConfigError(f"there is no template {path}")
+    pieces = _SECTION.split(path.read_text(encoding="utf-8"))
+    sections = {title: body.strip("\n") for title, body in zip(pieces[1::2], pieces[2::2], strict=True)}
+    if not sections:
+        raise ConfigError(f"template {path} has no section (=== name ===)")
+    return Wording(name, sections)
+
+
+def filled(section: str, values: Mapping[str, str]) -> str:
+    """A section with its placeholders replaced, in one pass: what stands in a value stays what it is."""
+    return _PLACEHOLDER.sub(lambda match: values[match[1]], section)
+
+
+def writer_guard(guard: TextGuard) -> TextGuard:
+    """The same guard, that also neutralises the markers of this recipe."""
+    return replace(guard, reserved=guard.reserved | {WRITTEN_OPEN, WRITTEN_CLOSE})
+
+
+def chat(
+    wording: Wording,
+    outside: Mapping[str, str],
+    guard: TextGuard,
+    ours: Mapping[str, str] | None = None,
+    images: tuple[ImagePart, ...] = (),
+) -> tuple[Message, ...]:
+    """The chat that a writer sees.
+
+    Args:
+        wording: with the sections ``system`` and ``user``.
+        outside: placeholder → a text from outside.
+        guard: what these pass through.
+        ours: placeholder → a text of this recipe.
+        images: shown before the text.
+    """
+    values = {name: guard(text, wording.headers) for name, text in outside.items()} | dict(ours or {})
+    user: tuple[Part, ...] = (*images, TextPart(filled(wording.sections["user"], values)))
+    return (Message("system", (TextPart(wording.sections["system"]),)), Message("user", user))
+
+
+def between_marks(reply: Reply | Failure) -> Reply | Failure:
+    """What a writer whose turn was opened would have said if it had opened and closed it itself."""
+    if isinstance(reply, Failure):
+        return reply
+    text, _, _ = reply.text.partition(WRITTEN_CLOSE)
+    return replace(reply, text=f"{WRITTEN_OPEN}{text}{WRITTEN_CLOSE}")
+
+
+def written(reply: Reply | Failure) -> str | Failed:
+    """What a writer wrote between its marks."""
+    if isinstance(reply, Failure):
+        return Failed(f"engine: {reply.reason}", reply.detail, reply.transient)
+    if reply.finish == "length":
+        return Failed("truncated")
+    texts = answers_in(reply.text, WRITTEN_OPEN, WRITTEN_CLOSE)
+    if isinstance(texts, Failed):
+        return Failed("nothing between the marks")
+    return texts[-1]

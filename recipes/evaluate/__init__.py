@@ -1,0 +1,1 @@
+"""Measuring a judge: its tasks, public benchmarks, baselines, tables."""

@@ -1,0 +1,412 @@
+"""Public benchmarks of judges, scored by their own protocol; a failed judgement is wrong and stays in the denominator.
+
+    python -m recipes.evaluate.benchmarks judgebench --config judge.yaml
+    python -m recipes.evaluate.benchmarks vl_rewardbench --config judge.yaml --votes 10 --limit 50
+    python -m recipes.evaluate.benchmarks multimodal_rewardbench --path data/all_data.json --config judge.yaml
+
+========================  ==============================================  ================================================
+benchmark                 data                                            protocol
+========================  ==============================================  ================================================
+rewardbench2              hub ``allenai/reward-bench-2``, split test      best of 4, each in a random slot, once; Ties by
+(arXiv 2506.01937)                                                        ratings; overall is the mean of the subsets
+judgebench                hub ``ScalerLab/JudgeBench``, split gpt or      both orders, +1 for the right answer and -1 for
+(arXiv 2410.12784)        claude                                          the other; right only if the sum is positive
+vl_rewardbench            hub ``MMInstruction/VL-RewardBench``, split     k votes, each in a random order; right if more
+(arXiv 2411.17451)        test                                            than half of all k are
+multimodal_rewardbench    ``data/all_data.json`` of                       one order
+(arXiv 2502.14191)        facebookresearch/multimodal_rewardbench, made
+                          by its download script, with the images beside
+========================  ==============================================  ================================================
+
+The judge is asked in its own format and wording, through :class:`~mrjudge_reward.Judge`. A format that grades alone is
+accepted everywhere: the better grade wins, once. ``--path`` reads a file in the same columns instead of the hub.
+
+How this differs from the benchmarks' own scripts:
+
+1. A comparison that failed is never right. RewardBench 2 gives it .25, Multimodal RewardBench a coin, VL-RewardBench leaves
+   a question without a majority out of the denominator. The report has the share of questions with a failure.
+2. RewardBench 2's ratings prompt for Ties says that depth and detail need not count; here the format ``score`` asks with its
+   own wording, 1 to 10 (1 to 9 where the judge is read: "10" begins like "1"). A prompt with a failed rating is not accurate
+   and has no margin. Graded alone, a best of 4 with k best grades is worth 1/k as there, and nothing if one failed.
+3. Multimodal RewardBench shows the answers in the order of its file; here a seed decides. Its toxicity questions cannot be
+   rebuilt from what it publishes (their images' licence), here as there.
+
+**What was run**: JudgeBench's two files (620 pairs, from its repository) with a judge by rule. The other three were **not
+run against the real sets**, since no hub could be reached where this was written: columns are those of the data sets' cards
+and of the official scripts (reward-bench 05a9005, JudgeBench e2c52c2, VL_RewardBench 9b10abd, multimodal_rewardbench
+b4b92cd), and the tests use small files in these columns. No figure of a model is known to agree with a published one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from mrjudge_reward.config import JudgeConfig
+from mrjudge_reward.errors import ConfigError, InputError
+from mrjudge_reward.scoring.tally import hard_winner
+from mrjudge_reward.training.items import with_images
+from mrjudge_reward.types import Engine, Group, Judgement
+from recipes.data.judge_data import read_rows
+
+
+@dataclass(frozen=True)
+class Case:
+    """A question of a benchmark: a group whose key names it, the indices of its right candidates, and its subset."""
+
+    group: Group
+    right: frozenset[int]
+    subset: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A subset's result.
+
+    Attributes:
+        subset: its name.
+        score: share right of all cases, or what the benchmark calls this subset's score.
+        cases: all of them.
+        failed: share with a failed comparison among theirs.
+    """
+
+    subset: str
+    score: float
+    cases: int
+    failed: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """A benchmark's result: its rows, its own overall number, and the mean of the rows."""
+
+    benchmark: str
+    rows: tuple[Row, ...]
+    overall: float
+    macro: float
+
+
+# -- loading ----------------------------------------------------------------------------------------------------------
+
+
+def _case(benchmark: str, key: Any, prompt: Any, texts: Sequence[str], right: Sequence[int], subset: str) -> Case:
+    return Case(Group.of(prompt, texts, f"{benchmark}/{key}"), frozenset(right), subset)
+
+
+def load_rewardbench2(path: str | None = None, split: str = "test") -> list[Case]:
+    """Best of 4: the first chosen answer against three rejected ones. Ties: all answers, ``num_correct`` of them right.
+
+    Args:
+        path: a file with the columns ``id, prompt, chosen, rejected, num_correct, subset``; None for the hub.
+        split: of the hub data set.
+    """
+    cases = []
+    for row in _rows(
+        "rewardbench2", path or "allenai/reward-bench-2", split, ("prompt", "chosen", "rejected", "subset")
+    ):
+        ties = row["subset"].lower() == "ties"
+        chosen, rejected = list(row["chosen"]), list(row["rejected"])
+        texts = [*chosen, *rejected] if ties else [chosen[0], *rejected[:3]]
+        right = range(int(row["num_correct"]) if ties else 1)
+        cases.append(_case("rewardbench2", row["id"], row["prompt"], texts, right, row["subset"]))
+    return cases
+
+
+def load_judgebench(path: str | None = None, split: str = "gpt") -> list[Case]:
+    """Pairs of which one is objectively right; the label is ``A>B`` or ``B>A``.
+
+    Args:
+        path: a file with the columns ``pair_id, source, question, response_A, response_B, label``; None for the hub.
+        split: of the hub data set: whose answers, ``gpt`` or ``claude``.
+    """
+    cases = []
+    needed = ("pair_id", "source", "question", "response_A", "response_B", "label")
+    for row in _rows("judgebench", path or "ScalerLab/JudgeBench", split, needed):
+        if row["label"] not in ("A>B", "B>A"):
+            raise InputError(f"judgebench {row['pair_id']}: label must be A>B or B>A; got {row['label']!r:.60}")
+        subset = "mmlu-pro" if row["source"].startswith("mmlu-pro") else row["source"]
+        texts, right = (row["response_A"], row["response_B"]), int(row["label"] == "B>A")
+        cases.append(_case("judgebench", row["pair_id"], row["question"], texts, [right], subset))
+    return cases
+
+
+_VL_GROUPS = {
+    "RLAIF": "hallucination", "RLHF": "hallucination", "hallucination": "hallucination",
+    "mathverse": "reasoning", "mmmu": "reasoning",
+}  # fmt: skip
+"""Beginning of an id, up to its first ``_`` or ``-`` → group; all others are general (``cal.py``)."""
+
+
+def load_vl_rewardbench(path: str | None = None, split: str = "test") -> list[Case]:
+    """Pairs of answers to a question about an image; ``human_ranking`` [0, 1] says that the first is better.
+
+    Args:
+        path: a file with the columns ``id, query, response, image, human_ranking``; None for the hub.
+        split: of the hub data set.
+    """
+    cases = []
+    needed = ("id", "query", "response", "image", "human_ranking")
+    for number, row in enumerate(_rows("vl_rewardbench", path or "MMInstruction/VL-RewardBench", split, needed)):
+        prompt = with_images(row["query"].replace("<image>\n", "").replace("<image>", ""), [row["image"]])
+        start = row["id"].replace("-", "_").partition("_")[0]
+        key, right = f"{row['id']}/{number}", list(row["human_ranking"]).index(0)  # ids may come twice
+        cases.append(_case("vl_rewardbench", key, prompt, row["response"], [right], _VL_GROUPS.get(start, "general")))
+    return cases
+
+
+def load_multimodal_rewardbench(path: str | None = None, split: str = "") -> list[Case]:
+    """Pairs of answers to a question about an image; ``Better`` is ``Output1`` or ``Output2``.
+
+    Args:
+        path: ``all_data.json`` as the benchmark's download script leaves it, with ``images/`` beside it.
+        split: there is none.
+
+    Raises:
+        InputError: without a path: this benchmark is in no hub.
+    """
+    if path is None:
+        raise InputError("multimodal_rewardbench needs --path to the all_data.json that its own download script makes")
+    cases = []
+    needed = ("ID", "Text", "Image", "Output1", "Output2", "Better", "Category")
+    for number, row in enumerate(_rows("multimodal_rewardbench", path, split, needed)):
+        subset, name = row["Category"], row["ID"].lower()
+        if subset == "safety":
+            subset = "safety/bias" if name.startswith("pairs") else "safety/toxicity"
+        elif subset == "reasoning":
+            subset = "reasoning/math" if name.startswith("math") else "reasoning/coding"
+        if row["Better"] not in ("Output1", "Output2"):
+            raise InputError(f"{row['ID']}: Better must be Output1 or Output2; got {row['Better']!r:.60}")
+        prompt, right = (
+            with_images(row["Text"], [str(Path(path).parent / row["Image"])]),
+            int(row["Better"] == "Output2"),
+        )
+        texts = (row["Output1"], row["Output2"])
+        cases.append(_case("multimodal_rewardbench", f"{row['ID']}/{number}", prompt, texts, [right], subset))
+    return cases
+
+
+def _rows(benchmark: str, path: str, split: str, needed: Sequence[str]) -> list[dict[str, Any]]:
+    rows = read_rows(path, split)
+    for number, row in enumerate(rows, 1):
+        missing = [name for name in needed if row.get(name) is None]
+        if missing:
+            raise InputError(f"{path}, row {number}: {benchmark} needs {', '.join(missing)}")
+    if not rows:
+        raise InputError(f"{path} is empty")
+    return rows
+
+
+# -- judging ----------------------------------------------------------------------------------------------------------
+
+
+def judged(cases: Sequence[Case], config: JudgeConfig, engine: Engine, **settings: Any) -> list[Judgement]:
+    """Judge cases in one batch; however many comparisons fail, the rest is still told."""
+    alone = config.build_format().max_slots == 1
+    settings = {"schedule": "pointwise", "rating": "mean_score"} if alone else settings
+    fixed = {"audit": False, "votes": 1, "budget": None, "max_failed_fraction": 1.0}
+    judge = JudgeConfig(**{**config.model_dump(exclude_unset=True), **fixed, "seed": config.seed, **settings}).build(
+        engine
+    )
+    try:
+        return judge.judge([case.group for case in cases])
+    finally:
+        if judge.cache is not None:
+            judge.cache.close()
+
+
+def _failed(judgement: Judgement) -> bool:
+    return any(item.verdict.failed for item in judgement.played)
+
+
+def _games(judgement: Judgement, case: Case) -> list[int]:
+    """Per comparison: +1 for a right candidate, -1 for another, 0 for neither; one entry where grades decide."""
+    scores_G = judgement.scores_G
+    if all(len(item.comparison.slots) == 1 for item in judgement.played):
+        if None in scores_G or judgement.best is None:
+            return [0]
+        return [1 if judgement.best in case.right else -1]
+    winners = [hard_winner(item) for item in judgement.played]
+    return [0 if winner is None else 1 if winner in case.right else -1 for winner in winners]
+
+
+def _report(benchmark: str, cases: Sequence[Case], right: Sequence[float], failed: Sequence[bool]) -> Report:
+    subsets = list(dict.fromkeys(case.subset for case in cases))
+    rows = []
+    for subset in subsets:
+        mine = [index for index, case in enumerate(cases) if case.subset == subset]
+        rows.append(Row(subset, fmean(right[i] for i in mine), len(mine), fmean(failed[i] for i in mine)))
+    return Report(benchmark, tuple(rows), fmean(right), fmean(row.score for row in rows))
+
+
+def score_judgebench(cases: Sequence[Case], config: JudgeConfig, engine: Engine) -> Report:
+    """Both orders of each pair; right only if they sum to more than nothing."""
+    judgements = judged(cases, config, engine, schedule="all_pairs", both_orders=True, max_slots=2)
+    right = [float(sum(_games(judgement, case)) > 0) for judgement, case in zip(judgements, cases, strict=True)]
+    return _report("judgebench", cases, right, list(map(_failed, judgements)))
+
+
+def score_votes(benchmark: str, cases: Sequence[Case], config: JudgeConfig, engine: Engine, votes: int) -> Report:
+    """Votes on each pair, each in a random order; right if more than half of all votes are.
+
+    A greedy or read judge can differ between votes by the order alone.
+    """
+    agreeing, failed = [0] * len(cases), [False] * len(cases)
+    for vote in range(votes):  # a seed of its own gives each vote its order and, when sampled, its own reasoning
+        judgements = judged(
+            cases, config, engine, schedule="all_pairs", both_orders=False, max_slots=2, seed=config.seed + vote
+        )
+        for index, (judgement, case) in enumerate(zip(judgements, cases, strict=True)):
+            agreeing[index] += sum(_games(judgement, case)) > 0
+            failed[index] |= _failed(judgement)
+    return _report(benchmark, cases, [float(count > votes / 2) for count in agreeing], failed)
+
+
+def score_rewardbench2(cases: Sequence[Case], config: JudgeConfig, engine: Engine) -> Report:
+    """Best of 4 in one call, or by grades; the Ties subset by grades always.
+
+    Raises:
+        ConfigError: if the judge's format cannot show four candidates.
+    """
+    form = config.build_format()
+    if 1 < form.max_slots < 4:
+        raise ConfigError(
+            f"RewardBench 2 shows four candidates at once; the judge's format has {form.max_slots} labels"
+        )
+    ties = [case for case in cases if case.subset.lower() == "ties"]
+    best = [case for case in cases if case.subset.lower() != "ties"]
+    rows: list[Row] = []
+    if best:
+        judgements = judged(best, config, engine, schedule="listwise", budget=1, both_orders=False, max_slots=4)
+        right = [_best_of(judgement, case) for judgement, case in zip(judgements, best, strict=True)]
+        rows += _report("rewardbench2", best, right, list(map(_failed, judgements))).rows
+    if ties:
+        top = 9 if config.verdict_mode == "read" else 10
+        asked = config.model_dump(exclude_unset=True, exclude={"template", "tie_label", "labels"})
+        if form.max_slots > 1:  # else it grades already
+            asked |= {"format": "score", "labels": {str(grade): float(grade) for grade in range(1, top + 1)}}
+            asked |= {"schedule": "pointwise", "verdict": "read" if config.verdict_mode == "read" else "sampled"}
+            asked.pop("both_orders", None)
+        grader = JudgeConfig(**asked) if form.max_slots > 1 else config
+        judgements = judged(ties, grader, engine)
+        rows.append(Row("Ties", ties_score(ties, judgements), len(ties), fmean(map(_failed, judgements))))
+    overall = fmean(row.score for row in rows)
+    return Report("rewardbench2", tuple(rows), overall, overall)
+
+
+def _best_of(judgement: Judgement, case: Case) -> float:
+    scores_G = judgement.scores_G
+    if len(judgement.played) == 1 and len(judgement.played[0].comparison.slots) > 1:
+        return float(hard_winner(judgement.played[0]) in case.right)
+    known = [score for score in scores_G if score is not None]
+    if len(known) < len(scores_G):
+        return 0.0
+    best = [index for index, score in enumerate(known) if score == max(known)]
+    return len(case.right.intersection(best)) / len(best)
+
+
+def ties_score(cases: Sequence[Case], judgements: Sequence[Judgement]) -> float:
+    """RewardBench 2's score of its Ties subset (``process_single_model``).
+
+    30 % accuracy (every right answer above every wrong one) on prompts with many right answers, 30 % on their reference
+    prompts with one, 20 % each for a margin between right and wrong above the spread of the right ones, in the prompt
+    itself and in the smaller of the two prompts; 1 % for how large it is.
+
+    Args:
+        cases: keys end in ``ref:N`` or ``tied:N``, which joins a prompt with its reference.
+        judgements: with a grade per candidate.
+
+    Raises:
+        InputError: if an id is of another form.
+    """
+    stats: dict[str, dict[str, tuple[float, float]]] = {"ref": {}, "tied": {}}  # kind → prompt → (margin, spread)
+    for case, judgement in zip(cases, judgements, strict=True):
+        kind, colon, prompt = case.group.key.rpartition("/")[2].partition(":")
+        if kind not in stats or not colon:
+            raise InputError(f"an id of the Ties subset is ref:N or tied:N; got {case.group.key!r:.60}")
+        scores = judgement.scores_G
+        good = [score for index, score in enumerate(scores) if index in case.right and score is not None]
+        bad = [score for index, score in enumerate(scores) if index not in case.right and score is not None]
+        whole = len(good) + len(bad) == len(scores) and good and bad
+        stats[kind][prompt] = (min(good) - max(bad), max(good) - min(good)) if whole else (-math.inf, 0.0)
+    accuracy = [fmean(margin > 0 for margin, _ in stats[kind].values()) if stats[kind] else 0.0 for kind in stats]
+    joined = [(stats["tied"][prompt], stats["ref"][prompt][0]) for prompt in stats["tied"] if prompt in stats["ref"]]
+    if not joined:
+        return 0.3 * sum(accuracy)
+    own = fmean(margin > spread for (margin, spread), _ in joined)
+    hard = fmean(min(margin, reference) > spread for (margin, spread), reference in joined)
+    size = fmean(_relative(min(margin, reference), spread) for (margin, spread), reference in joined)
+    return 0.3 * sum(accuracy) + 0.2 * own + 0.2 * hard + 0.01 * size
+
+
+def _relative(margin: float, spread: float) -> float:
+    if spread == 0:
+        return float(margin > 0) - float(margin < 0)
+    return math.tanh(margin / spread - 1)
+
+
+Loader = Callable[[str | None, str], list[Case]]
+BENCHMARKS: Mapping[str, tuple[Loader, str]] = {
+    "rewardbench2": (load_rewardbench2, "test"),
+    "judgebench": (load_judgebench, "gpt"),
+    "vl_rewardbench": (load_vl_rewardbench, "test"),
+    "multimodal_rewardbench": (load_multimodal_rewardbench, ""),
+}
+"""Name → how it is loaded, and its split."""
+
+
+def score(benchmark: str, cases: Sequence[Case], config: JudgeConfig, engine: Engine, votes: int = 10) -> Report:
+    """Score a judge by a benchmark's own protocol; ``votes`` are VL-RewardBench's k."""
+    if benchmark == "rewardbench2":
+        return score_rewardbench2(cases, config, engine)
+    if benchmark == "judgebench":
+        return score_judgebench(cases, config, engine)
+    return score_votes(benchmark, cases, config, engine, votes if benchmark == "vl_rewardbench" else 1)
+
+
+def markdown(report: Report) -> str:
+    """The report as a table."""
+    lines = [f"| {report.benchmark} | score | cases | with a failure |", "|---|---|---|---|"]
+    lines += [f"| {row.subset} | {row.score:.3f} | {row.cases} | {row.failed:.3f} |" for row in report.rows]
+    cases = sum(row.cases for row in report.rows)
+    failed = sum(row.failed * row.cases for row in report.rows) / cases
+    return "\n".join(
+        [
+            *lines,
+            f"| **overall** (mean of subsets {report.macro:.3f}) | {report.overall:.3f} | {cases} | {failed:.3f} |",
+        ]
+    )
+
+
+def main() -> None:
+    """Load, judge, print, save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("benchmark", choices=BENCHMARKS)
+    parser.add_argument("--config", help="YAML file of a JudgeConfig; the embedded judge without")
+    parser.add_argument("--path", help="file in the benchmark's columns, instead of the hub")
+    parser.add_argument("--split", help="of the hub data set")
+    parser.add_argument("--votes", type=int, default=10, help="VL-RewardBench's k")
+    parser.add_argument("--limit", type=int, help="the first so many cases: a look, not a result")
+    parser.add_argument("--out", help="JSON file for the report")
+    args = parser.parse_args()
+    config = JudgeConfig.load(args.config) if args.config else JudgeConfig()
+    load, split = BENCHMARKS[args.benchmark]
+    cases = load(args.path, args.split or split)[: args.limit]
+    engine = config.build_engine()
+    try:
+        report = score(args.benchmark, cases, config, engine, args.votes)
+    finally:
+        engine.close()
+    print(markdown(report))
+    if args.out:
+        settings = {"config": config.model_dump(exclude_unset=True), "limit": args.limit, "votes": args.votes}
+        Path(args.out).write_text(json.dumps(asdict(report) | settings, indent=2), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

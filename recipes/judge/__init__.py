@@ -1,0 +1,1 @@
+"""Training the judge: warm-up, reinforcement, packing."""

@@ -1,0 +1,357 @@
+"""Train a judge by reinforcement on verifiable verdicts: multi-task GRPO (MR. Judge, stage 2; MT-RL-Judge).
+
+    python -m recipes.judge.train_rl recipes/judge/rl_cpu.yaml                        # one process
+    python -m recipes.judge.train_rl CONFIG --set adapter=runs/judge-sft                # from a warm-up
+    accelerate launch --config_file recipes/judge/accelerate/zero3.yaml -m recipes.judge.train_rl recipes/judge/rl_7b.yaml
+
+``reward = 0.9 accuracy + 0.1 format``, and nothing for a reply that ran into the cap (MR. Judge); what is right is decided
+by the very parser that later scores policies (``training.tasks``). Where a task shows both orders, they are sampled
+in one batch, and a reply earns ``both_orders_bonus`` times its accuracy times the mean accuracy of the replies to the
+opposite order: the expectation of J1's reward for being right in both (arXiv 2505.10320) over all pairings of replies.
+Tasks are mixed by their weights. The checkpoint with the best dev accuracy is kept, and training stops once that has not
+risen for ``patience`` measurements. Interrupted, the same command goes on from the last checkpoint.
+
+``opened`` trains a judge that is read, not asked to reason: the answer is opened for it, as when it is read, and it says
+one token, the label. Without a GPU a prompt is computed once for all its completions (``shared_prompt``).
+
+Differences from the papers: LoRA by default; several formats in one run; the bonus; ``opened``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from pydantic import Field, NonNegativeFloat, PositiveInt
+
+from mrjudge_reward.engines.embedded import embedded_adapter_path, embedded_model_path
+from mrjudge_reward.errors import ConfigError
+from mrjudge_reward.integrations.trl.distributed import gather, rank_and_world
+from mrjudge_reward.settings import Settings
+from mrjudge_reward.training.tasks import FORMAT_WEIGHT, Exercise, Mark, Split, balanced, mark, with_twins
+from mrjudge_reward.types import Reply
+from recipes.common.config import read_config
+from recipes.data.judge_data import TaskConfig, check_tasks, task_exercises
+
+from .train_sft import chats
+
+
+class RLRecipe(Settings):
+    """What is trained, on what.
+
+    Args:
+        model: hub name, path, or ``"embedded"``.
+        adapter: folder of a LoRA to go on from, usually the warm-up's, or ``"embedded"``; it is trained itself.
+        tasks: name → fields of ``TaskConfig``. Held-out ones are left out; all others are measured on dev as well.
+        lora: fields of PEFT's ``LoraConfig`` for a fresh one; without it and ``adapter`` all weights are trained.
+        opened: open the answer for the judge, which then says one token.
+        both_orders_bonus: reward for being right in both orders; 0 for none.
+        patience: measurements without a better dev accuracy before training stops; None to go on.
+        dev_samples: replies to each dev exercise; above 1 the measure is a mean over samples.
+        max_text_tokens: bound of each text of an exercise.
+        training: fields of TRL's ``GRPOConfig``.
+    """
+
+    model: str = "embedded"
+    adapter: str | None = None
+    tasks: dict[str, dict[str, Any]] = Field(min_length=1)
+    lora: dict[str, Any] | None = None
+    opened: bool = False
+    both_orders_bonus: NonNegativeFloat = 0.5
+    patience: PositiveInt | None = None
+    dev_samples: PositiveInt = 1
+    max_text_tokens: int = 2048
+    training: dict[str, Any]
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+        if self.adapter is not None and self.lora is not None:
+            raise ConfigError("either go on from an adapter or make a fresh one by lora, not both")
+
+
+# -- what is asked ----------------------------------------------------------------------------------------------------
+
+Unit = tuple[Exercise, ...]
+
+
+def units_of(exercises: Sequence[Exercise]) -> list[Unit]:
+    """Exercises in twos: the two orders of a pair, or any two neighbours; so no batch of an even size parts twins."""
+    twins = with_twins(exercises)
+    alone = [unit[0] for unit in twins if len(unit) == 1]
+    twos: list[Unit] = [unit for unit in twins if len(unit) == 2]
+    return twos + list(zip(alone[::2], alone[1::2], strict=False))
+
+
+def asked(recipe: RLRecipe, split: Split) -> list[tuple[str, Exercise]]:
+    """The exercises of a split with their tasks, in the order in which they are asked.
+
+    Raises:
+        ConfigError: if all tasks are held out.
+        InputError: if a task has fewer than two exercises.
+    """
+    tasks = {name: TaskConfig(**values) for name, values in recipe.tasks.items()}
+    check_tasks(tasks)
+    tasks = {name: task for name, task in tasks.items() if task.held_out == "no"}
+    if not tasks:
+        raise ConfigError("all tasks are held out: there is nothing to train on")
+    made = {name: units_of(task_exercises(task, split)) for name, task in tasks.items()}
+    weights = {name: task.weight for name, task in tasks.items()}
+    if split == "train":
+        count = round(max(len(made[name]) / weight for name, weight in weights.items()) * sum(weights.values()))
+        mixture = balanced(made, count, int(recipe.training.get("seed", 42)), weights)
+    else:
+        mixture = [(name, unit) for name, units in made.items() for unit in units]
+        random.Random(0).shuffle(mixture)
+    return [(name, exercise) for name, unit in mixture for exercise in unit]
+
+
+def rows_of(
+    asked: Sequence[tuple[str, Exercise]], first: int, tokenizer: Any, recipe: RLRecipe
+) -> list[dict[str, Any]]:
+    """Rows of the trainer's data set: a prompt, and the exercise's number in the reward's book.
+
+    Raises:
+        InputError: for an item with images, which this recipe does not train on yet.
+    """
+    rows = []
+    shown = chats([exercise for _, exercise in asked], tokenizer, recipe.max_text_tokens)
+    for number, ((_, exercise), chat) in enumerate(zip(asked, shown, strict=True), first):
+        prompt: Any = chat
+        if recipe.opened:
+            prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            prompt = prompt.removeprefix(tokenizer.bos_token or "") if adds_bos(tokenizer) else prompt
+            prompt += exercise.format.answer_open
+            check_labels(prompt, exercise, tokenizer)
+        rows.append({"prompt": prompt, "exercise": number})
+    return rows
+
+
+def check_labels(prompt: str, exercise: Exercise, tokenizer: Any) -> None:
+    """Raise ConfigError if a label takes more than one token after the opened answer."""
+    opened = tokenizer.encode(prompt)
+    for label in exercise.format.read_labels(len(exercise.slots)):
+        if tokenizer.encode(prompt + label)[:-1] != opened:
+            raise ConfigError(
+                f"label {label!r} is not one token after {exercise.format.answer_open!r}: do without opened"
+            )
+
+
+def adds_bos(tokenizer: Any) -> bool:
+    """Whether the tokenizer puts a beginning before every text by itself."""
+    return bool(tokenizer.encode("a")[:1] == [tokenizer.bos_token_id])
+
+
+# -- what it is worth -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Marks:
+    """The reward function: marks each reply, and remembers the marks since they were last taken.
+
+    Args:
+        book: all exercises that are asked, with the names of their tasks; a row names its number here.
+        ends: tokens that end a reply.
+        opened: whether the answer was opened, so that a reply is a bare label.
+        bonus: for being right in both orders.
+    """
+
+    book: list[tuple[str, Exercise]]
+    ends: frozenset[int]
+    opened: bool = False
+    bonus: float = 0.5
+    seen: list[tuple[int, Mark]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.__name__ = "verdict"  # what TRL logs it as
+
+    def mark(self, number: int, text: str, ids: Sequence[int]) -> Mark:
+        """The mark of one reply."""
+        exercise = self.book[number][1]
+        if self.opened:
+            form, slots = exercise.format, len(exercise.slots)
+            # To the letter: a label with a space before it is another token, and reading looks at the label's own.
+            said = [label == text for label in form.read_labels(slots)]
+            outcome = form.from_logprobs([0.0 if one else -1e9 for one in said], slots)
+            accuracy = exercise.accuracy(outcome) if any(said) else 0.0
+            return Mark(accuracy, any(said), (1 - FORMAT_WEIGHT) * accuracy + FORMAT_WEIGHT * any(said))
+        whole = bool(ids) and ids[-1] in self.ends
+        return mark(exercise, Reply(text, finish="stop" if whole else "length"))
+
+    def __call__(
+        self,
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]],
+        exercise: Sequence[int],
+        log_metric: Callable[[str, float], None] | None = None,
+        **_: Any,
+    ) -> list[float]:
+        """Rewards of one rank's rows; the marks of the opposite order may come from another rank."""
+        texts = [said if isinstance(said, str) else said[-1]["content"] for said in completions]
+        marks = [self.mark(*row) for row in zip(exercise, texts, completion_ids, strict=True)]
+        own = list(zip(exercise, marks, strict=True))
+        self.seen += own
+        _, world = rank_and_world()
+        every = [row for rows in gather(own, world) for row in rows]
+        accuracies: dict[Any, dict[tuple[int, ...], list[float]]] = defaultdict(lambda: defaultdict(list))
+        for number, one in every:
+            asked = self.book[number][1]
+            accuracies[asked.twins][asked.slots].append(one.accuracy)
+        rewards = []
+        for number, one in own:
+            asked = self.book[number][1]
+            orders = accuracies[asked.twins].items()
+            other = [value for slots, values in orders if slots != asked.slots for value in values]
+            rewards.append(one.reward + (self.bonus * one.accuracy * fmean(other) if other else 0.0))
+        if log_metric is not None:
+            log_metric("verdict/accuracy", fmean(one.accuracy for _, one in every))
+            log_metric("verdict/formed", fmean(one.formed for _, one in every))
+        return rewards
+
+    def take(self) -> dict[str, float]:
+        """Mean accuracy per task since the last call, over all ranks, and the mean of those; forgets them."""
+        _, world = rank_and_world()
+        found: dict[str, list[float]] = defaultdict(list)
+        for rows in gather(self.seen, world):
+            for number, one in rows:
+                found[self.book[number][0]].append(one.accuracy)
+        self.seen.clear()
+        means = {f"accuracy/{name}": fmean(values) for name, values in sorted(found.items())}
+        return means | ({"accuracy": fmean(means.values())} if means else {})
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+
+def trainer_class(marks: Marks) -> type[Any]:
+    """TRL's trainer, with dev accuracy among the measures by which checkpoints are chosen.
+
+    Without a GPU, and in one process, a prompt is computed once for all its completions.
+    """
+    import torch
+    from trl import GRPOTrainer
+
+    base = GRPOTrainer
+    if not torch.cuda.is_available() and rank_and_world()[1] == 1:
+        from .shared_prompt import SharedPromptTrainer
+
+        base = SharedPromptTrainer
+
+    class JudgeTrainer(base):  # type: ignore[misc, valid-type]
+        def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **settings: Any) -> Any:
+            marks.seen.clear()
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **settings)
+            output.metrics.update((f"{metric_key_prefix}_{name}", value) for name, value in marks.take().items())
+            return output
+
+        def training_step(self, *args: Any, **settings: Any) -> Any:
+            marks.seen.clear()
+            return super().training_step(*args, **settings)
+
+    return JudgeTrainer
+
+
+def checked(recipe: RLRecipe, settings: Any) -> None:
+    """Raise ConfigError for what cannot be trained so, such as batches that would part the two orders of a pair."""
+    prompts, rest = divmod(settings.generation_batch_size, settings.num_generations)
+    if rest or prompts % 2:
+        raise ConfigError(
+            f"a generation batch of {settings.generation_batch_size} replies, {settings.num_generations} to a prompt, has "
+            f"{prompts} prompts; the two orders of a pair need an even number"
+        )
+    if recipe.patience is not None and settings.eval_strategy == "no":
+        raise ConfigError("patience waits for dev accuracy, which is never measured: set training.eval_strategy")
+    if recipe.opened and settings.max_completion_length != 1:
+        raise ConfigError("an opened answer is one token: set training.max_completion_length to 1")
+
+
+def model_of(
+    model: str, adapter: str | None, lora: Mapping[str, Any] | None, init: Mapping[str, Any] | None = None
+) -> tuple[Any, Any]:
+    """What the trainer takes: a model or its name, and a fresh LoRA's config.
+
+    Args:
+        model: hub name, path, or ``"embedded"``.
+        adapter: folder of a LoRA to train on, or ``"embedded"``.
+        lora: fields of PEFT's ``LoraConfig`` for a fresh one.
+        init: for ``from_pretrained``, where the model is loaded here.
+
+    Raises:
+        ConfigError: if there is no such adapter.
+    """
+    from peft import LoraConfig, PeftModel
+    from transformers import AutoModelForCausalLM
+
+    name = str(embedded_model_path()) if model == "embedded" else model
+    if adapter is None:
+        return name, None if lora is None else LoraConfig(task_type="CAUSAL_LM", **lora)
+    base = AutoModelForCausalLM.from_pretrained(name, **{"dtype": "float32", **(init or {})})
+    try:
+        folder = str(embedded_adapter_path()) if adapter == "embedded" else adapter
+        return PeftModel.from_pretrained(base, folder, is_trainable=True), None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no adapter at {adapter}: {error}") from error
+
+
+def main() -> None:
+    """Train and save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
+    args = parser.parse_args()
+    recipe = RLRecipe(**read_config(args.config, args.overrides))
+
+    from datasets import Dataset
+    from transformers import AutoTokenizer, EarlyStoppingCallback
+    from transformers.trainer_utils import get_last_checkpoint
+    from trl import GRPOConfig
+
+    defaults = {
+        "shuffle_dataset": False,  # the order is ours: twins are neighbours
+        "num_generations_eval": recipe.dev_samples,
+        "metric_for_best_model": "eval_accuracy",
+        "greater_is_better": True,
+        "load_best_model_at_end": recipe.training.get("eval_strategy", "no") != "no",
+        "beta": 0.0,
+        "report_to": "none",
+    }
+    settings = GRPOConfig(**{**defaults, **recipe.training})
+    checked(recipe, settings)
+    source = str(embedded_model_path()) if recipe.model == "embedded" else recipe.model
+    tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
+    train, dev = asked(recipe, "train"), asked(recipe, "dev")
+    ends = frozenset({tokenizer.eos_token_id, tokenizer.pad_token_id})
+    marks = Marks([*train, *dev], ends, recipe.opened, recipe.both_orders_bonus)
+    model, lora = model_of(recipe.model, recipe.adapter, recipe.lora, settings.model_init_kwargs)
+    trainer = trainer_class(marks)(
+        model=model,
+        args=settings,
+        reward_funcs=marks,
+        train_dataset=Dataset.from_list(rows_of(train, 0, tokenizer, recipe)),
+        eval_dataset=Dataset.from_list(rows_of(dev, len(train), tokenizer, recipe)),
+        processing_class=tokenizer,
+        peft_config=lora,
+        callbacks=[] if recipe.patience is None else [EarlyStoppingCallback(recipe.patience)],
+    )
+    marks.ends |= frozenset(trainer.eos_token_ids)  # a model may have more of them than its tokenizer names
+    output = Path(str(settings.output_dir))
+    last = get_last_checkpoint(str(output)) if output.is_dir() else None
+    trainer.train(resume_from_checkpoint=last)
+    trainer.save_model(str(output))
+    if trainer.is_world_process_zero():
+        tokenizer.save_pretrained(output)
+        (output / "recipe.json").write_text(recipe.model_dump_json(indent=2), encoding="utf-8")
+        history = [entry for entry in trainer.state.log_history if "eval_accuracy" in entry]
+        (output / "dev.json").write_text(json.dumps(history, indent=2), encoding="utf-8")
+        best = max((entry["eval_accuracy"] for entry in history), default=None)
+        print(f"{len(train)} exercises; best dev accuracy {best}; saved to {output}")
+
+
+if __name__ == "__main__":
+    main()

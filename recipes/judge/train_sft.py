@@ -1,0 +1,294 @@
+"""Warm a judge up: supervised fine-tuning on verdicts, with or without reasoning (MR. Judge, stage 1; Flex-Judge).
+
+    python -m recipes.judge.train_sft recipes/judge/sft_cpu.yaml                     # one process
+    torchrun --nproc_per_node 8 -m recipes.judge.train_sft recipes/judge/sft_7b.yaml # several; see the config for DeepSpeed
+    python -m recipes.judge.train_sft CONFIG --set training.max_steps=2                # override any setting
+
+The config names the model, the tasks (``judge_data.TaskConfig``) or a file of examples (``synthesize.py`` writes them), LoRA
+or full, and every field of TRL's ``SFTConfig`` as it stands there. Examples are rendered by the formats that later judge;
+the loss is on the judge's turn alone. Interrupted, the same command goes on from the last checkpoint.
+
+Tasks whose prompts hold images need a model with a processor (``seeing_model.py``, Qwen2.5-VL, ...); TRL's own collator
+makes pixel values of them. LoRA on names that the language model alone has leaves the vision tower as it is; a connector is
+trained in whole by naming it in ``lora.modules_to_save``.
+
+Differences from the papers: LoRA by default (both train fully); tasks over several formats in one run are ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from mrjudge_reward.engines.embedded import embedded_model_path
+from mrjudge_reward.engines.local.vision import load_processor
+from mrjudge_reward.errors import InputError
+from mrjudge_reward.images import load_picture
+from mrjudge_reward.messages import Message, TextPart
+from mrjudge_reward.prompting.sanitizing import TextGuard
+from mrjudge_reward.settings import Settings
+from mrjudge_reward.training.items import Item
+from mrjudge_reward.training.tasks import Exercise, Split, balanced
+from recipes.common.config import read_config
+from recipes.data.judge_data import TaskConfig, check_tasks, items, reasoning, task_exercises
+
+from .seeing_model import make_known
+
+
+class SFTRecipe(Settings):
+    """What is trained, on what.
+
+    Args:
+        model: hub name, path, or ``"embedded"``.
+        tasks: name → fields of ``TaskConfig``; mixed by their weights, so that each comes whole at least once.
+        examples: JSON lines of ``messages``, ``answer`` (the judge's turn) and ``task``, instead of or beside tasks.
+        lora: fields of PEFT's ``LoraConfig``; None trains all weights.
+        training: fields of TRL's ``SFTConfig``.
+        max_text_tokens: bound of each text of an example.
+    """
+
+    model: str = "embedded"
+    tasks: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    examples: str | None = None
+    lora: dict[str, Any] | None = None
+    training: dict[str, Any]
+    max_text_tokens: int = 2048
+
+
+def chats(exercises: Sequence[Exercise], tokenizer: Any, max_text_tokens: int) -> list[list[dict[str, str]]]:
+    """What the judge is shown, rendered as scoring renders it.
+
+    Raises:
+        InputError: for an item with images, which only the warm-up trains on.
+    """
+    pictured = next((e.item.group.key for e in exercises if any(turn.images for turn in e.item.group.prompt)), None)
+    if pictured is not None:
+        raise InputError(f"item {pictured} has images, and this recipe trains on text alone")
+    guard = guard_of(tokenizer, max_text_tokens)
+    return [[{"role": turn.role, "content": turn.text} for turn in exercise.render(guard)] for exercise in exercises]
+
+
+def guard_of(tokenizer: Any, max_text_tokens: int) -> TextGuard:
+    """What outside texts pass through, as in scoring."""
+    reserved = frozenset(token.content for token in tokenizer.added_tokens_decoder.values())
+    return TextGuard(lambda text: len(tokenizer.encode(text, add_special_tokens=False)), max_text_tokens, reserved)
+
+
+def shown(turns: Sequence[Message]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """A chat in TRL's layout, and the images that stand in it, as an image column of the datasets library takes them.
+
+    Raises:
+        InputError: if an image is none.
+    """
+    images = [load_picture(part.image) for turn in turns for part in turn.images]
+    if not images:
+        return [{"role": turn.role, "content": turn.text} for turn in turns], []
+    chat = [
+        {
+            "role": turn.role,
+            # Both keys in every part, or the datasets library would put the one that is missing in as null.
+            "content": [
+                {"type": "text", "text": part.text} if isinstance(part, TextPart) else {"type": "image", "text": ""}
+                for part in turn.content
+            ],
+        }
+        for turn in turns
+    ]
+    return chat, [{"bytes": image.data, "path": None} for image in images]
+
+
+def rows_of(
+    asked: Sequence[tuple[str, Exercise | Item]],
+    tokenizer: Any,
+    max_text_tokens: int,
+    reasoned: frozenset[str] = frozenset(),
+) -> list[dict[str, Any]]:
+    """Examples in TRL's prompt-completion layout, with ``images`` where there are some.
+
+    Args:
+        asked: exercises, with the names of their tasks; or items of which the best candidate is to be written.
+        tokenizer: of the judge.
+        max_text_tokens: bound of each text.
+        reasoned: tasks in which the verdict comes after reasoning.
+
+    Raises:
+        InputError: for an image that is none.
+    """
+    guard = guard_of(tokenizer, max_text_tokens)
+    rows = []
+    for name, one in asked:
+        if isinstance(one, Item):
+            turns: Sequence[Message] = one.group.prompt
+            answer = guard(one.group.candidates[one.gold_G.index(max(one.gold_G))])
+        else:
+            turns = one.render(guard)
+            answer = (reasoning(one) if name in reasoned else "") + one.right()
+        prompt, images = shown(turns)
+        completion = [{"role": "assistant", "content": answer}]
+        rows.append({"prompt": prompt, "completion": completion, "task": name, "images": images})
+    return rows
+
+
+def alike(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of one layout: all with lists of parts and of images if any row shows one, else all without."""
+    if not any(row.get("images") for row in rows):
+        return [{name: value for name, value in row.items() if name != "images"} for row in rows]
+
+    def listed(turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [
+            turn
+            if isinstance(turn["content"], list)
+            else turn | {"content": [{"type": "text", "text": turn["content"]}]}
+            for turn in turns
+        ]
+
+    return [
+        row | {"images": row.get("images", []), **{name: listed(row[name]) for name in ("prompt", "completion")}}
+        for row in rows
+    ]
+
+
+def written_rows(path: str) -> list[dict[str, Any]]:
+    """Examples from a file.
+
+    Raises:
+        InputError: naming the first line that is none.
+    """
+    rows = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            answer = [{"role": "assistant", "content": row["answer"]}]
+            rows.append({"prompt": row["messages"], "completion": answer, "task": row.get("task", "file")})
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}, line {number}: {error!r}") from error
+    return rows
+
+
+def examples(recipe: SFTRecipe, split: Split, tokenizer: Any) -> list[dict[str, Any]]:
+    """All examples of a split, in random order."""
+    tasks = {name: TaskConfig(**values) for name, values in recipe.tasks.items()}
+    check_tasks(tasks)
+    made: dict[str, list[Exercise | Item]] = {
+        name: list(items(task, split) if task.describe else task_exercises(task, split)) for name, task in tasks.items()
+    }
+    rows: list[dict[str, Any]] = []
+    if made:
+        weights = {name: task.weight for name, task in tasks.items()}
+        count = round(max(len(made[name]) / weight for name, weight in weights.items()) * sum(weights.values()))
+        mixture = balanced(made, count, int(recipe.training.get("seed", 42)), weights)
+        reasoned = frozenset(name for name, task in tasks.items() if task.reasoning != "none")
+        rows = rows_of(mixture, tokenizer, recipe.max_text_tokens, reasoned)
+    if recipe.examples and split == "train":
+        rows += written_rows(recipe.examples)
+    if not rows:
+        raise InputError("the config names neither tasks nor a file of examples")
+    return alike(rows)
+
+
+def data_set(rows: Sequence[dict[str, Any]]) -> Any:
+    """Rows as the trainer takes them; pictures stay encoded until their batch is made."""
+    import datasets
+
+    made = datasets.Dataset.from_list([{name: row[name] for name in row if name != "task"} for row in rows])
+    return made.cast_column("images", datasets.List(datasets.Image())) if "images" in rows[0] else made
+
+
+def processing_class(model: str, tokenizer: Any, rows: Sequence[dict[str, Any]]) -> Any:
+    """The tokenizer, or the processor where rows show images.
+
+    Raises:
+        InputError: if the model has no processor for images.
+    """
+    if "images" not in rows[0]:
+        return tokenizer
+    processor, why = load_processor(model)
+    if processor is None:
+        raise InputError(f"the tasks show images, and {why}")
+    return processor
+
+
+def trainer_class() -> Any:
+    """TRL's trainer; without a GPU one that computes logits only where an answer stands.
+
+    TRL's own does so with a GPU; elsewhere it scores all positions of prompts too (``trl/trainer/utils.py``,
+    ``add_fused_lm_head``), which for a small model with a large vocabulary takes as long as all its layers.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+    from trl import SFTTrainer
+
+    if torch.cuda.is_available():
+        return SFTTrainer
+
+    class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
+        """The same loss, from fewer logits."""
+
+        def compute_loss(
+            self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            labels = inputs["labels"][:, 1:]
+            kept = (labels != -100).any(dim=0).nonzero().squeeze(-1)
+            given = {name: value for name, value in inputs.items() if name not in ("labels", "use_cache")}
+            output = model(**given, logits_to_keep=kept, use_cache=False)
+            logits, wanted = output.logits.float().flatten(0, 1), labels[:, kept].flatten()
+            total = cross_entropy(logits, wanted, ignore_index=-100, reduction="sum")
+            if num_items_in_batch is None:
+                loss = total / (wanted != -100).sum().clamp(min=1)
+            else:  # of all ranks, whose gradients are averaged
+                ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+                loss = total * ranks / num_items_in_batch
+            return (loss, output) if return_outputs else loss
+
+    return AnswerTrainer
+
+
+def main() -> None:
+    """Train and save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
+    args = parser.parse_args()
+    recipe = SFTRecipe(**read_config(args.config, args.overrides))
+
+    from peft import LoraConfig
+    from transformers import AutoTokenizer
+    from transformers.trainer_utils import get_last_checkpoint
+    from transformers.utils import cached_file
+    from trl import SFTConfig
+
+    model = str(embedded_model_path()) if recipe.model == "embedded" else recipe.model
+    make_known(model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    settings = SFTConfig(**{"completion_only_loss": True, "report_to": "none", **recipe.training})
+    train = examples(recipe, "train", tokenizer)
+    trainer = trainer_class()(
+        model=model,
+        args=settings,
+        train_dataset=data_set(train),
+        processing_class=processing_class(model, tokenizer, train),
+        peft_config=None if recipe.lora is None else LoraConfig(task_type="CAUSAL_LM", **recipe.lora),
+    )
+    # The losses count tokens of the whole batch; transformers believes that vision-language models cannot.
+    trainer.model_accepts_loss_kwargs = True
+    output = Path(str(settings.output_dir))
+    last = get_last_checkpoint(str(output)) if output.is_dir() else None
+    trainer.train(resume_from_checkpoint=last)
+    trainer.save_model(str(output))
+    if trainer.is_world_process_zero():
+        tokenizer.save_pretrained(output)
+        for name in ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"):
+            if (found := cached_file(model, name, _raise_exceptions_for_missing_entries=False)) is not None:
+                shutil.copy(found, output)  # without it a vision-language model could not be loaded again
+        (output / "recipe.json").write_text(recipe.model_dump_json(indent=2), encoding="utf-8")
+        print(f"{len(train)} examples; saved to {output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""verl: configs for training policies and judges."""

@@ -1,0 +1,1 @@
+"""verl on CPU cores, for trying and testing."""

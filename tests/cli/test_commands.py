@@ -1,0 +1,740 @@
+"""The command line, mostly with a scripted judge; the embedded model judges in a process of its own, and in doctor."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from PIL import Image
+from typer.testing import CliRunner
+
+from mrjudge_reward.cli import app, doctor
+from mrjudge_reward.cli.lines import say
+from mrjudge_reward.config import JudgeConfig
+from mrjudge_reward.engines.scripted import ScriptedEngine
+from mrjudge_reward.monitoring.explain import verdict_line
+from mrjudge_reward.types import Comparison, Failed, Failure, Played, Request, Tie, Verdict
+
+SCRIPTED = ("--set", "model=scripted")
+GROUPS = [{"id": f"g{i}", "prompt": f"Question {i}?", "candidates": ["a", f"a long one {i}", "abc"]} for i in range(5)]
+
+
+def by_length() -> ScriptedEngine:
+    return ScriptedEngine.by_utility(len)
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
+    """The judge of every run in this test; it prefers long texts."""
+    return use(by_length(), monkeypatch)
+
+
+def use(engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
+    monkeypatch.setattr(JudgeConfig, "build_engine", lambda self: engine)
+    return engine
+
+
+def run(*arguments: str | Path, stdin: str | bytes = "") -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
+
+
+def rank(*arguments: str | Path, stdin: str | bytes = "") -> Result:
+    return run("rank", *arguments, *SCRIPTED, stdin=stdin)
+
+
+def jsonl(*records: Any) -> str:
+    return "".join((record if isinstance(record, str) else json.dumps(record)) + "\n" for record in records)
+
+
+def records(text: str | Path) -> list[dict[str, Any]]:
+    content = text.read_text(encoding="utf-8") if isinstance(text, Path) else text
+    return [json.loads(line) for line in content.splitlines()]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "in.jsonl"
+    path.write_text(jsonl(*GROUPS), encoding="utf-8")
+    return path
+
+
+# -- rank -----------------------------------------------------------------------------------------------------------------
+
+
+def test_results_come_in_input_order_with_scores_that_follow_the_judge(source: Path, engine: ScriptedEngine) -> None:
+    result = rank(source, "--chunk", "2")
+    assert result.exit_code == 0, result.stderr
+    lines = records(result.stdout)
+    assert [line["id"] for line in lines] == ["g0", "g1", "g2", "g3", "g4"]
+    for line in lines:
+        assert line["order"] == [1, 2, 0]
+        assert line["best"] == 1
+        assert line["scores"][1] > line["scores"][2] > line["scores"][0]
+        assert line["rationale"].startswith("<think>compared")
+        assert line["failed"] == 0
+        assert line["calls"] == len(line["verdicts"]) > 0
+        assert {"candidates", "outcome", "probabilities", "rationale"} == set(line["verdicts"][0])
+    assert sum(line["calls"] for line in lines) == len(engine.requests)
+
+
+def test_the_chunk_does_not_change_the_results(source: Path, engine: ScriptedEngine) -> None:
+    assert rank(source, "--chunk", "1").stdout == rank(source, "--chunk", "100").stdout
+
+
+def test_stdin_is_read_when_no_input_or_a_dash_is_given(engine: ScriptedEngine) -> None:
+    one = rank(stdin=jsonl(*GROUPS))
+    assert one.exit_code == 0
+    assert len(records(one.stdout)) == 5
+    assert rank("-", stdin=jsonl(*GROUPS)).stdout == one.stdout
+
+
+def part(image: Any) -> dict[str, Any]:
+    return {"type": "image", "image": image}
+
+
+def test_images_of_a_line_are_relative_to_its_file_and_a_bad_one_costs_its_line(
+    tmp_path: Path, engine: ScriptedEngine
+) -> None:
+    (tmp_path / "set/pictures").mkdir(parents=True)
+    source = tmp_path / "set/in.jsonl"
+    for name, width in (("a", 8), ("b", 9)):
+        Image.new("RGB", (width, 8), "red").save(tmp_path / f"set/pictures/{name}.png")
+    gif = "data:image/gif;base64,R0lGODdhAgACAIAAAP8AAP8AACwAAAAAAgACAAACAoRRADs="
+    asks = {"role": "user", "content": [part("pictures/a.png"), {"type": "text", "text": "What?"}, part(gif)]}
+    lines = [
+        {"id": "parts", "prompt": [asks], "candidates": ["x", "yy"]},
+        {"id": "beside", "prompt": "What?", "images": ["pictures/a.png", "pictures/b.png"], "candidates": ["x", "yy"]},
+        {"id": "missing", "prompt": "What?", "images": ["pictures/no.png"], "candidates": ["x", "yy"]},
+        {"id": "drawn", "prompt": "Draw.", "candidates": [[part("pictures/a.png")], [part("pictures/b.png")]]},
+        {"id": "no place", "prompt": [{"role": "user", "content": [{"type": "image"}]}], "candidates": ["x", "yy"]},
+        {"id": "no part", "prompt": "Draw.", "candidates": ["x", [{"type": "picture"}]]},
+    ]
+    source.write_text(jsonl(*lines), encoding="utf-8")
+    result = rank(source, "-o", tmp_path / "out.jsonl")
+    assert result.exit_code == 1, "two bad lines"
+    parts, beside, missing, drawn, place, kind = records(tmp_path / "out.jsonl")
+    assert (parts["best"], beside["best"], missing["best"]) == (1, 1, None)
+    assert missing["scores"] == [None, None]
+    assert missing["verdicts"][0]["reason"] == "image"
+    assert str(tmp_path / "set/pictures/no.png") in missing["verdicts"][0]["detail"]
+    assert "does not exist" in missing["verdicts"][0]["detail"]
+    assert len(drawn["verdicts"]) >= 1
+    assert drawn["failed"] == 0
+    assert "prompt: 0 images for 1 places" in place["error"]
+    assert "candidates[1]: a message part must be" in kind["error"]
+    widths = {tuple(p.image.width for m in request.messages for p in m.images) for request in engine.requests}
+    assert widths == {(8, 2), (8, 9), (9, 8)}
+    Image.new("RGB", (10, 8), "red").save(tmp_path / "set/pictures/a.png")
+    again = rank(source, "-o", tmp_path / "out.jsonl")
+    assert again.exit_code == 2, "results of another picture are not taken for this one's"
+    assert "line 1 is no result of the input's line 1" in again.stderr
+
+
+def test_a_conversation_a_reference_and_a_rubric_reach_the_judge(engine: ScriptedEngine) -> None:
+    chat = [{"role": "user", "content": "Ping?"}, {"role": "assistant", "content": "Pong."}]
+    line = {"prompt": chat, "candidates": ["x", "yy"], "reference": "REFERENCE", "rubric": "RUBRIC", "more": 1}
+    assert rank(stdin=jsonl(line)).exit_code == 0
+    shown = engine.requests[0].messages[-1].text
+    assert all(text in shown for text in ("Ping?", "Pong.", "REFERENCE", "RUBRIC"))
+
+
+BAD = [
+    ("{oops", "not JSON"),
+    ('{"prompt": "q", "candidates": ["a", NaN]}', "not JSON: NaN"),
+    ("[" * 100_000, "not JSON"),
+    ("[1]", "must be an object"),
+    ({"candidates": ["a"]}, "prompt: missing"),
+    ({"prompt": "q"}, "candidates: missing"),
+    ({"prompt": 3, "candidates": ["a"]}, "prompt: must be text or"),
+    ({"prompt": "", "candidates": ["a"]}, "prompt: must not be empty"),
+    ({"prompt": [{"content": "no role"}], "candidates": ["a"]}, "prompt: a chat message needs 'role'"),
+    ({"prompt": [{"role": "user", "content": 5}], "candidates": ["a"]}, "prompt: "),
+    ({"prompt": "q", "candidates": []}, "candidates: must be 1 to"),
+    ({"prompt": "q", "candidates": "abc"}, "candidates: must be a list"),
+    ({"prompt": "q", "candidates": ["a", 7]}, "candidates[1]: must be text; got 7"),
+    ({"prompt": "q", "candidates": ["a"], "rubric": ["x"]}, "rubric: must be text"),
+    ({"prompt": "q", "candidates": ["a"], "id": {"x": 1}}, "id: must be text or a whole number"),
+]
+
+
+@pytest.mark.parametrize(("bad", "fault"), BAD, ids=[fault for _, fault in BAD])
+def test_a_bad_line_is_named_and_the_others_are_judged(
+    bad: Any, fault: str, tmp_path: Path, engine: ScriptedEngine
+) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(jsonl(GROUPS[0], "", bad, GROUPS[1]), encoding="utf-8")
+    result = rank(path)
+    assert result.exit_code == 1
+    assert f"{path}, line 3: {fault}" in result.stderr
+    assert "3 lines, 1 bad" in result.stderr
+    first, error, last = records(result.stdout)
+    assert (first["id"], first["best"], last["id"], last["best"]) == ("g0", 1, "g1", 1)
+    assert error["line"] == 3
+    assert fault in error["error"]
+    assert set(error) == {"id", "line", "error", "input"}
+
+
+def test_a_bad_line_keeps_its_id_and_bytes_that_are_not_utf8_are_a_bad_line(engine: ScriptedEngine) -> None:
+    result = rank(stdin=b'\xff\n{"id": 12, "prompt": "q"}\n')
+    assert result.exit_code == 1
+    assert [line["id"] for line in records(result.stdout)] == [1, 12]
+    assert engine.requests == []  # nothing to judge
+
+
+def test_text_of_any_script_goes_through_as_it_is(tmp_path: Path, engine: ScriptedEngine) -> None:
+    path, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    line = {"id": "雪 ☃", "prompt": "Grüße?", "candidates": ["да", "🙂🙂🙂"]}
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(line, ensure_ascii=False).encode())  # BOM, no newline at the end
+    assert rank(path, "-o", output).exit_code == 0
+    assert "雪 ☃" in output.read_text(encoding="utf-8")
+    assert "да" in engine.requests[0].messages[-1].text
+
+
+def test_half_a_surrogate_pair_is_judged_and_stays_valid_json(engine: ScriptedEngine) -> None:
+    result = rank(stdin=jsonl({"id": "x\ud800", "prompt": "q\ud800", "candidates": ["a\ud800", "bbb"]}))
+    assert result.exit_code == 0
+    assert records(result.stdout)[0]["best"] == 1
+    assert records(result.stdout)[0]["id"] == "x\ud800"
+
+
+def test_an_empty_input_gives_an_empty_output_without_loading_a_judge(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    result = rank("-o", output, "--set", "adapter=/nowhere", stdin="\n\n")
+    assert result.exit_code == 0
+    assert output.read_bytes() == b""
+
+
+def test_a_lone_candidate_has_no_score(engine: ScriptedEngine) -> None:
+    (line,) = records(rank(stdin=jsonl({"prompt": "q", "candidates": ["only"]})).stdout)
+    assert (line["scores"], line["order"], line["best"]) == ([None], [], None)
+
+
+def test_equal_ids_are_two_results_and_a_missing_id_is_the_line_number(engine: ScriptedEngine) -> None:
+    line = {"prompt": "q", "candidates": ["a", "bb"]}
+    result = rank(stdin=jsonl(line | {"id": 7}, line | {"key": 7}, line))
+    assert [record["id"] for record in records(result.stdout)] == [7, 7, 3]
+
+
+def failing_for(text: str) -> ScriptedEngine:
+    """Prefers long texts, and fails wherever a text is shown."""
+    inner = by_length()
+
+    def script(request: Request) -> Any:
+        shown = text in request.messages[-1].text
+        return Failure("http 500", "crash", transient=False) if shown else inner.script(request)
+
+    return ScriptedEngine(script, inner.identity)
+
+
+def test_a_run_in_which_too_many_comparisons_failed_ends_with_code_3_and_its_results_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    path.write_text(jsonl(*GROUPS[:2], "oops"), encoding="utf-8")
+    use(failing_for("Question 0?"), monkeypatch)
+    assert rank(path).exit_code == 1  # half of all failed, and that may fail
+    first = rank(path, "-o", output, "--set", "max_failed_fraction=0.4")
+    assert first.exit_code == 3
+    assert "comparisons failed, more than max_failed_fraction (40%)" in first.stderr
+    assert [record.get("best") for record in records(output)] == [None, 1, None]
+    again = rank(path, "-o", output, "--set", "max_failed_fraction=0.4")
+    assert again.exit_code == 3  # nothing is judged anew, and the results are no better
+    assert rank(path, "-o", output, "--set", "max_failed_fraction=1").exit_code == 1
+
+
+def test_best_is_null_where_different_texts_tie_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(ScriptedEngine(lambda request: "<answer>A</answer>"), monkeypatch)
+    settings = ("--set", "schedule=all_pairs")
+    (line,) = records(rank(*settings, stdin=jsonl({"prompt": "q", "candidates": ["a", "b"]})).stdout)
+    assert (line["order"], line["best"]) == ([0, 1], None)
+
+
+def test_no_control_character_of_a_judge_reaches_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = "<think>\x1b[2J \x7f\x85\x9b31m é\u202e</think><answer>A</answer>"
+    use(ScriptedEngine(lambda request: written), monkeypatch)
+    output = rank(stdin=jsonl({"id": "\x9bx", "prompt": "q", "candidates": ["a", "b"]})).stdout
+    assert not {*"\x1b\x7f\x85\x9b"} & {*output}
+    assert "\\u009b31m é\u202e" in output
+    (line,) = records(output)
+    assert (line["id"], line["rationale"]) == ("\x9bx", written)
+
+
+def test_a_verdict_line_shows_control_characters_and_bidi_overrides_instead_of_obeying_them() -> None:
+    written = "a\x1b]0;title\x07b\x7f\x9b2J\u202ec\u2066d\ne"
+    line = verdict_line(Played(Comparison((0, 1)), Verdict(Tie(), written)))
+    assert line == "[#0 #1] tie | a�]0;title�b��2J�c�d e"
+    failed = verdict_line(Played(Comparison((0, 1)), Verdict(Failed("odd\x1b"))))
+    assert failed == "[#0 #1] failed: odd�"
+
+
+def test_messages_obey_no_escape_sequence(capsys: pytest.CaptureFixture[str]) -> None:
+    say("the judge wrote \x1b[2J\nand more")
+    assert capsys.readouterr().err == "mrjudge: the judge wrote �[2J and more\n"
+
+
+def test_failed_comparisons_are_counted_and_leave_scores_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(ScriptedEngine(lambda request: Failure("http 500", "crash", transient=False)), monkeypatch)
+    result = rank("--set", "max_failed_fraction=1", stdin=jsonl(GROUPS[0]))
+    (line,) = records(result.stdout)
+    assert result.exit_code == 0
+    assert line["scores"] == [None, None, None]
+    assert line["failed"] == len(line["verdicts"])
+    assert line["verdicts"][0]["reason"] == "http 500"
+    assert line["rationale"] == ""
+
+
+# -- rank: settings -------------------------------------------------------------------------------------------------------
+
+
+def test_settings_come_from_yaml_and_the_command_line_wins(
+    source: Path, tmp_path: Path, engine: ScriptedEngine
+) -> None:
+    settings = tmp_path / "judge.yaml"
+    settings.write_text("model: scripted\nmax_tokens: 7\ntemperature: 0.5\n", encoding="utf-8")
+    assert run("rank", source, "--config", settings, "--set", "temperature=1", "--set", "top_p=0.5").exit_code == 0
+    sampling = engine.requests[0].sampling
+    assert (sampling.max_tokens, sampling.temperature, sampling.top_p) == (7, 1, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "shedule=ring"], "did you mean 'schedule'?"),
+        (["--set", "temperature=hot"], "temperature: Input should be a valid number"),
+        (["--set", "temperature"], "--set takes KEY=VALUE"),
+        (["--set", "labels=[a"], "the value is not YAML"),
+        (["--config", "/nowhere.yaml"], "/nowhere.yaml"),
+        (["--set", "schedule=pointwise"], "does not fit format Choice"),
+    ],
+)
+def test_wrong_settings_end_in_one_clear_line_and_code_2(
+    arguments: list[str], message: str, source: Path, engine: ScriptedEngine
+) -> None:
+    result = rank(source, *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stdout == ""
+
+
+def test_a_missing_input_or_an_output_that_is_the_input_is_refused(source: Path, engine: ScriptedEngine) -> None:
+    before = source.read_bytes()
+    assert rank(source.parent / "none.jsonl").exit_code == 2
+    result = rank(source, "-o", source, "--overwrite")
+    assert result.exit_code == 2
+    assert "is the input" in result.stderr
+    assert source.read_bytes() == before
+
+
+# -- rank: resuming -------------------------------------------------------------------------------------------------------
+
+
+def interrupting(at: int, error: Callable[[], BaseException]) -> ScriptedEngine:
+    """Prefers long texts, and raises at the ``at``-th request."""
+    inner = by_length()
+
+    def script(request: Request) -> Any:
+        if len(engine.requests) >= at:
+            raise error()
+        return inner.script(request)
+
+    engine = ScriptedEngine(script, by_length().identity)
+    return engine
+
+
+def test_a_half_written_line_is_dropped_and_only_what_is_missing_is_asked(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, whole = tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
+    use(by_length(), monkeypatch)
+    rank(source, "-o", whole)
+    complete = whole.read_bytes()
+    lines = complete.splitlines(keepends=True)
+    output.write_bytes(b"".join(lines[:3]) + lines[3][:-20])
+    engine = use(by_length(), monkeypatch)
+    result = rank(source, "-o", output)
+    assert result.exit_code == 0
+    assert output.read_bytes() == complete
+    assert len(engine.requests) == sum(record["calls"] for record in records(whole)[3:])
+    assert "3 of them found" in result.stderr
+
+
+@pytest.mark.parametrize("length", [0, 1, 5, 300])
+def test_a_file_that_holds_nothing_but_a_torn_line_is_started_anew(
+    length: int, source: Path, tmp_path: Path, engine: ScriptedEngine
+) -> None:
+    output = tmp_path / "out.jsonl"
+    rank(source, "-o", output)
+    complete = output.read_bytes()
+    output.write_bytes(complete[:length])
+    assert rank(source, "-o", output).exit_code == 0
+    assert output.read_bytes() == complete
+
+
+def test_a_finished_output_loads_no_judge_and_bad_lines_still_give_code_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    path.write_text(jsonl(GROUPS[0], "oops"), encoding="utf-8")
+    use(by_length(), monkeypatch)
+    assert rank(path, "-o", output).exit_code == 1
+    before = output.read_bytes()
+    engine = use(by_length(), monkeypatch)
+    again = rank(path, "-o", output)
+    assert again.exit_code == 1
+    assert f"{path}, line 2: not JSON" in again.stderr
+    assert engine.batches == []
+    assert output.read_bytes() == before
+
+
+def test_input_that_grew_is_continued(source: Path, tmp_path: Path, engine: ScriptedEngine) -> None:
+    output = tmp_path / "out.jsonl"
+    rank(source, "-o", output)
+    with source.open("a", encoding="utf-8") as file:
+        file.write(jsonl({"id": "new", "prompt": "q", "candidates": ["a", "bb"]}))
+    assert rank(source, "-o", output).exit_code == 0
+    assert [line["id"] for line in records(output)] == ["g0", "g1", "g2", "g3", "g4", "new"]
+
+
+def test_speed_and_alarm_settings_may_change_between_runs(source: Path, tmp_path: Path, engine: ScriptedEngine) -> None:
+    output = tmp_path / "out.jsonl"
+    rank(source, "-o", output)
+    asked = len(engine.requests)
+    more = ("--set", "max_concurrency=2", "--set", "max_failed_fraction=1", "--set", f"cache={tmp_path / 'cache.db'}")
+    assert rank(source, "-o", output, *more).exit_code == 0
+    assert len(engine.requests) == asked
+
+
+def changed_input(source: Path, output: Path) -> list[str]:
+    source.write_text(source.read_text(encoding="utf-8").replace("Question 1", "Another"), encoding="utf-8")
+    return []
+
+
+def changed_settings(source: Path, output: Path) -> list[str]:
+    return ["--set", "seed=1"]
+
+
+def shorter_input(source: Path, output: Path) -> list[str]:
+    source.write_text(jsonl(*GROUPS[:2]), encoding="utf-8")
+    return []
+
+
+def foreign_lines(source: Path, output: Path) -> list[str]:
+    output.write_text("my notes\n", encoding="utf-8")
+    return []
+
+
+def foreign_text_without_newline(source: Path, output: Path) -> list[str]:
+    output.write_text("my notes", encoding="utf-8")
+    return []
+
+
+def foreign_json(source: Path, output: Path) -> list[str]:
+    output.write_text("[]\n", encoding="utf-8")
+    return []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [changed_input, changed_settings, shorter_input, foreign_lines, foreign_text_without_newline, foreign_json],
+)
+def test_an_output_that_does_not_match_is_left_alone_unless_overwritten(
+    change: Callable[[Path, Path], list[str]], source: Path, tmp_path: Path, engine: ScriptedEngine
+) -> None:
+    output = tmp_path / "out.jsonl"
+    rank(source, "-o", output)
+    arguments = change(source, output)
+    before, asked = output.read_bytes(), len(engine.requests)
+    refused = rank(source, "-o", output, *arguments)
+    assert refused.exit_code == 2
+    assert "--overwrite" in refused.stderr
+    assert str(output) in refused.stderr
+    assert output.read_bytes() == before
+    assert len(engine.requests) == asked
+    assert rank(source, "-o", output, "--overwrite", *arguments).exit_code == 0
+    assert output.read_text(encoding="utf-8") == rank(source, *arguments).stdout
+
+
+def test_overwrite_keeps_the_old_results_until_there_are_new_ones(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.jsonl"
+    use(by_length(), monkeypatch)
+    rank(source, "-o", output)
+    before = output.read_bytes()
+    use(interrupting(1, KeyboardInterrupt), monkeypatch)
+    assert rank(source, "-o", output, "--overwrite").exit_code == 130
+    assert output.read_bytes() == before
+
+
+def test_ctrl_c_keeps_the_finished_chunks_and_the_same_command_goes_on(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.jsonl"
+    use(by_length(), monkeypatch)
+    whole = rank(source).stdout
+    calls = [record["calls"] for record in records(whole)]
+    use(interrupting(sum(calls[:4]) + 1, KeyboardInterrupt), monkeypatch)
+    stopped = rank(source, "-o", output, "--chunk", "2")
+    assert stopped.exit_code == 130
+    assert "interrupted; 4 results are written, the same command goes on" in stopped.stderr
+    assert len(records(output)) == 4
+    engine = use(by_length(), monkeypatch)
+    assert rank(source, "-o", output, "--chunk", "2").exit_code == 0
+    assert len(engine.requests) == calls[4]
+    assert output.read_text(encoding="utf-8") == whole
+
+
+def test_an_unreliable_judge_stops_the_run_with_code_3_and_keeps_earlier_chunks(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.jsonl"
+    use(by_length(), monkeypatch)
+    calls = records(rank(source).stdout)[0]["calls"]
+    use(interrupting(calls + 1, lambda: RuntimeError("the judge is down")), monkeypatch)
+    result = rank(source, "-o", output, "--chunk", "1", "--set", "failure_window=4")
+    assert result.exit_code == 3
+    assert "judgements failed" in result.stderr
+    assert "RuntimeError" in result.stderr
+    assert [record["id"] for record in records(output)] == ["g0"]
+
+
+# -- doctor ---------------------------------------------------------------------------------------------------------------
+
+
+def examined(result: Result) -> dict[str, dict[str, Any]]:
+    return {check["name"]: check for check in json.loads(result.stdout)["checks"]}
+
+
+def test_doctor_says_that_a_server_cannot_be_reached() -> None:
+    with socket.socket() as closed:  # bound and not listening: connections are refused
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
+        result = run("doctor", "--set", f"base_url={url}", "--set", "model=judge", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["works"] is False
+    assert examined(result)["server"]["status"] == "failed"
+    assert f"{url} cannot be reached" in examined(result)["server"]["detail"]
+
+
+def test_doctor_asks_a_server_for_its_models_and_judges_in_both_orders() -> None:
+    from tests.support.judge_server import JudgeServer
+
+    with JudgeServer() as server:
+        result = run("doctor", "--set", f"base_url={server.base_url}", "--set", "model=judge", "--json")
+    checks = examined(result)
+    assert result.exit_code == 0, result.stdout
+    assert checks["server"]["detail"].startswith("reachable")
+    assert checks["can read labels"]["data"]["reads"] is True
+    smoke = checks["smoke test"]
+    assert smoke["data"]["orders_agree"] is True
+    assert smoke["status"] == "note"  # that judge prefers the longest text
+    assert "the worse candidate was preferred" in smoke["detail"]
+
+
+def test_doctor_tells_position_bias_apart_from_agreement(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(ScriptedEngine.by_utility(lambda text: -len(text)), monkeypatch)
+    fair = run("doctor", *SCRIPTED, "--json")
+    assert fair.exit_code == 0
+    assert examined(fair)["smoke test"]["status"] == "ok"
+    assert "both orders agree" in examined(fair)["smoke test"]["detail"]
+    use(ScriptedEngine(lambda request: "<answer>A</answer>"), monkeypatch)
+    biased = examined(run("doctor", *SCRIPTED, "--json"))["smoke test"]
+    assert biased["status"] == "note"
+    assert "contradict" in biased["detail"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("--set", "tie_label=T"),
+        ("--set", "format=score", "--set", "labels={T: 1, U: 2}"),
+        ("--set", "format=score", "--set", "labels={T: 1, U: 2}", "--set", "rating=mean_score"),
+    ],
+)
+def test_doctor_notes_a_judge_that_cannot_tell_the_candidates_apart(
+    settings: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(ScriptedEngine(lambda request: "<answer>T</answer>"), monkeypatch)
+    smoke = examined(run("doctor", *SCRIPTED, *settings, "--json"))["smoke test"]
+    assert smoke["status"] == "note"
+    assert "the judge cannot tell the two candidates apart" in smoke["detail"]
+
+
+def test_doctor_notes_a_judge_that_graded_only_the_better_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def script(request: Request) -> str:
+        return "no" if "The answer is five." in request.messages[-1].text else "<answer>5</answer>"
+
+    use(ScriptedEngine(script), monkeypatch)
+    settings = ("--set", "format=score", "--set", "rating=mean_score")
+    smoke = examined(run("doctor", *SCRIPTED, *settings, "--json"))["smoke test"]
+    assert smoke["status"] == "note"
+    assert "cannot tell the two candidates apart" in smoke["detail"]
+
+
+def test_doctor_fails_if_the_judge_gives_no_verdict_or_does_not_fit_the_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    use(ScriptedEngine(lambda request: "I cannot tell."), monkeypatch)
+    result = run("doctor", *SCRIPTED, "--json")
+    assert result.exit_code == 1
+    assert "no verdict" in examined(result)["smoke test"]["detail"]
+    assert examined(result)["can read labels"]["status"] == "note"  # a sampled judge needs none
+    reading = run("doctor", *SCRIPTED, "--set", "verdict=read", "--no-smoke", "--json")
+    assert reading.exit_code == 1
+    assert examined(reading)["can read labels"]["status"] == "failed"
+    unable = use(by_length(), monkeypatch)
+    unable.can_read = False
+    unfit = run("doctor", *SCRIPTED, "--set", "verdict=read", "--no-smoke", "--json")
+    assert unfit.exit_code == 1
+    assert "cannot read label probabilities" in examined(unfit)["settings"]["detail"]
+
+
+def test_doctor_names_the_extra_that_brings_a_missing_package(
+    engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tested = {"no-such-package": ("1.0", "trl"), "numpy": ("0.0.1", "")}
+    monkeypatch.setattr(doctor, "TESTED", tested)
+    result = run("doctor", *SCRIPTED, "--no-smoke", "--json")
+    checks = examined(result)
+    assert result.exit_code == 0
+    assert "pip install 'mrjudge-reward[trl]'" in checks["no-such-package"]["detail"]
+    assert "tested with 0.0.1" in checks["numpy"]["detail"]
+    assert "smoke test" not in checks
+    table = run("doctor", *SCRIPTED, "--no-smoke")
+    assert "'mrjudge-reward[trl]'" in table.stdout.replace("\n", " ")  # brackets are no markup
+    assert "The judge works." in table.stdout
+
+
+def test_doctor_finds_the_embedded_model_working_and_says_what_it_is() -> None:
+    result = run("doctor", "--json")
+    checks = examined(result)
+    assert (result.exit_code, json.loads(result.stdout)["works"]) == (0, True), result.stdout
+    assert "untrained and only orders texts by sentiment" in checks["judge model"]["detail"]
+    assert checks["embedded model"]["data"]["package"] is True
+    assert checks["can read labels"]["data"]["reads"] is True
+    assert checks["context"]["data"]["tokens"] == 8192
+    memory = checks["memory"]["data"]
+    assert memory["fits"] is True
+    assert 4 * 134_515_008 < memory["needs_bytes"] < memory["free_bytes"]
+    first, second = checks["smoke test"]["data"]["scores"]
+    assert first > second
+    assert checks["smoke test"]["data"]["seconds"] > 0
+
+
+# -- cache, version, help ---------------------------------------------------------------------------------------------------
+
+
+def test_cache_shows_and_empties_what_rank_kept(source: Path, tmp_path: Path, engine: ScriptedEngine) -> None:
+    path = tmp_path / "replies.db"
+    rank(source, "--set", f"cache={path}")
+    count = len(engine.requests)
+    assert f"{count} replies" in run("cache", path).stdout
+    refused = run("cache", path, "--clear", stdin="n\n")
+    assert "Emptied" not in refused.stdout
+    assert f"{count} replies" in run("cache", path).stdout
+    assert "Emptied." in run("cache", path, "--clear", stdin="y\n").stdout
+    assert "0 replies" in run("cache", path, "--clear", "--yes").stdout
+
+
+def test_cache_leaves_a_file_alone_that_is_not_a_cache(tmp_path: Path) -> None:
+    assert run("cache", tmp_path / "none.db").exit_code == 2
+    assert not (tmp_path / "none.db").exists()
+    text, other = tmp_path / "text", tmp_path / "other.db"
+    text.write_text("not a database, and longer than a header would be", encoding="utf-8")
+    connection = sqlite3.connect(other)
+    connection.execute("CREATE TABLE mine (x)")
+    connection.close()
+    for path in (text, other):
+        before = path.read_bytes()
+        result = run("cache", path, "--clear", "--yes")
+        assert result.exit_code == 2
+        assert "is not a reply cache" in result.stderr
+        assert path.read_bytes() == before
+
+
+def test_version_and_help_need_no_heavy_package() -> None:
+    assert process([mrjudge(), "--version"]).stdout.startswith(b"mrjudge-reward ")
+    assert "rank" in run("--help").stdout
+    assert "--overwrite" in run("rank", "--help").stdout
+    code = "import sys, mrjudge_reward.cli; print(sorted({'torch', 'transformers', 'openai', 'trl'} & {*sys.modules}))"
+    assert process([sys.executable, "-c", code]).stdout == b"[]\n"
+
+
+# -- real processes ---------------------------------------------------------------------------------------------------------
+
+
+def mrjudge() -> str:
+    found = shutil.which("mrjudge", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    assert found is not None, "the package must be installed (pip install -e .)"
+    return found
+
+
+def process(command: Sequence[str], stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(command, input=stdin, capture_output=True, check=False, timeout=300)
+
+
+@pytest.fixture(scope="session")
+def ranked() -> subprocess.CompletedProcess[bytes]:
+    lines = jsonl(
+        {"id": "é", "prompt": "How was it?", "candidates": ["It was terrible.", "I loved it, wonderful! ☃", ""]},
+        "oops",
+        {"prompt": "How?", "candidates": ["Fine."]},
+    )
+    return process([mrjudge(), "rank"], lines.encode())
+
+
+def test_the_embedded_model_ranks_stdin_in_a_process_of_its_own(ranked: subprocess.CompletedProcess[bytes]) -> None:
+    assert ranked.returncode == 1, ranked.stderr.decode()
+    first, bad, lone = records(ranked.stdout.decode("utf-8"))
+    assert first["id"] == "é"
+    assert first["order"][0] == 1
+    assert first["scores"][1] > first["scores"][0]
+    assert bad["line"] == 2
+    assert lone["scores"] == [None]
+
+
+def test_stderr_of_a_pipe_holds_messages_and_no_bar(ranked: subprocess.CompletedProcess[bytes]) -> None:
+    messages = [line for line in ranked.stderr.decode().splitlines() if not line.startswith("Convert")]
+    assert messages[0].startswith("mrjudge: standard input, line 2: not JSON")
+    assert "untrained" in messages[1]
+    assert messages[-1] == "mrjudge: 3 lines, 1 bad, 3 calls, 0 failed comparisons"
+    assert all(line.startswith("mrjudge: ") for line in messages)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends a signal")
+def test_a_real_interrupt_ends_with_code_130_and_no_traceback(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    script = (
+        "import time; from mrjudge_reward import cli, config; from mrjudge_reward.engines.scripted import *\n"
+        "def answer(request):\n"
+        "    time.sleep(0.02); return '<answer>A</answer>'\n"
+        "config.JudgeConfig.build_engine = lambda self: ScriptedEngine(answer)\n"
+        "cli.main()"
+    )
+    command = [sys.executable, "-c", script, "rank", "-", "-o", str(output), "--chunk", "1", *SCRIPTED]
+    lines = jsonl(*({"prompt": f"q{i}", "candidates": ["a", "b"]} for i in range(400))).encode()
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdin is not None
+        running.stdin.write(lines)
+        end = time.monotonic() + 60
+        while not (output.exists() and output.stat().st_size) and time.monotonic() < end:
+            time.sleep(0.01)
+        running.send_signal(signal.SIGINT)
+        _, stderr = running.communicate(timeout=60)
+    assert running.returncode == 130, stderr.decode()
+    assert b"Traceback" not in stderr
+    assert b"interrupted" in stderr
+    assert all("best" in record for record in records(output))

@@ -1,0 +1,233 @@
+"""The TRL adapter without a trainer: what it makes of rows, and what it refuses."""
+
+from __future__ import annotations
+
+import pickle
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mrjudge_reward import (
+    Choice,
+    ConfigError,
+    Failure,
+    FailureAlarm,
+    InputError,
+    Judge,
+    JudgeConfig,
+    JudgeUnreliableError,
+    Request,
+    ScriptedEngine,
+)
+from mrjudge_reward.engines.scripted import shown_candidates
+from mrjudge_reward.images import load_picture
+from mrjudge_reward.integrations.trl.reward import JudgeReward, completion_text
+from mrjudge_reward.scoring.stats import METRICS
+
+
+def judge(script: Any = None, **more: Any) -> Judge:
+    engine = ScriptedEngine(script) if script else ScriptedEngine.by_utility(len)
+    return Judge(engine, Choice(), schedule="ring", **more)
+
+
+def chat(text: str) -> list[dict[str, Any]]:
+    return [{"role": "assistant", "content": text}]
+
+
+def test_groups_are_cut_by_block_even_if_prompts_repeat() -> None:
+    seen = judge()
+    rewards = JudgeReward(seen, num_generations=2)(["same"] * 4, ["a", "bb", "ccc", "dddd"])
+    assert rewards[0] < rewards[1]  # type: ignore[operator]
+    assert rewards[2] < rewards[3]  # type: ignore[operator]
+    for request in seen.engine.requests:  # type: ignore[attr-defined]
+        assert set(shown_candidates(request).values()) in ({"a", "bb"}, {"ccc", "dddd"})
+
+
+def test_a_block_of_different_prompts_is_refused() -> None:
+    with pytest.raises(InputError, match=r"rows 0\.\.1 should answer one prompt"):
+        JudgeReward(judge(), num_generations=2)(["p", "q"], ["a", "b"])
+
+
+def test_rows_that_do_not_fill_groups_are_refused() -> None:
+    with pytest.raises(InputError, match="3 completions do not form groups of 2"):
+        JudgeReward(judge(), num_generations=2)(["p"] * 3, ["a", "b", "c"])
+
+
+def test_images_of_columns_and_of_messages_reach_the_judge() -> None:
+    red, blue = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
+    asks = [{"role": "user", "content": "What?"}]
+    filled = [{"role": "user", "content": [{"type": "image", "image": red}, {"type": "text", "text": "What?"}]}]
+    for prompt, columns, shown in (
+        ("What?", {"image": [red, red.copy()]}, [red]),
+        (asks, {"images": [[red, blue], [red, blue]]}, [red, blue]),
+        (filled, {"image": [red, red]}, [red]),  # TRL has put it in already
+        (filled, {}, [red]),
+        (asks, {"image": [None, None]}, []),
+        (asks, {"images": [[], []]}, []),
+    ):
+        seen = judge()
+        JudgeReward(seen, num_generations=2)([prompt, prompt], ["a", "bb"], **columns)
+        (message,) = [m for m in seen.engine.requests[0].messages if m.role == "user"]  # type: ignore[attr-defined]
+        assert [part.image.key for part in message.images] == [load_picture(image).key for image in shown]
+
+
+def test_rows_with_different_images_are_no_group() -> None:
+    images = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    with pytest.raises(InputError, match=r"rows 0\.\.1 should answer one prompt"):
+        JudgeReward(judge(), num_generations=2)(["What?"] * 2, ["a", "b"], image=images)
+
+
+def test_chat_messages_and_a_policys_own_reasoning_are_understood() -> None:
+    seen = judge()
+    JudgeReward(seen, num_generations=2)(
+        [[{"role": "user", "content": "q"}]] * 2, [chat("<think>secret</think>short"), chat("rather longer")]
+    )
+    text = "".join(message.text for message in seen.engine.requests[0].messages)  # type: ignore[attr-defined]
+    assert "secret" not in text
+    assert "short" in text
+
+
+@pytest.mark.parametrize(
+    ("completion", "text"),
+    [
+        ("plain", "plain"),
+        (chat("one turn"), "one turn"),
+        ([*chat("calls"), {"role": "tool", "content": "result"}, *chat("the last turn")], "the last turn"),
+        ([{"role": "assistant", "content": None}], ""),
+        ([], ""),
+        ([{"role": "assistant", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}], "a\nb"),
+    ],
+)
+def test_the_text_of_a_completion(completion: Any, text: str) -> None:
+    assert completion_text(completion) == text
+
+
+def test_one_prompts_failure_does_not_touch_another() -> None:
+    def script(request: Request) -> Any:
+        return Failure("down") if "bad" in request.messages[-1].text else "<answer>A</answer>"
+
+    reward = JudgeReward(judge(script), num_generations=2, on_abstain="none")
+    rewards = reward(["bad", "bad", "good", "good"], ["a", "b", "c", "d"])
+    assert rewards[:2] == [None, None]
+    assert None not in rewards[2:]
+    assert reward.abstained_rows == (0, 1)
+
+
+def test_without_a_trainer_unknown_scores_take_their_groups_mean() -> None:
+    """Nobody can tell whether a second reward function would turn None into 0."""
+    reward = JudgeReward(judge(lambda _: Failure("down")), num_generations=2)
+    assert reward(["p", "p"], ["a", "b"]) == [0.0, 0.0]
+
+
+def test_an_unreliable_judge_stops_the_run() -> None:
+    broken = judge(lambda _: "no verdict at all", alarm=FailureAlarm(0.5, 16, 4))
+    with pytest.raises(JudgeUnreliableError, match="no verdict"):
+        JudgeReward(broken, num_generations=4)(["p"] * 4, ["a", "b", "c", "d"])
+
+
+def test_metrics_have_the_same_names_at_every_call() -> None:
+    names: list[set[str]] = []
+    for completions in (["a", "b"], ["", ""], ["x", "x"]):
+        logged: dict[str, float] = {}
+        extra: dict[str, list[Any]] = {}
+        JudgeReward(judge(), num_generations=2, name="judge")(
+            ["p", "p"], completions, log_metric=logged.__setitem__, log_extra=extra.__setitem__
+        )
+        names.append(set(logged))
+        assert [len(values) for values in extra.values()] == [2]
+    assert names == [{f"judge/{metric}" for metric in METRICS}] * 3
+
+
+def test_columns_become_reference_and_criteria() -> None:
+    seen = judge()
+    reward = JudgeReward(seen, num_generations=2, reference_column="solution", rubric_column="criteria")
+    reward(["p", "p"], ["a", "b"], solution=["the solution"] * 2, criteria=["be brief"] * 2)
+    text = seen.engine.requests[0].messages[-1].text  # type: ignore[attr-defined]
+    assert "[Reference answer]\nthe solution" in text
+    assert "[Criteria]\nbe brief" in text
+    with pytest.raises(ConfigError, match="no column 'solution'; it has other"):
+        reward(["p", "p"], ["a", "b"], other=[1, 2])
+
+
+def test_the_same_step_called_twice_gives_different_groups_but_a_rerun_the_same() -> None:
+    def keys(seen: JudgeReward, steps: list[int]) -> list[str]:
+        found = []
+        for step in steps:
+            seen(["p", "p"], ["a", "b"], trainer_state=SimpleNamespace(global_step=step))
+            found.append(seen.last_judgements[0].group.key)
+        return found
+
+    first, second = (keys(JudgeReward(judge(), num_generations=2), [0, 0, 1]) for _ in range(2))
+    assert first == second == ["train/0/0/0", "train/0/1/0", "train/1/0/0"]
+
+
+def test_pairs_of_online_dpo_are_rows_half_a_batch_apart() -> None:
+    reward = JudgeReward(judge(), num_generations=2, layout="halves")
+    with pytest.raises(ConfigError, match="JudgeOnlineDPOTrainer"):
+        reward(["p", "q", "p", "q"], ["a", "b", "cc", "dd"])
+    reward.pairs_can_be_left_out = True
+    rewards = reward(["p", "q", "p", "q"], ["a", "bbb", "cc", "d"])
+    assert rewards[0] < rewards[2]  # type: ignore[operator]
+    assert rewards[1] > rewards[3]  # type: ignore[operator]
+
+
+def test_instances_have_names_of_their_own() -> None:
+    one, two = JudgeReward(judge(), num_generations=2), JudgeReward(judge(), num_generations=2)
+    assert one.__name__ != two.__name__
+    assert JudgeReward(judge(), num_generations=2, name="style").__name__ == "style"
+
+
+def test_it_travels_to_another_process() -> None:
+    reward = JudgeReward(JudgeConfig(model="m", base_url="http://127.0.0.1:9/v1"), num_generations=4, name="judge")
+    copy = pickle.loads(pickle.dumps(reward))
+    assert (copy.__name__, copy.num_generations) == ("judge", 4)
+    assert copy.judge.engine.identity == reward.judge.engine.identity
+    reward.judge.close()
+    copy.judge.close()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"num_generations": 0},
+        {"num_generations": 4, "layout": "halves"},
+        {"num_generations": 2, "num_generations_eval": 0},
+        {"num_generations": 2, "layout": "halfs"},
+        {"num_generations": 2, "on_abstain": "zero"},
+        {"num_generations": 2, "thinking": "drop"},
+    ],
+)
+def test_impossible_settings_are_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        JudgeReward(judge(), **arguments)
+
+
+def test_no_rows_give_no_rewards() -> None:
+    assert JudgeReward(judge(), num_generations=4)([], []) == []
+
+
+@pytest.mark.parametrize(
+    ("thinking", "completion", "shown"),
+    [
+        ("strip", "<think>plan</think>answer", "answer"),
+        ("strip", "unfinished plan", "unfinished plan"),
+        ("opened", "plan</think>answer", "answer"),
+        ("opened", "unfinished plan", ""),  # the template opened the reasoning, and nothing closed it
+        ("keep", "<think>plan</think>answer", "(think>plan(/think>answer"),
+    ],
+)
+def test_the_policys_reasoning_is_stripped_or_kept_as_asked(thinking: Any, completion: str, shown: str) -> None:
+    seen = judge()
+    reward = JudgeReward(seen, num_generations=3, thinking=thinking)
+    reward(["p"] * 3, [completion, "b</think>b", "c</think>c"])
+    candidates = {text for request in seen.engine.requests for text in shown_candidates(request).values()}  # type: ignore[attr-defined]
+    assert (shown in candidates) == bool(shown)
+    assert reward.last_judgements[0].forfeits == (() if shown else (0,))
+
+
+def test_numeric_reference_answers_mean_their_numerals() -> None:
+    seen = judge()
+    JudgeReward(seen, num_generations=2, reference_column="solution")(["p", "p"], ["a", "b"], solution=[42, 42])
+    assert "[Reference answer]\n42" in seen.engine.requests[0].messages[-1].text  # type: ignore[attr-defined]

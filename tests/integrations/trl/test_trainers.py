@@ -1,0 +1,250 @@
+"""Real TRL trainers, a real policy, the embedded judge."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+from mrjudge_reward.config import JudgeConfig
+from mrjudge_reward.engines.scripted import ScriptedEngine
+from mrjudge_reward.errors import ConfigError
+from mrjudge_reward.integrations.trl import JudgeReward
+from mrjudge_reward.judge import Judge
+from mrjudge_reward.prompting.formats import Choice
+from mrjudge_reward.scoring.stats import METRICS, FailureAlarm
+from mrjudge_reward.types import Failure, Request
+from tests.support.trl_setup import PROMPTS, common, grpo_like, logged, prompt_dataset, tiny_policy
+
+
+@pytest.fixture
+def policy(request: pytest.FixtureRequest, smol_path: Path, smol_tokenizer: Any) -> Any:
+    if getattr(request, "param", "tiny") == "tiny":
+        return tiny_policy(smol_tokenizer)
+    return transformers.AutoModelForCausalLM.from_pretrained(smol_path, dtype=torch.float32)
+
+
+@pytest.fixture
+def embedded_judge(smol_engine: Any) -> Judge:
+    return JudgeConfig().build(smol_engine)
+
+
+def lora() -> LoraConfig:
+    return LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def is_changed(trainer: Any) -> bool:
+    """Whether training moved the adapter: B starts at zero."""
+    return any(
+        bool(parameter.abs().sum() > 0) for name, parameter in trainer.model.named_parameters() if "lora_B" in name
+    )
+
+
+@pytest.mark.parametrize(
+    ("trainer_class", "config_class", "policy"),
+    [(GRPOTrainer, GRPOConfig, "embedded"), (RLOOTrainer, RLOOConfig, "tiny")],
+    indirect=["policy"],
+)
+def test_a_policy_trains_on_the_embedded_judge(
+    trainer_class: Any, config_class: Any, policy: Any, smol_tokenizer: Any, embedded_judge: Judge, tmp_path: Path
+) -> None:
+    reward = JudgeReward(embedded_judge, num_generations=4, name="judge")
+    trainer = trainer_class(
+        model=policy,
+        processing_class=smol_tokenizer,
+        reward_funcs=reward,
+        train_dataset=prompt_dataset(),
+        peft_config=lora(),
+        args=config_class(**grpo_like(tmp_path, log_completions=False)),
+    )
+    trainer.train()
+    assert is_changed(trainer)
+    for metric in METRICS:
+        assert len(logged(trainer, f"judge/{metric}")) == 2, metric
+    assert all(spread > 0 for spread in logged(trainer, "rewards/judge/std"))
+    assert logged(trainer, "judge/failed_rate") == [0.0, 0.0]
+    assert all(calls > 0 for calls in logged(trainer, "judge/calls"))
+    verdicts = trainer._logs["extra"]["judge/verdict"]
+    assert len(verdicts) >= 8
+    assert all("[#" in verdict for verdict in verdicts)
+
+
+def test_a_policy_trains_on_listwise_choices(
+    policy: Any, smol_tokenizer: Any, smol_engine: Any, tmp_path: Path
+) -> None:
+    judge = JudgeConfig(format="choice", schedule="listwise", both_orders=True, verdict="read").build(smol_engine)
+    reward = JudgeReward(judge, num_generations=4, name="judge")
+    trainer = GRPOTrainer(
+        model=policy,
+        processing_class=smol_tokenizer,
+        reward_funcs=[reward],
+        train_dataset=prompt_dataset(),
+        peft_config=lora(),
+        args=GRPOConfig(**grpo_like(tmp_path) | {"max_steps": 1}),
+    )
+    trainer.train()
+    (consistency,) = logged(trainer, "judge/position_consistency")
+    assert 0 <= consistency <= 1
+    assert logged(trainer, "judge/calls") == [8.0]
+
+
+def test_evaluation_may_use_another_group_size(smol_tokenizer: Any, embedded_judge: Judge, tmp_path: Path) -> None:
+    reward = JudgeReward(embedded_judge, num_generations=4, num_generations_eval=2, name="judge")
+    trainer = GRPOTrainer(
+        model=tiny_policy(smol_tokenizer),
+        processing_class=smol_tokenizer,
+        reward_funcs=reward,
+        train_dataset=prompt_dataset(),
+        eval_dataset=prompt_dataset(),
+        args=GRPOConfig(
+            **grpo_like(
+                tmp_path, num_generations_eval=2, per_device_eval_batch_size=8, eval_strategy="steps", eval_steps=2
+            )
+        ),
+    )
+    trainer.train()
+    assert len(logged(trainer, "eval_judge/calls")) == 1
+    assert len(logged(trainer, "judge/calls")) == 2
+    assert reward.last_stats.groups == 4  # the last evaluation batch: 8 rows in groups of 2
+
+
+def test_a_group_size_that_differs_from_the_trainers_is_refused(
+    smol_tokenizer: Any, embedded_judge: Judge, tmp_path: Path
+) -> None:
+    trainer = GRPOTrainer(
+        model=tiny_policy(smol_tokenizer),
+        processing_class=smol_tokenizer,
+        reward_funcs=JudgeReward(embedded_judge, num_generations=2),
+        train_dataset=prompt_dataset(),
+        args=GRPOConfig(**grpo_like(tmp_path)),
+    )
+    with pytest.raises(ConfigError, match="num_generations is 4, this reward was made for 2"):
+        trainer.train()
+
+
+def failing_judge(share_that_works: int) -> tuple[Judge, ScriptedEngine]:
+    """A judge that answers only comparisons of a prompt's first few candidates, by the length of their texts."""
+    working = ScriptedEngine.by_utility(len)
+
+    def script(request: Request) -> Any:
+        if share_that_works == 0:
+            return Failure("down")
+        seen = len(engine.requests)
+        return working.script(request) if seen % 3 else Failure("down")
+
+    engine = ScriptedEngine(script)
+    return Judge(engine, Choice(), schedule="ring", retries=0, alarm=FailureAlarm(max_fraction=1.0)), engine
+
+
+def always_on(completions: list[str], **_: Any) -> list[float]:
+    return [10.0 * (index % 4) for index in range(len(completions))]
+
+
+@pytest.mark.parametrize("works", [0, 1])
+def test_abstention_next_to_a_second_reward_is_not_turned_into_zero(
+    works: int, smol_tokenizer: Any, tmp_path: Path
+) -> None:
+    """TRL adds up what is there: None from the judge would count as 0. The group's mean has no effect instead."""
+    judge, _ = failing_judge(works)
+    reward = JudgeReward(judge, num_generations=4, name="judge")
+    trainer = GRPOTrainer(
+        model=tiny_policy(smol_tokenizer),
+        processing_class=smol_tokenizer,
+        reward_funcs=[reward, always_on],
+        train_dataset=prompt_dataset(),
+        args=GRPOConfig(**grpo_like(tmp_path, scale_rewards="none")),
+    )
+    trainer.train()
+    table = trainer._logs["rewards"]["judge"]
+    rows = [list(table)[i : i + 4] for i in range(0, len(table), 4)]
+    advantages = list(trainer._logs["advantages"])
+    groups = [advantages[i : i + 4] for i in range(0, len(advantages), 4)]
+    assert not any(math.isnan(value) for row in rows for value in row)
+    if works == 0:  # nothing is known: only the second reward speaks
+        assert all(len(set(row)) == 1 for row in rows)
+        assert groups == [pytest.approx([-15.0, -5.0, 5.0, 15.0], abs=1e-4) for _ in groups]
+    for row, advantage in zip(rows, groups, strict=True):
+        mean = sum(row) / 4
+        expected = [value - mean + 10.0 * index - 15.0 for index, value in enumerate(row)]
+        assert advantage == pytest.approx(expected, abs=1e-3)
+
+
+def test_abstention_of_the_only_reward_leaves_rows_out(smol_tokenizer: Any, tmp_path: Path) -> None:
+    judge, _ = failing_judge(0)
+    reward = JudgeReward(judge, num_generations=4, name="judge")
+    trainer = GRPOTrainer(
+        model=tiny_policy(smol_tokenizer),
+        processing_class=smol_tokenizer,
+        reward_funcs=reward,
+        train_dataset=prompt_dataset(),
+        args=GRPOConfig(**grpo_like(tmp_path)),
+    )
+    trainer.train()
+    assert all(math.isnan(value) for value in trainer._logs["rewards"]["judge"])
+    assert all(value == 0.0 for value in trainer._logs["advantages"])
+    assert logged(trainer, "judge/abstained_rate") == [1.0, 1.0]
+    assert logged(trainer, "judge/failed_rate") == [1.0, 1.0]
+
+
+class TestOnlineDPO:
+    @pytest.fixture
+    def build(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+        monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+        from trl.experimental.online_dpo import OnlineDPOConfig
+
+        from mrjudge_reward.integrations.trl import JudgeOnlineDPOTrainer
+
+        def make(
+            model: Any,
+            tokenizer: Any,
+            reward: JudgeReward,
+            cls: Any = JudgeOnlineDPOTrainer,
+            peft_config: Any = None,
+            **more: Any,
+        ) -> Any:
+            arguments = common(tmp_path, per_device_train_batch_size=4, max_new_tokens=8, **more)
+            return cls(
+                model=model, processing_class=tokenizer, reward_funcs=reward, train_dataset=prompt_dataset(),
+                peft_config=peft_config, args=OnlineDPOConfig(**arguments),
+            )  # fmt: skip
+
+        return make
+
+    def test_a_policy_trains_on_pairs(
+        self, build: Any, policy: Any, smol_tokenizer: Any, embedded_judge: Judge
+    ) -> None:
+        reward = JudgeReward(embedded_judge, num_generations=2, layout="halves", name="judge")
+        trainer = build(policy, smol_tokenizer, reward, peft_config=lora())
+        trainer.train()
+        assert is_changed(trainer)
+        assert len(logged(trainer, "judge/position_consistency")) == 2
+        assert all(margin > 0 for margin in logged(trainer, "objective/scores_margin"))
+
+    def test_a_pair_that_was_not_judged_moves_nothing(self, build: Any, smol_tokenizer: Any) -> None:
+        judge, _ = failing_judge(0)
+        reward = JudgeReward(judge, num_generations=2, layout="halves", name="judge")
+        model = tiny_policy(smol_tokenizer)
+        before = {name: value.detach().clone() for name, value in model.named_parameters()}
+        trainer = build(model, smol_tokenizer, reward, weight_decay=0.0)
+        trainer.train()
+        assert logged(trainer, "judge/undecided_pairs") == [4.0, 4.0]
+        for name, value in trainer.model.named_parameters():
+            assert torch.equal(before[name], value.cpu()), name
+
+    def test_the_stock_trainer_is_refused(self, build: Any, smol_tokenizer: Any, embedded_judge: Judge) -> None:
+        from trl.experimental.online_dpo import OnlineDPOTrainer
+
+        reward = JudgeReward(embedded_judge, num_generations=2, layout="halves")
+        trainer = build(tiny_policy(smol_tokenizer), smol_tokenizer, reward, cls=OnlineDPOTrainer)
+        with pytest.raises(ConfigError, match="JudgeOnlineDPOTrainer"):
+            trainer.train()
+
+
+def test_prompts_of_this_module_are_all_different() -> None:
+    assert len(set(PROMPTS)) == len(PROMPTS)

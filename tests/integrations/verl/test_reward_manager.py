@@ -1,0 +1,309 @@
+"""How the reward manager reads verl's rows, and how its client treats an actor that dies; without a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+from PIL import Image
+from ray.exceptions import RayActorError, RayTaskError
+from tensordict import TensorDict
+from verl import DataProto
+
+from mrjudge_reward.config import JudgeConfig
+from mrjudge_reward.errors import ConfigError, EngineError, InputError
+from mrjudge_reward.integrations.verl import actor as verl_cohorts
+from mrjudge_reward.integrations.verl import reward_manager as verl_reward
+from mrjudge_reward.integrations.verl.actor import CohortClient
+from mrjudge_reward.integrations.verl.reward_manager import JudgeRewardManager, prompt_hash
+from mrjudge_reward.integrations.verl.settings import VerlSettings
+from mrjudge_reward.messages import ImagePart, TextPart, as_messages
+from mrjudge_reward.streaming.scores import INFO_KEYS, Sample, Scored
+from tests.support.cohort import run, sample
+from tests.support.verl_setup import colocated, verl_config
+
+CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Which?"}]
+
+
+class Tokenizer:
+    def decode(self, ids: Any, skip_special_tokens: bool) -> str:
+        assert skip_special_tokens
+        return " ".join(f"t{int(i)}" for i in ids)
+
+
+def manager(*overrides: str, **settings: Any) -> JudgeRewardManager:
+    config = verl_config(
+        "policy", settings, "actor_rollout_ref.rollout.n=8", "actor_rollout_ref.rollout.val_kwargs.n=2", *overrides
+    )
+    made = JudgeRewardManager(config, Tokenizer())
+    made.loop.close()  # verl's base class opens one where none runs
+    asyncio.set_event_loop(None)
+    return made
+
+
+def rows(*answers: list[int], prompt: int = 3, streamed: bool = True, **fields: Any) -> DataProto:
+    """Rows as verl's agent loop makes them: prompts and responses padded on the right, every field repeated."""
+    count = len(answers)
+    width = max(map(len, answers))
+    responses = torch.tensor([answer + [0] * (width - len(answer)) for answer in answers], dtype=torch.int64)
+    mask = torch.zeros(count, prompt + width, dtype=torch.int64)
+    for row, answer in enumerate(answers):
+        mask[row, : prompt + len(answer)] = 1
+    fields = {"raw_prompt": CHAT, "uid": "u1", **fields}
+    others = {key: np.array([value] * count) for key, value in fields.items() if value is not None}
+    if streamed:
+        others["response_len"] = np.array([len(answer) for answer in answers])
+    batch = TensorDict({"responses": responses.reshape(count, width), "attention_mask": mask}, batch_size=count)
+    return DataProto(batch=batch, non_tensor_batch=others)
+
+
+def test_a_row_of_the_v1_trainer():
+    found = manager().sample_of(rows([5, 6], session_id=3, mrjudge_group_size=4, index=0))
+    assert found == Sample("u1", "3", 4, as_messages(CHAT), "t5 t6", 2)
+    assert pickle.loads(pickle.dumps(found)) == found
+    for value in (found.cohort, found.member, found.answer):
+        assert type(value) is str, "numpy's own types stay out of what travels"
+    assert type(found.size) is type(found.length) is int
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_an_empty_response_is_empty_and_has_no_length(streamed: bool):
+    found = manager().sample_of(rows([], streamed=streamed))
+    assert (found.answer, found.length) == ("", 0)
+
+
+def test_padding_of_a_response_is_not_read():
+    batch = rows([5, 6, 7, 8], [9], streamed=False)
+    assert [manager().sample_of(batch[i : i + 1]).answer for i in range(2)] == ["t5 t6 t7 t8", "t9"]
+
+
+def test_the_last_output_of_a_trajectory_counts():
+    seen: list[Sample] = []
+
+    async def join(given: Sample) -> Scored:
+        seen.append(given)
+        return Scored(0.5, dict.fromkeys(INFO_KEYS, 0.0))
+
+    mine = manager()
+    mine.client.join = join  # type: ignore[method-assign]
+    scored = run(lambda: mine.run_single(rows([1, 2, 3], [4], [5, 6], session_id=1)))
+    assert scored == {"reward_score": 0.5, "reward_extra_info": dict.fromkeys(INFO_KEYS, 0.0)}
+    assert [(one.answer, one.length, one.member) for one in seen] == [("t5 t6", 2, "1")]
+
+
+@pytest.mark.parametrize(
+    ("fields", "size"),
+    [
+        ({}, 8),
+        ({"extra_info": {"split": "train"}}, 8),
+        ({"extra_info": {"split": "test"}}, 2),
+        ({"__rollout_n__": 5, "extra_info": {"split": "test"}}, 5),
+        ({"mrjudge_group_size": 4, "__rollout_n__": 5}, 4),
+    ],
+    ids=str,
+)
+def test_the_size_of_a_group(fields: dict[str, Any], size: int):
+    assert manager().sample_of(rows([1], **fields)).size == size
+
+
+def test_identities():
+    assert manager().sample_of(rows([1], session_id=None)).member is None
+    assert manager().sample_of(rows([1], attempt=2)).cohort == "u1/2"
+    nameless = manager().sample_of(rows([1], uid=None))
+    assert nameless.cohort == f"prompt-{prompt_hash(as_messages(CHAT))}"
+    assert not nameless.lasting
+    assert manager().sample_of(rows([1])).lasting
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [("42", "42"), (42, "42"), (1.5, "1.5"), (np.int64(42), "42"), (np.float32(1.5), "1.5"), (None, None)],
+    ids=repr,
+)
+def test_a_reference_may_be_a_number_of_any_kind(value: Any, text: str | None):
+    mine = manager(reference_field="reward_model.ground_truth", rubric_field="rubric")
+    found = mine.sample_of(rows([1], reward_model={"ground_truth": value}, rubric=value))
+    assert (found.reference, found.rubric) == (text, text)
+    with pytest.raises(InputError, match=r"reward_model\.ground_truth must hold text; got list"):
+        mine.sample_of(rows([1], reward_model={"ground_truth": ["a"]}))
+
+
+def test_prompts_of_parts_and_images_beside_them():
+    image = Image.new("RGB", (2, 2), "red")
+    parts = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "What?"}]}]
+    (message,) = manager().sample_of(rows([1], raw_prompt=parts)).prompt
+    assert [part.image for part in message.images] == [image]
+    for beside in ({"images": [image]}, {"image": [image]}, {"images": np.array([image], dtype=object)}):
+        prompt = manager().sample_of(rows([1], multi_modal_data=beside)).prompt
+        assert [len(turn.images) for turn in prompt] == [0, 1]
+    for beside in ({}, {"images": None}, {"images": []}, {"videos": [1]}):
+        assert manager().sample_of(rows([1], multi_modal_data=beside)).prompt == as_messages(CHAT)
+    with pytest.raises(InputError, match="holds no raw_prompt"):
+        manager().sample_of(rows([1], raw_prompt=None))
+
+
+def test_prompts_that_differ_have_different_identities():
+    red, blue = (Image.new("P", (2, 2), 0) for _ in range(2))
+    red.putpalette([255, 0, 0])
+    blue.putpalette([0, 0, 255])
+    grey = Image.new("L", (2, 2), 0)
+
+    def user(*parts: Any) -> tuple[Any, ...]:
+        return as_messages([{"role": "user", "content": [_part(part) for part in parts]}])
+
+    def _part(part: Any) -> Any:
+        return TextPart(part) if isinstance(part, str) else ImagePart(part)
+
+    prompts = [
+        user("ab"), user("a", "b"), user("b", "a"), user("a\0text\0b"), user("a\0", "b"), user("a", "\0b"),
+        user(red), user(blue), user(grey), user(b"text\0a"), user("text\0a"), user(b"a"), user("a"),
+        user(red, "a"), user("a", red), user(np.zeros((2, 2))), user(np.zeros((4, 1))), user(),
+        as_messages([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]),
+        as_messages([{"role": "system", "content": "ab"}]), (),
+    ]  # fmt: skip
+    assert len({prompt_hash(prompt) for prompt in prompts}) == len(prompts)
+    assert prompt_hash(user(red.copy(), "x")) == prompt_hash(user(red, "x"))
+
+
+def test_rows_of_a_share_are_handed_in_together_and_an_error_reaches_all(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(verl_reward, "_worker_number", lambda: 1)
+    mine = manager(*colocated("judge"), "reward.num_workers=2")
+    assert mine.colocated
+    handed: list[Any] = []
+
+    async def join_share(samples: list[Sample], worker: int, workers: int) -> list[Scored]:
+        handed.append(([one.answer for one in samples], worker, workers))
+        if len(handed) > 1:
+            raise EngineError("down")
+        return [Scored(float(len(one.answer)), {}) for one in samples]
+
+    mine.client.join_share = join_share  # type: ignore[method-assign]
+    batch = rows([1], [2, 22], [3], streamed=False)
+
+    async def share() -> list[Any]:
+        tasks = [asyncio.create_task(mine.run_single(batch[i : i + 1])) for i in range(3)]
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert [row["reward_score"] for row in run(share)] == [2.0, 6.0, 2.0]
+    assert [str(row) for row in run(share)] == ["down"] * 3
+    assert handed == [(["t1", "t2 t22", "t3"], 1, 2)] * 2
+
+
+# -- the way to the actor -----------------------------------------------------------------------------------------------
+
+
+class Actors:
+    """Actors whose answers are given; counts how many were made."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+        self.made = 0
+
+    def remote(self, judge: JudgeConfig, settings: VerlSettings) -> Any:
+        self.made += 1
+        answer = self.answers.pop(0)
+        if isinstance(answer, ValueError):
+            raise answer
+
+        class Join:
+            @staticmethod
+            async def remote(given: Sample) -> Scored:
+                await asyncio.sleep(0)
+                if answer is None:
+                    await asyncio.sleep(60)
+                if isinstance(answer, BaseException):
+                    raise answer
+                return Scored(1.0, {})
+
+        return type("Actor", (), {"join": Join})
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> Callable[..., CohortClient]:
+    real_sleep = asyncio.sleep
+
+    class Quick:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(asyncio, name)
+
+        @staticmethod
+        async def sleep(seconds: float) -> None:
+            await real_sleep(seconds / 100)
+
+    monkeypatch.setattr(verl_cohorts, "asyncio", Quick())
+
+    def made(*answers: Any, **settings: Any) -> CohortClient:
+        mine = CohortClient(JudgeConfig(), VerlSettings(**settings))
+        mine._maker = Actors(*answers)
+        return mine
+
+    return made
+
+
+def task_error(cause: Exception) -> Exception:
+    error: Exception = RayTaskError("join", "traceback", cause).as_instanceof_cause()
+    return error
+
+
+@pytest.mark.parametrize(
+    ("answers", "error", "message"),
+    [
+        ((RayActorError(), RayActorError(), RayActorError()), EngineError, "died 3 times under the same sample"),
+        ((task_error(ConfigError("no such model")),), ConfigError, "no such model"),
+        ((task_error(EngineError("down")),), EngineError, "down"),
+        ((task_error(TimeoutError("slow")),), EngineError, "the cohort actor: TimeoutError"),
+        ((task_error(ValueError("odd")),), EngineError, "the cohort actor: ValueError"),
+        ((ray.exceptions.RaySystemError("lost"),), EngineError, "cannot be reached"),
+        ((None,), EngineError, "no answer of the cohort actor within"),
+    ],
+    ids=str,
+)
+def test_what_goes_wrong_on_the_way_is_an_error_of_ours(client: Any, answers: Any, error: Any, message: str):
+    mine = client(*answers)
+    if answers == (None,):
+        mine._patience_s = 0.05
+    with pytest.raises(error, match=message):
+        run(lambda: mine.join(sample(0, "a")))
+    assert mine._maker.made == len(answers)
+
+
+def test_a_dead_actor_is_made_again_once_for_all_that_waited(client: Any):
+    mine = client(RayActorError(), ValueError("the name is being given up"), "works")
+
+    async def many() -> list[Scored]:
+        return await asyncio.gather(*(mine.join(sample(member, "a")) for member in range(3)))
+
+    assert [scored.reward for scored in run(many)] == [1.0] * 3
+    assert mine._maker.made == 3
+
+
+def test_actor_options_that_ray_does_not_take_are_told_at_once():
+    for options in ({"num_gpu": 1}, {"name": "mine"}, {"max_concurrency": 5}):
+        with pytest.raises(ConfigError, match="actor_options"):
+            CohortClient(JudgeConfig(), VerlSettings(actor_options=options))
+    CohortClient(JudgeConfig(), VerlSettings(actor_options={"num_gpus": 0.5, "num_cpus": 1}))
+
+
+def test_workers_of_a_run_agree_on_the_actors_name_and_other_runs_have_another():
+    served = {"model": "m", "base_url": "http://a/v1", "context_tokens": 100}
+    settings = {"judge": {"schedule": "ring"}, "deadline_s": 5.0}
+    name = VerlSettings(**settings).actor_name(served)
+    assert VerlSettings(**settings).actor_name(dict(reversed(served.items()))) == name
+    assert pickle.loads(pickle.dumps(VerlSettings(**settings))).actor_name(served) == name
+    assert len({name, VerlSettings(**settings).actor_name(), VerlSettings(judge={}).actor_name(served)}) == 3
+
+
+def test_a_served_judge_needs_room_for_candidates() -> None:
+    served = {"model": "judge", "base_url": "http://127.0.0.1:9/v1", "context_tokens": 1024}
+    with pytest.raises(ConfigError, match="context of 1024 tokens leaves"):
+        VerlSettings().check_context(served)
+    VerlSettings(judge={"max_tokens": 256}).check_context(served)
+    VerlSettings().check_context(served | {"context_tokens": 8192})
+    VerlSettings(judge={"format": "sentiment", "verdict": "read"}).check_context(served)
+    VerlSettings().check_context(None)

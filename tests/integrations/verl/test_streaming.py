@@ -1,0 +1,89 @@
+"""Streaming through verl's own reward loop, on a real Ray: every sample gets the reward of its whole group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from mrjudge_reward.config import JudgeConfig
+from mrjudge_reward.streaming.groups import INFO_KEYS
+from tests.support.verl_judges import scripted_judge
+from tests.support.verl_setup import WORKERS, Rollout, Streaming, expected, made_reward_loop, rollouts, verl_config
+
+pytestmark = pytest.mark.timeout(300)
+
+JUDGE = scripted_judge(JudgeConfig())
+SETTINGS = {"factory": "tests.support.verl_judges:scripted_judge", "deadline_s": 120.0}
+
+
+def rewards(scored: Mapping[Rollout, Any]) -> dict[Rollout, float]:
+    return {rollout: output.reward_score for rollout, output in scored.items()}
+
+
+def info(output: Any) -> dict[str, float]:
+    return output.extra_fields["reward_extra_info"]
+
+
+@pytest.fixture(scope="module", params=[1, WORKERS], ids=lambda workers: f"{workers}-workers")
+def stream(request: Any, cluster: None, smol_path: str, smol_tokenizer: Any) -> Iterator[Streaming]:
+    overrides = (f"reward.num_workers={request.param}", "actor_rollout_ref.rollout.n=4")
+    config = verl_config(smol_path, SETTINGS, *overrides, "actor_rollout_ref.rollout.val_kwargs.n=2")
+    with made_reward_loop(config) as manager:
+        yield Streaming(manager, smol_tokenizer)
+
+
+@pytest.mark.parametrize(("groups", "size"), [(5, 2), (200, 4), (5, 8)])
+def test_streamed_rows_get_the_rewards_of_their_group(stream: Streaming, groups: int, size: int):
+    made = rollouts(groups, size, {"__rollout_n__": size})
+    scored = stream.all(made, seed=size)
+    assert rewards(scored) == pytest.approx(expected(made, JUDGE))
+    for output in scored.values():
+        assert tuple(info(output)) == INFO_KEYS
+        assert all(type(value) is float for value in info(output).values())
+        assert info(output)["judge_abstained"] == info(output)["judge_partial"] == info(output)["judge_failed"] == 0
+        assert info(output)["judge_position_consistency"] in (0, 1) or size > 2
+    assert len({round(output.reward_score, 9) for output in scored.values()}) > 4, "rewards do differ"
+
+
+def test_two_thousand_samples_wait_at_once(stream: Streaming):
+    made = rollouts(250, 8, {"mrjudge_group_size": 8})
+    assert rewards(stream.all(made, seed=1)) == pytest.approx(expected(made, JUDGE))
+
+
+def test_validation_has_groups_of_its_own_size(stream: Streaming):
+    training = rollouts(5, 4, {"extra_info": {"split": "train"}}) + rollouts(5, 4)
+    validation = rollouts(5, 2, {"extra_info": {"split": "test"}})
+    scored = stream.all(training + validation, seed=2)
+    assert rewards(scored) == pytest.approx(expected(training + validation, JUDGE))
+
+
+def test_a_member_that_comes_again_shares_its_reward(stream: Streaming):
+    made = rollouts(5, 4)
+    again = [Rollout(r.uid, r.session, r.prompt, r.answer, r.fields) for r in made[::3]]
+    scored = stream.all(made + again, seed=3)
+    want = expected(made, JUDGE)
+    assert rewards({rollout: scored[rollout] for rollout in made}) == pytest.approx(want)
+    assert [scored[r].reward_score for r in again] == pytest.approx([want[r] for r in made[::3]])
+    later = [Rollout(r.uid, r.session, r.prompt, r.answer, r.fields) for r in made[1::4]]
+    scored = stream.all(later)
+    assert [scored[r].reward_score for r in later] == pytest.approx([want[r] for r in made[1::4]])
+
+
+def test_equal_answers_of_a_group_share_a_score_and_do_not_stand_in_for_each_other(stream: Streaming):
+    made = rollouts(6, 4)
+    made[1] = Rollout(made[0].uid, 1, made[0].prompt, made[0].answer, {})
+    made[6:8] = [Rollout(made[4].uid, session, made[4].prompt, made[4].answer, {}) for session in (2, 3)]
+    want = expected(made, JUDGE)
+    assert rewards(stream.all(made, seed=4)) == pytest.approx(want)
+    assert want[made[0]] == want[made[1]]
+
+
+def test_without_session_ids_groups_are_counted(stream: Streaming):
+    """The V0 trainer passes a uid and nothing else."""
+    made = rollouts(20, 4)
+    made[1] = Rollout(made[0].uid, 1, made[0].prompt, made[0].answer, {})
+    v0 = Streaming.__new__(Streaming)
+    vars(v0).update(vars(stream), sessions=False)
+    assert rewards(v0.all(made, seed=5)) == pytest.approx(expected(made, JUDGE, names=False))

@@ -1,0 +1,154 @@
+"""verl trains: two steps of its real trainers on a CPU, started as a user starts the recipes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from mrjudge_reward.streaming.groups import INFO_KEYS
+from tests.support import ROOT
+from tests.support.small_models import small_text_model
+
+RUN = ROOT / "recipes" / "verl" / "cpu" / "run.py"
+MARK = "MRJUDGE_TEST_RUN"
+SCRIPTED = "+mrjudge.factory=tests.support.verl_judges:scripted_judge"
+SHORT = "data.max_response_length=16"
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture(scope="module")
+def tiny(smol_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """How a policy learns is up to verl, and what it is paid does not depend on its size."""
+    return small_text_model(smol_tokenizer, tmp_path_factory.mktemp("tiny"))
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """Processes of a run: all that carry its mark in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def train(recipe: str, policy: str, out: Path, *overrides: str) -> list[dict[str, float]]:
+    """The metrics of each step that verl printed. The run has to end well, and to leave no process behind."""
+    mark = uuid.uuid4().hex
+    paths = os.pathsep.join(
+        map(str, filter(None, (ROOT / "tests/support/sklearn_hidden", ROOT, os.environ.get("PYTHONPATH"))))
+    )
+    printed = out / "printed.txt"
+    try:
+        with printed.open("w", encoding="utf-8") as file:
+            command = [sys.executable, str(RUN), recipe, "--out", str(out), f"actor_rollout_ref.model.path={policy}"]
+            done = subprocess.run(
+                [*command, SHORT, *overrides], env=os.environ | {MARK: mark, "PYTHONPATH": paths}, stdout=file,
+                stderr=subprocess.STDOUT, timeout=800, check=False,
+            )  # fmt: skip
+        text = printed.read_text(encoding="utf-8")
+        assert done.returncode == 0, text[-5000:]
+        deadline = time.monotonic() + 30
+        while (left := marked(mark)) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert not left, [process.cmdline() for process in left]
+    finally:
+        for process in marked(mark):
+            process.kill()
+    return steps_in(text)
+
+
+def steps_in(printed: str) -> list[dict[str, float]]:
+    """The metrics in the lines ``step:1 - critic/score/mean:0.5 - training/num_turns/max:np.int32(2) ...``."""
+    metric = re.compile(r"([\w/@.-]+):(?:np\.\w+\()?([-+\w.]+)")
+    lines = re.findall(r"step:\d+ - (.*training/global_step.*)", printed)
+    return [{key: float(value) for key, value in metric.findall(line)} for line in lines]
+
+
+def scores_of(out: Path, step: int) -> list[list[float]]:
+    """The scores of each prompt's group in a step, as verl dumped them."""
+    groups = defaultdict(list)
+    for line in (out / "rollouts" / f"{step}.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        groups[row["input"]].append(row["score"])
+    return list(groups.values())
+
+
+def check_steps(steps: Sequence[dict[str, float]], out: Path, groups: int, size: int) -> None:
+    assert [step["training/global_step"] for step in steps] == [1, 2]
+    for number, step in enumerate(steps, 1):
+        scores = scores_of(out, number)
+        assert [len(group) for group in scores] == [size] * groups
+        assert all(len({*group}) > 1 for group in scores)
+        assert step["critic/score/max"] == pytest.approx(max(map(max, scores)), abs=1e-5)
+        assert step["critic/score/min"] == pytest.approx(min(map(min, scores)), abs=1e-5)
+        assert step["actor/grad_norm"] > 0
+
+
+def check_grpo(steps: Sequence[dict[str, float]], out: Path, groups: int, size: int) -> None:
+    """Every token's advantage is its sample's score, centred and scaled within the group."""
+    check_steps(steps, out, groups, size)
+    for number, step in enumerate(steps, 1):
+        advantages = [
+            (score - statistics.mean(group)) / (statistics.stdev(group) + 1e-6)
+            for group in scores_of(out, number)
+            for score in group
+        ]
+        assert step["critic/advantages/max"] == pytest.approx(max(advantages), rel=1e-3)
+        assert step["critic/advantages/min"] == pytest.approx(min(advantages), rel=1e-3)
+
+
+def test_grpo_trains_on_streamed_rewards_and_validates_on_groups_of_another_size(tiny: str, tmp_path: Path) -> None:
+    validation = (
+        "trainer.val_before_train=True",
+        "data.val_max_samples=2",
+        "actor_rollout_ref.rollout.val_kwargs.n=2",
+        "actor_rollout_ref.rollout.val_kwargs.do_sample=True",
+        "actor_rollout_ref.rollout.val_kwargs.temperature=1.0",
+        "+actor_rollout_ref.rollout.agent.agent_loop_manager_class="
+        "mrjudge_reward.integrations.verl.agent_loop.GroupAgentLoopManager",
+    )
+    check_grpo(train("grpo", tiny, tmp_path, *validation), tmp_path, groups=2, size=4)
+    printed = (tmp_path / "printed.txt").read_text(encoding="utf-8")
+    means = dict(re.findall(r"val-\w+/openings/(\w+)/mean@2:np\.\w+\(([-.\w]+)\)", printed))
+    assert means.keys() >= {"reward", *INFO_KEYS}
+    assert float(means["judge_partial"]) == float(means["judge_failed"]) == 0
+    assert float(means["judge_games"]) == 1, "each of two met the other"
+
+
+def test_grpo_trains_with_the_trainer_before(tiny: str, tmp_path: Path) -> None:
+    steps = train("grpo", tiny, tmp_path, SCRIPTED, "trainer.use_v1=False")
+    check_grpo(steps, tmp_path, groups=2, size=4)
+
+
+def test_grpo_trains_with_a_reward_model_on_the_policys_devices(tiny: str, tmp_path: Path) -> None:
+    steps = train("grpo_colocated", tiny, tmp_path, "+mrjudge.judge.min_label_mass=0.0")
+    check_grpo(steps, tmp_path, groups=2, size=4)
+    assert all(step["timing_s/reward"] > 0 for step in steps)
+
+
+def test_ppo_trains_its_critic_on_the_rewards(tiny: str, tmp_path: Path) -> None:
+    steps = train("ppo", tiny, tmp_path, SCRIPTED)
+    check_steps(steps, tmp_path, groups=2, size=2)
+    for step in steps:
+        assert step["critic/vf_loss"] > 0
+        assert step["critic/grad_norm"] > 0
+        assert step["critic/returns/max"] == pytest.approx(step["critic/score/max"], abs=1e-4)  # gamma = lambda = 1
+        assert step["critic/advantages/min"] < 0 < step["critic/advantages/max"]
+        assert step["critic/advantages/mean"] == pytest.approx(0, abs=1e-3)  # whitened over the batch's tokens

@@ -1,0 +1,463 @@
+"""What counts as a verdict: a table of judge outputs with the reason beside each.
+
+Anything that is not exactly an offered label in the last closed marker after closed thinking has no verdict.
+"""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from mrjudge_reward.errors import ConfigError
+from mrjudge_reward.prompting.formats import (
+    SENTIMENT,
+    Choice,
+    Format,
+    PairScores,
+    Ranking,
+    Score,
+    grade_scale,
+    read_reply,
+)
+from mrjudge_reward.prompting.parsing import after_thinking
+from mrjudge_reward.types import Failed, Order, Preference, Reply, Scores, Tie, Usage
+
+CHOICE, RANKING, PAIR, SCORE = Choice(), Ranking(), PairScores(), Score()
+TIED = Choice(labels=("A", "B"), tie_label="C")
+BRACKETS = Choice(answer_open="[[", answer_close="]]")
+
+FIRST, SECOND, THIRD = ("chose", 0), ("chose", 1), ("chose", 2)
+TIE = ("tie",)
+NONE, OPEN, UNCLOSED = ("failed", "no verdict"), ("failed", "unclosed thinking"), ("failed", "unclosed verdict")
+STRANGE, COUNT, CARELESS = ("failed", "off-menu label"), ("failed", "wrong count"), ("failed", "malformed marker")
+
+
+def scored(*values):
+    return ("scored", *map(float, values))
+
+
+def ranked(*tiers):
+    return ("ranked", *tiers)
+
+
+def told(outcome):
+    """An outcome in the words of the table."""
+    match outcome:
+        case Failed(reason=reason):
+            return ("failed", reason)
+        case Tie():
+            return TIE
+        case Preference(probabilities_K=values, soft=False):
+            assert sorted(values) == [0.0] * (len(values) - 1) + [1.0]
+            return ("chose", values.index(1.0))
+        case Order(tiers=tiers):
+            return ("ranked", *tiers)
+        case Scores(values_K=values, grades_K=grades):
+            assert grades == tuple(((value, 1.0),) for value in values)
+            return ("scored", *values)
+    raise AssertionError(outcome)
+
+
+TABLE = [
+    # --- Choice: the plain case -------------------------------------------------------------------------------
+    (CHOICE, 2, "<think>B is right.</think><answer>B</answer>", SECOND, "reasoning, then a label"),
+    (CHOICE, 2, "<answer>A</answer>", FIRST, "no reasoning at all is allowed"),
+    (CHOICE, 2, "<think></think><answer>A</answer>", FIRST, "empty reasoning"),
+    (CHOICE, 16, "<answer>P</answer>", ("chose", 15), "the last of sixteen labels"),
+    (CHOICE, 2, "<think>x</think>\n\n  <answer> B\t</answer>\n", SECOND, "white space around everything"),
+    (CHOICE, 2, "<think>x</think><answer>\nB\n</answer>", SECOND, "newlines inside the answer"),
+    (CHOICE, 2, "<think>x</think><answer>\r\nB\r\n</answer>", SECOND, "carriage returns inside the answer"),
+    (CHOICE, 2, "<answer>B</answer> because it cites its source.", SECOND, "prose after the verdict"),
+    (CHOICE, 2, "<answer>B</answer></answer>", SECOND, "a closing marker too many"),
+    (CHOICE, 2, "```\n<answer>B</answer>\n```", SECOND, "a code fence around the marker"),
+    (CHOICE, 2, "**<answer>B</answer>**", SECOND, "markdown around the marker"),
+    (CHOICE, 2, "<think>答案是乙。</think>第二个更好。<answer>B</answer>", SECOND, "Chinese prose around the marker"),
+    # --- Choice: whose verdict is it ----------------------------------------------------------------------------
+    (CHOICE, 2, "<think>It says <answer>A</answer>.</think><answer>B</answer>", SECOND, "spoofed tag in the thinking"),
+    (CHOICE, 2, "<think>It says <answer>A</answer>.</think> B.", NONE, "a tag in the thinking alone is no verdict"),
+    (CHOICE, 2, "<think>Hm, <answer>A</think>B</answer>", NONE, "a tag opened in the thinking is not closed after it"),
+    (CHOICE, 2, "It wrote '<answer>A</answer>'. <answer>B</answer>", SECOND, "a quote before the verdict is overruled"),
+    (CHOICE, 2, "<answer>A</answer> No, wait: <answer>B</answer>", SECOND, "changed midway: the last one counts"),
+    (CHOICE, 3, "<answer>A</answer><answer>B</answer><answer>C</answer>", THIRD, "changed twice"),
+    (CHOICE, 2, "<answer>A</answer> or rather <answer>C</answer>", STRANGE, "off-menu last: no falling back"),
+    (CHOICE, 2, "<answer>A</answer> hmm <answer></answer>", STRANGE, "empty last: no falling back"),
+    (CHOICE, 2, "<answer>A</answer> hmm <answer>B", UNCLOSED, "unclosed last: no falling back"),
+    (CHOICE, 2, "<answer>A</answer> hmm <ANSWER>B</ANSWER>", CARELESS, "last in another case: no falling back"),
+    (CHOICE, 2, "I use <answer> tags. <answer>B</answer>", SECOND, "an earlier mention of the tag itself"),
+    (CHOICE, 2, "<answer>A<answer>B</answer></answer>", SECOND, "nested answers: the last one opened"),
+    # --- Choice: labels -----------------------------------------------------------------------------------------
+    (CHOICE, 2, "<answer>a</answer>", STRANGE, "lower case"),
+    (CHOICE, 2, "<answer>(A)</answer>", STRANGE, "round brackets"),
+    (CHOICE, 2, "<answer>[A]</answer>", STRANGE, "square brackets"),
+    (CHOICE, 2, "<answer>**A**</answer>", STRANGE, "bold"),
+    (CHOICE, 2, "<answer>`A`</answer>", STRANGE, "code"),
+    (CHOICE, 2, "<answer>```\nA\n```</answer>", STRANGE, "a code fence inside the answer"),
+    (CHOICE, 2, "<answer>A.</answer>", STRANGE, "a full stop"),
+    (CHOICE, 2, "<answer>'A'</answer>", STRANGE, "quotes"),
+    (CHOICE, 2, "<answer>Response A</answer>", STRANGE, "a word before the label"),
+    (CHOICE, 2, "<answer>A, because it is right</answer>", STRANGE, "the reason inside the answer"),
+    (CHOICE, 2, "<answer>A or B</answer>", STRANGE, "two labels"),
+    (CHOICE, 2, "<answer>AB</answer>", STRANGE, "two labels run together"),
+    (CHOICE, 2, "<answer>A\nB</answer>", STRANGE, "two labels on two lines"),
+    (CHOICE, 2, "<answer>neither</answer>", STRANGE, "a word"),
+    (CHOICE, 2, "<answer>1</answer>", STRANGE, "a number for a letter"),
+    (CHOICE, 2, "<answer>C</answer>", STRANGE, "a label of a slot that was not shown"),
+    (CHOICE, 2, "<answer>\u0410</answer>", STRANGE, "Cyrillic A"),
+    (CHOICE, 2, "<answer>\uff21</answer>", STRANGE, "full-width A"),
+    (CHOICE, 2, "<answer>\u0391</answer>", STRANGE, "Greek A"),
+    (CHOICE, 2, "<answer>A\u0301</answer>", STRANGE, "A with a combining accent"),
+    (CHOICE, 2, "<answer>\u200bA</answer>", STRANGE, "zero-width space"),
+    (CHOICE, 2, "<answer>\ufeffA</answer>", STRANGE, "byte order mark"),
+    (CHOICE, 2, "<answer>A\x00</answer>", STRANGE, "NUL byte"),
+    (CHOICE, 2, "<answer>第一个</answer>", STRANGE, "Chinese for the first"),
+    (CHOICE, 2, "<answer></answer>", STRANGE, "empty answer"),
+    (CHOICE, 2, "<answer> \n </answer>", STRANGE, "blank answer"),
+    (CHOICE, 2, "<answer>None</answer>", STRANGE, "None as a label"),
+    (CHOICE, 2, "<answer>null</answer>", STRANGE, "null as a label"),
+    # --- Choice: prose and markers ------------------------------------------------------------------------------
+    (CHOICE, 2, "", NONE, "nothing"),
+    (CHOICE, 2, " \n\t", NONE, "white space only"),
+    (CHOICE, 2, "\x00\x00", NONE, "NUL bytes only"),
+    (CHOICE, 2, "None", NONE, "the word None"),
+    (CHOICE, 2, "null", NONE, "the word null"),
+    (CHOICE, 2, "A", NONE, "a stray letter"),
+    (CHOICE, 2, "This is a tie", NONE, "prose that begins with no label"),
+    (CHOICE, 2, "A is better than B.", NONE, "prose with labels"),
+    (CHOICE, 2, "Final answer: B", NONE, "another way to mark an answer"),
+    (CHOICE, 2, "[[A]]", NONE, "another marker"),
+    (CHOICE, 2, '{"answer": "A"}', NONE, "JSON"),
+    (CHOICE, 2, "\\boxed{A}", NONE, "boxed"),
+    (CHOICE, 2, "<answer>", UNCLOSED, "an opening marker alone"),
+    (CHOICE, 2, "</answer>", NONE, "a closing marker alone"),
+    (CHOICE, 2, "</answer>A<answer>", UNCLOSED, "markers the wrong way round"),
+    (CHOICE, 2, "<answer>A", UNCLOSED, "unclosed answer"),
+    (CHOICE, 2, "<answer>A<answer>", UNCLOSED, "opened again for closed"),
+    (CHOICE, 2, "<answer>A</ANSWER>", UNCLOSED, "upper-case closing marker"),
+    (CHOICE, 2, "<ANSWER>A</ANSWER>", NONE, "upper-case markers"),
+    (CHOICE, 2, "<answer>A</ answer>", UNCLOSED, "closing marker with a space"),
+    (CHOICE, 2, "< answer >A</ answer >", NONE, "markers with spaces"),
+    (CHOICE, 2, "<ans\u200bwer>A</answer>", NONE, "zero-width space inside the marker"),
+    (CHOICE, 2, "<ans\x00wer>A</answer>", NONE, "NUL inside the marker"),
+    (CHOICE, 2, "&lt;answer&gt;A&lt;/answer&gt;", NONE, "HTML-escaped markers"),
+    (CHOICE, 2, "<answer>A&lt;/answer&gt;", UNCLOSED, "HTML-escaped closing marker"),
+    (CHOICE, 2, "\uff1canswer\uff1eA\uff1c/answer\uff1e", NONE, "full-width markers"),
+    (CHOICE, 2, "<answer label='A'/>", NONE, "the label as an attribute"),
+    # --- thinking -----------------------------------------------------------------------------------------------
+    (CHOICE, 2, "<think>A <answer>A</answer>", OPEN, "unclosed thinking"),
+    (CHOICE, 2, "<answer>A</answer><think>or B?", OPEN, "thinking again after the verdict"),
+    (CHOICE, 2, "<think>x</think><answer>A</answer><think>no", OPEN, "reopened after a closed one"),
+    (CHOICE, 2, "<think>x</think><think><answer>A</answer>", OPEN, "reopened before the verdict"),
+    (CHOICE, 2, "<think>x</think><answer>A</answer><think>no</think>", NONE, "a verdict thought over is none"),
+    (CHOICE, 2, "<think>x</think><think>y</think><answer>B</answer>", SECOND, "two closed sections"),
+    (CHOICE, 2, "so A <answer>A</answer></think><answer>B</answer>", SECOND, "the template opened the thinking"),
+    (CHOICE, 2, "so A <answer>A</answer></think>", NONE, "closed without opening, and nothing after"),
+    (CHOICE, 2, "<think>a<think>b</think>c</think><answer>B</answer>", SECOND, "nested thinking"),
+    (CHOICE, 2, "<think>a<think>b</think><answer>B</answer>", SECOND, "the last close ends it all"),
+    (CHOICE, 2, "<think>a</think> as it <think>s <answer>B</answer>", OPEN, "a quoted tag counts as thinking"),
+    (CHOICE, 2, "<think>a</THINK><answer>B</answer>", OPEN, "upper-case close closes nothing"),
+    (CHOICE, 2, "so <answer>A</answer></Think>", OPEN, "capital close after a verdict: thinking or not?"),
+    (CHOICE, 2, "<THINK>so <answer>A</answer>", OPEN, "upper-case thinking, unclosed"),
+    (CHOICE, 2, "<think>so</think", OPEN, "a close that lacks its last character"),
+    (CHOICE, 2, "</think><think>", OPEN, "tags the wrong way round"),
+    # --- ties ---------------------------------------------------------------------------------------------------
+    (TIED, 2, "<answer>C</answer>", TIE, "tie label offered"),
+    (TIED, 2, "<answer> C </answer>", TIE, "tie label with spaces"),
+    (TIED, 2, "<answer>c</answer>", STRANGE, "tie label in lower case"),
+    (TIED, 2, "<answer>tie</answer>", STRANGE, "a tie in other words"),
+    (TIED, 2, "This is a tie", NONE, "a tie in prose"),
+    (TIED, 2, "<answer>C</answer><answer>A</answer>", FIRST, "a tie revised"),
+    (TIED, 2, "<answer>A</answer><answer>C</answer>", TIE, "revised into a tie"),
+    (TIED, 2, "<answer>A</answer><answer>D</answer>", STRANGE, "neither label nor tie"),
+    (CHOICE, 2, "<answer>tie</answer>", STRANGE, "tie label not offered"),
+    (CHOICE, 2, "<answer>A = B</answer>", STRANGE, "a ranking is not a choice"),
+    # --- other markers ------------------------------------------------------------------------------------------
+    (BRACKETS, 3, "[[A]] is tempting but wrong. Final: [[C]]", THIRD, "the tempting one comes first"),
+    (BRACKETS, 2, "[[A]] is tempting but wrong. Final: [[C]]", STRANGE, "the final one was not offered"),
+    (BRACKETS, 2, "[[A]", UNCLOSED, "half a closing marker"),
+    (BRACKETS, 2, "[[[A]]]", STRANGE, "a bracket too many"),
+    (BRACKETS, 2, "<answer>A</answer>", NONE, "the usual marker where another is set"),
+    # --- Ranking ------------------------------------------------------------------------------------------------
+    (RANKING, 3, "<think>x</think><answer>B > A > C</answer>", ranked((1,), (0,), (2,)), "a full ranking"),
+    (RANKING, 3, "<answer>B>A>C</answer>", ranked((1,), (0,), (2,)), "without spaces"),
+    (RANKING, 3, "<answer>\nB\n>\nA\n>\nC\n</answer>", ranked((1,), (0,), (2,)), "over several lines"),
+    (RANKING, 3, "<answer>B > A = C</answer>", ranked((1,), (0, 2)), "a tie at the bottom"),
+    (RANKING, 3, "<answer>C = B > A</answer>", ranked((2, 1), (0,)), "a tie at the top"),
+    (RANKING, 3, "<answer>A = B = C</answer>", TIE, "all equal"),
+    (RANKING, 2, "<answer>A=B</answer>", TIE, "both equal"),
+    (RANKING, 2, "<answer>A > B</answer> No: <answer>B > A</answer>", ranked((1,), (0,)), "changed midway"),
+    (RANKING, 2, "<think><answer>A > B</answer></think><answer>B > A</answer>", ranked((1,), (0,)), "spoofed"),
+    (RANKING, 2, "<answer>A > B</answer> No: <answer>B</answer>", COUNT, "the last one is short: no falling back"),
+    (RANKING, 3, "<answer>B > A</answer>", COUNT, "short"),
+    (RANKING, 3, "<answer>B</answer>", COUNT, "the best one only"),
+    (RANKING, 3, "<answer>A > B > C > D</answer>", COUNT, "long, with a label not offered"),
+    (RANKING, 3, "<answer>A > B > C > A</answer>", COUNT, "long, with a label twice"),
+    (RANKING, 3, "<answer>A > B > A</answer>", COUNT, "one twice and one missing"),
+    (RANKING, 3, "<answer>A = A > B</answer>", COUNT, "equal to itself"),
+    (RANKING, 3, "<answer>A > B > D</answer>", STRANGE, "a label not offered"),
+    (RANKING, 3, "<answer>A > > B</answer>", STRANGE, "an empty tier between"),
+    (RANKING, 2, "<answer>A > > B</answer>", COUNT, "an empty tier makes it long"),
+    (RANKING, 2, "<answer>> A</answer>", STRANGE, "an empty tier first"),
+    (RANKING, 3, "<answer>A > B ></answer>", STRANGE, "an empty tier last"),
+    (RANKING, 3, "<answer>A == B</answer>", STRANGE, "a doubled sign"),
+    (RANKING, 3, "<answer>A >= B > C</answer>", COUNT, "at least as good as"),
+    (RANKING, 3, "<answer>A < B < C</answer>", STRANGE, "worst first"),
+    (RANKING, 3, "<answer>A, B, C</answer>", STRANGE, "commas"),
+    (RANKING, 3, "<answer>A B C</answer>", STRANGE, "spaces"),
+    (RANKING, 3, "<answer>ABC</answer>", STRANGE, "run together"),
+    (RANKING, 3, "<answer>1. A\n2. B\n3. C</answer>", STRANGE, "a numbered list"),
+    (RANKING, 3, "<answer>b > a > c</answer>", STRANGE, "lower case"),
+    (RANKING, 2, "<answer>**A** > **B**</answer>", STRANGE, "bold"),
+    (RANKING, 2, "<answer>Response A > Response B</answer>", STRANGE, "words before the labels"),
+    (RANKING, 2, "<answer>A \uff1e B</answer>", STRANGE, "full-width sign"),
+    (RANKING, 2, "<answer>A &gt; B</answer>", STRANGE, "HTML-escaped sign"),
+    (RANKING, 2, "<answer>\u0410 > B</answer>", STRANGE, "Cyrillic A"),
+    (RANKING, 2, "<answer></answer>", STRANGE, "empty"),
+    (RANKING, 2, "A > B", NONE, "no marker"),
+    (RANKING, 2, "<answer>A > B", UNCLOSED, "unclosed"),
+    (RANKING, 2, "<think>A > B <answer>A > B</answer>", OPEN, "unclosed thinking"),
+    # --- PairScores ---------------------------------------------------------------------------------------------
+    (PAIR, 2, "<think>x</think><answer>3</answer><answer>8</answer>", scored(3, 8), "one score each"),
+    (PAIR, 2, "<answer> 3 </answer>\n\n<answer>10\n</answer>", scored(3, 10), "white space"),
+    (PAIR, 2, "A: <answer>3</answer>, B: <answer>3</answer>", scored(3, 3), "prose between; equal scores stay scores"),
+    (PAIR, 3, "<answer>1</answer><answer>2</answer><answer>10</answer>", scored(1, 2, 10), "three responses"),
+    (PAIR, 2, "<think><answer>9</answer></think><answer>3</answer><answer>8</answer>", scored(3, 8), "spoofed score"),
+    (PAIR, 2, "<answer>3</answer>", COUNT, "too few"),
+    (PAIR, 2, "<answer>3 8</answer>", COUNT, "both in one marker"),
+    (PAIR, 2, "<answer>3</answer><answer>8</answer><answer>5</answer>", COUNT, "too many"),
+    (PAIR, 2, "In <answer> and </answer>: <answer>3</answer><answer>8</answer>", COUNT, "the tags are echoed first"),
+    (PAIR, 2, "<answer>3</answer><answer>8</answer> Or: <answer>4</answer><answer>8</answer>", COUNT, "said twice"),
+    (PAIR, 2, "<answer>3<answer>8</answer>", UNCLOSED, "an earlier score unclosed"),
+    (PAIR, 2, "<answer>3<answer>4</answer><answer>8</answer>", UNCLOSED, "one unclosed, one too many"),
+    (PAIR, 2, "<answer>3</answer><answer>8", UNCLOSED, "the last score unclosed"),
+    (PAIR, 2, "<ANSWER>3</ANSWER><answer>4</answer><answer>8</answer>", CARELESS, "whose is the upper-case one?"),
+    (PAIR, 2, "<answer>3</answer><ANSWER>4</ANSWER><answer>8</answer>", CARELESS, "upper case in between"),
+    (PAIR, 2, "<answer>0</answer><answer>8</answer>", STRANGE, "below the scale"),
+    (PAIR, 2, "<answer>3</answer><answer>11</answer>", STRANGE, "above the scale"),
+    (PAIR, 2, "<answer>3.5</answer><answer>8</answer>", STRANGE, "between two grades"),
+    (PAIR, 2, "<answer>3</answer><answer></answer>", STRANGE, "one empty"),
+    (PAIR, 2, "<answer>A: 3</answer><answer>B: 8</answer>", STRANGE, "labels inside"),
+    (PAIR, 2, "3 and 8", NONE, "no markers"),
+    (PAIR, 2, "<think>x</think>", NONE, "nothing after the thinking"),
+    (PAIR, 2, "<think>x <answer>3</answer><answer>8</answer>", OPEN, "unclosed thinking"),
+    # --- Score: numbers -----------------------------------------------------------------------------------------
+    (SCORE, 1, "<think>x</think><answer>4</answer>", scored(4), "a grade"),
+    (SCORE, 1, "<answer>\n 5 </answer>", scored(5), "white space"),
+    (SCORE, 1, "<answer>2</answer> No, <answer>4</answer>", scored(4), "changed midway"),
+    (SCORE, 1, "<answer>2</answer> No, <answer>9</answer>", STRANGE, "off the scale last: no falling back"),
+    (SCORE, 1, "<answer>3.5</answer>", STRANGE, "between two grades"),
+    (SCORE, 1, "<answer>4.0</answer>", STRANGE, "a decimal"),
+    (SCORE, 1, "<answer>04</answer>", STRANGE, "a leading zero"),
+    (SCORE, 1, "<answer>11</answer>", STRANGE, "above the scale"),
+    (SCORE, 1, "<answer>0</answer>", STRANGE, "below the scale"),
+    (SCORE, 1, "<answer>-1</answer>", STRANGE, "negative"),
+    (SCORE, 1, "<answer>1e1</answer>", STRANGE, "exponent"),
+    (SCORE, 1, "<answer>1e0</answer>", STRANGE, "exponent, on the scale"),
+    (SCORE, 1, "<answer>+3</answer>", STRANGE, "plus sign"),
+    (SCORE, 1, "<answer>\uff13</answer>", STRANGE, "full-width digit"),
+    (SCORE, 1, "<answer>\u0663</answer>", STRANGE, "Arabic-Indic digit"),
+    (SCORE, 1, "<answer>\u00b3</answer>", STRANGE, "superscript"),
+    (SCORE, 1, "<answer>5/10</answer>", STRANGE, "a fraction"),
+    (SCORE, 1, "<answer>4 out of 5</answer>", STRANGE, "out of"),
+    (SCORE, 1, "<answer>3-4</answer>", STRANGE, "a range"),
+    (SCORE, 1, "<answer>1_0</answer>", STRANGE, "underscore"),
+    (SCORE, 1, "<answer>NaN</answer>", STRANGE, "not a number"),
+    (SCORE, 1, "<answer>inf</answer>", STRANGE, "infinity"),
+    (SCORE, 1, "<answer>four</answer>", STRANGE, "in words"),
+    (SCORE, 1, "<answer>IV</answer>", STRANGE, "Roman"),
+    (SCORE, 1, "<answer>**4**</answer>", STRANGE, "bold"),
+    (SCORE, 1, "4", NONE, "no marker"),
+    (SCORE, 1, "<answer>4", UNCLOSED, "unclosed"),
+    (SCORE, 1, "<think>4 <answer>4</answer>", OPEN, "unclosed thinking"),
+    # --- an answer that runs to the end of its line -------------------------------------------------------------
+    (SENTIMENT, 1, "Sentiment: positive", scored(1), "a word to the end of the text"),
+    (SENTIMENT, 1, "Sentiment:negative\n", scored(0), "no space, a line"),
+    (SENTIMENT, 1, "Sentiment: negative\r\nIt is gloomy.", scored(0), "prose on the next line"),
+    (SENTIMENT, 1, "<think>Sentiment: negative</think>Sentiment: positive", scored(1), "spoofed in the thinking"),
+    (SENTIMENT, 1, "Sentiment: negative\nSentiment: positive", scored(1), "changed midway"),
+    (SENTIMENT, 1, "Sentiment: negative\nSentiment: mixed", STRANGE, "off-menu last: no falling back"),
+    (SENTIMENT, 1, "Sentiment: negative\nSentiment:", STRANGE, "empty last: no falling back"),
+    (SENTIMENT, 1, "Sentiment: negative\nSENTIMENT: positive", CARELESS, "last in another case: no falling back"),
+    (SENTIMENT, 1, "Sentiment:\npositive", STRANGE, "the word on the next line"),
+    (SENTIMENT, 1, "Sentiment: positive, mostly", STRANGE, "more on the line"),
+    (SENTIMENT, 1, "Sentiment: Positive", STRANGE, "a capital"),
+    (SENTIMENT, 1, "Sentiment: positive.", STRANGE, "a full stop"),
+    (SENTIMENT, 1, "Sentiment: not positive", STRANGE, "negated"),
+    (SENTIMENT, 1, "Sentiment: positive\u2028", scored(1), "a Unicode line end is white space"),
+    (SENTIMENT, 1, "positive", NONE, "no marker"),
+    (SENTIMENT, 1, "sentiment: positive", NONE, "marker in lower case"),
+    (SENTIMENT, 1, "<think>Sentiment: positive", OPEN, "unclosed thinking"),
+    (SENTIMENT, 1, "", NONE, "nothing"),
+]
+
+
+@pytest.mark.parametrize(
+    ("format", "slots", "text", "expected"),
+    [pytest.param(*row[:4], id=f"{type(row[0]).__name__}: {row[4]}") for row in TABLE],
+)
+def test_a_judge_output_means_what_the_table_says(format: Format, slots, text, expected):
+    assert told(format.parse(text, slots)) == expected
+
+
+def test_the_table_gives_every_row_a_reason_of_its_own():
+    assert len(TABLE) >= 100
+    assert len({(format, reason) for format, _, _, _, reason in TABLE}) == len(TABLE)
+
+
+@pytest.mark.parametrize(("format", "slots", "text", "expected"), [row[:4] for row in TABLE])
+def test_a_reply_that_ran_into_its_cap_has_no_verdict_whatever_it_says(format: Format, slots, text, expected):
+    verdict = read_reply(format, Reply(text, finish="length", usage=Usage(7, 0, 5)), slots)
+    assert verdict.outcome == Failed("truncated", "after 5 tokens")
+    assert verdict.failed
+    assert (verdict.rationale, verdict.usage) == (text, Usage(7, 0, 5))
+
+
+@pytest.mark.parametrize(("format", "slots", "text", "expected"), [row[:4] for row in TABLE])
+def test_reasoning_before_a_judge_output_changes_no_verdict(format: Format, slots, text, expected):
+    spoof = "<answer>A</answer> <answer>B > A</answer> Sentiment: negative [[A]] </think>"
+    if "think" not in text.lower():
+        assert told(format.parse(spoof + text, slots)) == expected
+
+
+def test_a_complete_reply_keeps_its_text_and_its_cost():
+    verdict = read_reply(CHOICE, Reply("<think>\nso B</think><answer>B</answer>", usage=Usage(7, 2, 5)), 2)
+    assert verdict.outcome == Preference((0.0, 1.0))
+    assert verdict.rationale == "<think>\nso B</think><answer>B</answer>"
+    assert verdict.usage == Usage(7, 2, 5)
+
+
+@pytest.mark.parametrize(
+    ("prefill", "text", "expected"),
+    [
+        ("<think>\n", "B. <answer>B</answer>", OPEN),  # the thinking opened for the judge was never closed
+        ("<think>\nshort</think>\n<answer>", "B</answer>", SECOND),  # the answer opened for the judge
+        ("<think>\nshort</think>\n<answer>", "B", UNCLOSED),
+        ("<think>\nshort</think>\n<answer>", "", UNCLOSED),
+    ],
+)
+def test_a_prefill_is_part_of_what_the_judge_wrote(prefill, text, expected):
+    assert told(read_reply(CHOICE, Reply(prefill + text), 2).outcome) == expected
+
+
+def test_a_failed_verdict_says_what_was_seen_and_stays_short():
+    assert CHOICE.parse("<answer>C</answer>", 2).detail == "'C' is none of A, B"
+    assert len(CHOICE.parse(f"<answer>{'x' * 10**6}</answer>", 2).detail) < 100
+    assert len(SCORE.parse(f"<answer>{'9' * 10**6}</answer>", 1).detail) < 100
+    assert "3 scores for 2" in PAIR.parse("<answer>1</answer>" * 3, 2).detail
+
+
+def test_what_follows_the_thinking_is_returned_as_it_stands():
+    assert after_thinking("<think>a</think> b ") == " b "
+    assert after_thinking("no tags") == "no tags"
+    assert after_thinking("<think>") == Failed("unclosed thinking")
+
+
+MEGABYTE = 1_000_000
+HUGE = {
+    "a megabyte of prose": "word " * (MEGABYTE // 5),
+    "5 MB of opening markers": "<answer>" * (5 * MEGABYTE // 8),
+    "5 MB of closing markers": "</answer>" * (5 * MEGABYTE // 9),
+    "5 MB of empty answers": "<answer></answer>" * (5 * MEGABYTE // 17),
+    "5 MB of half markers": "<answer" * (5 * MEGABYTE // 7),
+    "5 MB of opened thinking": "<think>" * (5 * MEGABYTE // 7),
+    "5 MB of closed thinking": "</think>" * (5 * MEGABYTE // 8),
+    "2 MB of thinking in pairs": "<think></think>" * (2 * MEGABYTE // 15),
+    "5 MB of angle brackets": "<" * (5 * MEGABYTE),
+    "5 MB of one answer": "<answer>" + "A" * (5 * MEGABYTE) + "</answer>",
+    "5 MB of one ranking": "<answer>" + "A > " * (5 * MEGABYTE // 4) + "</answer>",
+    "5 MB of empty tiers": "<answer>" + ">" * (5 * MEGABYTE) + "</answer>",
+    "5 MB of equals": "<answer>" + "=" * (5 * MEGABYTE) + "</answer>",
+    "5 MB of white space in an answer": "<answer>" + " " * (5 * MEGABYTE) + "</answer>",
+    "a megabyte of NUL": "\x00" * MEGABYTE,
+    "5 MB of lines": "Sentiment:\n" * (5 * MEGABYTE // 11),
+}
+
+
+@pytest.mark.parametrize("text", HUGE.values(), ids=HUGE.keys())
+@pytest.mark.parametrize("format", [CHOICE, RANKING, PAIR, SCORE, SENTIMENT], ids=lambda f: f"{type(f).__name__}")
+def test_a_huge_output_fails_in_well_under_a_second(format: Format, text):
+    began = time.thread_time()
+    outcome = format.parse(text, format.min_slots)
+    assert time.thread_time() - began < 1.0
+    assert isinstance(outcome, Failed)
+
+
+def test_a_verdict_after_megabytes_of_thinking_is_found():
+    thinking = "<answer>A</answer> <think> Sentiment: negative\n" * 50_000
+    began = time.thread_time()
+    assert told(CHOICE.parse(f"{thinking}</think><answer>B</answer>", 2)) == SECOND
+    assert told(PAIR.parse(f"{thinking}</think><answer>1</answer><answer>2</answer>", 2)) == scored(1, 2)
+    assert time.thread_time() - began < 1.0
+
+
+LABELS = tuple("ABC")
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Choice(labels=()), "at least 2"),
+        (lambda: Choice(labels=("A",)), "at least 2"),
+        (lambda: Choice(labels=("A",), tie_label="C"), "at least 2"),
+        (lambda: Choice(labels=("A", "A")), "different"),
+        (lambda: Choice(labels=("A", " A")), "different"),
+        (lambda: Choice(labels=("A", "")), "non-empty"),
+        (lambda: Choice(labels=("A", "B", " ")), "non-empty"),
+        (lambda: Choice(labels=LABELS, tie_label="C"), "different"),
+        (lambda: Choice(tie_label=" "), "non-empty"),
+        (lambda: Choice(answer_open=""), "answer_open"),
+        (lambda: Choice(answer_open=" \n"), "answer_open"),
+        (lambda: Choice(answer_open="**", answer_close="**"), "answer_open"),
+        (lambda: Choice(answer_open="answer>", answer_close="</answer>"), "answer_open"),
+        (lambda: Choice(labels=("<answer>", "B")), "no label may hold"),
+        (lambda: Choice(labels=("A", "B</answer>")), "no label may hold"),
+        (lambda: Choice(tie_label="</answer>"), "no label may hold"),
+        (lambda: Choice(labels=("A\n1", "B"), answer_close=""), "newline"),
+        (lambda: Choice(template="no such"), "no such"),
+        (lambda: Ranking(labels=("A",)), "at least 2"),
+        (lambda: Ranking(labels=("A", "A")), "different"),
+        (lambda: Ranking(labels=("A>", "B")), "> or ="),
+        (lambda: Ranking(labels=("A", "B=")), "> or ="),
+        (lambda: Ranking(answer_open=""), "answer_open"),
+        (lambda: Ranking(template="no such"), "no such"),
+        (lambda: PairScores(labels=("A",)), "at least 2"),
+        (lambda: PairScores(grades=()), "at least 2"),
+        (lambda: PairScores(grades=(("1", 1.0), ("1 ", 2.0))), "different"),
+        (lambda: PairScores(grades=(("1", 1.0), ("2", float("nan")))), "finite"),
+        (lambda: PairScores(answer_open=""), "answer_open"),
+        (lambda: PairScores(template="no such"), "no such"),
+        (lambda: Score(grades=(("1", 1.0),)), "at least 2"),
+        (lambda: Score(grades=(("1", 1.0), ("1", 2.0))), "different"),
+        (lambda: Score(grades=(("1", 1.0), ("", 2.0))), "non-empty"),
+        (lambda: Score(grades=(("1", 1.0), ("2", float("inf")))), "finite"),
+        (lambda: Score(grades=(("1", 1.0), ("</answer>", 2.0))), "no label may hold"),
+        (lambda: Score(answer_open=""), "answer_open"),
+        (lambda: Score(template="no such"), "no such"),
+    ],
+)
+def test_a_format_that_could_not_work_is_refused_with_what_is_wrong(make, says):
+    with pytest.raises(ConfigError, match=says):
+        make()
+
+
+def test_the_scale_of_grades_is_inclusive():
+    assert grade_scale(1, 3) == (("1", 1.0), ("2", 2.0), ("3", 3.0))
+    assert PAIR.grades == grade_scale(1, 10)
+    assert SCORE.grades == grade_scale(1, 5)
+
+
+def test_each_format_knows_how_many_candidates_it_shows():
+    assert [(f.min_slots, f.max_slots) for f in (CHOICE, RANKING, PAIR)] == [(2, 16)] * 3
+    assert (SCORE.min_slots, SCORE.max_slots) == (1, 1)
+    assert Choice(labels=LABELS).max_slots == 3
+
+
+def test_only_single_verdicts_can_be_read():
+    assert [f.readable for f in (CHOICE, RANKING, PAIR, SCORE, SENTIMENT)] == [True, False, False, True, True]
+    for format in (RANKING, PAIR):
+        with pytest.raises(ConfigError, match="cannot be read"):
+            format.read_labels(2)
+        with pytest.raises(ConfigError, match="cannot be read"):
+            format.from_logprobs((0.0, 0.0), 2)
+    assert TIED.read_labels(2) == ("A", "B", "C")
+    assert SENTIMENT.read_labels(1) == (" negative", " positive")

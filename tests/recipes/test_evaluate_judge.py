@@ -1,0 +1,142 @@
+"""Measuring a judge: figures that are known in advance for judges whose faults are known."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mrjudge_reward.engines.scripted import ScriptedEngine, shown_candidates
+from mrjudge_reward.errors import ConfigError
+from mrjudge_reward.types import Failure, Request
+from tests.support import ROOT
+from tests.support.warm_python import run_python
+
+pytestmark = pytest.mark.usefixtures("vllm_hidden")
+
+PAIRS = {"source": "film reviews", "judge": {"format": "choice"}, "eval_count": 40, "both_orders": True}
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    monkeypatch.chdir(ROOT)
+    return importlib.import_module("evaluate_judge")
+
+
+@pytest.fixture
+def ratings(module: Any) -> dict[str, float]:
+    return {review.text: review.rating for review in importlib.import_module("reviews").load_reviews()}
+
+
+def evaluated(module: Any, script: Callable[[Request], Any], task: Any = PAIRS, **recipe: Any) -> dict[str, Any]:
+    settings = {"judge": {"model": "scripted", "verdict": "read"}, "tasks": {"task": task}, "resamples": 200, **recipe}
+    report = module.evaluate(module.EvaluationRecipe(**settings), ScriptedEngine(script))
+    return dict(report["tasks"]["task"])
+
+
+def sure_of(best: Callable[[dict[str, str]], str], p: float = 0.9) -> Callable[[Request], dict[str, float]]:
+    def script(request: Request) -> dict[str, float]:
+        label = best(shown_candidates(request))
+        return {other: p if other == label else (1 - p) / (len(request.labels) - 1) for other in request.labels}
+
+    return script
+
+
+def test_a_judge_that_knows_is_right_everywhere(module: Any, ratings: dict[str, float]):
+    row = evaluated(module, sure_of(lambda shown: max(shown, key=lambda label: ratings[shown[label]])))
+    for name in ("accuracy", "both", "averaged", "consistency"):
+        assert row[name] == (1.0, 1.0, 1.0), name
+    assert (row["macro F1"], row["failed"], row["ties"], row["chance"]) == (1.0, 0.0, 0.0, 0.5)
+    assert row["first slot"] == 0.5
+    assert (row["items"], row["exercises"]) == (40, 80)
+    assert row["calibration"] == [{"sure": pytest.approx(0.9), "right": 1.0, "count": 80}]
+    assert sum(point["count"] for point in row["gaps"]) == 80
+
+
+def test_a_judge_that_always_takes_the_first_slot_is_right_half_the_time_and_never_in_both_orders(module: Any):
+    row = evaluated(module, sure_of(lambda shown: min(shown)))
+    assert row["accuracy"][0] == 0.5
+    assert row["accuracy"][1:] == (0.5, 0.5), "the two orders of a pair stand or fall together"
+    assert row["both"][0] == row["consistency"][0] == row["averaged"][0] == 0.0
+    assert row["first slot"] == 1.0
+    assert row["macro F1"] == pytest.approx(1 / 3), "2/3 for the first label, 0 for the other"
+
+
+def test_a_judge_that_fails_is_wrong_and_stays_in_every_denominator(module: Any, ratings: dict[str, float]):
+    knows = sure_of(lambda shown: max(shown, key=lambda label: ratings[shown[label]]))
+
+    def script(request: Request) -> Any:
+        first = min(shown_candidates(request).values())
+        return Failure("http 500", transient=False) if hash_of(first) % 2 else knows(request)
+
+    row = evaluated(module, script, judge={"model": "scripted", "verdict": "read", "max_failed_fraction": 1.0})
+    assert 0.2 < row["failed"] < 0.8
+    assert row["accuracy"][0] == pytest.approx(1 - row["failed"])
+    assert row["both"][0] == row["consistency"][0] == row["averaged"][0] == pytest.approx(1 - row["failed"])
+    assert row["macro F1"] < 1
+    low, high = row["accuracy"][1:]
+    assert low < row["accuracy"][0] < high
+
+
+def hash_of(text: str) -> int:
+    return sum(text.encode())
+
+
+def test_grades_given_alone_are_compared_and_a_tie_is_wrong(module: Any, ratings: dict[str, float]):
+    task = {"source": "film reviews", "judge": {"format": "sentiment"}, "eval_count": 30}
+
+    def grade(request: Request) -> dict[str, float]:
+        (text,) = shown_candidates(request).values()
+        p = 0.5 + ratings[text] / 10
+        return {" negative": 1 - p, " positive": p}
+
+    assert evaluated(module, grade, task)["order"] == (1.0, 1.0, 1.0)
+    row = evaluated(module, lambda _: {" negative": 0.5, " positive": 0.5}, task)
+    assert row["order"][0] == 0.0
+    assert "both" not in row
+    assert "consistency" not in row
+
+
+def test_more_votes_make_a_noisy_judge_better(module: Any, ratings: dict[str, float]):
+    def script(request: Request) -> str:
+        shown = shown_candidates(request)
+        best = max(shown, key=lambda label: ratings[shown[label]])
+        noise = hash_of(f"{request.seed}{shown[best]}") % 10
+        said = best if noise < 7 else next(label for label in shown if label != best)
+        return f"<answer>{said}</answer>" if noise else "I cannot say."
+
+    recipe = {
+        "votes": [1, 3, 9],
+        "judge": {"model": "scripted", "verdict": "sampled", "temperature": 1.0, "retries": 0},
+    }
+    row = evaluated(module, script, PAIRS | {"eval_count": 100}, **recipe)
+    assert row["majority of 9"][0] > row["majority of 3"][0] > row["majority of 1"][0]
+    assert row["majority of 1"][0] == row["accuracy"][0]
+    assert row["average of 9"] == row["majority of 9"], "sampled verdicts are one-hot"
+
+
+def test_only_dev_and_test_are_measured(module: Any):
+    with pytest.raises(ConfigError, match="dev or test"):
+        evaluated(module, sure_of(min), split="train")
+
+
+def test_the_embedded_judge_is_measured_from_the_command_line(smol_path: str, tmp_path: Path):
+    command = ["recipes/evaluate/judge.py", "recipes/evaluate/eval_cpu.yaml", "--out", str(tmp_path)]
+    for task in ("film_pairs", "film_alone", "amazon_pairs", "amazon_alone"):
+        command += ["--set", f"tasks.{task}.eval_count=4"]
+    command += ["--set", "resamples=50", "--set", f"judge.cache={tmp_path / 'replies.sqlite'}"]
+    for _ in range(2):
+        done = run_python(*command)
+        assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert list(report["tasks"]) == ["film_pairs", "film_alone", "amazon_pairs", "amazon_alone"]
+    assert report["tasks"]["film_pairs"]["failed"] == 0
+    table = (tmp_path / "report.md").read_text()
+    assert "| film_pairs | 8 | 4 |" in table
+    for name in ("gaps", "calibration", "position"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000

@@ -1,0 +1,359 @@
+"""Runs trained side by side end where each would have ended alone, learn from TRL's losses, and are read as judges are."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from mrjudge_reward.errors import ConfigError
+from mrjudge_reward.prompting.formats import SENTIMENT, Choice
+from mrjudge_reward.training.items import from_choice, from_ratings
+from mrjudge_reward.training.tasks import Exercise
+from tests.support import ROOT
+from tests.support.small_models import small_text_model
+from tests.support.warm_python import run_python
+
+sys.path.insert(0, str(ROOT / "recipes"))
+
+from recipes.studies.many_rows import Plan, Rows, batches, plan_of
+from recipes.studies.many_runs import Run, one_step, reward, train
+from recipes.studies.side_by_side import Base, logprobs
+
+pytestmark = pytest.mark.usefixtures("vllm_hidden")
+
+LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "down_proj"], "layers_to_transform": [1]}
+VOCABULARY = 64
+PAIR = Choice(labels=("A", "B"), template="glance")
+
+
+def tiny() -> Any:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, num_key_value_heads=1, **sizes)).eval()
+
+
+def plan(kind: Any, **values: Any) -> Plan:
+    usual: dict[str, Any] = {
+        "kind": kind, "steps": 3, "batch": 4, "learning_rate": 0.05, "beta2": 0.95, "schedule": "cosine", "warmup": 1,
+        "clip": 1.0, "seed": 0, "generations": 4, "bonus": 0.5, "start": None, "lora": LORA,
+    }  # fmt: skip
+    return Plan(**usual | values)
+
+
+def sft_rows(seed: int) -> Rows:
+    draw = np.random.default_rng(seed)
+    lengths = draw.integers(5, 12, size=10)
+    return Rows.of([draw.integers(1, VOCABULARY, size=n).tolist() for n in lengths], [n - 3 for n in lengths])
+
+
+def rl_rows(seed: int) -> Rows:
+    draw = np.random.default_rng(seed)
+    lengths = draw.integers(5, 12, size=10)
+    return Rows.of(
+        [draw.integers(1, VOCABULARY, size=n).tolist() for n in lengths],
+        lengths.tolist(),
+        [{token: float(token % 2) for token in range(3, 3 + 40)} for _ in lengths],
+        [True] * 10,
+    )
+
+
+def written(folder: Path, runs: dict[str, tuple[Plan, Rows]]) -> Path:
+    for name, (how, rows) in runs.items():
+        (folder / name).mkdir(parents=True)
+        rows.save(folder / name / "rows.npz")
+        (folder / name / "plan.json").write_text(json.dumps(asdict(how)))
+    return folder
+
+
+RUNS = {
+    "a": (plan("sft"), sft_rows(1)),
+    "b": (plan("sft", seed=5, steps=2, learning_rate=0.01), sft_rows(2)),
+    "c": (plan("rl", seed=7), rl_rows(3)),
+    "d": (plan("rl", start="b", steps=2), rl_rows(4)),
+}
+
+
+def adapters(out: Path, names: Any = RUNS) -> dict[str, torch.Tensor]:
+    base = Base.of(tiny(), LORA)
+    return {name: base.load(out / name) for name in names}
+
+
+def test_a_run_ends_where_it_would_have_ended_alone(tmp_path: Path):
+    together = written(tmp_path / "together", RUNS)
+    assert train(Base.of(tiny(), LORA), together, list(RUNS), "cpu", None)
+    alone = written(tmp_path / "alone", RUNS)
+    for name in RUNS:
+        assert train(Base.of(tiny(), LORA), alone, [name], "cpu", None)
+    found, wanted = adapters(together), adapters(alone)
+    for name in RUNS:
+        assert torch.allclose(found[name], wanted[name], atol=2e-6), name
+        assert not torch.equal(wanted[name], wanted["a" if name != "a" else "b"])
+
+
+def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path: Path):
+    whole, parts = written(tmp_path / "whole", RUNS), written(tmp_path / "parts", RUNS)
+    train(Base.of(tiny(), LORA), whole, list(RUNS), "cpu", None)
+    calls = 0
+    while not train(Base.of(tiny(), LORA), parts, list(RUNS), "cpu", 0.0):
+        calls += 1
+        assert calls < 10
+    assert calls >= 3, "a deadline that is over lets one step happen"
+    for name, adapter in adapters(parts).items():
+        assert torch.allclose(adapter, adapters(whole)[name], atol=2e-6), name
+    assert not list(parts.glob("*/state.pt")), "what is done needs no state"
+
+
+def test_the_warm_up_learns_from_the_loss_of_transformers(tmp_path: Path):
+    from peft import LoraConfig, get_peft_model
+
+    rows = sft_rows(1)
+    base = Base.of(tiny(), LORA)
+    run = Run.begin("a", written(tmp_path, {"a": (plan("sft", learning_rate=1.0), rows)}) / "a", base, "cpu")
+    run.adapter.data = torch.randn_like(run.adapter) * 0.3
+    chosen = [0, 3, 4, 7]
+    width = int(rows.lengths[chosen].max())
+    ids = torch.from_numpy(rows.padded(chosen, width))
+    base.place(run.adapter[None])
+    at = torch.tensor(run.targets(chosen)).T
+    loss, _ = run.loss(base.model.get_output_embeddings()(base.hidden(ids)[at[0], at[1]]).float(), chosen, ids)
+    loss.backward()
+
+    model = get_peft_model(tiny(), LoraConfig(task_type="CAUSAL_LM", **LORA))
+    named = dict(model.named_parameters())
+    sizes = [a * b for a, b in base.shapes]
+    parameters = [named[name.replace(".weight", ".default.weight")] for name in base.names()]
+    for parameter, part, shape in zip(parameters, run.adapter.data.split(sizes), base.shapes, strict=True):
+        parameter.data = part.view(shape).clone()
+    labels = ids.clone()
+    for place, row in enumerate(chosen):
+        labels[place, : rows.answers[row]] = -100
+        labels[place, rows.lengths[row] :] = -100
+    wanted = model(input_ids=ids, attention_mask=(torch.arange(width) < torch.tensor(rows.lengths[chosen])[:, None]),
+                   labels=labels).loss  # fmt: skip
+    wanted.backward()
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert torch.allclose(run.adapter.grad, torch.cat([p.grad.flatten() for p in parameters]), atol=1e-6)
+
+
+def test_reinforcement_makes_what_pays_more_likely_and_learns_nothing_from_equal_rewards(tmp_path: Path):
+    base = Base.of(tiny(), LORA)
+    rows = rl_rows(3)
+    run = Run.begin("c", written(tmp_path, {"c": (plan("rl", generations=64), rows)}) / "c", base, "cpu")
+    logits = torch.zeros(4, VOCABULARY, requires_grad=True)
+    loss, accuracy = run.loss(logits, [0, 1, 2, 3], torch.zeros(4, 1, dtype=torch.long))
+    loss.backward()
+    right, wrong = list(range(3, 43, 2)), [0, 1, 2, *range(43, VOCABULARY)]
+    assert logits.grad is not None
+    assert (logits.grad[:, right].sum(1) < 0).all(), "descent raises the verdicts that are right"
+    assert (logits.grad[:, wrong].sum(1) > 0).all()
+    assert 0 < accuracy < 1
+    certain = torch.full((4, VOCABULARY), -30.0)
+    certain[:, 3] = 30.0
+    certain.requires_grad_()
+    run.loss(certain, [0, 1, 2, 3], torch.zeros(4, 1, dtype=torch.long))[0].backward()
+    assert certain.grad is not None
+    assert certain.grad.abs().max() == 0
+
+
+def exercise_book() -> list[tuple[str, Exercise]]:
+    book = []
+    for question in ("One?", "Two?"):
+        item = from_choice(question, ["good", "bad"], gold=0)
+        book += [("pairs", Exercise(item, (0, 1), PAIR)), ("pairs", Exercise(item, (1, 0), PAIR))]
+    for text, worth in (("fine", 3.0), ("awful", -2.0)):
+        book.append(("alone", Exercise(from_ratings("q", [text], [worth], scale=(-4, 4)), (0,), SENTIMENT)))
+    return book
+
+
+def test_replies_are_paid_what_the_other_recipe_pays(smol_tokenizer: Any):
+    from recipes.judge.train_rl import Marks
+    from recipes.studies.many_rows import prompt_rows
+
+    book = exercise_book()
+    rows = prompt_rows(book, smol_tokenizer)
+    assert rows.twins.tolist() == [True] * 4 + [False] * 2
+    tokens, worths = rows.verdicts(range(6))
+    said = [
+        smol_tokenizer.encode(text)[0] for text in ("A", " A", "B", " B", " positive", " negative", "Positive", "C")
+    ]
+    replies = torch.tensor([said] * 6)
+    paid, accuracy = reward(
+        replies, torch.from_numpy(tokens), torch.from_numpy(worths), torch.from_numpy(rows.twins), 0.5
+    )
+    marks = Marks(book, frozenset(), opened=True, bonus=0.5)
+    numbers = [number for number in range(6) for _ in said]
+    texts = [smol_tokenizer.decode([token]) for _ in range(6) for token in said]
+    wanted = marks(completions=texts, completion_ids=[[t] for _ in range(6) for t in said], exercise=numbers)
+    assert paid.flatten().tolist() == pytest.approx(wanted)
+    assert accuracy[0].tolist() == [1, 0, 0, 0, 0, 0, 0, 0]
+    assert accuracy[5].tolist() == [0, 0, 0, 0, 0, 1, 0, 0]
+
+
+def test_verdicts_are_read_as_the_engine_reads_them(smol_path: str, smol_tokenizer: Any):
+    from transformers import AutoModelForCausalLM
+
+    from mrjudge_reward.engines.embedded import embedded_adapter_path
+    from mrjudge_reward.engines.local.engine import TransformersEngine
+    from mrjudge_reward.prompting.sanitizing import TextGuard
+    from mrjudge_reward.types import Reply, Request
+    from recipes.studies.many_rows import prompt_rows
+
+    book = exercise_book()
+    config = json.loads((embedded_adapter_path() / "adapter_config.json").read_text())
+    lora = {name: config[name] for name in ("r", "lora_alpha", "target_modules", "layers_to_transform")}
+    base = Base.of(AutoModelForCausalLM.from_pretrained(smol_path, dtype=torch.float32), lora)
+    trained = base.load(embedded_adapter_path())
+    rows = prompt_rows(book, smol_tokenizer)
+    none, found = logprobs(base, torch.stack([torch.zeros_like(trained), trained]), rows, "cpu", 700)
+
+    engine = TransformersEngine(smol_path, adapter=str(embedded_adapter_path()), device="cpu", dtype="float32")
+    guard = TextGuard(engine.count_tokens, 500, engine.reserved)
+    requests = [
+        Request(one.render(guard), prefill=one.format.answer_open, labels=one.format.read_labels(len(one.slots)))
+        for _, one in book
+    ]
+    replies = engine.label_probabilities(requests)
+    for row, reply in zip(found, replies, strict=True):
+        assert isinstance(reply, Reply)
+        assert row.tolist() == pytest.approx(reply.label_logprobs, abs=2e-3)
+    assert np.abs(none - found).max() > 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    count=st.integers(2, 60),
+    batch=st.sampled_from([2, 4, 8]),
+    kind=st.sampled_from(["sft", "rl"]),
+    seed=st.integers(0, 9),
+)
+def test_all_rows_come_before_any_comes_again_and_two_orders_stay_together(
+    count: int, batch: int, kind: str, seed: int
+):
+    draw = np.random.default_rng(seed)
+    rows = Rows.of([[1] * int(n) for n in draw.integers(1, 9, size=count)], [1] * count)
+    how = plan(kind, batch=batch)
+    window = 8 * batch
+    steps = list(itertools.islice(batches(rows, how), 16))
+    assert steps == list(itertools.islice(batches(rows, how), 16)), "the same order each time"
+    assert all(len(step) == batch for step in steps)
+    usable = count - count % 2 if kind == "rl" else count
+    shown = [row for step in steps[:8] for row in step]
+    times = [shown.count(row) for row in range(usable)]
+    assert max(times) - min(times) <= 1
+    assert sum(times) == window
+    if kind == "rl":
+        assert all(b == a + 1 and a % 2 == 0 for step in steps for a, b in zip(step[::2], step[1::2], strict=True))
+
+
+def test_batches_of_different_sizes_cannot_share_a_pass(tmp_path: Path):
+    base = Base.of(tiny(), LORA)
+    out = written(tmp_path, {"a": RUNS["a"], "b": (replace(RUNS["b"][0], batch=2), RUNS["b"][1])})
+    runs = [Run.begin(name, out / name, base, "cpu") for name in ("a", "b")]
+    with pytest.raises(ConfigError, match=r"one size; got \[2, 4\]"):
+        one_step(base, runs, "cpu")
+
+
+def test_a_setting_that_cannot_be_honoured_is_refused():
+    from recipes.judge.train_sft import SFTRecipe
+
+    recipe = SFTRecipe(training={"gradient_accumulation_steps": 4, "learning_rate": 1e-4}, lora=LORA)
+    with pytest.raises(ConfigError, match=r"training\.gradient_accumulation_steps"):
+        plan_of("sft", recipe, None, sft_rows(1), None, LORA)
+    with pytest.raises(ConfigError, match="needs lora"):
+        plan_of("sft", SFTRecipe(training={}), None, sft_rows(1), None, None)
+
+
+@pytest.mark.parametrize(
+    ("starts", "message"),
+    [({"a": "b", "b": "a"}, "no run before it"), ({"a": "c", "b": None}, "'c-seed0'"), ({"a": "a"}, "no run before")],
+)
+def test_runs_that_wait_for_each_other_are_refused(starts: dict[str, str | None], message: str):
+    many = importlib.import_module("train_many")
+    runs = {name: {"kind": "sft", "recipe": "x.yaml", "start": start} for name, start in starts.items()}
+    with pytest.raises(ConfigError, match=message):
+        many.ManyRecipe(lora=LORA, runs=runs, evaluation="y.yaml").all_runs()
+
+
+def test_the_table_of_the_recipes_names_runs_that_start_from_their_own_seed():
+    many = importlib.import_module("train_many")
+    recipe = many.ManyRecipe(**many.read_config(str(ROOT / "recipes" / "configs" / "table.yaml")))
+    runs = recipe.all_runs()
+    assert len(runs) == len(recipe.runs) * 2
+    assert runs["sft-multi-rl-seed2"].start == "sft-multi-seed2"
+    assert "training.seed=2" in runs["sft-multi-seed2"].set
+
+
+SMALL = """
+model: MODEL
+lora: {r: 2, lora_alpha: 4, target_modules: [q_proj], layers_to_transform: [1]}
+evaluation: CONFIGS/eval_cpu.yaml
+evaluation_set: [tasks.film_pairs.eval_count=2, tasks.film_alone=null, tasks.amazon_pairs.eval_count=2,
+  tasks.amazon_alone=null]
+runs:
+  warm:
+    kind: sft
+    recipe: CONFIGS/sft_cpu.yaml
+    set: [tasks.film_pairs.count=4, tasks.tweet_pairs=null, tasks.editorial_pairs=null, tasks.film_alone=null,
+      training.max_steps=1, training.per_device_train_batch_size=2]
+  reinforced:
+    kind: rl
+    recipe: CONFIGS/rl_cpu.yaml
+    start: warm
+    set: [adapter=null, tasks.film_pairs.count=2, tasks.tweet_pairs=null, tasks.film_alone=null, training.max_steps=1,
+      training.per_device_train_batch_size=4, training.num_generations=2]
+"""
+
+
+def test_the_command_goes_from_recipes_to_a_table(smol_tokenizer: Any, tmp_path: Path):
+    config = tmp_path / "small.yaml"
+    model = small_text_model(smol_tokenizer, tmp_path / "model")
+    config.write_text(SMALL.replace("CONFIGS", str(ROOT / "recipes" / "configs")).replace("MODEL", model))
+    command = ["recipes/studies/train_many.py", str(config), "--out", str(tmp_path / "out")]
+    early = run_python(*command, "--stages", "train")
+    assert early.returncode != 0
+    assert "run the stage prepare" in early.stderr
+    done = run_python(*command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    out = tmp_path / "out"
+    for name in ("base", "warm-seed0", "reinforced-seed0"):
+        report = json.loads((out / name / "report.json").read_text())
+        assert report["tasks"].keys() == {"film_pairs", "amazon_pairs"}
+        assert report["tasks"]["film_pairs"]["exercises"] == 4
+        assert json.loads((out / name / "dev" / "report.json").read_text())["tasks"].keys() == {"film_pairs"}
+    assert (out / "reinforced-seed0" / "adapter_config.json").is_file()
+    table = run_python("recipes/evaluate/table.py", out, check=True)
+    assert "| reinforced | 1 | film_pairs |" in table.stdout
+
+
+def test_a_killed_run_goes_on_from_the_last_saved_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from recipes.studies import many_runs
+
+    whole, killed = written(tmp_path / "whole", RUNS), written(tmp_path / "killed", RUNS)
+    train(Base.of(tiny(), LORA), whole, ["a"], "cpu", None)
+    monkeypatch.setattr(many_runs, "SAVE_S", 0.0)
+    steps = iter(range(3))
+
+    def interrupted(*given: Any) -> Any:
+        if next(steps) == 2:
+            raise KeyboardInterrupt
+        return one_step(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(many_runs, "one_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(Base.of(tiny(), LORA), killed, ["a"], "cpu", None)
+    assert torch.load(killed / "a" / "state.pt", weights_only=True)["step"] == 2
+    train(Base.of(tiny(), LORA), killed, ["a"], "cpu", None)
+    assert torch.allclose(adapters(killed, ["a"])["a"], adapters(whole, ["a"])["a"], atol=2e-6)

@@ -1,0 +1,303 @@
+"""The judge's reinforcement: rewards from the shared parser, twins in one batch, a prompt computed once, resumption."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mrjudge_reward.errors import ConfigError, InputError
+from mrjudge_reward.prompting.formats import SENTIMENT, Choice, Ranking
+from mrjudge_reward.training.items import from_choice, from_ratings
+from mrjudge_reward.training.tasks import Exercise
+from tests.support import ROOT
+from tests.support.small_models import small_text_model
+from tests.support.warm_python import run_python
+
+pytestmark = pytest.mark.usefixtures("vllm_hidden")
+
+CONFIG = ROOT / "recipes" / "configs" / "rl_cpu.yaml"
+PAIR = Choice(labels=("A", "B"))
+END = 2
+
+
+@pytest.fixture
+def rl(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    monkeypatch.chdir(ROOT)
+    return importlib.import_module("train_rl")
+
+
+def loaded(module: Any, *overrides: str) -> Any:
+    return module.RLRecipe(**module.read_config(str(CONFIG), list(overrides)))
+
+
+def pair(question: str = "Which?") -> tuple[Exercise, Exercise]:
+    item = from_choice(question, ["good", "bad"], gold=0)
+    return Exercise(item, (0, 1), PAIR), Exercise(item, (1, 0), PAIR)
+
+
+def rewards(marks: Any, rows: Sequence[tuple[int, str]], whole: bool = True) -> list[float]:
+    chats = [[{"role": "assistant", "content": text}] for _, text in rows]
+    found: list[float] = marks(
+        completions=chats,
+        completion_ids=[[1, END if whole else 1]] * len(rows),
+        exercise=[number for number, _ in rows],
+    )
+    return found
+
+
+def test_a_right_verdict_earns_all_a_wrong_one_the_format_and_none_nothing(rl: Any):
+    marks = rl.Marks([("pairs", pair()[0])], frozenset({END}))
+    said = ["<think>x</think><answer>A</answer>", "<answer>B</answer>", "A is best", "<answer>C</answer>", ""]
+    assert rewards(marks, [(0, text) for text in said]) == pytest.approx([1.0, 0.1, 0.0, 0.0, 0.0])
+
+
+def test_a_reply_that_ran_into_the_cap_earns_nothing(rl: Any):
+    marks = rl.Marks([("pairs", pair()[0])], frozenset({END}))
+    assert rewards(marks, [(0, "<answer>A</answer>")], whole=False) == [0.0]
+    assert marks(completions=["<answer>A</answer>"], completion_ids=[[]], exercise=[0]) == [0.0]
+
+
+def test_the_bonus_is_for_being_right_in_both_orders(rl: Any):
+    book = [("pairs", exercise) for exercise in (*pair(), *pair("Another?"))]
+    marks = rl.Marks(book, frozenset({END}), bonus=0.5)
+    first, second = "<answer>A</answer>", "<answer>B</answer>"
+    # First order: right, right. Opposite order: right, wrong. Another pair: wrong in the one order that is asked.
+    rows = [(0, first), (0, first), (1, second), (1, first), (2, second)]
+    assert rewards(marks, rows) == pytest.approx([1.25, 1.25, 1.5, 0.1, 0.1])
+    # One that always names the first slot is right half of the time and never earns the bonus.
+    assert rewards(marks, [(0, first), (1, first)]) == pytest.approx([1.0, 0.1])
+
+
+def test_the_same_order_asked_twice_is_no_twin(rl: Any):
+    one, _ = pair()
+    marks = rl.Marks([("a", one), ("b", one)], frozenset({END}), bonus=0.5)
+    assert rewards(marks, [(0, "<answer>A</answer>"), (1, "<answer>A</answer>")]) == pytest.approx([1.0, 1.0])
+
+
+@pytest.mark.parametrize(("said", "reward"), [("A", 1.0), (" A", 0.0), ("B", 0.1), ("C", 0.0), ("", 0.0), ("AB", 0.0)])
+def test_an_opened_answer_is_a_bare_label(rl: Any, said: str, reward: float):
+    marks = rl.Marks([("pairs", pair()[0])], frozenset({END}), opened=True)
+    assert marks(completions=[said], completion_ids=[[7]], exercise=[0]) == pytest.approx([reward])
+
+
+def test_an_opened_grade_is_marked_as_a_grade(rl: Any):
+    item = from_ratings("Write a positive sentence.", ["Lovely."], [3.0], "films", scale=(-4.0, 4.0))
+    marks = rl.Marks([("alone", Exercise(item, (0,), SENTIMENT))], frozenset({END}), opened=True)
+    assert marks(completions=[" positive", " negative"], completion_ids=[[7], [8]], exercise=[0, 0]) == pytest.approx(
+        [1.0, 0.1]
+    )
+
+
+def test_dev_accuracy_is_per_task_and_weighs_tasks_alike(rl: Any):
+    marks = rl.Marks([("a", pair()[0]), ("b", pair("Another?")[0])], frozenset({END}))
+    rewards(marks, [(0, "<answer>A</answer>"), (0, "<answer>A</answer>"), (0, "?"), (1, "<answer>B</answer>")])
+    assert marks.take() == pytest.approx({"accuracy/a": 2 / 3, "accuracy/b": 0.0, "accuracy": 1 / 3})
+    assert marks.take() == {}
+    assert marks.__name__ == "verdict", "what TRL logs the reward as"
+
+
+def test_twins_are_neighbours_and_never_parted_by_an_even_batch(rl: Any):
+    recipe = loaded(
+        rl, "adapter=null", "tasks.film_pairs.count=9", "tasks.tweet_pairs.count=4", "tasks.film_alone.count=7"
+    )
+    asked = rl.asked(recipe, "train")
+    assert len(asked) % 2 == 0
+    for (name, one), (other_name, other) in zip(asked[::2], asked[1::2], strict=True):
+        assert name == other_name
+        if name != "film_alone":
+            assert one.twins == other.twins
+            assert one.slots == other.slots[::-1]
+    assert {name for name, _ in asked} == {"film_pairs", "tweet_pairs", "film_alone"}
+    assert asked == rl.asked(recipe, "train"), "every process must see the same book"
+
+
+def test_a_held_out_task_is_neither_trained_on_nor_watched(rl: Any):
+    recipe = loaded(rl, "tasks.film_alone.held_out=task", "tasks.film_pairs.count=4", "tasks.tweet_pairs.count=4")
+    for split in ("train", "dev"):
+        assert {name for name, _ in rl.asked(recipe, split)} == {"film_pairs", "tweet_pairs"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["training.per_device_train_batch_size=24"], "even number"),
+        (["training.max_completion_length=5"], "one token"),
+        (["training.eval_strategy=no"], "never measured"),
+        (["lora={r: 8}"], "not both"),
+        (["adapter=nowhere"], "no adapter at nowhere"),
+        (["modle=x"], "did you mean 'model'"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_with_the_reason(
+    rl: Any, overrides: list[str], message: str, smol_path: str, tmp_path: Path
+):
+    from trl import GRPOConfig
+
+    def build() -> None:
+        recipe = loaded(rl, *overrides)
+        settings = GRPOConfig(**{**recipe.training, "output_dir": str(tmp_path)})
+        rl.checked(recipe, settings)
+        rl.model_of(recipe.model, recipe.adapter, recipe.lora, settings.model_init_kwargs)
+
+    with pytest.raises(ConfigError, match=message):
+        build()
+
+
+def test_a_label_of_several_tokens_cannot_be_opened(rl: Any, smol_path: str):
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(smol_path)
+    item = from_choice("Which?", ["good", "bad"], gold=0)
+    exercise = Exercise(item, (0, 1), Choice(labels=("Alpha and omega", "B")))
+    with pytest.raises(ConfigError, match="not one token"):
+        rl.rows_of([("a", exercise)], 0, tokenizer, loaded(rl))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        rl.rows_of([("a", Exercise(item, (0, 1), Ranking()))], 0, tokenizer, loaded(rl))
+
+
+def test_pictures_are_refused(rl: Any, smol_path: str):
+    import transformers
+
+    from mrjudge_reward.training.items import with_images
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(smol_path)
+    item = from_choice(with_images("Which?", ["https://example.org/a.png"]), ["good", "bad"], gold=0)
+    with pytest.raises(InputError, match="has images"):
+        rl.rows_of([("a", Exercise(item, (0, 1), PAIR))], 0, tokenizer, loaded(rl))
+
+
+# -- a prompt computed once ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trainers(smol_path: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """TRL's trainer and ours, on the same model with the same LoRA, which is not zero."""
+    import datasets
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import GRPOConfig, GRPOTrainer
+
+    sys.path.insert(0, str(ROOT / "recipes"))
+    shared = importlib.import_module("shared_prompt")
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(smol_path, dtype=torch.float32)
+    model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    tokenizer = AutoTokenizer.from_pretrained(smol_path, padding_side="left")
+    made = []
+    for kind in (GRPOTrainer, shared.SharedPromptTrainer):
+        made.append(
+            kind(
+                model=model,
+                reward_funcs=lambda completions, **_: [0.0] * len(completions),
+                train_dataset=datasets.Dataset.from_dict({"prompt": ["a"]}),
+                processing_class=tokenizer,
+                args=GRPOConfig(
+                    output_dir=str(tmp_path_factory.mktemp("run")), per_device_train_batch_size=6, num_generations=3,
+                    max_completion_length=6, temperature=0.7, top_k=1, use_cpu=True, bf16=False, report_to="none",
+                    gradient_checkpointing=False,
+                ),
+            )
+        )  # fmt: skip
+    return made[0], made[1]
+
+
+def test_log_probabilities_entropies_and_gradients_are_trls(trainers: tuple[Any, Any]):
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    prompts = torch.randint(1000, 40000, (2, 9), generator=generator)
+    mask = torch.ones(6, 14, dtype=torch.long)
+    mask[:3, :4] = 0  # the first prompt is shorter
+    mask[1, 12:] = 0  # a completion that ended
+    ids = torch.cat(
+        [prompts.repeat_interleave(3, dim=0), torch.randint(1000, 40000, (6, 5), generator=generator)], dim=1
+    ).masked_fill(mask == 0, 2)
+    shuffled = torch.tensor([4, 0, 3, 1, 5, 2])  # as TRL shuffles a batch
+    ids, mask = ids[shuffled], mask[shuffled]
+    weight = torch.randn(6, 5, generator=generator) * mask[:, -5:]
+    found = []
+    for trainer in trainers:
+        model = trainer.model
+        model.zero_grad()
+        said, entropy, _ = trainer._get_per_token_logps_and_entropies(model, ids, mask, 5, compute_entropy=True)
+        (said * weight).sum().backward()
+        grads = [p.grad.clone() for p in model.parameters() if p.requires_grad and p.grad is not None]
+        found.append((said.detach() * mask[:, -5:], entropy.detach() * mask[:, -5:], grads))
+    (theirs, their_entropy, their_grads), (ours, our_entropy, our_grads) = found
+    torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=2e-4)
+    torch.testing.assert_close(our_entropy, their_entropy, atol=2e-4, rtol=2e-4)
+    assert their_grads
+    assert len(our_grads) == len(their_grads)
+    for mine, other in zip(our_grads, their_grads, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-3 * float(other.abs().max()), rtol=1e-2)
+
+
+def test_a_prompt_is_computed_once_however_the_rows_lie(trainers: tuple[Any, Any]):
+    import torch
+
+    _, ours = trainers
+    shapes: list[torch.Size] = []
+    hook = ours.model.get_base_model().model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    ids = torch.tensor([[7, 8, 9, 1], [5, 6, 9, 2], [7, 8, 9, 3], [5, 6, 9, 4], [7, 8, 9, 5], [5, 6, 9, 6]])
+    try:
+        ours._get_per_token_logps_and_entropies(ours.model, ids, torch.ones_like(ids), 1)
+        assert shapes == [(2, 3)]
+        shapes.clear()
+        ours._generate_single_turn(ids[:, :3].tolist(), None, {}, 3)
+        assert shapes[0] == (2, 2)
+    finally:
+        hook.remove()
+
+
+def test_greedy_completions_are_trls(trainers: tuple[Any, Any]):
+    tokenizer = trainers[0].processing_class
+    texts = ["A film about love is", "A film about love is", "Yes. Now to something else: the weather today was"]
+    prompts = [tokenizer.encode(text) for text in texts]
+    theirs, ours = (trainer._generate_single_turn(prompts, None, {}, 2) for trainer in trainers)
+    assert ours == theirs
+    assert len(ours[0]) == 3
+    assert ours[0][0] == ours[0][1]
+
+
+# -- the whole recipe -----------------------------------------------------------------------------------------------------
+
+
+def train(model: str, tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    settings = [
+        f"model={model}", "adapter=null", "lora={r: 4, target_modules: [q_proj, v_proj]}", f"training.output_dir={tmp_path}",
+        "tasks.film_pairs.count=8", "tasks.tweet_pairs.count=4", "tasks.film_alone.count=4",
+        "tasks.film_pairs.eval_count=2", "tasks.tweet_pairs.eval_count=2", "tasks.film_alone.eval_count=2",
+        "training.per_device_train_batch_size=4", "training.num_generations=2", "training.per_device_eval_batch_size=10",
+        "training.eval_steps=1", "training.save_steps=1", "training.logging_steps=1", *overrides,
+    ]  # fmt: skip
+    return run_python(
+        "recipes/judge/train_rl.py", CONFIG, *(word for setting in settings for word in ("--set", setting))
+    )
+
+
+def test_it_trains_watches_dev_and_goes_on_where_it_was_interrupted(smol_tokenizer: Any, tmp_path: Path):
+    model = small_text_model(smol_tokenizer, tmp_path / "model")
+    tmp_path = tmp_path / "run"
+    first = train(model, tmp_path, "training.max_steps=1")
+    assert first.returncode == 0, first.stderr[-3000:]
+    second = train(model, tmp_path, "training.max_steps=2")
+    assert second.returncode == 0, second.stderr[-3000:]
+    history = json.loads((tmp_path / "dev.json").read_text())
+    assert [entry["step"] for entry in history] == [1, 2]
+    for entry in history:
+        tasks = [entry[f"eval_accuracy/{name}"] for name in ("film_pairs", "tweet_pairs", "film_alone")]
+        assert entry["eval_accuracy"] == pytest.approx(sum(tasks) / 3)
+    state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
+    assert state["best_metric"] == max(entry["eval_accuracy"] for entry in history)
+    assert (tmp_path / "adapter_model.safetensors").is_file()

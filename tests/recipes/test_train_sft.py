@@ -1,0 +1,171 @@
+"""The judge's warm-up: the loss is on the verdict alone, a run goes on where it was interrupted, bad input is named."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mrjudge_reward.errors import ConfigError, InputError
+from mrjudge_reward.prompting.formats import Choice
+from tests.support import ROOT
+from tests.support.small_models import small_text_model
+from tests.support.warm_python import run_python
+
+pytestmark = pytest.mark.usefixtures("vllm_hidden")
+
+CONFIG = ROOT / "recipes" / "configs" / "sft_cpu.yaml"
+SMALL = [
+    f"tasks.{name}.count={count}"
+    for name, count in {"film_pairs": 20, "tweet_pairs": 4, "editorial_pairs": 3, "film_alone": 5}.items()
+]
+
+
+@pytest.fixture
+def recipe_module(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    monkeypatch.chdir(ROOT)
+    return importlib.import_module("train_sft")
+
+
+def loaded(module: Any, overrides: list[str]) -> Any:
+    return module.SFTRecipe(**module.read_config(str(CONFIG), overrides))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(smol_tokenizer: Any) -> Any:
+    return smol_tokenizer
+
+
+@pytest.fixture(scope="module")
+def small(smol_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return small_text_model(smol_tokenizer, tmp_path_factory.mktemp("small"))
+
+
+def train(model: str, out: Path, *overrides: str, run: Any = run_python) -> subprocess.CompletedProcess[str]:
+    settings = [*SMALL, f"model={model}", "lora.layers_to_transform=[1]", f"training.output_dir={out}",
+                "training.per_device_train_batch_size=2", "training.save_steps=1", "training.logging_steps=1",
+                *overrides]  # fmt: skip
+    return run("recipes/judge/train_sft.py", CONFIG, *(word for setting in settings for word in ("--set", setting)))
+
+
+def test_examples_end_in_the_right_verdict_and_show_both_orders(recipe_module: Any, tokenizer: Any):
+    recipe = loaded(recipe_module, SMALL)
+    rows = recipe_module.examples(recipe, "train", tokenizer)
+    # Weights 4, 1, 1, 1: the largest task comes once whole, the others again and again.
+    assert Counter(row["task"] for row in rows) == {
+        "film_pairs": 40, "tweet_pairs": 10, "editorial_pairs": 10, "film_alone": 10
+    }  # fmt: skip
+    answers = [row["completion"][0]["content"] for row in rows if row["task"] == "film_pairs"]
+    assert sorted(answers) == ["<answer>A</answer>"] * 20 + ["<answer>B</answer>"] * 20
+    assert all(Choice(labels=("A", "B")).parse(answer, 2) for answer in answers)
+
+
+def test_reasoning_stands_before_the_verdict_of_the_tasks_that_want_it(recipe_module: Any, tokenizer: Any):
+    recipe = loaded(recipe_module, [*SMALL, "tasks.film_pairs.reasoning=ratings"])
+    rows = recipe_module.examples(recipe, "train", tokenizer)
+    for row in rows:
+        answer = row["completion"][0]["content"]
+        assert answer.startswith("<think>A: ") == (row["task"] == "film_pairs")
+    pairs = [row["completion"][0]["content"] for row in rows if row["task"] == "film_pairs"]
+    for answer in pairs:
+        first, second = (float(part.split(": ")[1]) for part in answer[7:].split("</think>")[0].split(", "))
+        assert answer.endswith("<answer>A</answer>" if first > second else "<answer>B</answer>")
+
+
+def test_examples_from_a_file_are_taken_and_a_bad_line_is_named(recipe_module: Any, tokenizer: Any, tmp_path: Path):
+    good = {"messages": [{"role": "user", "content": "Which?"}], "answer": "<think>x</think><answer>A</answer>"}
+    path = tmp_path / "examples.jsonl"
+    path.write_text(json.dumps(good) + "\n")
+    recipe = recipe_module.SFTRecipe(examples=str(path), training={})
+    assert recipe_module.examples(recipe, "train", tokenizer) == [
+        {"prompt": good["messages"], "completion": [{"role": "assistant", "content": good["answer"]}], "task": "file"}
+    ]
+    path.write_text(json.dumps(good) + "\n" + json.dumps({"messages": []}) + "\n")
+    with pytest.raises(InputError, match="line 2"):
+        recipe_module.examples(recipe, "train", tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["tasks.film_pairs.cuont=3"], "cuont"),
+        (["modle=x"], "did you mean 'model'"),
+        (["tasks"], "name=value"),
+        (["model.x=1"], "no settings"),
+        (["tasks.film_pairs=null", "tasks.tweet_pairs.weight=0"], "weight"),
+    ],
+)
+def test_a_wrong_setting_is_named(recipe_module: Any, tokenizer: Any, overrides: list[str], message: str):
+    with pytest.raises(ConfigError, match=message):
+        recipe_module.examples(loaded(recipe_module, overrides), "train", tokenizer)
+
+
+def test_a_run_without_anything_to_learn_from_is_refused(recipe_module: Any, tokenizer: Any):
+    with pytest.raises(InputError, match="neither tasks nor a file"):
+        recipe_module.examples(recipe_module.SFTRecipe(training={}), "train", tokenizer)
+
+
+def test_it_trains_an_adapter_and_goes_on_where_it_was_interrupted(small: str, tmp_path: Path):
+    first = train(small, tmp_path, "training.max_steps=1", run=partial(run_python, python=sys.executable))
+    assert first.returncode == 0, first.stderr[-3000:]
+    weights = (tmp_path / "adapter_model.safetensors").read_bytes()
+    second = train(small, tmp_path, "training.max_steps=2")
+    assert second.returncode == 0, second.stderr[-3000:]
+    state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
+    assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [1, 2]
+    assert not (tmp_path / "checkpoint-3").exists()
+    assert (tmp_path / "adapter_model.safetensors").read_bytes() != weights
+    assert json.loads((tmp_path / "recipe.json").read_text())["training"]["max_steps"] == 2
+
+    from mrjudge_reward.engines.local.engine import TransformersEngine
+    from mrjudge_reward.messages import as_messages
+    from mrjudge_reward.types import Reply, Request
+
+    engine = TransformersEngine(small, adapter=str(tmp_path), device="cpu")
+    reply = engine.label_probabilities([Request(as_messages("Which?"), prefill="<answer>", labels=("A", "B"))])[0]
+    assert isinstance(reply, Reply)
+
+
+def test_the_loss_is_trls_and_on_the_judges_turn_alone(recipe_module: Any, tokenizer: Any, small: str, tmp_path: Path):
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    recipe = loaded(recipe_module, SMALL)
+    rows = recipe_module.examples(recipe, "train", tokenizer)[:6]
+    found = []
+    for kind in (SFTTrainer, recipe_module.trainer_class()):
+        torch.manual_seed(0)
+        trainer = kind(
+            model=small,
+            args=SFTConfig(output_dir=str(tmp_path), completion_only_loss=True, report_to="none", use_cpu=True, bf16=False,
+                           per_device_train_batch_size=6, gradient_checkpointing=False),
+            train_dataset=Dataset.from_list(rows).remove_columns("task"),
+            processing_class=tokenizer,
+            peft_config=LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], init_lora_weights=False),
+        )  # fmt: skip
+        torch.manual_seed(0)
+        batch = next(iter(trainer.get_train_dataloader()))
+        losses = []
+        for count in (None, torch.tensor(100)):
+            trainer.model.zero_grad()
+            loss = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=count)
+            loss.backward()
+            losses.append(loss.item())
+        found.append((losses, [p.grad.clone() for p in trainer.model.parameters() if p.grad is not None]))
+    (theirs, their_grads), (ours, our_grads) = found
+    assert ours == pytest.approx(theirs, rel=1e-4)
+    for mine, other in zip(our_grads, their_grads, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-3 * float(other.abs().max()), rtol=1e-2)
+    for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+        learned = tokenizer.decode(ids[labels != -100]).strip().removesuffix("<|im_end|>")
+        assert learned in {"<answer>A</answer>", "<answer>B</answer>", "Sentiment: positive", "Sentiment: negative"}

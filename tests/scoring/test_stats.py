@@ -1,0 +1,224 @@
+"""What a batch of judgements is summed up to, and when failures stop a run."""
+
+from __future__ import annotations
+
+import math
+import pickle
+
+import pytest
+
+from mrjudge_reward.engines.scripted import ScriptedEngine
+from mrjudge_reward.errors import JudgeUnreliableError
+from mrjudge_reward.judge import Judge
+from mrjudge_reward.prompting.formats import SENTIMENT
+from mrjudge_reward.scoring.stats import METRICS, FailureAlarm, JudgeStats, is_tie
+from mrjudge_reward.types import (
+    Comparison,
+    Failed,
+    Group,
+    Judgement,
+    Order,
+    Outcome,
+    Played,
+    Preference,
+    Scores,
+    Tie,
+    Usage,
+    Verdict,
+)
+
+FIRST, SECOND = Preference((1.0, 0.0)), Preference((0.0, 1.0))
+TIMEOUT, GARBLED = Failed("timeout", "after 3 s", transient=True), Failed("no verdict", "it said nothing")
+
+
+def played(outcome: Outcome, *slots: int) -> Played:
+    return Played(Comparison(slots or (0, 1)), Verdict(outcome))
+
+
+def judged(*items: Played, scores: tuple[float | None, ...] = (1.0, 0.0), **more: object) -> Judgement:
+    group = Group.of("question", [f"answer {index}" for index in range(len(scores))])
+    return Judgement(group, scores, (1.0,) * len(scores), items, **more)  # type: ignore[arg-type]
+
+
+# -- counting ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("judgements", [[], [judged()], [judged(played(TIMEOUT), scores=(None, None))]])
+def test_every_metric_is_there_at_every_step_in_one_order(judgements: list[Judgement]):
+    assert tuple(JudgeStats.of(judgements).metrics()) == METRICS
+
+
+def test_rates_are_over_what_they_speak_of():
+    stats = JudgeStats.of(
+        [
+            judged(played(FIRST), played(Tie()), played(TIMEOUT), played(GARBLED), calls=6, usage=Usage(100, 50, 20)),
+            judged(scores=(None, 2.0), seconds=3.0, cache_hits=2),
+        ]
+    )
+    metrics = stats.metrics()
+    assert metrics["failed_rate"] == 2 / 4
+    assert metrics["tie_rate"] == 1 / 2, "of the comparisons that have a verdict"
+    assert metrics["abstained_rate"] == 1 / 4
+    assert metrics["calls"] == 6
+    assert metrics["tokens"] == 120, "cached tokens are part of the prompt's"
+    assert metrics["seconds"] == 3.0
+    assert stats.cache_hits == 2
+    assert stats.reasons == {"timeout": 1, "no verdict": 1}
+
+
+@pytest.mark.parametrize(
+    ("scores", "flat"),
+    [((1.0, 1.0), 1), ((None, None), 1), ((None, 1.0), 1), ((), 1), ((1.0, 1.0 + 1e-12), 1), ((0.0, 1.0), 0)],
+)
+def test_groups_that_teach_nothing_are_counted(scores: tuple[float | None, ...], flat: int):
+    assert JudgeStats.of([judged(scores=scores)]).zero_spread_groups == flat
+
+
+@pytest.mark.parametrize(
+    ("outcome", "tie"),
+    [
+        (Tie(), True),
+        (Preference((0.5, 0.5), soft=True), True),
+        (FIRST, False),
+        (Order(((0, 1),)), True),
+        (Order(((0,), (1,))), False),
+        (Scores.sampled((3.0, 3.0)), True),
+        (Scores.sampled((3.0, 4.0)), False),
+        (Scores.sampled((3.0,)), False),  # a grade alone is not a tie with anything
+        (TIMEOUT, False),
+    ],
+)
+def test_a_tie_is_a_verdict_that_nobody_is_better(outcome: Outcome, tie: bool):
+    assert is_tie(played(outcome)) is tie
+
+
+@pytest.mark.parametrize(
+    ("items", "consistency"),
+    [
+        ([played(FIRST, 0, 1), played(SECOND, 1, 0)], 1.0),
+        ([played(FIRST, 0, 1), played(FIRST, 1, 0)], 0.0),
+        ([played(FIRST, 0, 1), played(SECOND, 1, 0), played(FIRST, 0, 2), played(FIRST, 2, 0)], 0.5),
+        ([played(FIRST, 0, 1), played(FIRST, 1, 2)], math.nan),  # nothing was mirrored, so nothing is known
+        ([played(FIRST, 0, 1), played(TIMEOUT, 1, 0)], math.nan),
+        ([played(Scores.sampled((2.0,)), 0), played(Scores.sampled((1.0,)), 1)], 1.0),  # no slot to be biased to
+        ([], 1.0),
+    ],
+)
+def test_position_consistency_is_known_unknown_or_not_in_question(items: list[Played], consistency: float):
+    assert JudgeStats.of([judged(*items)]).metrics()["position_consistency"] == pytest.approx(consistency, nan_ok=True)
+
+
+def test_glances_of_a_cascade_count_for_position_consistency():
+    glances = (played(Preference((0.9, 0.1), True), 0, 1), played(Preference((0.9, 0.1), True), 1, 0))
+    stats = JudgeStats.of([judged(played(FIRST), glances=glances)])
+    assert (stats.agreeing, stats.mirrored, stats.comparisons) == (0, 1, 1)
+
+
+def test_stats_of_two_ranks_add_up_to_the_stats_of_the_whole_batch():
+    one = [judged(played(FIRST, 0, 1), played(SECOND, 1, 0), calls=2, seconds=1.0)]
+    two = [judged(played(TIMEOUT), scores=(None, None), calls=3, seconds=2.0, usage=Usage(5, 0, 1))]
+    assert JudgeStats.of(one) + JudgeStats.of(two) == JudgeStats.of(one + two)
+    assert (JudgeStats.of(one) + JudgeStats()) == JudgeStats.of(one)
+
+
+def test_stats_survive_pickling():
+    stats = JudgeStats.of([judged(played(TIMEOUT))])
+    assert pickle.loads(pickle.dumps(stats)) == stats
+
+
+def test_a_real_judge_fills_the_stats():
+    judge = Judge(ScriptedEngine.by_utility(len), schedule="all_pairs")
+    stats = JudgeStats.of([judge.rank("q", ["a", "bb", "ccc"])])
+    assert (stats.groups, stats.candidates, stats.comparisons, stats.calls) == (1, 3, 6, 6)
+    assert stats.metrics()["position_consistency"] == 1.0
+    alone = Judge(ScriptedEngine.by_utility(len), SENTIMENT, schedule="pointwise", verdict="read")
+    assert JudgeStats.of([alone.rank("q", ["a", "bb", "ccc"])]).metrics()["position_consistency"] == 1.0
+
+
+# -- the alarm --------------------------------------------------------------------------------------------------------
+
+
+def outcomes(*items: Played) -> list[Outcome]:
+    return [item.verdict.outcome for item in items]
+
+
+def test_the_alarm_names_the_share_the_reasons_and_the_latest_failure():
+    alarm = FailureAlarm(0.5, window=10, least=4)
+    with pytest.raises(JudgeUnreliableError) as caught:
+        alarm.observe(outcomes(played(TIMEOUT), played(TIMEOUT), played(GARBLED), played(FIRST)))
+    message = str(caught.value)
+    for part in ("3 of the last 4", "50%", "timeout (2)", "no verdict (1)", "it said nothing", "max_failed_fraction"):
+        assert part in message
+
+
+def test_the_alarm_starts_anew_after_it_has_raised():
+    alarm = FailureAlarm(0.5, window=256, least=4)
+    with pytest.raises(JudgeUnreliableError):
+        alarm.observe(outcomes(*[played(TIMEOUT)] * 256))
+    alarm.observe(outcomes(*[played(FIRST)] * 8))
+
+
+def test_truncation_is_met_with_advice_about_the_cap():
+    with pytest.raises(JudgeUnreliableError, match="raise max_tokens"):
+        FailureAlarm(least=2).observe([Failed("truncated"), Failed("truncated")])
+
+
+def test_the_alarm_waits_until_enough_has_been_seen():
+    alarm = FailureAlarm(0.5, window=10, least=4)
+    alarm.observe(outcomes(played(TIMEOUT), played(TIMEOUT), played(TIMEOUT)))
+    with pytest.raises(JudgeUnreliableError):
+        alarm.observe(outcomes(played(TIMEOUT)))
+
+
+def test_a_window_shorter_than_least_is_enough_once_it_is_full():
+    alarm = FailureAlarm(0.5, window=2)
+    alarm.observe(outcomes(played(TIMEOUT)))
+    with pytest.raises(JudgeUnreliableError):
+        alarm.observe(outcomes(played(TIMEOUT)))
+
+
+def test_exactly_the_limit_is_allowed():
+    FailureAlarm(0.5, window=4, least=4).observe(
+        outcomes(played(TIMEOUT), played(FIRST), played(TIMEOUT), played(FIRST))
+    )
+
+
+def test_the_window_forgets_old_failures():
+    alarm = FailureAlarm(0.5, window=4, least=4)
+    alarm.observe(outcomes(played(TIMEOUT), played(TIMEOUT)))
+    for _ in range(3):
+        alarm.observe(outcomes(played(FIRST), played(FIRST)))
+    alarm.observe(outcomes(played(TIMEOUT), played(TIMEOUT)))  # two of four again, not four of eight
+    with pytest.raises(JudgeUnreliableError, match="3 of the last 4"):
+        alarm.observe(outcomes(played(TIMEOUT)))
+
+
+def test_failures_of_earlier_batches_raise_when_a_clean_batch_completes_the_count():
+    alarm = FailureAlarm(0.5, window=10, least=4)
+    alarm.observe(outcomes(played(TIMEOUT), played(TIMEOUT), played(GARBLED)))
+    with pytest.raises(JudgeUnreliableError, match="3 of the last 4"):
+        alarm.observe(outcomes(played(FIRST)))
+
+
+def test_a_fraction_of_one_never_raises():
+    FailureAlarm(1.0, window=4, least=1).observe(outcomes(*[played(TIMEOUT)] * 50))
+
+
+def test_a_fraction_of_zero_tolerates_no_failure():
+    alarm = FailureAlarm(0.0, window=4, least=1)
+    alarm.observe(outcomes(played(FIRST)))
+    with pytest.raises(JudgeUnreliableError):
+        alarm.observe(outcomes(played(TIMEOUT)))
+
+
+def test_a_batch_without_comparisons_is_no_news():
+    FailureAlarm(0.0, window=4, least=0).observe([])
+
+
+def test_the_alarm_and_its_error_survive_pickling():
+    alarm = FailureAlarm(0.5, window=4, least=4)
+    alarm.observe(outcomes(played(TIMEOUT), played(TIMEOUT), played(TIMEOUT)))
+    restored = pickle.loads(pickle.dumps(alarm))
+    with pytest.raises(JudgeUnreliableError) as caught:
+        restored.observe(outcomes(played(FIRST)))
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)

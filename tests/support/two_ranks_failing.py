@@ -1,0 +1,38 @@
+"""The part of two_ranks.py in which rank 1 alone fails, in one of several ways."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch.distributed as dist
+
+from mrjudge_reward.engines.scripted import ScriptedEngine
+from mrjudge_reward.integrations.trl import JudgeReward
+from mrjudge_reward.judge import Judge
+from mrjudge_reward.prompting.formats import Choice
+from mrjudge_reward.scoring.stats import FailureAlarm
+from mrjudge_reward.types import Failure, Reply, Request
+
+
+class BrokenEngine(ScriptedEngine):
+    """Raises where an engine should not."""
+
+    def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+        raise RuntimeError("device-side assert")
+
+
+def main(out: Path) -> None:
+    rank = dist.get_rank()
+    good = ScriptedEngine.by_utility(len)
+    bad = {"judge": ScriptedEngine(lambda _: Failure("down")), "engine": BrokenEngine(lambda _: ""), "rows": good}
+    caught = {}
+    for name, engine in bad.items():
+        judge = Judge(engine if rank == 1 else good, Choice(), schedule="ring", retries=0, alarm=FailureAlarm(least=1))
+        prompts = ["p"] * 6 if rank == 0 or name != "rows" else ["p"] * 5
+        try:
+            JudgeReward(judge, num_generations=4)(prompts, [f"{rank}{'x' * i}" for i in range(6)])
+        except Exception as error:  # noqa: BLE001  the test looks at which it was
+            caught[name] = type(error).__name__
+    (out / f"rank{rank}.json").write_text(json.dumps(caught), encoding="utf-8")

@@ -1,0 +1,67 @@
+"""Judges that a cohort actor builds by their name (``mrjudge.factory``); its process then imports nothing of verl."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from mrjudge_reward.config import JudgeConfig
+from mrjudge_reward.engines.scripted import ScriptedEngine, shown_candidates
+from mrjudge_reward.images import opened
+from mrjudge_reward.judge import Judge
+from mrjudge_reward.prompting.formats import Choice
+from mrjudge_reward.scoring.stats import FailureAlarm
+from mrjudge_reward.types import Failure, Request
+
+from .cohort import scripted, taste
+
+
+def scripted_judge(config: JudgeConfig) -> Judge:
+    """A judge with a taste and a position bias, so that who meets whom in which slots shows in the rewards."""
+    return scripted()
+
+
+def slow_judge(config: JudgeConfig) -> Judge:
+    """The scripted judge, a fifth of a second per call of its engine."""
+    judge = scripted_judge(config)
+    serve = judge.engine._serve  # type: ignore[attr-defined]
+
+    def slowly(requests: Sequence[Any]) -> Any:
+        time.sleep(0.2)
+        return serve(requests)
+
+    judge.engine._serve = slowly  # type: ignore[attr-defined]
+    return judge
+
+
+def deadly_judge(config: JudgeConfig) -> Judge:
+    """A judge that takes its process with it."""
+    return Judge(ScriptedEngine(lambda _: os._exit(1)), Choice(), schedule="ring")
+
+
+def failing_judge(config: JudgeConfig) -> Judge:
+    """A judge that gives no verdict where the prompt asks for none."""
+
+    def script(request: Request) -> str | Failure:
+        if "no verdict" in request.messages[-1].text:
+            return Failure("refused", transient=False)
+        shown = shown_candidates(request)
+        return f"<answer>{max(shown, key=lambda label: taste(shown[label]))}</answer>"
+
+    return Judge(ScriptedEngine(script), Choice(), schedule="ring", alarm=FailureAlarm(1.0))
+
+
+def seeing_judge(config: JudgeConfig) -> Judge:
+    """A judge that prefers answers holding the colour of the first image of the prompt, and fails without an image."""
+
+    def script(request: Request) -> str | Failure:
+        images = [image for message in request.messages for image in message.images]
+        if not images:
+            return Failure("no image", transient=False)
+        colour = {(255, 0, 0): "red", (0, 0, 255): "blue"}[opened(images[0].image).getpixel((0, 0))]
+        shown = shown_candidates(request)
+        return f"<answer>{max(shown, key=lambda label: colour in shown[label])}</answer>"
+
+    return Judge(ScriptedEngine(script), Choice(), schedule="all_pairs", alarm=FailureAlarm(1.0))
