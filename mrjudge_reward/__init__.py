@@ -11,7 +11,7 @@ games (``scoring.ratings``) and hands them to a trainer (``integrations``). Impo
 """
 
 from .cache import ReplyCache
-from .config import JudgeConfig
+from .engines.contract import Engine
 from .engines.scripted import ScriptedEngine
 from .errors import (
     ConfigError,
@@ -22,14 +22,13 @@ from .errors import (
     MissingPackageError,
     MRJudgeError,
 )
-from .judge import Judge
+from .judge import Judge, JudgeConfig
 from .messages import ImagePart, Message, TextPart, final_answer
 from .prompting.formats import SENTIMENT, Choice, Format, PairScores, Ranking, Score
 from .scoring.rewards import RewardShape, reward_group
 from .scoring.stats import FailureAlarm, JudgeStats
 from .types import (
     Comparison,
-    Engine,
     Failed,
     Failure,
     Group,

@@ -1,4 +1,4 @@
-"""Ask each judge call once: inside a batch, and on disk across runs.
+"""Ask each judge call once, across runs: replies on disk.
 
 The key of a call is everything that decides its answer: the engine's identity (model, adapter, precision), the verb, and
 the whole request (rendered messages, prefill, labels, sampling, stop strings, seed). What is kept is the engine's raw
@@ -22,14 +22,16 @@ from typing import Any, Literal, TypeAlias
 
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 
-from .errors import ConfigError, EngineError
+from mrjudge_reward.engines.contract import Engine
+
+from .errors import ConfigError
 from .images import fingerprint
 from .messages import ImagePart
-from .types import Engine, Failure, Reply, Request, Usage
+from .types import Reply, Request, Usage
 
 logger = logging.getLogger(__name__)
 
-Verb: TypeAlias = Literal["generate", "label_probabilities"]
+Verb: TypeAlias = Literal["generate", "label_logprobs"]
 
 _CHUNK = 500  # sqlite's default limit of variables in one statement is 999 in old builds
 
@@ -170,47 +172,3 @@ def _decode(text: bytes) -> Reply:
     if fields["label_logprobs"] is not None:
         fields["label_logprobs"] = tuple(fields["label_logprobs"])
     return Reply(**fields)
-
-
-def _reading_order(request: Request) -> tuple[str, ...]:
-    return (*(message.text for message in request.messages), request.prefill)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Answer:
-    """A reply and whether the engine was asked for it (as against the cache or a twin in the same batch)."""
-
-    reply: Reply | Failure
-    fresh: bool
-
-
-def ask(engine: Engine, verb: Verb, requests: Sequence[Request], cache: ReplyCache | None = None) -> list[Answer]:
-    """One engine call for a whole batch, each distinct request once.
-
-    Requests go to the engine sorted by their text, so that neighbours share the longest prefix and an engine with a
-    prefix cache computes it once.
-
-    Returns:
-        As many answers as requests, in their order.
-
-    Raises:
-        EngineError: if the engine breaks its contract and returns another number of replies than requests.
-    """
-    keys = [request_key(engine, verb, request) for request in requests]
-    first: dict[bytes, int] = {}
-    for index, key in enumerate(keys):
-        first.setdefault(key, index)
-    known: dict[bytes, Reply | Failure] = dict(cache.get(list(first))) if cache is not None else {}
-    open_keys = [key for key in first if key not in known]
-    open_keys.sort(key=lambda key: _reading_order(requests[first[key]]))
-    if open_keys:
-        batch = [requests[first[key]] for key in open_keys]
-        replies = engine.generate(batch) if verb == "generate" else engine.label_probabilities(batch)
-        if len(replies) != len(batch):
-            raise EngineError(f"{engine.identity} returned {len(replies)} replies to {len(batch)} requests")
-        fresh = dict(zip(open_keys, replies, strict=True))
-        if cache is not None:
-            cache.put({key: reply for key, reply in fresh.items() if isinstance(reply, Reply)})
-        known |= fresh
-    asked = {first[key] for key in open_keys}
-    return [Answer(known[key], index in asked) for index, key in enumerate(keys)]

@@ -1,6 +1,9 @@
-"""One validated configuration, the same from YAML, keyword arguments and a framework's own config.
+"""All settings of a judge, once: validated, the same from YAML, keyword arguments and a framework's own config.
 
->>> JudgeConfig(model="Qwen/Qwen3-8B", shedule="ring")
+They stand in sections (prompt, verdict, schedule, rating, safety, engine), and are given flat. A setting that would do
+nothing is refused by name (``ONLY``, ``engines.engine_config.ONLY``).
+
+>>> JudgeSettings(model="Qwen/Qwen3-8B", shedule="ring")
 Traceback (most recent call last):
     ...
 mrjudge_reward.errors.ConfigError: unknown setting 'shedule'; did you mean 'schedule'?
@@ -10,123 +13,169 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveInt,
-)
+from pydantic import BeforeValidator, Field, NonNegativeInt, PlainValidator, PositiveInt
 
 from mrjudge_reward.engines.engine_config import EngineConfig
-from mrjudge_reward.engines.scripted import ScriptedEngine
-from mrjudge_reward.judging.comparisons import VerdictMode
 from mrjudge_reward.prompting.formats import SENTIMENT, Choice, Format, PairScores, Ranking, Score
-from mrjudge_reward.scoring.ratings import RATINGS
+from mrjudge_reward.scoring.ratings import RATINGS, Rating
 from mrjudge_reward.scoring.rewards import RewardShape
-from mrjudge_reward.scoring.schedules import SCHEDULES
-from mrjudge_reward.scoring.stats import FailureAlarm
+from mrjudge_reward.scoring.schedules import SCHEDULES, Limits, Schedule
 
-from .cache import ReplyCache
 from .errors import ConfigError
 from .images import MAX_PIXELS
-from .judge import Judge
-from .types import Engine, Sampling
+from .settings import Settings
+from .types import Sampling
 
-FormatName = Literal["auto", "choice", "ranking", "pair_scores", "score", "sentiment"]
+FormatName: TypeAlias = Literal["auto", "choice", "ranking", "pair_scores", "score", "sentiment"]
+VerdictMode: TypeAlias = Literal["generate", "logprobs", "cascade"]
+
+_OLD_MODES = {"sampled": "generate", "read": "logprobs"}
+"""Further names of modes."""
 
 
-def _one_of(names: Mapping[str, object], *more: str) -> AfterValidator:
-    known = (*more, *names)
+def _named(known: Mapping[str, object], kind: type, *more: str) -> PlainValidator:
+    """A name out of several, or an object."""
 
-    def check(value: str) -> str:
-        if value not in known:
-            raise ValueError(f"there is no {value!r}; choose {', '.join(known)}")
+    def check(value: Any) -> Any:
+        if isinstance(value, kind) or value in (*more, *known):
+            return value
+        raise ValueError(f"there is no {value!r}; choose {', '.join((*more, *known))}, or give a {kind.__name__}")
+
+    return PlainValidator(check)
+
+
+def _format(value: Any) -> Any:
+    if value in get_args(FormatName) or all(hasattr(value, name) for name in ("render", "parse", "max_slots")):
         return value
+    raise ValueError(f"there is no {value!r}; choose {', '.join(get_args(FormatName))}, or give a Format")
 
-    return AfterValidator(check)
+
+_Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+_Weight: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class JudgeConfig(EngineConfig):
-    """Everything about a judge, as plain values: the settings of ``EngineConfig``, and these.
+class PromptSettings(Settings):
+    """What the judge is shown and asked."""
 
-    With the default ``model="embedded"`` the untrained 135M model is read pointwise for sentiment, because that is what
-    it does well; with ``adapter="embedded"`` it is trained to choose between two, and is read as it was trained. Any other
-    model chooses among candidates, after the papers.
+    format: Annotated[FormatName | Format, PlainValidator(_format)] = "auto"
+    """What the judge is asked: a name, or a ``Format`` of one's own. ``auto`` is ``sentiment`` for the untrained embedded
+    model, which does that well; any other model chooses the best, after MR. Judge."""
+    template: str | None = None
+    """Name or path of another wording; None for the format's own."""
+    labels: list[str] | None = None
+    """Labels of the slots; None for A, B, C, ..."""
+    grades: dict[str, float] | None = None
+    """Grades as they are written and what each is worth; None for 1 to 5 (``score``) or 1 to 10 (``pair_scores``)."""
+    tie_label: str = ""
+    """A further option, that none is better; none by default, because judges that may tie often do."""
+    answer_open: str | None = None
+    """What opens the verdict; None for ``<answer>``."""
+    answer_close: str | None = None
+    """What closes it, empty for the end of the line; None for ``</answer>``."""
+    max_candidate_tokens: PositiveInt | None = None
+    """Most tokens of each outside text; None to share out the judge's context."""
+    max_pixels: Annotated[int, Field(ge=28 * 28)] = MAX_PIXELS
+    """Most pixels of an image shown to the judge; larger ones are scaled down. About a megapixel, which models that see
+    take in full."""
 
-    Args:
-        format: what the judge is asked; ``"auto"`` is ``sentiment`` for the untrained embedded model, else ``choice``.
-        template: name or path of another wording.
-        labels: labels of the slots (choice, ranking, pair_scores), or label → value (score).
-        tie_label: a further option of ``choice``.
-        schedule: who meets; ``"auto"`` is ``pointwise`` for formats that grade alone, else ``adaptive``.
-        rating: how games become scores.
-        budget, both_orders, max_slots: limits of the schedule.
-        verdict: ``"auto"`` is ``read`` for the embedded model or where ``thinking_tokens`` is set, else ``sampled``.
-        temperature, top_p, max_tokens: of what the judge writes. ``max_tokens`` 1024 is MR. Judge's cap.
-        thinking_tokens: cap on the reasoning before a read.
-        cascade_margin: log-odds below which a cascade lets the judge think.
-        votes, retries, seed: see ``Judge``.
-        max_candidate_tokens: bound of a candidate; None to share out the judge's context.
-        max_pixels: most pixels of an image shown to the judge; larger ones are scaled down.
-        min_label_mass: least probability that the labels of a read must have together.
-        audit: mirror one comparison per group where the schedule mirrors none, so that position consistency is known.
-        cache: file in which replies are kept.
-        max_failed_fraction, failure_window: when a run stops because judgements fail.
-        centre, length_weight: see ``RewardShape``.
+
+class VerdictSettings(Settings):
+    """How a verdict is reached."""
+
+    verdict: Annotated[Literal["auto", VerdictMode], BeforeValidator(lambda value: _OLD_MODES.get(value, value))] = (
+        "auto"
+    )
+    """``generate``: the judge writes, and is parsed. ``logprobs``: it thinks up to ``thinking_tokens``, and the label
+    probabilities are read. ``cascade``: both orders are read without thinking, and the judge thinks only where these
+    contradict each other or are closer than ``cascade_margin``. ``auto`` is ``logprobs`` for the embedded model or where
+    ``thinking_tokens`` is set, else ``generate``."""
+    temperature: Annotated[float, Field(ge=0, le=5)] = 0.6
+    """Of what the judge writes; 0 is greedy. 0.6 is what reasoning models are published with."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Nucleus of what the judge writes, in (0, 1]."""
+    max_tokens: PositiveInt = 1024
+    """Cap on what the judge writes, reasoning included; a verdict that is cut off has failed. 1024 is MR. Judge's."""
+    thinking_tokens: NonNegativeInt = 0
+    """Cap on the reasoning before label probabilities are read; 0 to read at once."""
+    cascade_margin: _Weight = 1.0
+    """Log-odds between the two best, below which a quick read is not trusted."""
+    min_label_mass: Annotated[float, Field(ge=0, lt=1)] = 1e-4
+    """Labels that have less probability together are no verdict: the judge was about to write something else."""
+    votes: PositiveInt = 1
+    """How often each comparison is asked, with different seeds."""
+    retries: NonNegativeInt = 1
+    """How often a failed comparison is asked again, where that can go differently."""
+    seed: int = 0
+    """Of slots, schedules and sampling."""
+
+
+class ScheduleSettings(Settings):
+    """Who meets."""
+
+    schedule: Annotated[str | Schedule, _named(SCHEDULES, Schedule, "auto")] = "auto"
+    """A name, or a ``Schedule`` of one's own. ``auto`` is ``pointwise`` for formats that grade alone, else ``adaptive``,
+    which orders groups best for its calls (``tests/benchmarks/schedules.py``)."""
+    budget: PositiveInt | None = None
+    """Most comparisons of a group, votes included; None for the schedule's own number. A comparison is one request, two
+    where the judge thinks before it is read, up to three in a cascade; retries come on top."""
+    both_orders: bool | None = None
+    """Show pairs in both slot orders; None for the schedule's habit."""
+    max_slots: Annotated[int, Field(ge=2)] = 8
+    """Most candidates of one comparison."""
+    audit: bool = True
+    """Play the mirror image of a group's first comparison as well, where the schedule's first round mirrors none, so that
+    position consistency is always known. It is a game like any other; it counts in a budget."""
+
+
+class RatingSettings(Settings):
+    """How games become scores, and scores rewards."""
+
+    rating: Annotated[str | Rating, _named(RATINGS, Rating)] = "log_odds"
+    """A name, or a ``Rating`` of one's own. ``log_odds`` fits position bias out and takes any schedule."""
+    centre: bool = False
+    """Subtract the group's mean of known scores from rewards."""
+    length_weight: _Weight = 0.0
+    """Strength of a zero-centred length term in rewards; see ``RewardShape``."""
+
+
+class SafetySettings(Settings):
+    """What is kept, and when a run stops."""
+
+    cache: str | None = None
+    """File in which replies are kept; None for no file."""
+    max_failed_fraction: _Fraction = 0.5
+    """Stop when more of the latest comparisons failed; 1 never stops."""
+    failure_window: PositiveInt = 256
+    """How many of the latest comparisons count."""
+
+
+SECTIONS: tuple[type[Settings], ...] = (
+    PromptSettings, VerdictSettings, ScheduleSettings, RatingSettings, SafetySettings, EngineConfig,
+)  # fmt: skip
+
+
+class JudgeSettings(PromptSettings, VerdictSettings, ScheduleSettings, RatingSettings, SafetySettings, EngineConfig):
+    """Everything about a judge, as plain values; see ``SECTIONS``.
 
     Raises:
         ConfigError: on construction, for an unknown setting (naming the nearest known one), or a value that is of the
-            wrong type, out of range, or contradicts another.
+            wrong type, out of range, does nothing, or contradicts another.
     """
-
-    format: FormatName = "auto"
-    template: str | None = None
-    labels: list[str] | dict[str, float] | None = None
-    tie_label: str = ""
-    schedule: Annotated[str, _one_of(SCHEDULES, "auto")] = "auto"
-    rating: Annotated[str, _one_of(RATINGS)] = "log_odds"
-    budget: PositiveInt | None = None
-    both_orders: bool | None = None
-    max_slots: Annotated[int, Field(ge=2)] = 8
-    verdict: Literal["auto", "sampled", "read", "cascade"] = "auto"
-    temperature: Annotated[float, Field(ge=0, le=5)] = 0.6
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
-    max_tokens: PositiveInt = 1024
-    thinking_tokens: NonNegativeInt = 0
-    cascade_margin: NonNegativeFloat = 1.0
-    votes: PositiveInt = 1
-    retries: NonNegativeInt = 1
-    seed: int = 0
-    max_candidate_tokens: PositiveInt | None = None
-    max_pixels: Annotated[int, Field(ge=28 * 28)] = MAX_PIXELS
-    min_label_mass: Annotated[float, Field(ge=0, lt=1)] = 1e-4
-    audit: bool = True
-    cache: str | None = None
-    max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
-    failure_window: PositiveInt = 256
-    centre: bool = False
-    length_weight: NonNegativeFloat = 0.0
 
     def __init__(self, **values: Any) -> None:
         super().__init__(**values)
-        self._judge(ScriptedEngine(lambda _: ""))  # says what contradicts before any model is loaded
+        _check_together(self)
+        for name, (holds, where) in ONLY.items():
+            if self.is_set(name) and not holds(self):
+                raise ConfigError(f"{name} does nothing here: it is for {where}; remove it")
 
     # -- reading ------------------------------------------------------------------------------------------------------
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], **overrides: Any) -> JudgeConfig:
-        """Read a YAML file; keyword arguments override its values.
-
-        Raises:
-            ConfigError: if the file is missing, not YAML, or not a mapping of known settings.
-        """
-        return cls(**{**cls.load_values(path), **overrides})
 
     @staticmethod
     def load_values(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -146,74 +195,138 @@ class JudgeConfig(EngineConfig):
     # -- what it resolves to --------------------------------------------------------------------------------------------
 
     @property
+    def sampling(self) -> Sampling:
+        """How the judge writes."""
+        return Sampling(self.temperature, self.top_p, self.max_tokens)
+
+    @property
     def reward_shape(self) -> RewardShape:
         """How scores become rewards."""
         return RewardShape(self.centre, self.length_weight)
+
+    @property
+    def format_name(self) -> str:
+        """Name of a built-in format, with ``auto`` resolved; empty for a format of one's own."""
+        if not isinstance(self.format, str):
+            return ""
+        untrained = self.embedded and not self.trained
+        return self.format if self.format != "auto" else ("sentiment" if untrained else "choice")
+
+    @cached_property
+    def judge_format(self) -> Format:
+        """The judge format."""
+        if not isinstance(self.format, str):
+            return self.format
+        name = self.format_name
+        base: Any = _FORMATS[name]
+        if self.trained and name == "choice":
+            base = dataclasses.replace(base, template="glance", labels=("A", "B"))  # as it was trained
+        given: dict[str, Any] = {
+            "template": self.template,
+            "labels": None if self.labels is None else tuple(self.labels),
+            "grades": None if self.grades is None else tuple(self.grades.items()),
+            "tie_label": self.tie_label or None,
+            "answer_open": self.answer_open,
+            "answer_close": self.answer_close,
+        }
+        own = {field.name for field in dataclasses.fields(base)}
+        form: Format = dataclasses.replace(base, **{k: v for k, v in given.items() if v is not None and k in own})
+        return form
+
+    @property
+    def judge_schedule(self) -> Schedule:
+        """The schedule, with ``auto`` resolved."""
+        if isinstance(self.schedule, Schedule):
+            return self.schedule
+        auto = "pointwise" if self.judge_format.max_slots == 1 else "adaptive"
+        return SCHEDULES[self.schedule if self.schedule != "auto" else auto]
+
+    @property
+    def judge_rating(self) -> Rating:
+        """The rating."""
+        return self.rating if isinstance(self.rating, Rating) else RATINGS[self.rating]
 
     @property
     def verdict_mode(self) -> VerdictMode:
         """How verdicts are taken, with ``auto`` resolved."""
         if self.verdict != "auto":
             return self.verdict
-        reads = self.build_format().readable and (self.embedded or self.thinking_tokens > 0)
-        return "read" if reads else "sampled"
+        reads = self.judge_format.readable and (self.embedded or self.thinking_tokens > 0)
+        return "logprobs" if reads else "generate"
 
-    def build_format(self) -> Format:
-        """The judge format."""
-        untrained = self.embedded and not self.trained
-        name = self.format if self.format != "auto" else ("sentiment" if untrained else "choice")
-        wording: dict[str, Any] = (
-            {"template": "glance", "labels": ("A", "B")} if self.trained and name == "choice" else {}
+    @property
+    def writes(self) -> bool:
+        """Whether the judge ever writes, so that its sampling matters."""
+        return self.verdict_mode != "logprobs" or self.thinking_tokens > 0
+
+    @property
+    def audits(self) -> bool:
+        """Whether a mirror image is played where the schedule mirrors nothing."""
+        several = self.judge_format.max_slots > 1
+        return self.audit and several and (self.budget is None or self.budget // self.votes > 1)
+
+    @property
+    def limits(self) -> Limits:
+        """What the schedule may spend."""
+        slots = min(self.max_slots, self.judge_format.max_slots)
+        budget = None if self.budget is None else self.budget // self.votes - self.audits
+        return Limits(budget, self.both_orders, slots)
+
+
+_FORMATS: dict[str, Format] = {
+    "choice": Choice(), "ranking": Ranking(), "pair_scores": PairScores(), "score": Score(), "sentiment": SENTIMENT,
+}  # fmt: skip
+
+Holds: TypeAlias = Callable[[JudgeSettings], bool]
+
+
+def _built_in(*names: str) -> Holds:
+    return lambda settings: settings.format_name in (names or tuple(_FORMATS))
+
+
+ONLY: dict[str, tuple[Holds, str]] = {
+    "template": (_built_in(), "formats of this package; a format of one's own has its own wording"),
+    "labels": (_built_in("choice", "ranking", "pair_scores"), "formats choice, ranking and pair_scores"),
+    "grades": (_built_in("score", "sentiment", "pair_scores"), "formats that grade"),
+    "tie_label": (_built_in("choice"), "format choice"),
+    "answer_open": (_built_in(), "formats of this package"),
+    "answer_close": (_built_in(), "formats of this package"),
+    "temperature": (lambda it: it.writes, "a judge that writes (verdict generate or cascade, or thinking_tokens)"),
+    "top_p": (lambda it: it.writes, "a judge that writes (verdict generate or cascade, or thinking_tokens)"),
+    "max_tokens": (
+        lambda it: it.verdict_mode != "logprobs", "verdict generate or cascade; with logprobs set thinking_tokens",
+    ),
+    "thinking_tokens": (
+        lambda it: it.verdict_mode == "logprobs", "verdict logprobs; elsewhere reasoning is bounded by max_tokens",
+    ),
+    "cascade_margin": (lambda it: it.verdict_mode == "cascade", "verdict cascade"),
+    "min_label_mass": (lambda it: it.verdict_mode != "generate", "verdict logprobs or cascade"),
+    "both_orders": (lambda it: not it.judge_schedule.alone, "schedules in which candidates meet"),
+    "max_slots": (lambda it: it.judge_schedule.whole, "schedule listwise; the others show two candidates"),
+}  # fmt: skip
+"""Settings that hold for some judges only: for which, and how to say so."""
+
+
+def _check_together(it: JudgeSettings) -> None:
+    """Raise ConfigError where settings contradict each other."""
+    form, schedule, mode, name = it.judge_format, it.judge_schedule, it.verdict_mode, type(it.judge_format).__name__
+    if schedule.alone != (form.max_slots == 1):
+        raise ConfigError(
+            f"schedule {schedule.name!r} does not fit format {name}: a format that grades one response alone goes with "
+            "schedule 'pointwise', and only that one"
         )
-        if self.template:
-            wording["template"] = self.template
-        if self.tie_label and name != "choice":
-            raise ConfigError("tie_label belongs to format 'choice'")
-        if name in ("score", "sentiment"):
-            if isinstance(self.labels, list):
-                raise ConfigError(f"labels of format {name} must map each label to its value; got a list")
-            if self.labels is not None:
-                wording["grades"] = tuple(self.labels.items())
-            return dataclasses.replace(SENTIMENT if name == "sentiment" else Score(), **wording)
-        if isinstance(self.labels, dict):
-            raise ConfigError(f"labels of format {name} must be a list; got a mapping")
-        if self.labels is not None:
-            wording["labels"] = tuple(self.labels)
-        if name == "choice":
-            return Choice(**wording, tie_label=self.tie_label)
-        return Ranking(**wording) if name == "ranking" else PairScores(**wording)
-
-    def build(self, engine: Engine | None = None) -> Judge:
-        """The judge.
-
-        Args:
-            engine: use this one instead of building it.
-        """
-        cache = ReplyCache(self.cache) if self.cache else None
-        return self._judge(engine if engine is not None else self.build_engine(), cache)
-
-    def _judge(self, engine: Engine, cache: ReplyCache | None = None) -> Judge:
-        judge_format = self.build_format()
-        alone = judge_format.max_slots == 1
-        return Judge(
-            engine,
-            judge_format,
-            schedule=self.schedule if self.schedule != "auto" else ("pointwise" if alone else "adaptive"),
-            rating=self.rating,
-            verdict=self.verdict_mode,
-            sampling=Sampling(self.temperature, self.top_p, self.max_tokens),
-            thinking_tokens=self.thinking_tokens,
-            cascade_margin=self.cascade_margin,
-            budget=self.budget,
-            both_orders=self.both_orders,
-            max_slots=self.max_slots,
-            votes=self.votes,
-            retries=self.retries,
-            seed=self.seed,
-            cache=cache,
-            max_candidate_tokens=self.max_candidate_tokens,
-            min_label_mass=self.min_label_mass,
-            audit=self.audit,
-            max_pixels=self.max_pixels,
-            alarm=FailureAlarm(self.max_failed_fraction, self.failure_window),
-        )
+    if not schedule.whole and form.max_slots > 1 and form.min_slots > 2:
+        raise ConfigError(f"format {name} needs {form.min_slots} candidates; use 'listwise'")
+    if mode != "generate":
+        form.read_labels(form.min_slots)  # raises where the format cannot be read
+    if mode == "cascade" and form.max_slots == 1:
+        raise ConfigError("a cascade compares both orders of candidates; a format that grades alone has no order")
+    if it.judge_rating.neutral is None and not hasattr(form, "grades"):
+        raise ConfigError(f"rating {it.judge_rating.name!r} needs a format that grades; {name} does not")
+    if it.votes > 1 and mode != "logprobs" and it.temperature == 0:
+        raise ConfigError("votes > 1 at temperature 0 would ask the very same thing again; raise the temperature")
+    if it.votes > 1 and mode == "logprobs" and (it.thinking_tokens == 0 or it.temperature == 0):
+        raise ConfigError("votes > 1 need sampled reasoning: set thinking_tokens and temperature above 0")
+    for setting, value, least in (("budget", it.budget, it.votes), ("max_slots", it.max_slots, form.min_slots)):
+        if value is not None and value < least:
+            raise ConfigError(f"{setting} must be at least {least}; got {value}")

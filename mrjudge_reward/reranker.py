@@ -29,7 +29,7 @@ from random import Random
 from statistics import fmean
 from typing import Any, Literal, TypeAlias, get_args
 
-from mrjudge_reward.judging.comparisons import digest
+from mrjudge_reward.judging.seeds import digest
 
 from .errors import ConfigError, InputError
 from .judge import Judge
@@ -144,7 +144,7 @@ class Reranker:
             for group in groups
             for vote in range(self.votes)
         ]
-        firsts = [vote * self.judge.votes for _ in groups for vote in range(self.votes)]
+        firsts = [vote * self.judge.settings.votes for _ in groups for vote in range(self.votes)]
         judgements = iter(self.judge.judge(copies, first_votes=firsts))
         return [combined([replace(next(judgements), group=group) for _ in range(self.votes)]) for group in groups]
 

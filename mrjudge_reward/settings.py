@@ -20,7 +20,7 @@ class Settings(BaseModel):
         ConfigError: on construction, for an unknown setting, or a value of the wrong type or out of range.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
     where: ClassVar[str] = ""
 
@@ -35,6 +35,12 @@ class Settings(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            faults = {str(e["loc"][0]): f"{e['msg']} (got {e['input']!r:.100})" for e in error.errors()}
+            faults = {str(e["loc"][0]): f"{e['msg'].removeprefix('Value error, ')} (got {e['input']!r:.100})" for e in error.errors()}
             said = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
             raise ConfigError(f"{self.where}: {said}" if self.where else said) from error
+
+    def is_set(self, name: str) -> bool:
+        """Whether a setting differs from its default."""
+        value: Any = getattr(self, name)
+        default: Any = type(self).model_fields[name].get_default(call_default_factory=True)
+        return bool(value != default)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, TypeAlias
 
 from .errors import InputError
 from .images import given_as
@@ -238,7 +238,7 @@ class Request:
     Attributes:
         messages: the rendered chat.
         prefill: text with which the judge's own turn already begins.
-        labels: for ``label_probabilities``, the continuations whose probabilities are read.
+        labels: for ``label_logprobs``, the continuations whose probabilities are read.
         sampling: for ``generate``.
         stop: for ``generate``, strings that end the writing (not part of the text returned).
         seed: for ``generate`` at a temperature above 0.
@@ -282,41 +282,6 @@ class Failure:
     reason: str
     detail: str = ""
     transient: bool = True
-
-
-@runtime_checkable
-class Engine(Protocol):
-    """Whatever runs the judge model. A list goes in, a list of the same order and length comes out.
-
-    An engine never raises for one bad request: a ``Failure`` stands in its place.
-
-    Attributes:
-        identity: model, adapter and precision; part of the cache key.
-        reserved: strings that its tokenizer turns into special tokens; rendering neutralises them.
-        context_tokens: the most tokens a request and its reply may hold together; None if unknown.
-        can_read: whether ``label_probabilities`` works.
-    """
-
-    identity: str
-    reserved: frozenset[str]
-    context_tokens: int | None
-    can_read: bool
-
-    def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
-        """Let the judge write."""
-        ...
-
-    def label_probabilities(self, requests: Sequence[Request]) -> list[Reply | Failure]:
-        """Read how likely each label is right after the prefill."""
-        ...
-
-    def count_tokens(self, text: str) -> int:
-        """How many tokens a text takes; an upper estimate where the tokenizer is out of reach."""
-        ...
-
-    def close(self) -> None:
-        """Release connections and devices; safe to call twice."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,14 @@ from typing import Any
 
 import pytest
 
-from mrjudge_reward.cache import ReplyCache, ask, request_key
+from mrjudge_reward.cache import ReplyCache, request_key
+from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import ConfigError, EngineError
 from mrjudge_reward.judge import Judge
+from mrjudge_reward.judging.calling import ask
 from mrjudge_reward.messages import ImagePart, Message, TextPart, as_messages
-from mrjudge_reward.types import Engine, Failure, Group, Reply, Request, Sampling, Usage
+from mrjudge_reward.types import Failure, Group, Reply, Request, Sampling, Usage
 
 
 def request(text: str = "Which?", **more: Any) -> Request:
@@ -178,13 +180,13 @@ def test_a_cache_that_cannot_be_opened_again_does_not_stop_judging(tmp_path: Pat
     assert "cannot serve as a reply cache" in caplog.text
 
 
-@pytest.mark.parametrize("verb", ["generate", "label_probabilities"])
+@pytest.mark.parametrize("verb", ["generate", "label_logprobs"])
 def test_an_engine_that_returns_another_number_of_replies_is_named(verb: Any):
     class Short(ScriptedEngine):
         def generate(self, requests: Any) -> Any:
             return super().generate(requests)[:-1]
 
-        label_probabilities = generate
+        label_logprobs = generate
 
     with pytest.raises(EngineError, match="short judge returned 2 replies to 3 requests"):
         ask(Short(lambda _: "fine", "short judge"), verb, [request(f"{i}") for i in range(3)])
@@ -207,7 +209,7 @@ def test_an_engine_that_returns_another_number_of_replies_is_named(verb: Any):
         key(request(stop=("</think>",))),
         key(request(seed=1)),
         key(showing(b"png")),
-        key(request(), verb="label_probabilities"),
+        key(request(), verb="label_logprobs"),
         key(request(), identity="another judge"),
     ],
 )

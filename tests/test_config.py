@@ -6,22 +6,29 @@ import importlib
 import pickle
 import re
 from pathlib import Path
-from typing import Any
+from random import Random
+from typing import Any, get_args
 
 import pytest
 
-from mrjudge_reward.config import JudgeConfig
-from mrjudge_reward.engines.engine_config import EngineConfig
+from mrjudge_reward.config import ONLY, SECTIONS, JudgeSettings
+from mrjudge_reward.engines import engine_config
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import ConfigError
-from mrjudge_reward.judge import Judge
-from mrjudge_reward.prompting.formats import SENTIMENT, Choice, PairScores, Ranking, Score
+from mrjudge_reward.judge import Judge, JudgeConfig
+from mrjudge_reward.prompting.formats import SENTIMENT, Choice, Format, PairScores, Ranking, Score
+from mrjudge_reward.scoring.ratings import Rating
 from mrjudge_reward.scoring.rewards import RewardShape
+from mrjudge_reward.scoring.schedules import Limits, Plan, Schedule
 from mrjudge_reward.types import Sampling
 
 
 def build(**settings: Any) -> Judge:
     return JudgeConfig(**settings).build(ScriptedEngine.by_utility(len))
+
+
+def ways(judge: Judge) -> tuple[Format, str, str]:
+    return judge.format, judge.schedule.name, judge.settings.verdict_mode
 
 
 # -- what it refuses --------------------------------------------------------------------------------------------------
@@ -33,7 +40,7 @@ def build(**settings: Any) -> Judge:
         ({"shedule": "ring"}, "unknown setting 'shedule'; did you mean 'schedule'?"),
         ({"temprature": 1.0}, "did you mean 'temperature'?"),
         ({"maxtokens": 5}, "did you mean 'max_tokens'?"),
-        ({"zzzz": 1}, "unknown setting 'zzzz'; known are model, engine"),
+        ({"zzzz": 1}, "unknown setting 'zzzz'; known are "),
         ({"api_key": "sk-secret"}, "unknown setting 'api_key'; did you mean 'api_key_env'?"),
     ],
 )
@@ -47,7 +54,8 @@ def test_an_unknown_setting_is_refused_with_the_nearest_known_one(settings: dict
     [
         ("model", 7), ("model", None), ("votes", "3"), ("votes", 1.5), ("votes", True), ("temperature", "hot"),
         ("seed", "0"), ("centre", "yes"), ("both_orders", 1), ("extra_body", ["a"]), ("labels", "ABC"),
-        ("labels", {"good": "high"}), ("adapter", 3), ("max_concurrency", None), ("cache", True),
+        ("labels", {"good": 1.0}), ("grades", {"good": "high"}), ("grades", ["1", "2"]), ("adapter", 3),
+        ("max_concurrency", None), ("cache", True),
         ("engine_kwargs", ["enforce_eager"]), ("tensor_parallel_size", "2"), ("colocated", "yes"),
         ("sleep_level", 3), ("turn_wait_s", 0.0), ("turn_wait_s", float("inf")),
     ],
@@ -83,27 +91,36 @@ def test_every_fault_is_named_at_once():
     ("settings", "message"),
     [
         ({"engine": "openai", "model": "m"}, "needs base_url"),
-        ({"engine": "transformers", "model": "m", "base_url": "http://x/v1"}, "base_url is for engine 'openai'"),
-        ({"engine": "vllm", "model": "m", "base_url": "http://x/v1"}, "base_url is for engine 'openai'"),
-        ({"engine": "vllm_server", "model": "m", "base_url": "http://x/v1"}, "base_url is for engine 'openai'"),
-        ({"engine_kwargs": {"enforce_eager": True}}, "engine_kwargs is for engines 'vllm', 'vllm_server'"),
-        ({"model": "m", "tensor_parallel_size": 2}, "tensor_parallel_size is for engines"),
-        ({"model": "m", "engine": "transformers", "gpu_memory_utilization": 0.5}, "gpu_memory_utilization is for"),
-        ({"base_url": "http://x/v1", "model": "m", "colocated": True}, "colocated is for engines"),
-        ({"engine": "transformers", "colocated": True}, "colocated is for engines 'vllm_server', 'vllm', 'offload'"),
-        ({"engine": "offload", "sleep_level": 1}, "sleep_level is for engines 'vllm', 'vllm_server'"),
+        (
+            {"engine": "transformers", "model": "m", "base_url": "http://x/v1"},
+            "it is for 'openai'",
+        ),
+        ({"engine": "vllm", "model": "m", "base_url": "http://x/v1"}, "base_url does nothing with engine 'vllm'"),
+        ({"engine": "vllm_server", "model": "m", "base_url": "http://x/v1"}, "base_url does nothing"),
+        (
+            {"engine_kwargs": {"enforce_eager": True}},
+            "it is for 'vllm', 'vllm_server'",
+        ),
+        ({"model": "m", "tensor_parallel_size": 2}, "tensor_parallel_size does nothing"),
+        (
+            {"model": "m", "engine": "transformers", "gpu_memory_utilization": 0.5},
+            "gpu_memory_utilization does nothing",
+        ),
+        ({"base_url": "http://x/v1", "model": "m", "colocated": True}, "colocated does nothing with engine 'openai'"),
+        ({"engine": "transformers", "colocated": True}, "it is for 'vllm_server', 'vllm', 'offload'"),
+        ({"engine": "offload", "sleep_level": 1}, "sleep_level does nothing with engine 'offload'"),
         ({"engine": "vllm_server", "adapter": "a", "sleep_level": 2}, "use level 1"),
         ({"engine": "vllm_server", "device": "cuda:1", "tensor_parallel_size": 2}, "first visible GPUs"),
         ({"engine": "shared_base"}, "SharedBaseJudgeReward"),
         ({"engine": "vllm", "device": "cuda:1"}, "CUDA_VISIBLE_DEVICES"),
         ({"base_url": "http://x/v1"}, "name the model that the server knows"),
-        ({"base_url": "http://x/v1", "model": "m", "adapter": "a"}, "adapter is for engines that load a model"),
-        ({"format": "ranking", "tie_label": "T"}, "tie_label belongs to format 'choice'"),
-        ({"tie_label": "T"}, "tie_label belongs to format 'choice'"),
+        ({"base_url": "http://x/v1", "model": "m", "adapter": "a"}, "a server is told to load it"),
+        ({"format": "ranking", "tie_label": "T"}, "tie_label does nothing here: it is for format choice"),
+        ({"tie_label": "T"}, "tie_label does nothing here"),
         ({"format": "choice", "labels": ["A", "B"], "tie_label": "B"}, "labels must be"),
         ({"format": "choice", "labels": ["A"]}, "labels must be at least 2"),
-        ({"format": "choice", "labels": {"A": 1.0}}, "must be a list"),
-        ({"format": "score", "labels": ["1", "2"]}, "must map each label to its value"),
+        ({"format": "choice", "grades": {"A": 1.0}}, "grades does nothing here: it is for formats that grade"),
+        ({"format": "score", "labels": ["1", "2"]}, "labels does nothing here"),
         ({"format": "choice", "template": "no-such-template"}, "no template 'no-such-template'"),
         ({"schedule": "ring"}, "does not fit format Score"),
         ({"model": "m", "schedule": "pointwise"}, "does not fit format Choice"),
@@ -193,32 +210,32 @@ def test_an_override_of_an_unknown_setting_is_refused(tmp_path: Path):
 
 def test_the_embedded_model_is_read_pointwise_for_sentiment():
     judge = build()
-    assert (judge.format, judge.schedule, judge.asker.verdict) == (SENTIMENT, "pointwise", "read")
+    assert ways(judge) == (SENTIMENT, "pointwise", "logprobs")
 
 
 def test_any_other_model_writes_its_choices_and_meets_adaptively():
     judge = build(model="org/judge")
-    assert (judge.format, judge.schedule, judge.asker.verdict) == (Choice(), "adaptive", "sampled")
-    assert judge.asker.sampling == Sampling(0.6, 0.95, 1024)
+    assert ways(judge) == (Choice(), "adaptive", "generate")
+    assert judge.settings.sampling == Sampling(0.6, 0.95, 1024)
 
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"model": "m", "format": "score"}, (Score(), "pointwise", "sampled")),
-        ({"model": "m", "format": "score", "verdict": "read"}, (Score(), "pointwise", "read")),
-        ({"model": "m", "format": "ranking", "schedule": "listwise"}, (Ranking(), "listwise", "sampled")),
-        ({"model": "m", "format": "pair_scores"}, (PairScores(), "adaptive", "sampled")),
+        ({"model": "m", "format": "score"}, (Score(), "pointwise", "generate")),
+        ({"model": "m", "format": "score", "verdict": "read"}, (Score(), "pointwise", "logprobs")),
+        ({"model": "m", "format": "ranking", "schedule": "listwise"}, (Ranking(), "listwise", "generate")),
+        ({"model": "m", "format": "pair_scores"}, (PairScores(), "adaptive", "generate")),
         ({"model": "m", "verdict": "cascade"}, (Choice(), "adaptive", "cascade")),
-        ({"model": "m", "format": "sentiment"}, (SENTIMENT, "pointwise", "sampled")),
-        ({"format": "choice"}, (Choice(), "adaptive", "read")),
-        ({"format": "ranking"}, (Ranking(), "adaptive", "sampled")),
-        ({"base_url": "http://127.0.0.1:1/v1", "model": "m"}, (Choice(), "adaptive", "sampled")),
+        ({"model": "m", "format": "sentiment"}, (SENTIMENT, "pointwise", "generate")),
+        ({"format": "choice"}, (Choice(), "adaptive", "logprobs")),
+        ({"format": "ranking"}, (Ranking(), "adaptive", "generate")),
+        ({"base_url": "http://127.0.0.1:1/v1", "model": "m"}, (Choice(), "adaptive", "generate")),
     ],
 )
 def test_auto_follows_the_format_and_the_model(settings: dict[str, Any], expected: tuple[Any, str, str]):
     judge = build(**settings)
-    assert (judge.format, judge.schedule, judge.asker.verdict) == expected
+    assert ways(judge) == expected
 
 
 @pytest.mark.parametrize(
@@ -227,26 +244,25 @@ def test_auto_follows_the_format_and_the_model(settings: dict[str, Any], expecte
         ({"model": "m", "labels": ["1", "2", "3"]}, Choice(labels=("1", "2", "3"))),
         ({"model": "m", "tie_label": "tie"}, Choice(tie_label="tie")),
         ({"model": "m", "format": "ranking", "labels": ["x", "y"]}, Ranking(labels=("x", "y"))),
-        ({"model": "m", "format": "score", "labels": {"bad": 0, "good": 1.0}}, Score(grades=(("bad", 0.0), ("good", 1.0)))),
-        ({"labels": {" bad": 0.0, " good": 1.0}}, Score("sentiment", ((" bad", 0.0), (" good", 1.0)), "Sentiment:", "")),
+        ({"model": "m", "format": "score", "grades": {"bad": 0, "good": 1.0}}, Score(grades=(("bad", 0.0), ("good", 1.0)))),
+        ({"grades": {" bad": 0.0, " good": 1.0}}, Score("sentiment", ((" bad", 0.0), (" good", 1.0)), "Sentiment:", "")),
         ({"model": "m", "template": "ranking"}, Choice(template="ranking")),
     ],
 )  # fmt: skip
 def test_labels_and_wording_reach_the_format(settings: dict[str, Any], format: Any):
-    assert JudgeConfig(**settings).build_format() == format
+    assert JudgeConfig(**settings).judge_format == format
 
 
 def test_every_setting_of_the_judge_reaches_it(tmp_path: Path):
     judge = build(
-        model="m", schedule="ring", rating="borda", verdict="cascade", temperature=0.3, top_p=0.5, max_tokens=99,
+        model="m", schedule="listwise", rating="borda", verdict="cascade", temperature=0.3, top_p=0.5, max_tokens=99,
         cascade_margin=0.5, budget=12, both_orders=True, max_slots=4, votes=2, retries=3, seed=5,
         cache=str(tmp_path / "replies.sqlite"), max_candidate_tokens=77, max_failed_fraction=0.25, failure_window=64,
     )  # fmt: skip
-    assert (judge.schedule, judge.rating, judge.asker.verdict) == ("ring", "borda", "cascade")
-    assert judge.asker.sampling == Sampling(0.3, 0.5, 99)
-    assert (judge.limits.budget, judge.limits.both_orders, judge.limits.max_slots) == (5, True, 4)
-    assert (judge.asker.cascade_margin, judge.votes, judge.asker.retries, judge.seed) == (0.5, 2, 3, 5)
-    assert judge.asker.max_candidate_tokens == 77
+    assert ways(judge) == (Choice(), "listwise", "cascade")
+    settings = judge.settings
+    assert (judge.rating.name, settings.sampling) == ("borda", Sampling(0.3, 0.5, 99))
+    assert (settings.limits.budget, settings.limits.both_orders, settings.limits.max_slots) == (5, True, 4)
     assert (judge.alarm.max_fraction, judge.alarm.window) == (0.25, 64)
     assert judge.cache is not None
     judge.close()
@@ -271,7 +287,7 @@ def test_the_server_and_its_key_reach_the_engine(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(("engine", "module", "name"), [
-    ("vllm", "vllm", "VLLMEngine"), ("vllm_server", "vllm_server", "VLLMServerEngine"),
+    ("vllm", "vllm.engine", "VLLMEngine"), ("vllm_server", "vllm.server", "VLLMServerEngine"),
 ])  # fmt: skip
 def test_the_settings_of_vllm_reach_its_engine(monkeypatch: pytest.MonkeyPatch, engine: str, module: str, name: str):
     built: dict[str, Any] = {}
@@ -292,13 +308,126 @@ def test_the_settings_of_vllm_reach_its_engine(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_a_config_survives_pickling_and_compares_by_value():
-    config = JudgeConfig(model="m", labels=["A", "B"], extra_body={"a": {"b": 1}})
+    config = JudgeConfig(**SERVER, labels=["A", "B"], extra_body={"a": {"b": 1}})
     assert pickle.loads(pickle.dumps(config)) == config
-    assert config == JudgeConfig(model="m", labels=["A", "B"], extra_body={"a": {"b": 1}})
-    assert config != JudgeConfig(model="m", labels=["A", "C"], extra_body={"a": {"b": 1}})
+    assert config == JudgeConfig(**SERVER, labels=["A", "B"], extra_body={"a": {"b": 1}})
+    assert config != JudgeConfig(**SERVER, labels=["A", "C"], extra_body={"a": {"b": 1}})
+
+
+# -- each setting once ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", list(JudgeConfig.model_fields))
-def test_every_setting_is_documented(name: str):
-    entries = re.findall(r"^        ([\w, ]+): \S", f"{EngineConfig.__doc__}{JudgeConfig.__doc__}", re.MULTILINE)
-    assert name in {word for entry in entries for word in entry.split(", ")}
+def test_every_setting_is_documented_in_one_section(name: str):
+    sections = [section for section in SECTIONS if name in section.__annotations__]
+    assert len(sections) == 1
+    assert len((JudgeConfig.model_fields[name].description or "").split()) > 2
+
+
+ALWAYS = {
+    "model", "engine", "format", "verdict", "schedule", "rating", "max_candidate_tokens", "max_pixels", "votes", "retries",
+    "seed", "budget", "audit", "centre", "length_weight", "cache", "max_failed_fraction", "failure_window",
+}  # fmt: skip
+"""Settings that hold for every judge; to play no mirror image holds where there is none."""
+
+
+def test_it_is_known_of_every_setting_for_which_judges_it_holds():
+    assert ALWAYS | ONLY.keys() | engine_config.ONLY.keys() == set(JudgeConfig.model_fields)
+    assert len(ALWAYS) + len(ONLY) + len(engine_config.ONLY) == len(JudgeConfig.model_fields), "each in one of them"
+    engines = set(get_args(engine_config.EngineName)) - {"auto"}
+    assert all(set(known) < engines for known in engine_config.ONLY.values())
+
+
+SERVER = {"model": "m", "base_url": "http://127.0.0.1:9/v1"}
+WRITES = {"model": "m", "verdict": "generate"}
+READS = {"model": "m", "verdict": "logprobs"}
+ALONE = {"model": "m", "format": "score"}
+
+
+@pytest.mark.parametrize(
+    ("judge", "ignored"),
+    [
+        (SERVER, {"chat_template_kwargs": {"enable_thinking": False}}), (SERVER, {"dtype": "float16"}),
+        (SERVER, {"device": "cuda:3"}), (SERVER, {"batch_size": 1}), (SERVER, {"batch_tokens": 99}),
+        (SERVER, {"revision": "main"}), (SERVER, {"engine_kwargs": {"seed": 1}}), (SERVER, {"turn_wait_s": 5.0}),
+        ({}, {"context_tokens": 512}), ({}, {"extra_body": {"x": 1}}), ({}, {"deadline_s": 1.0}),
+        ({}, {"max_concurrency": 3}), ({}, {"api_key_env": "KEY"}), ({}, {"fold_system": True}),
+        ({}, {"token_parameter": "max_completion_tokens"}), ({}, {"top_logprobs": 5}), ({}, {"temperature": 0.0}),
+        ({"model": "m", "engine": "vllm"}, {"deadline_s": 9.0}), ({"model": "m", "engine": "vllm"}, {"batch_size": 4}),
+        ({"model": "m", "engine": "vllm"}, {"turn_wait_s": 9.0}),
+        (WRITES, {"cascade_margin": 7.0}), (WRITES, {"min_label_mass": 0.1}), (WRITES, {"thinking_tokens": 9}),
+        (WRITES, {"max_slots": 4}), (WRITES, {"grades": {"1": 1.0, "2": 2.0}}),
+        (READS, {"max_tokens": 7}), (READS, {"temperature": 0.0}), (READS, {"top_p": 0.5}),
+        (ALONE, {"both_orders": True}), (ALONE, {"labels": ["1", "2"]}),
+        ({"model": "m", "format": Choice()}, {"answer_open": "[["}),
+        ({"model": "m", "format": Choice()}, {"labels": ["1", "2"]}),
+    ],
+)  # fmt: skip
+def test_a_setting_that_would_do_nothing_is_refused_by_name(judge: dict[str, Any], ignored: dict[str, Any]):
+    (name,) = ignored
+    JudgeConfig(**judge)
+    with pytest.raises(ConfigError, match=rf"^{name} .*it is for|{name} is for"):
+        JudgeConfig(**judge, **ignored)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        READS | {"thinking_tokens": 64, "temperature": 0.2, "top_p": 0.5}, SERVER | {"context_tokens": 512},
+        {"model": "m", "engine": "vllm_server", "deadline_s": 9.0, "max_concurrency": 3, "revision": "v2"},
+        {"model": "m", "engine": "offload", "turn_wait_s": 9.0, "batch_size": 4},
+        {"model": "m", "schedule": "listwise", "max_slots": 4, "both_orders": True},
+        SERVER | {"answer_open": "[[", "answer_close": "]]", "token_parameter": "max_completion_tokens"},
+        {"model": "m", "format": "pair_scores", "grades": {"1": 1.0, "2": 2.0}, "labels": ["1", "2"]},
+    ],
+)  # fmt: skip
+def test_where_it_does_something_it_is_taken(settings: dict[str, Any]):
+    JudgeConfig(**settings)
+
+
+@pytest.mark.parametrize("address", ["localhost:8000", "127.0.0.1:8000/v1", "file:///etc", "", "//host/v1"])
+def test_an_address_that_no_server_has_is_refused(address: str):
+    with pytest.raises(ConfigError, match="base_url: must begin with http"):
+        JudgeConfig(model="m", base_url=address)
+
+
+@pytest.mark.parametrize(
+    "grades", [{"1": 1.0, "2": 1.0}, {"1": 1.0}, {"a": 0.0, " a": 1.0}, {"1": float("nan"), "2": 1.0}]
+)
+def test_grades_that_tell_nothing_apart_are_refused(grades: dict[str, float]):
+    with pytest.raises(ConfigError, match=r"grades|labels"):
+        JudgeConfig(model="m", format="score", grades=grades)
+
+
+@pytest.mark.parametrize("name", ["length_weight", "cascade_margin"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), -1.0])
+def test_a_weight_is_a_number(name: str, value: float):
+    with pytest.raises(ConfigError, match=f"{name}: "):
+        JudgeConfig(model="m", verdict="cascade", **{name: value})
+
+
+def test_a_judge_by_itself_has_the_defaults_of_a_config():
+    engine = ScriptedEngine.by_utility(len)
+    assert Judge(engine).settings == JudgeSettings(model=engine.identity)
+    assert Judge(engine, "score", seed=3).settings == JudgeSettings(model=engine.identity, format="score", seed=3)
+    with pytest.raises(ConfigError, match="not both"):
+        Judge(engine, settings=JudgeSettings(model="m"), seed=3)
+
+
+@pytest.mark.parametrize(("old", "new"), [("sampled", "generate"), ("read", "logprobs"), ("cascade", "cascade")])
+def test_earlier_words_for_verdicts_are_taken(old: str, new: str):
+    assert JudgeConfig(model="m", verdict=old).verdict == JudgeConfig(model="m", verdict=new).verdict == new
+
+
+def test_a_schedule_a_rating_and_a_format_of_ones_own_are_taken():
+    def chain(size: int, limits: Limits, rng: Random) -> Plan:
+        yield [(i, i + 1) for i in range(size - 1)]
+
+    firsts = Rating("wins", lambda tally: tally.wins_GG.sum(axis=1))
+    judge = Judge(
+        ScriptedEngine.by_utility(len), Choice(), schedule=Schedule("chain", chain), rating=firsts, audit=False
+    )
+    assert sorted(judge.rank("q", ["a", "bbb", "cc"]).scores_G) == [0.0, 1.0, 1.0]
+    assert judge.settings.judge_schedule.name == "chain"
+    with pytest.raises(ConfigError, match="or give a Schedule"):
+        JudgeConfig(model="m", schedule=chain)

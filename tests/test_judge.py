@@ -26,7 +26,7 @@ from mrjudge_reward.scoring.tally import MAX_GROUP, position_consistency
 from mrjudge_reward.types import Comparison, Failed, Failure, Group, Preference, Reply, Request, Sampling, Usage
 
 property_test = settings(derandomize=True, deadline=None, max_examples=12)
-WARM = Sampling(0.7, 1.0, 256)
+WARM = {"temperature": 0.7, "top_p": 1.0, "max_tokens": 256}
 NEVER = FailureAlarm(1.0)
 PAIRED = [name for name in SCHEDULES if name != "pointwise"]
 
@@ -266,7 +266,7 @@ def test_calls_stay_within_the_budget(format: Format, schedule: str, budget: int
     if budget < votes:
         return
     engine = scripted(format)
-    judge = Judge(engine, format, schedule=schedule, budget=budget, votes=votes, sampling=WARM)
+    judge = Judge(engine, format, schedule=schedule, budget=budget, votes=votes)
     judgement = judge.rank("q", ["one", "two", "three", "four", "five"])
     assert judgement.calls == sum(engine.batches)
     assert 0 < judgement.calls + judgement.cache_hits <= budget
@@ -367,7 +367,7 @@ def test_usage_is_counted_once_per_call():
 
 def test_votes_are_asked_with_different_seeds():
     engine = scripted(Choice())
-    judgement = Judge(engine, schedule="all_pairs", votes=3, sampling=WARM).rank("q", ["a", "b"])
+    judgement = Judge(engine, schedule="all_pairs", votes=3, **WARM).rank("q", ["a", "b"])
     assert engine.batches == [6]
     assert len({request.seed for request in engine.requests}) == 3
     assert sorted(item.comparison.repeat for item in judgement.played) == [0, 0, 1, 1, 2, 2]
@@ -375,12 +375,12 @@ def test_votes_are_asked_with_different_seeds():
 
 def test_a_greedy_judge_needs_no_seed_and_another_run_seed_gives_other_seeds():
     greedy = scripted(Choice())
-    Judge(greedy, schedule="all_pairs").rank("q", ["a", "b"])
+    Judge(greedy, schedule="all_pairs", temperature=0).rank("q", ["a", "b"])
     assert {request.seed for request in greedy.requests} == {None}
     seeds = set()
     for seed in (0, 1):
         engine = scripted(Choice())
-        Judge(engine, schedule="all_pairs", sampling=WARM, seed=seed).rank("q", ["a", "b"])
+        Judge(engine, schedule="all_pairs", **WARM, seed=seed).rank("q", ["a", "b"])
         seeds |= {request.seed for request in engine.requests}
     assert len(seeds) == 2
 
@@ -426,7 +426,8 @@ def test_a_candidate_all_of_whose_games_failed_has_no_score(schedule: str, ratin
     def script(request: Request) -> Any:
         return Failure("timeout") if "lost" in shown_candidates(request).values() else inner.script(request)
 
-    judge = Judge(ScriptedEngine(script), schedule=schedule, rating=rating, retries=0, alarm=NEVER, max_slots=2)
+    more = {"max_slots": 2} if schedule == "listwise" else {}
+    judge = Judge(ScriptedEngine(script), schedule=schedule, rating=rating, retries=0, alarm=NEVER, **more)
     judgement = judge.rank("q", ["a", "lost", "ccc", "dddd", "ee"])
     assert judgement.scores_G[1] is None
     assert judgement.games_G[1] == 0
@@ -461,7 +462,7 @@ def test_a_grade_that_failed_is_no_grade(rating: str):
 def test_failures_are_asked_again_where_that_can_help(temperature: float, answer: Any, asked: int):
     engine = ScriptedEngine(lambda _: answer)
     judge = Judge(
-        engine, schedule="all_pairs", retries=2, sampling=Sampling(temperature), both_orders=False, alarm=NEVER
+        engine, schedule="all_pairs", retries=2, temperature=temperature, both_orders=False, audit=False, alarm=NEVER
     )
     assert judge.rank("q", ["a", "b"]).calls == asked
     assert engine.batches == [1] * asked
@@ -471,7 +472,7 @@ def test_failures_are_asked_again_where_that_can_help(temperature: float, answer
 
 def test_a_read_without_thinking_is_not_asked_again_at_any_temperature():
     engine = ScriptedEngine(lambda _: Failure("label missing", transient=False))
-    judge = Judge(engine, schedule="all_pairs", verdict="read", sampling=WARM, retries=3, alarm=NEVER)
+    judge = Judge(engine, schedule="all_pairs", verdict="read", retries=3, alarm=NEVER)
     assert judge.rank("q", ["a", "b"]).calls == 2
 
 
@@ -539,11 +540,11 @@ def test_too_many_failures_stop_the_run():
 
 def test_a_read_after_thinking_opens_the_answer_behind_closed_thinking():
     engine = ScriptedEngine(lambda request: {"A": 0.9, "B": 0.1} if request.labels else "\nA is better.\n")
-    judge = Judge(engine, schedule="all_pairs", verdict="read", thinking_tokens=50, sampling=WARM, both_orders=False)
+    judge = Judge(engine, schedule="all_pairs", verdict="read", thinking_tokens=50, both_orders=False, audit=False)
     judgement = judge.rank("q", ["a", "b"])
     think, read = engine.requests
     assert (think.prefill, think.stop, think.labels) == ("", ("</think>",), ())
-    assert think.sampling == Sampling(0.7, 1.0, 50)
+    assert think.sampling == Sampling(0.6, 0.95, 50)
     assert read.prefill == "<think>\nA is better.\n</think>\n\n<answer>"
     assert (read.labels, read.stop, read.seed) == (("A", "B"), (), None)
     assert judgement.played[0].verdict.rationale == "<think>\nA is better.\n</think>\n\n"
@@ -665,7 +666,8 @@ def cascade(
         return {"A": p, "B": 1 - p}
 
     engine = ScriptedEngine(script)
-    return Judge(engine, schedule="all_pairs", both_orders=False, verdict="cascade", alarm=NEVER, **more), engine
+    settings = {"both_orders": False, "audit": False, **more}
+    return Judge(engine, schedule="all_pairs", verdict="cascade", alarm=NEVER, **settings), engine
 
 
 def test_a_sure_glance_is_taken_as_two_soft_games_without_thinking():
@@ -698,7 +700,9 @@ def test_a_contradictory_or_close_glance_leads_to_one_written_verdict(p_first: A
 
 def test_a_glance_that_failed_leads_to_thinking():
     engine = ScriptedEngine(lambda request: Failure("oops") if request.labels else "<answer>B</answer>")
-    judgement = Judge(engine, schedule="all_pairs", verdict="cascade", both_orders=False).rank("q", ["a", "b"])
+    judgement = Judge(engine, schedule="all_pairs", verdict="cascade", both_orders=False, audit=False).rank(
+        "q", ["a", "b"]
+    )
     assert len(judgement.played) == 1
     assert not judgement.played[0].verdict.failed
 
@@ -778,7 +782,7 @@ def test_the_judges_special_tokens_are_disarmed_in_every_outside_text():
 def test_a_candidate_of_a_megabyte_is_bounded():
     engine = scripted(Choice())
     engine.context_tokens = 4096
-    judge = Judge(engine, schedule="all_pairs", sampling=Sampling(max_tokens=512))
+    judge = Judge(engine, schedule="all_pairs", max_tokens=512)
     judgement = judge.rank("q", ["x" * 2**20, "word " * 2**18, "short"])
     for request in engine.requests:
         assert sum(engine.count_tokens(message.text) for message in request.messages) + 512 <= 4096
@@ -830,7 +834,7 @@ def test_two_thousand_groups_are_judged_in_a_few_batches():
     engine = ScriptedEngine.by_utility(len)
     engine.concurrent_calls = False  # type: ignore[misc]
     groups = [Group.of(f"question {i}", ["a", "bb", "ccc", "dddd"], str(i)) for i in range(2000)]
-    judgements = Judge(engine).judge(groups)
+    judgements = Judge(engine, audit=False).judge(groups)
     assert all(judgement.best == 3 for judgement in judgements)
     assert len(engine.batches) <= 6
     assert sum(judgement.calls for judgement in judgements) <= 8 * 2000
@@ -846,11 +850,11 @@ class Blind(ScriptedEngine):
 @pytest.mark.parametrize(
     ("engine", "format", "arguments", "message"),
     [
-        (ScriptedEngine, Choice(), {"schedule": "shuffle"}, "no schedule 'shuffle'; there are"),
-        (ScriptedEngine, Choice(), {"rating": "elo"}, "no rating 'elo'; there are"),
+        (ScriptedEngine, Choice(), {"schedule": "shuffle"}, "there is no 'shuffle'; choose auto, pointwise"),
+        (ScriptedEngine, Choice(), {"rating": "elo"}, "there is no 'elo'; choose win_rate"),
         (ScriptedEngine, Choice(), {"schedule": "pointwise"}, "does not fit format Choice"),
         (ScriptedEngine, Score(), {"schedule": "ring"}, "does not fit format Score"),
-        (ScriptedEngine, Choice(), {"verdict": "guessed"}, "verdict must be"),
+        (ScriptedEngine, Choice(), {"verdict": "guessed"}, "verdict: "),
         (ScriptedEngine, Ranking(), {"verdict": "read"}, "ranking cannot be read"),
         (ScriptedEngine, PairScores(), {"verdict": "cascade"}, "cannot be read"),
         (Blind, Choice(), {"verdict": "read"}, "cannot read label probabilities"),
@@ -858,16 +862,21 @@ class Blind(ScriptedEngine):
         (ScriptedEngine, Score(), {"verdict": "cascade", "schedule": "pointwise"}, "has no order"),
         (ScriptedEngine, Choice(), {"rating": "mean_score"}, "needs a format that grades"),
         (ScriptedEngine, Ranking(), {"rating": "mean_score"}, "needs a format that grades"),
-        (ScriptedEngine, Choice(), {"votes": 3}, "raise the temperature"),
-        (ScriptedEngine, Choice(), {"votes": 3, "verdict": "cascade"}, "raise the temperature"),
-        (ScriptedEngine, Choice(), {"votes": 3, "verdict": "read", "sampling": WARM}, "set thinking_tokens"),
-        (ScriptedEngine, Choice(), {"votes": 3, "verdict": "read", "thinking_tokens": 9}, "set thinking_tokens"),
-        (ScriptedEngine, Choice(), {"votes": 0}, "votes must be at least 1"),
-        (ScriptedEngine, Choice(), {"retries": -1}, "retries must be at least 0"),
-        (ScriptedEngine, Choice(), {"thinking_tokens": -1}, "thinking_tokens must be at least 0"),
-        (ScriptedEngine, Choice(), {"budget": 0}, "budget must be at least 1"),
-        (ScriptedEngine, Choice(), {"budget": 2, "votes": 3, "sampling": WARM}, "budget must be at least 3"),
-        (ScriptedEngine, Choice(), {"max_slots": 1}, "max_slots must be at least 2"),
+        (ScriptedEngine, Choice(), {"votes": 3, "temperature": 0}, "raise the temperature"),
+        (ScriptedEngine, Choice(), {"votes": 3, "verdict": "cascade", "temperature": 0}, "raise the temperature"),
+        (ScriptedEngine, Choice(), {"votes": 3, "verdict": "read"}, "set thinking_tokens"),
+        (
+            ScriptedEngine,
+            Choice(),
+            {"votes": 3, "verdict": "read", "thinking_tokens": 9, "temperature": 0},
+            "set thinking_tokens",
+        ),
+        (ScriptedEngine, Choice(), {"votes": 0}, "votes: Input should be greater than 0"),
+        (ScriptedEngine, Choice(), {"retries": -1}, "retries: Input should be greater than or equal to 0"),
+        (ScriptedEngine, Choice(), {"thinking_tokens": -1}, "thinking_tokens: Input should be"),
+        (ScriptedEngine, Choice(), {"budget": 0}, "budget: Input should be greater than 0"),
+        (ScriptedEngine, Choice(), {"budget": 2, "votes": 3}, "budget must be at least 3"),
+        (ScriptedEngine, Choice(), {"max_slots": 1}, "max_slots: Input should be greater than or equal to 2"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(

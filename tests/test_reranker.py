@@ -25,7 +25,7 @@ from mrjudge_reward import (
     ScriptedEngine,
 )
 from mrjudge_reward.engines.scripted import shown_candidates
-from mrjudge_reward.judging.comparisons import digest
+from mrjudge_reward.judging.seeds import digest
 from mrjudge_reward.reranker import Reranker, combined, part_of, select
 
 
@@ -70,7 +70,7 @@ def test_the_first_vote_is_what_the_judge_says_alone():
 
 
 def test_votes_differ_in_their_seeds_and_in_who_stands_first():
-    judge = judge_by(sampling=Sampling(temperature=1.0), both_orders=False, budget=3)
+    judge = judge_by(temperature=1.0, both_orders=False, budget=3)
     Reranker(judge, votes=8).rank("p", ["a", "bb", "ccc"])
     requests: list[Request] = judge.engine.requests  # type: ignore[attr-defined]
     assert len({request.seed for request in requests}) == 8
@@ -86,7 +86,7 @@ def test_votes_outvote_a_judge_that_is_right_more_often_than_not():
 
     def share(votes: int) -> float:
         judge = Judge(ScriptedEngine(noisy), Choice(), schedule="all_pairs", both_orders=False,
-                      sampling=Sampling(temperature=1.0))  # fmt: skip
+                      temperature=1.0)  # fmt: skip
         groups = [Group.of(f"p{i}", [f"{i}", f"{i} {i} much better"], f"g{i}") for i in range(80)]
         return sum(one.best == 1 for one in Reranker(judge, votes).rank_groups(groups)) / 80
 

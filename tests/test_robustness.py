@@ -21,11 +21,10 @@ from PIL import Image
 
 from mrjudge_reward.cache import ReplyCache
 from mrjudge_reward.cli import doctor
-from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.engines.openai.engine import OpenAIEngine
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import EngineError
-from mrjudge_reward.judge import Judge
+from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.messages import ImagePart, Message, TextPart, as_messages
 from mrjudge_reward.scoring.stats import FailureAlarm
 from mrjudge_reward.types import Failed, Failure, Group, Reply, Request

@@ -37,16 +37,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
-from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.errors import ConfigError, InputError
-from mrjudge_reward.judge import Judge
-from mrjudge_reward.judging.comparisons import session_of
+from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.messages import Message, as_messages, final_answer
 from mrjudge_reward.monitoring.canaries import Canaries, CanaryReport
 from mrjudge_reward.monitoring.explain import verdict_line
 from mrjudge_reward.monitoring.monitor import RunWatch
 from mrjudge_reward.reranker import part_of
-from mrjudge_reward.scoring.ratings import RATINGS
 from mrjudge_reward.scoring.rewards import OnAbstain, RewardShape, reward_group
 from mrjudge_reward.scoring.stats import JudgeStats
 from mrjudge_reward.training.items import with_images
@@ -197,6 +194,7 @@ class JudgeReward:
         self.pairs_can_be_left_out = False
         self.last_canaries: CanaryReport | None = None
         self._watch = RunWatch(log_dir, self.__name__, canaries)
+        self._follower: Any = None
         self._moment: tuple[str, int, int] = ("", -1, 0)
 
     @property
@@ -208,7 +206,7 @@ class JudgeReward:
         return self._judge
 
     def __getstate__(self) -> dict[str, Any]:
-        state = dict(vars(self))
+        state = {**vars(self), "_follower": None}
         if self._config is not None:
             state["_judge"] = None
         return state
@@ -258,16 +256,26 @@ class JudgeReward:
             on_abstain = self.on_abstain
         elif self.layout == "blocks" and (trainer is None or len(getattr(trainer, "reward_funcs", [0, 0])) > 1):
             on_abstain = "group_mean"
-        self._watch.follow(trainer)
+        self._follow(trainer)
         before = self.last_canaries
         rewards, verdicts = self._score(prepare, size, key, on_abstain)
-        self._watch.judged(began, time.perf_counter())
+        if self._follower is not None:
+            self._follower.judged(began, time.perf_counter())
         canaries = self.last_canaries if self.last_canaries is not before else None
         self._log(verdicts, log_extra, log_metric, canaries)
         if self.layout == "halves":
             rewards = [*rewards[0::2], *rewards[1::2]]
         self.abstained_rows = tuple(index for index, reward in enumerate(rewards) if reward is None)
         return rewards
+
+    def _follow(self, trainer: Any) -> None:
+        """Log what a trainer logs, and where its seconds go; once per trainer."""
+        writer = self._watch.writer(rank_and_world()[0]) if hasattr(trainer, "add_callback") else None
+        if writer is not None and self._follower is None:
+            from .callback import TrainerFollower
+
+            self._follower = TrainerFollower(writer)
+            trainer.add_callback(self._follower)
 
     # -- what came in -------------------------------------------------------------------------------------------------
 
@@ -383,13 +391,13 @@ class JudgeReward:
         mode, step, _ = self._moment
         due = rank == 0 and mode == "train" and self._watch.due(step + 1)
         measured = None
-        with session_of(self.judge.engine) if due else nullcontext():  # a colocated judge wakes once for both
+        with self.judge.engine.session() if due else nullcontext():  # a colocated judge wakes once for both
             fresh = dict(zip(groups, self.judge.judge(list(groups.values())), strict=True))
             if due:
                 measured = self._watch.measure(self.judge, step + 1)
         whole = {block: fresh[block] if block in fresh else known[block][0].judgement for block in blocks}
         self.last_judgements = list(whole.values())
-        neutral = 0.0 if self.shape.centre else RATINGS[self.judge.rating].neutral or 0.0
+        neutral = self.judge.rating.neutral or 0.0
         rewards: dict[int, tuple[float | None, ...]] = {}
         verdicts: dict[int, str] = {}
         trained = [_among(known[block]) if block in known else whole[block] for block in blocks]

@@ -16,10 +16,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.engines.local.shared_base import SharedBaseEngine
 from mrjudge_reward.errors import ConfigError
-from mrjudge_reward.judge import Judge
+from mrjudge_reward.judge import Judge, JudgeConfig
 
 from .reward import JudgeReward
 

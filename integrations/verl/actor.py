@@ -11,9 +11,8 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.errors import ConfigError, EngineError, JudgeUnreliableError, MRJudgeError
-from mrjudge_reward.judge import Judge
+from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.streaming.batches import CohortBatches
 from mrjudge_reward.streaming.groups import Cohorts
 from mrjudge_reward.streaming.log import CohortLog

@@ -31,8 +31,8 @@ import numpy as np
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
 
-from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.errors import InputError
+from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.training.items import Item
 from mrjudge_reward.training.tasks import Exercise, mark
 from mrjudge_reward.types import Group, Reply
@@ -65,7 +65,7 @@ def exercise_of(written: str) -> Exercise:
         item = Item(group, tuple(map(float, worths)), "exercise", (low, high))
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"extra_info.exercise is none that judge_rl_data.py wrote: {written!r:.200}") from error
-    return Exercise(item, tuple(range(len(worths))), JudgeConfig(**judge).build_format())
+    return Exercise(item, tuple(range(len(worths))), JudgeConfig(**judge).judge_format)
 
 
 def compute_score(

@@ -23,10 +23,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.engines.engine_config import EMBEDDED
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import ConfigError
+from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.monitoring.canaries import BUILT_IN, Canaries, load_canaries
 from mrjudge_reward.settings import Settings
 
@@ -154,8 +154,7 @@ class VerlSettings(Settings):
         config = self.judge_config(served).model_copy(update={"cache": None})
         engine = ScriptedEngine(lambda _: "")
         engine.context_tokens = config.context_tokens
-        judge = config.build(engine)
-        judge.asker.check_room(judge.format.min_slots)
+        config.build(engine).check_room()
 
     def actor_name(self, served: Mapping[str, Any] | None = None) -> str:
         """Name under which all reward workers of a run find the same cohort actor; other settings, another actor."""

@@ -13,7 +13,7 @@ import json
 import os
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
@@ -25,7 +25,9 @@ from mrjudge_reward.errors import ConfigError, InputError, JudgeUnreliableError,
 from .lines import Counts, plain, read_items, say, skip_finished, write_all
 
 if TYPE_CHECKING:
-    from mrjudge_reward.config import JudgeConfig
+    from mrjudge_reward.judge import JudgeConfig
+
+    from .doctor import Check
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -45,10 +47,18 @@ def _reported() -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
+def _examiner(framework: str) -> Callable[[str, Sequence[str]], list[Check]]:
+    """What checks a framework's config: an entry point, because this package knows no framework."""
+    for found in importlib.metadata.entry_points(group="mrjudge.doctor", name=framework):
+        examine: Callable[[str, Sequence[str]], list[Check]] = found.load()
+        return examine
+    raise ConfigError(f"mrjudge-reward was installed before it could check {framework} configs; install it again")
+
+
 def _load(path: Path | None, settings: list[str]) -> JudgeConfig:
     import yaml
 
-    from mrjudge_reward.config import JudgeConfig
+    from mrjudge_reward.judge import JudgeConfig
 
     overrides: dict[str, Any] = {}
     for setting in settings:
@@ -178,9 +188,7 @@ def doctor(
         if verl is not None:
             if config is not None or settings:
                 raise ConfigError("with --verl the judge is in CONFIG: use --verl-set +mrjudge.judge.KEY=VALUE")
-            from mrjudge_reward.integrations.verl.doctor.checks import examine_verl
-
-            checks = examine_verl(verl, verl_settings)
+            checks = _examiner("verl")(verl, verl_settings)
         else:
             checks = examine(_load(config, settings), smoke)
         works = all(check.status != "failed" for check in checks)

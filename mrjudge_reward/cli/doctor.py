@@ -18,15 +18,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mrjudge_reward.config import JudgeConfig
+from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.engines.embedded import PACKAGE, cache_dir
 from mrjudge_reward.engines.openai.engine import is_here
 from mrjudge_reward.errors import MRJudgeError
-from mrjudge_reward.judge import Judge
+from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.messages import as_messages
 from mrjudge_reward.monitoring.explain import verdict_line, verdict_record
 from mrjudge_reward.scoring.tally import position_consistency
-from mrjudge_reward.types import Engine, Failure, Group, Request
+from mrjudge_reward.types import Failure, Group, Request
 
 TESTED: Mapping[str, tuple[str, str]] = {
     "numpy": ("2.3.5", ""),
@@ -215,12 +215,12 @@ def _engine(config: JudgeConfig, engine: Engine) -> Iterator[Check]:
         yield Check("settings", "ok", "fit together")
     except MRJudgeError as error:
         yield Check("settings", "failed", str(error))
-    judge_format = config.build_format()
-    needed = config.verdict in ("read", "cascade")
+    judge_format = config.judge_format
+    needed = config.verdict in ("logprobs", "cascade")
     labels = judge_format.read_labels(judge_format.min_slots) if judge_format.readable else ("A", "B")
     request = Request(as_messages("Answer with a label."), prefill=judge_format.answer_open, labels=labels)
     try:
-        reply = engine.label_probabilities([request])[0]
+        reply = engine.label_logprobs([request])[0]
         if isinstance(reply, Failure):
             fault = f"{reply.reason}: {reply.detail}".rstrip(": ")
         else:
@@ -232,7 +232,7 @@ def _engine(config: JudgeConfig, engine: Engine) -> Iterator[Check]:
 
 
 def _smoke(config: JudgeConfig, engine: Engine) -> Check:
-    judge_format = config.build_format()
+    judge_format = config.judge_format
     sentiment = config.format == "sentiment" or (config.format == "auto" and config.embedded)
     prompt, candidates = _SENTIMENT if sentiment else _QUESTION
     both = judge_format.max_slots > 1

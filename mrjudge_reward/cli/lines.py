@@ -29,8 +29,7 @@ from mrjudge_reward.types import Group, Judgement
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from mrjudge_reward.config import JudgeConfig
-    from mrjudge_reward.judge import Judge
+    from mrjudge_reward.judge import Judge, JudgeConfig
 
 _NOT_OF_SCORES = {
     "api_key_env", "max_concurrency", "deadline_s", "device", "batch_size", "batch_tokens", "cache",
@@ -172,7 +171,7 @@ def read_items(
     """
     from mrjudge_reward.prompting.rendering import load_template
 
-    form = config.build_format()
+    form = config.judge_format
     wording = load_template(form.template) if hasattr(form, "template") else None
     settings = repr((config.model_dump(exclude=_NOT_OF_SCORES), form, wording)).encode()
     for line, raw in enumerate(stream, 1):

@@ -1,4 +1,4 @@
-"""Engines: what runs the judge model. See ``mrjudge_reward.types.Engine`` for the contract."""
+"""Engines: what runs the judge model. See ``mrjudge_reward.engines.contract.Engine`` for the contract."""
 
 from __future__ import annotations
 

@@ -37,9 +37,11 @@ from typing import Any, Protocol, runtime_checkable
 from filelock import FileLock, Timeout
 
 from mrjudge_reward.errors import ConfigError, EngineError, require
-from mrjudge_reward.types import Engine, Failure, Reply, Request
+from mrjudge_reward.images import Picture
+from mrjudge_reward.types import Failure, Reply, Request
 
 from .cancelling import cancelled
+from .contract import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +159,7 @@ def _empty_cache() -> None:
         torch.cuda.empty_cache()
 
 
-class ColocatedEngine:
+class ColocatedEngine(Engine):
     """An engine that is awake in its turns only.
 
     A turn spans ``session()``, which :class:`~mrjudge_reward.judge.Judge` enters once for a batch of groups; a verb that
@@ -205,8 +207,7 @@ class ColocatedEngine:
         self.identity = self._device.who = engine.identity
         self.reserved, self.context_tokens = engine.reserved, engine.context_tokens
         self.can_read = engine.can_read
-        self.concurrent_calls: bool = getattr(engine, "concurrent_calls", False)
-        self.weights_may_change: bool = getattr(engine, "weights_may_change", False)
+        self.concurrent_calls, self.weights_may_change = engine.concurrent_calls, engine.weights_may_change
 
     # -- turns --------------------------------------------------------------------------------------------------------
 
@@ -261,14 +262,18 @@ class ColocatedEngine:
         with self.session():
             return self.engine.generate(requests)
 
-    def label_probabilities(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | Failure]:
         """Read how likely each label is right after the prefill."""
         with self.session():
-            return self.engine.label_probabilities(requests)
+            return self.engine.label_logprobs(requests)
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text; needs no turn."""
         return self.engine.count_tokens(text)
+
+    def image_tokens(self, picture: Picture) -> int | None:
+        """Tokens of an image; needs no turn."""
+        return self.engine.image_tokens(picture)
 
     def close(self) -> None:
         """End the engine; safe to call twice."""

@@ -21,13 +21,13 @@ import os
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import AfterValidator, Field, PositiveInt
 
 from mrjudge_reward.errors import ConfigError, EngineError, require
 from mrjudge_reward.settings import Settings
-from mrjudge_reward.types import Engine
 
 from .colocation import ColocatedEngine
+from .contract import Engine
 from .memory import GIB, MemoryPlan, device_room, model_size, plan_memory
 
 logger = logging.getLogger(__name__)
@@ -37,99 +37,132 @@ EngineName = Literal["auto", "transformers", "offload", "openai", "vllm", "vllm_
 EMBEDDED = "embedded"
 
 _VLLM = ("vllm", "vllm_server")
-_FOR: dict[str, tuple[str, ...]] = {
+_LOADED = ("transformers", "offload", *_VLLM)
+_HERE = ("transformers", "offload")
+_SERVED = ("openai", "vllm_server")
+
+ONLY: dict[str, tuple[str, ...]] = {
+    "adapter": _LOADED,
+    "revision": _LOADED,
+    "base_url": ("openai",),
+    "api_key_env": ("openai",),
+    "max_concurrency": _SERVED,
+    "deadline_s": _SERVED,
+    "fold_system": ("openai",),
+    "extra_body": ("openai",),
+    "token_parameter": ("openai",),
+    "top_logprobs": ("openai",),
+    "context_tokens": ("openai", *_VLLM),
+    "device": ("transformers", "offload", "vllm_server"),
+    "dtype": _LOADED,
+    "chat_template_kwargs": _LOADED,
+    "batch_size": _HERE,
+    "batch_tokens": _HERE,
     "gpu_memory_utilization": _VLLM,
     "tensor_parallel_size": _VLLM,
     "engine_kwargs": _VLLM,
     "colocated": ("vllm_server", "vllm", "offload"),
     "sleep_level": _VLLM,
+    "turn_wait_s": ("offload", *_VLLM),
 }
-"""Settings that other engines would silently ignore."""
+"""Settings that hold for some engines only; others would silently ignore them."""
+_ELSEWHERE = {
+    "adapter": "a server is told to load it, and names it as model",
+    "chat_template_kwargs": "a server takes it as extra_body: {chat_template_kwargs: {...}}",
+    "revision": "a server has the one it was started with",
+    "base_url": "the others load the model",
+    "device": "vllm takes the first visible GPU: set CUDA_VISIBLE_DEVICES; a server has its own",
+}
+"""What to do instead."""
 _OWN = {"max_model_len": "context_tokens", "enable_sleep_mode": "colocated"}
 """What vLLM calls some of our settings; locks and plans would not see the argument."""
+
+
+def _address(value: str | None) -> str | None:
+    if value is not None and not value.startswith(("http://", "https://")):
+        raise ValueError("must begin with http:// or https://, e.g. http://127.0.0.1:8000/v1")
+    return value
 
 
 class EngineConfig(Settings):
     """Where the judge model runs.
 
-    Args:
-        model: hub name, path, ``"embedded"``, or the name that an OpenAI-compatible server knows.
-        engine: see the module. ``"auto"`` is ``openai`` if ``base_url`` is set, else ``transformers``.
-        adapter: PEFT adapter (all but openai); ``"embedded"`` is the one in this package, which makes a pairwise judge of
-            sentiment out of the embedded model.
-        base_url: of an OpenAI-compatible server, e.g. ``http://127.0.0.1:8000/v1``.
-        api_key_env: environment variable that holds the server's key; a key itself never stands in a config.
-        max_concurrency: requests in flight (openai, vllm_server).
-        deadline_s: seconds a request may take, tries included (openai, vllm_server).
-        fold_system: put the instructions into the user turn, for models without a system role (openai; the others find
-            out by themselves).
-        extra_body: further fields of each request (openai), e.g. ``{"chat_template_kwargs": {...}}``.
-        context_tokens: the server's context, if it is to be respected (openai); the context vLLM is given (vllm,
-            vllm_server), None for the model's own.
-        device: of the model (transformers, offload, vllm_server), e.g. ``"cuda:1"``; None for a GPU where there is one,
-            under a launcher (torchrun) the rank's own.
-        dtype, chat_template_kwargs: of the model (all but openai).
-        batch_size, batch_tokens: most requests and tokens of a batch (transformers, offload).
-        gpu_memory_utilization: fraction of the GPU that vLLM takes for weights and prefix cache (vllm, vllm_server).
-        tensor_parallel_size: GPUs that share the model (vllm, vllm_server).
-        colocated: whether the judge shares its device with a policy, and so is awake only while it judges (vllm_server,
-            vllm; always so for offload). See ``ColocatedEngine``.
-        sleep_level: how vLLM sleeps: 1 keeps the weights in the CPU's memory, 2 drops them and reads them again; None for 1
-            where that memory has room for them (vllm, vllm_server).
-        turn_wait_s: the longest that a colocated judge waits for its device.
-        engine_kwargs: further arguments of vLLM's ``EngineArgs``, e.g. ``{"enforce_eager": true}`` (vllm, vllm_server).
-
     Raises:
         ConfigError: on construction, for an unknown setting (naming the nearest known one), or a value that is of the
-            wrong type, out of range, or contradicts another.
+            wrong type, out of range, does nothing, or contradicts another.
     """
 
     model: str = EMBEDDED
+    """Hub name, path, ``embedded``, or the name that a server knows."""
     engine: EngineName = "auto"
+    """See the module. ``auto`` is ``openai`` if ``base_url`` is set, else ``transformers``."""
     adapter: str | None = None
-    base_url: str | None = None
+    """PEFT adapter; ``embedded`` is the one in this package, which makes a pairwise judge of sentiment out of the embedded
+    model."""
+    revision: str | None = None
+    """Branch, tag or commit of a model on the hub; None for its main branch."""
+    base_url: Annotated[str | None, AfterValidator(_address)] = None
+    """Of an OpenAI-compatible server, up to and including ``/v1``."""
     api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the server's key; a key itself never stands in a config."""
     max_concurrency: PositiveInt = 64
-    fold_system: bool = False
+    """Requests in flight."""
     deadline_s: Annotated[float, Field(gt=0)] = 120.0
+    """Seconds a request may take, tries included."""
+    fold_system: bool = False
+    """Put the instructions into the user turn, for models without a system role behind a server; the other engines find
+    out by themselves."""
     extra_body: dict[str, Any] = Field(default_factory=dict)
+    """Further fields of each request; ``None`` as a value removes a field."""
+    token_parameter: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """Field of a request that bounds the reply; hosted reasoning models want ``max_completion_tokens``."""
+    top_logprobs: Annotated[int, Field(ge=1, le=20)] = 20
+    """Tokens whose probabilities are asked for where a server cannot be asked for the labels'; some allow only 5."""
     context_tokens: PositiveInt | None = None
+    """A server's context, if it is to be respected; the context that vLLM is given, None for the model's own."""
     device: str | None = None
+    """E.g. ``cuda:1``; None for a GPU where there is one, under a launcher (torchrun) the rank's own."""
     dtype: str | None = None
+    """E.g. ``float16``; None for bfloat16 on a GPU and float32 on a CPU."""
     batch_size: PositiveInt = 32
+    """Most requests of a batch."""
     batch_tokens: PositiveInt = 32768
+    """Most tokens of a batch, padding and replies included; bounds memory."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """For the model's chat template, e.g. ``{"enable_thinking": True}``."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Fraction of the GPU that vLLM takes for weights and prefix cache; the rest is the policy's."""
     tensor_parallel_size: PositiveInt = 1
+    """GPUs that share the model."""
     colocated: bool = False
+    """Whether the judge shares its device with a policy, and so is awake only while it judges (always so for
+    ``offload``); see ``ColocatedEngine``."""
     sleep_level: Literal[1, 2] | None = None
+    """How vLLM sleeps: 1 keeps the weights in the CPU's memory, 2 drops them and reads them again; None for 1 where that
+    memory has room for them."""
     turn_wait_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1800.0
+    """Seconds that a colocated judge waits for its device."""
     engine_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of vLLM's ``EngineArgs``, e.g. ``{"enforce_eager": True}``."""
 
     def __init__(self, **values: Any) -> None:
         if values.get("engine") == "shared_base":
             raise ConfigError(
                 "a judge on the policy's own base is built on the trainer's model: leave engine out and use "
-                "SharedBaseJudgeReward from mrjudge_reward.integrations.trl.shared_base"
+                "SharedBaseJudgeReward from mrjudge_reward.integrations.trl"
             )
         super().__init__(**values)
         if self.engine == "openai" and self.base_url is None:
             raise ConfigError("engine 'openai' needs base_url, e.g. http://127.0.0.1:8000/v1")
-        if self.engine not in ("auto", "openai") and self.base_url is not None:
-            raise ConfigError("base_url is for engine 'openai'; remove it or set engine: openai")
+        for name, engines in ONLY.items():
+            if self.is_set(name) and self.engine_name not in engines:
+                instead = f" ({_ELSEWHERE[name]})" if name in _ELSEWHERE else ""
+                raise ConfigError(
+                    f"{name} does nothing with engine {self.engine_name!r}: it is for {', '.join(map(repr, engines))}"
+                    f"{instead}; remove it or set engine"
+                )
         if self.base_url is not None and self.embedded:
             raise ConfigError("base_url is set: name the model that the server knows (model: ...)")
-        if self.base_url is not None and self.adapter is not None:
-            raise ConfigError(
-                "adapter is for engines that load a model; a server is told to load it, and names it as model"
-            )
-        for name, engines in _FOR.items():
-            field = type(self).model_fields[name]
-            if self.engine not in engines and getattr(self, name) != field.get_default(call_default_factory=True):
-                known = ", ".join(map(repr, engines))
-                raise ConfigError(f"{name} is for engines {known}; remove it or set engine")
-        if self.engine == "vllm" and self.device is not None:
-            raise ConfigError("engine 'vllm' takes the first visible GPU; set CUDA_VISIBLE_DEVICES, or use vllm_server")
         if self.device is not None and self.tensor_parallel_size > 1:
             raise ConfigError("tensor_parallel_size takes the first visible GPUs; set CUDA_VISIBLE_DEVICES, not device")
         own = sorted(
@@ -139,12 +172,21 @@ class EngineConfig(Settings):
             raise ConfigError(f"engine_kwargs must not hold {own[0]}; set {_OWN.get(own[0], own[0])} instead")
         if self.adapter == EMBEDDED and not self.embedded:
             raise ConfigError(f"the adapter 'embedded' belongs to the embedded model, not to {self.model}")
+        if self.embedded and self.revision is not None:
+            raise ConfigError("revision is for a model of the hub; the embedded model comes in a package")
         if self.sleep_level == 2 and self.adapter is not None:
             raise ConfigError("sleep_level 2 drops the adapter and vLLM reloads the model alone; use level 1")
         if self.sleep_level is not None and not self.colocated:
             raise ConfigError("sleep_level is for a judge that sleeps; remove it or set colocated: true")
+        if self.is_set("turn_wait_s") and not self.takes_turns:
+            raise ConfigError("turn_wait_s is for a judge that shares its device; remove it or set colocated: true")
 
     # -- what it resolves to --------------------------------------------------------------------------------------------
+
+    @property
+    def engine_name(self) -> str:
+        """The engine, with ``auto`` resolved."""
+        return self.engine if self.engine != "auto" else "openai" if self.base_url is not None else "transformers"
 
     @property
     def embedded(self) -> bool:
@@ -205,7 +247,9 @@ class EngineConfig(Settings):
         """
         if self.base_url is not None:
             return None
-        options = {k: v for k, v in self.engine_kwargs.items() if k in ("revision", "trust_remote_code")}
+        options = {k: v for k, v in self.engine_kwargs.items() if k == "trust_remote_code"}
+        if self.revision is not None:
+            options["revision"] = self.revision
         room = device_room(self.devices())
         on_cpu = not room.name.startswith("cuda")
         dtype = self.dtype
@@ -250,6 +294,8 @@ class EngineConfig(Settings):
                 fold_system=self.fold_system,
                 context_tokens=self.context_tokens,
                 extra_body=self.extra_body or None,
+                token_parameter=self.token_parameter,
+                top_logprobs=self.top_logprobs,
             )
         if self.takes_turns:
             return ColocatedEngine(partial(_planned, self), self.devices(), self.turn_wait_s)
@@ -261,6 +307,7 @@ class EngineConfig(Settings):
         device = self.devices()[0]
         settings: dict[str, Any] = {
             "adapter": self.adapter_path(),
+            "revision": self.revision,
             # That of the lock and the plan; what is no GPU is left to the engine, which knows why it cannot have it.
             "device": device if device.startswith("cuda") else self.device,
             "dtype": self.dtype,
@@ -285,7 +332,7 @@ class EngineConfig(Settings):
             "tensor_parallel_size": self.tensor_parallel_size,
             "enable_sleep_mode": self.colocated,
             "sleep_level": self.sleep_level or sleep_level,
-            "engine_kwargs": self.engine_kwargs,
+            "engine_kwargs": self.engine_kwargs | ({"revision": self.revision} if self.revision is not None else {}),
             "chat_template_kwargs": self.chat_template_kwargs,
         }
         if self.engine == "vllm":

@@ -18,6 +18,8 @@ from typing import TypeAlias
 
 from mrjudge_reward.types import Failure, Reply, Request, Usage
 
+from .contract import Engine
+
 Script: TypeAlias = Callable[[Request], str | Mapping[str, float] | Reply | Failure]
 
 _RESPONSE = re.compile(r"^\[Response ?(\w*)\]\n(.*?)\n\[End of response ?\1\]$", re.DOTALL | re.MULTILINE)
@@ -35,11 +37,11 @@ def _softmax(values: Mapping[str, float]) -> dict[str, float]:
     return {label: weight / total for label, weight in weights.items()}
 
 
-class ScriptedEngine:
+class ScriptedEngine(Engine):
     """Answers every request by calling a function on it.
 
     Args:
-        script: gives the text the judge writes, or for ``label_probabilities`` a mapping from label to probability, or
+        script: gives the text the judge writes, or for ``label_logprobs`` a mapping from label to probability, or
             a ready ``Reply``, or a ``Failure``. An exception becomes a failure, as with any engine.
         identity: part of the cache key; two scripts that answer differently need two identities.
 
@@ -48,8 +50,6 @@ class ScriptedEngine:
         requests: every request received, in order.
     """
 
-    reserved: frozenset[str] = frozenset()
-    context_tokens: int | None = None
     can_read = True
     concurrent_calls = True
 
@@ -113,7 +113,7 @@ class ScriptedEngine:
         """Call the script on each request."""
         return self._serve(requests)
 
-    def label_probabilities(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | Failure]:
         """Call the script on each request; it must give a mapping from label to probability."""
         return self._serve(requests)
 

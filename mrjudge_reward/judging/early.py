@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from mrjudge_reward.types import Comparison
 
-from .comparisons import Asked, Run, is_degenerate
+from .comparisons import Asked
+from .tournament import Tournament, is_degenerate
 
 
 class Ahead:
@@ -21,17 +22,17 @@ class Ahead:
     ahead, and what was asked already is used as far as it fits.
 
     Args:
-        run: opened for as many players as the group will have.
+        tournament: begun for as many players as the group will have.
         order: names of the players in the order of their numbers; None where that depends on their texts.
         votes: how often each comparison is asked.
     """
 
-    def __init__(self, run: Run, order: Sequence[str] | None, votes: int) -> None:
-        self.run = run
+    def __init__(self, tournament: Tournament, order: Sequence[str] | None, votes: int) -> None:
+        self.tournament = tournament
         self._number = None if order is None else {name: number for number, name in enumerate(order)}
         self._present: set[int] = set()
-        self._waiting = [Comparison(slots, vote) for slots in run.batch for vote in range(votes)]
-        if self._number is None and not _meets_every_order(run):
+        self._waiting = tournament.comparisons(votes)
+        if self._number is None and not _meets_every_order(tournament):
             self._waiting = []
 
     def add(self, name: str, text: str) -> list[Asked]:
@@ -44,21 +45,22 @@ class Ahead:
         Returns:
             The comparisons that can be asked now, for ``Judge.ask_ahead``; each is returned once.
         """
-        if is_degenerate(text) or text in self.run.players:
+        if is_degenerate(text) or text in self.tournament.players:
             self._waiting = []
         if not self._waiting:
             return []
         number = len(self._present) if self._number is None else self._number[name]
-        players = list(self.run.players)
-        players[number] = text
-        self.run.players = tuple(players)
+        self.tournament.seat(number, text)
         self._present.add(number)
-        ready = [comparison for comparison in self._waiting if self._present.issuperset(comparison.slots)]
-        self._waiting = [comparison for comparison in self._waiting if not self._present.issuperset(comparison.slots)]
-        return [(self.run, comparison) for comparison in ready]
+        ready = [comparison for comparison in self._waiting if self._is_here(comparison)]
+        self._waiting = [comparison for comparison in self._waiting if not self._is_here(comparison)]
+        return [(self.tournament, comparison) for comparison in ready]
+
+    def _is_here(self, comparison: Comparison) -> bool:
+        return self._present.issuperset(comparison.slots)
 
 
-def _meets_every_order(run: Run) -> bool:
+def _meets_every_order(tournament: Tournament) -> bool:
     """Whether the first round shows all arrangements of its players, so that their numbers do not matter."""
-    sizes = {len(slots) for slots in run.batch}
-    return len(sizes) == 1 and len(set(run.batch)) == math.perm(len(run.players), sizes.pop())
+    sizes = {len(slots) for slots in tournament.round}
+    return len(sizes) == 1 and len(set(tournament.round)) == math.perm(tournament.size, sizes.pop())

@@ -6,13 +6,14 @@ candidate those in which that candidate stands. Nothing of it is asked. Web addr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.errors import InputError
 from mrjudge_reward.images import Album, Picture, estimated_tokens, is_web_address
 from mrjudge_reward.messages import IMAGE_MARK, ImagePart, Message, TextPart
-from mrjudge_reward.types import Engine, Failed, Group
+from mrjudge_reward.types import Failed, Group
 
 BAD = "image"
 """Reason of a comparison that fails for an image."""
@@ -82,11 +83,10 @@ def look(group: Group, album: Album) -> Sight:
 
 def image_tokens(engine: Engine, images: Sequence[ImagePart]) -> int:
     """Tokens that images take of the judge's context; an estimate unless the engine tells."""
-    told: Callable[[Picture], int | None] = getattr(engine, "image_tokens", lambda _: None)
     total = 0
     for part in images:
         picture = part.image if isinstance(part.image, Picture) else None
-        size = None if picture is None else told(picture)
+        size = None if picture is None else engine.image_tokens(picture)
         total += (
             size if size is not None else estimated_tokens(*((picture.width, picture.height) if picture else (1, 1)))
         )

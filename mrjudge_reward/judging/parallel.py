@@ -24,10 +24,7 @@ from mrjudge_reward.engines.cancelling import Cancellation
 from mrjudge_reward.messages import TextPart
 from mrjudge_reward.types import Group
 
-from .comparisons import Run
-
-SEVERAL_ROUNDS = frozenset({"adaptive", "swiss", "knockout"})
-"""Schedules that look at a tally before they go on."""
+from .tournament import Tournament
 
 MOST_SHARES = 64
 """Threads of one ``Judge.judge``. More groups than that share a thread, and its rounds."""
@@ -39,14 +36,12 @@ _GRACE_S = (
 _Share = TypeVar("_Share")
 
 
-def shares(runs: Sequence[Run], schedule: str) -> list[list[Run]]:
-    """Deal runs out; those of one question stay together."""
-    if schedule not in SEVERAL_ROUNDS:
-        return [list(runs)]
-    questions: dict[Hashable, list[Run]] = {}
-    for run in runs:
-        questions.setdefault(_question(run.group), []).append(run)
-    dealt: list[list[Run]] = [[] for _ in range(min(MOST_SHARES, len(questions)))]
+def shares(tournaments: Sequence[Tournament]) -> list[list[Tournament]]:
+    """Deal groups out; those of one question stay together."""
+    questions: dict[Hashable, list[Tournament]] = {}
+    for tournament in tournaments:
+        questions.setdefault(_question(tournament.group), []).append(tournament)
+    dealt: list[list[Tournament]] = [[] for _ in range(min(MOST_SHARES, len(questions)))]
     for index, twins in enumerate(questions.values()):
         dealt[index % len(dealt)] += twins
     return dealt

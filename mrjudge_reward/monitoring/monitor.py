@@ -22,9 +22,9 @@ def described(judge: Judge) -> dict[str, Any]:
             r"/(?:[^/\s+]+/)+", "", judge.engine.identity
         ),  # a report is passed on: no folders of this machine
         "format": type(judge.format).__name__,
-        "schedule": judge.schedule,
-        "rating": judge.rating,
-        "verdict": judge.asker.verdict,
+        "schedule": judge.schedule.name,
+        "rating": judge.rating.name,
+        "verdict": judge.settings.verdict_mode,
     }
 
 
@@ -43,10 +43,6 @@ class RunWatch:
         self._canaries = canaries
         self._writer: RunLogWriter | None = None
         self._watch: CanaryWatch | None = None
-        self._follower: Any = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_follower": None}
 
     # -- canaries -----------------------------------------------------------------------------------------------------
 
@@ -80,9 +76,9 @@ class RunWatch:
 
     # -- log ----------------------------------------------------------------------------------------------------------
 
-    def _writer_of(self, rank: int) -> RunLogWriter:
-        assert self._folder is not None
-        if self._writer is None:
+    def writer(self, rank: int) -> RunLogWriter | None:
+        """Of the log; None where none is written."""
+        if self._writer is None and self._folder is not None:
             self._writer = RunLogWriter(self._folder, self._name, rank)
         return self._writer
 
@@ -98,22 +94,7 @@ class RunWatch:
         measured: CanaryReport | None,
     ) -> None:
         """See ``RunLogWriter.batch``."""
-        if self._folder is None:
+        if (writer := self.writer(rank)) is None:
             return
         record = measured.record() if measured is not None else None
-        self._writer_of(rank).batch(step, mode, judgements, rewards, lengths, described(judge), record)
-
-    def follow(self, trainer: Any) -> None:
-        """Log what a trainer of transformers logs, and where its seconds go; once per trainer."""
-        if self._folder is None or not hasattr(trainer, "add_callback") or self._follower is not None:
-            return
-        from mrjudge_reward.integrations.trl.callback import TrainerFollower
-        from mrjudge_reward.integrations.trl.distributed import rank_and_world
-
-        self._follower = TrainerFollower(self._writer_of(rank_and_world()[0]))
-        trainer.add_callback(self._follower)
-
-    def judged(self, began: float, ended: float) -> None:
-        """A call of the reward has ended; in ``time.perf_counter``'s seconds."""
-        if self._follower is not None:
-            self._follower.judged(began, ended)
+        writer.batch(step, mode, judgements, rewards, lengths, described(judge), record)

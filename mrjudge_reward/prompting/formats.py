@@ -207,7 +207,7 @@ class Ranking:
 
     def read_labels(self, slots: int) -> tuple[str, ...]:
         """Not readable."""
-        raise ConfigError("a ranking cannot be read from label probabilities; use verdict='sampled' or format 'choice'")
+        raise ConfigError("a ranking cannot be read from label probabilities; use verdict='generate' or format 'choice'")
 
     def from_logprobs(self, logprobs: Sequence[float], slots: int) -> Outcome:
         """Not readable."""
@@ -231,6 +231,8 @@ def _check_grades(grades: _Grades, opening: str, closing: str) -> None:
     check_markers(opening, closing, labels)
     if not all(math.isfinite(value) for _, value in grades):
         raise ConfigError(f"grades must have finite values; got {grades!r:.200}")
+    if len({value for _, value in grades}) < 2:
+        raise ConfigError(f"grades that are all worth the same tell nothing apart; got {grades!r:.200}")
 
 
 @dataclass(frozen=True)
@@ -274,7 +276,7 @@ class PairScores:
 
     def read_labels(self, slots: int) -> tuple[str, ...]:
         """Not readable."""
-        raise ConfigError("scores of several responses cannot be read in one go; use verdict='sampled' or 'score'")
+        raise ConfigError("scores of several responses cannot be read in one go; use verdict='generate' or 'score'")
 
     def from_logprobs(self, logprobs: Sequence[float], slots: int) -> Outcome:
         """Not readable."""

@@ -139,26 +139,37 @@ def mean_score(tally: Tally) -> Matrix:
 
 @dataclass(frozen=True)
 class Rating:
-    """A rating and its score for a candidate nobody can tell from the others; None if it has none."""
+    """How a tally becomes scores.
 
+    Attributes:
+        name: for logs and errors.
+        fit: a score per candidate. Shape (G,).
+        neutral: the score of a candidate nobody can tell from the others; None for a rating that gives means of grades,
+            which has none, and which knows a candidate by its grades instead of its games.
+    """
+
+    name: str
     fit: Callable[[Tally], Matrix]
-    neutral: float | None
+    neutral: float | None = 0.0
 
 
 RATINGS: dict[str, Rating] = {
-    "win_rate": Rating(win_rate, 0.5),
-    "borda": Rating(borda, 0.5),
-    "bradley_terry": Rating(bradley_terry, 0.0),
-    "log_odds": Rating(log_odds, 0.0),
-    "mean_score": Rating(mean_score, None),
+    rating.name: rating
+    for rating in (
+        Rating("win_rate", win_rate, 0.5),
+        Rating("borda", borda, 0.5),
+        Rating("bradley_terry", bradley_terry),
+        Rating("log_odds", log_odds),
+        Rating("mean_score", mean_score, None),
+    )
 }
 
 
-def rate(name: str, tally: Tally) -> list[float | None]:
+def rate(rating: Rating, tally: Tally) -> list[float | None]:
     """Score every candidate.
 
     Args:
-        name: one of ``RATINGS``.
+        rating: one of ``RATINGS``, or one's own.
         tally: the group's games. Size G.
 
     Returns:
@@ -166,7 +177,7 @@ def rate(name: str, tally: Tally) -> list[float | None]:
     """
     if tally.size == 0:
         return []
-    scores_G = RATINGS[name].fit(tally)
-    known_G = np.isfinite(scores_G) if name == "mean_score" else tally.games_G > 0
+    scores_G = rating.fit(tally)
+    known_G = np.isfinite(scores_G) if rating.neutral is None else tally.games_G > 0
     # Rounding keeps equal candidates equal: a solver's last bits are not a preference.
     return [round(float(score), 9) if known else None for score, known in zip(scores_G, known_G, strict=True)]

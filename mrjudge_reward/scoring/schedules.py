@@ -290,15 +290,35 @@ def _of_differences(covariance_GG: Matrix) -> Matrix:
     return np.asarray(variance_G[:, None] + variance_G - 2 * covariance_GG)
 
 
-Schedule: TypeAlias = Callable[[int, Limits, Random], Plan]
+@dataclass(frozen=True)
+class Schedule:
+    """Who meets, under a name.
+
+    Attributes:
+        name: for logs and errors.
+        plan: called with the size of a group, limits and a random state for the comparisons (see the module).
+        alone: every candidate is judged alone; such a schedule goes with formats that grade, and only with these.
+        whole: a comparison shows as many candidates as the format can; otherwise it shows two.
+        looks: it looks at the tally before it goes on, so it has several rounds.
+    """
+
+    name: str
+    plan: Callable[[int, Limits, Random], Plan]
+    alone: bool = False
+    whole: bool = False
+    looks: bool = False
+
 
 SCHEDULES: dict[str, Schedule] = {
-    "pointwise": pointwise,
-    "ring": ring,
-    "adaptive": adaptive,
-    "all_pairs": all_pairs,
-    "listwise": listwise,
-    "anchor": anchor,
-    "swiss": swiss,
-    "knockout": knockout,
+    schedule.name: schedule
+    for schedule in (
+        Schedule("pointwise", pointwise, alone=True),
+        Schedule("ring", ring),
+        Schedule("adaptive", adaptive, looks=True),
+        Schedule("all_pairs", all_pairs),
+        Schedule("listwise", listwise, whole=True),
+        Schedule("anchor", anchor),
+        Schedule("swiss", swiss, looks=True),
+        Schedule("knockout", knockout, looks=True),
+    )
 }

@@ -83,70 +83,102 @@ class Tally:
         return total
 
 
-class _Counter:
-    """A tally being filled. Cells of its matrices are kept by row * size + column: numpy is slow at single ones."""
+class GameCount:
+    """Counts a group's games as verdicts come in, each once.
+
+    Cells of its matrices are kept by row * size + column: numpy is slow at single ones.
+
+    Args:
+        size: candidates of the group, G.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.wins: dict[int, float] = defaultdict(float)
-        self.games: dict[int, float] = defaultdict(float)
-        self.log_odds: dict[int, float] = defaultdict(float)
-        self.first_G = [0.0] * size
-        self.first_log_odds = self.slotted = self.ties = 0.0
+        self._wins: dict[int, float] = defaultdict(float)
+        self._games: dict[int, float] = defaultdict(float)
+        self._log_odds: dict[int, float] = defaultdict(float)
+        self._first_G = [0.0] * size
+        self._first_log_odds = self._slotted = self._ties = 0.0
+        self._grades: dict[int, list[float]] = defaultdict(list)
+        self._alone: dict[int, list[tuple[tuple[float, float], ...]]] = defaultdict(list)
+        self._mirrored: dict[tuple[int, ...], list[int]] = defaultdict(list)
 
-    def game(self, i: int, j: int, win: float, weight: float, log_odds: float) -> None:
-        """Candidate i, in the earlier slot, met j."""
-        there, back = i * self.size + j, j * self.size + i
-        self.wins[there] += weight * win
-        self.wins[back] += weight * (1 - win)
-        self.games[there] += weight
-        self.games[back] += weight
-        self.log_odds[there] += weight * log_odds
-        self.log_odds[back] -= weight * log_odds
-        self.first_G[i] += weight
-        self.first_G[j] -= weight
-        self.first_log_odds += weight * log_odds
-        self.slotted += weight
-
-    def hard(self, i: int, j: int, difference: float) -> None:
-        """A game whose side is known but not its margin; a difference of 0 is a tie."""
-        if difference == 0:
-            self.ties += 1
-        sign = difference / abs(difference) if difference else 0.0
-        self.game(i, j, (1 + sign) / 2, 1.0, sign * HARD_LOG_ODDS)
+    def add(self, played: Iterable[Played]) -> None:
+        """Count comparisons with their verdicts; failed ones contribute nothing."""
+        for item in played:
+            slots, outcome = item.comparison.slots, item.verdict.outcome
+            self._meet(slots, outcome)
+            if isinstance(outcome, Scores):
+                for slot, value in zip(slots, outcome.values_K, strict=True):
+                    self._grades[slot].append(value)
+                if len(slots) == 1:
+                    self._alone[slots[0]].append(outcome.grades_K[0])
+            soft = isinstance(outcome, Preference) and outcome.soft
+            if len(slots) == 2 and not soft and (winner := hard_winner(item)) is not None:
+                self._mirrored[tuple(sorted(slots))].append(winner)
 
     def tally(self) -> Tally:
-        wins_GG, games_GG, log_odds_GG = map(self._matrix, (self.wins, self.games, self.log_odds))
-        first_G, unknown_G = np.array(self.first_G, dtype=np.float64), np.full(self.size, np.nan)
-        return Tally(wins_GG, games_GG, log_odds_GG, first_G, self.first_log_odds, self.slotted, self.ties, unknown_G)
+        """What has been counted so far."""
+        ties = self._ties
+        for winners in self._mirrored.values():  # a win each way is two ties
+            ties += 2 * min(winners.count(winner) for winner in set(winners)) if len(set(winners)) == 2 else 0
+        wins_GG, games_GG, log_odds_GG = map(self._matrix, (self._wins, self._games, self._log_odds))
+        first_G, grades_G = np.array(self._first_G, dtype=np.float64), np.full(self.size, np.nan)
+        for candidate, values in self._grades.items():
+            grades_G[candidate] = np.mean(values)
+        tally = Tally(
+            wins_GG, games_GG, log_odds_GG, first_G, self._first_log_odds, self._slotted, ties, grades_G
+        )  # fmt: skip
+        return _meet_afterwards(tally, self._alone) if len(self._alone) > 1 else tally
+
+    def _game(self, i: int, j: int, win: float, weight: float, log_odds: float) -> None:
+        """Candidate i, in the earlier slot, met j."""
+        there, back = i * self.size + j, j * self.size + i
+        self._wins[there] += weight * win
+        self._wins[back] += weight * (1 - win)
+        self._games[there] += weight
+        self._games[back] += weight
+        self._log_odds[there] += weight * log_odds
+        self._log_odds[back] -= weight * log_odds
+        self._first_G[i] += weight
+        self._first_G[j] -= weight
+        self._first_log_odds += weight * log_odds
+        self._slotted += weight
+
+    def _hard(self, i: int, j: int, difference: float) -> None:
+        """A game whose side is known but not its margin; a difference of 0 is a tie."""
+        if difference == 0:
+            self._ties += 1
+        sign = difference / abs(difference) if difference else 0.0
+        self._game(i, j, (1 + sign) / 2, 1.0, sign * HARD_LOG_ODDS)
 
     def _matrix(self, cells: dict[int, float]) -> Matrix:
         flat = np.zeros(self.size * self.size)
         flat[list(cells)] = list(cells.values())
         return flat.reshape(self.size, self.size)
 
-    def add(self, slots: Sequence[int], outcome: Outcome) -> None:
+    def _meet(self, slots: Sequence[int], outcome: Outcome) -> None:
         pairs = list(combinations(range(len(slots)), 2))
         match outcome:
             case Tie():
                 for a, b in pairs:
-                    self.hard(slots[a], slots[b], 0.0)
+                    self._hard(slots[a], slots[b], 0.0)
             case Order(tiers):
                 place = {position: tier for tier, positions in enumerate(tiers) for position in positions}
                 for a, b in pairs:
-                    self.hard(slots[a], slots[b], place[b] - place[a])
+                    self._hard(slots[a], slots[b], place[b] - place[a])
             case Scores(values):
                 for a, b in pairs:
-                    self.hard(slots[a], slots[b], values[a] - values[b])
+                    self._hard(slots[a], slots[b], values[a] - values[b])
             case Preference(p) if not outcome.soft:
                 for a, b in pairs:
                     if p[a] != p[b]:
-                        self.hard(slots[a], slots[b], p[a] - p[b])
+                        self._hard(slots[a], slots[b], p[a] - p[b])
             case Preference(p):
                 for a, b in pairs:
                     weight = p[a] + p[b]
                     if weight > 0:
-                        self.game(slots[a], slots[b], p[a] / weight, weight, bounded_log_odds(p[a], p[b]))
+                        self._game(slots[a], slots[b], p[a] / weight, weight, bounded_log_odds(p[a], p[b]))
             case _:
                 pass
 
@@ -159,33 +191,10 @@ def bounded_log_odds(p: float, q: float) -> float:
 
 
 def count_games(size: int, played: Iterable[Played]) -> Tally:
-    """Fill the tally of a group.
-
-    Args:
-        size: G.
-        played: comparisons with verdicts; failed ones contribute nothing.
-    """
-    counter = _Counter(size)
-    grades: dict[int, list[float]] = defaultdict(list)
-    alone: dict[int, list[tuple[tuple[float, float], ...]]] = defaultdict(list)
-    mirrored: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for item in played:
-        slots, outcome = item.comparison.slots, item.verdict.outcome
-        counter.add(slots, outcome)
-        if isinstance(outcome, Scores):
-            for slot, value in zip(slots, outcome.values_K, strict=True):
-                grades[slot].append(value)
-            if len(slots) == 1:
-                alone[slots[0]].append(outcome.grades_K[0])
-        soft = isinstance(outcome, Preference) and outcome.soft
-        if len(slots) == 2 and not soft and (winner := hard_winner(item)) is not None:
-            mirrored[tuple(sorted(slots))].append(winner)
-    for winners in mirrored.values():  # a win each way is two ties
-        counter.ties += 2 * min(winners.count(winner) for winner in set(winners)) if len(set(winners)) == 2 else 0
-    tally = counter.tally()
-    for candidate, values in grades.items():
-        tally.grades_G[candidate] = np.mean(values)
-    return _meet_afterwards(tally, alone) if len(alone) > 1 else tally
+    """The tally of a group of ``size`` whose comparisons are all there."""
+    count = GameCount(size)
+    count.add(played)
+    return count.tally()
 
 
 def _meet_afterwards(tally: Tally, alone: dict[int, list[tuple[tuple[float, float], ...]]]) -> Tally:

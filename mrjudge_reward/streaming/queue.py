@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from mrjudge_reward.errors import EngineError, MRJudgeError
 from mrjudge_reward.judge import Judge
-from mrjudge_reward.judging.comparisons import Asked, session_of
+from mrjudge_reward.judging.comparisons import Asked
 from mrjudge_reward.judging.early import Ahead
 from mrjudge_reward.types import Group, Judgement
 
@@ -94,7 +94,7 @@ class JudgingQueue:
                 self._waiting.remove(work)
 
     def _start(self) -> None:
-        several = self.judge is not None and getattr(self.judge.engine, "concurrent_calls", False)
+        several = self.judge is not None and self.judge.engine.concurrent_calls
         while self._waiting and self._busy < (LANES if several else 1):
             batch, self._waiting = self._waiting, []
             self._busy += 1
@@ -134,7 +134,7 @@ class JudgingQueue:
             groups = [group for work in batch for group in work.groups]
             begun = [ahead for work in batch for ahead in work.ahead]
             due = self.log.due(len(groups))
-            with session_of(self.judge.engine) if due else nullcontext():  # a colocated judge wakes once for both
+            with self.judge.engine.session() if due else nullcontext():  # a colocated judge wakes once for both
                 judgements = self.judge.judge(groups, begun) if groups else []
                 if due:
                     self.log.measure(self.judge)

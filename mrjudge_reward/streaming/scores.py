@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from mrjudge_reward.judging.early import Ahead
 from mrjudge_reward.messages import Message
-from mrjudge_reward.scoring.ratings import RATINGS
 from mrjudge_reward.scoring.rewards import RewardShape, reward_group
 from mrjudge_reward.scoring.stats import JudgeStats
 from mrjudge_reward.scoring.tally import position_consistency
@@ -124,7 +123,7 @@ class Scorer:
 
     def _scored(self, judgement: Judgement, lengths_G: Sequence[int], partial: bool) -> list[Scored]:
         assert self._queue.judge is not None
-        neutral = 0.0 if self._shape.centre else RATINGS[self._queue.judge.rating].neutral or 0.0
+        neutral = self._queue.judge.rating.neutral or 0.0
         rewards = reward_group(judgement, self._shape, "group_mean", lengths_G, neutral)
         stats = JudgeStats.of([judgement], [rewards.rewards_G], [lengths_G])
         self.stats += stats

@@ -1,1 +1,1 @@
-"""What several recipes share: configs, work that can be resumed."""
+"""What several recipes share: configs, work that can be resumed, means with their intervals."""

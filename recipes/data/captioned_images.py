@@ -1,4 +1,4 @@
-"""Captioned pictures out of Debian packages, for judges that see (``seeing_model.py``, task source ``captions``).
+"""Captioned pictures out of Debian packages, for judges that see (``judge/seeing_model.py``, task source ``captions``).
 
     python -m recipes.data.captioned_images --out runs/captioned-images
     python -m recipes.data.captioned_images --clip-art --out runs/clip-art

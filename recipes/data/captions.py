@@ -44,7 +44,7 @@ def read_captions(path: str, categories: Sequence[str] = (), without: Sequence[s
     """
     file = Path(path)
     if not file.is_file():
-        raise InputError(f"there is no file {path}; recipes/data/captioned_images.py makes one")
+        raise InputError(f"there is no file {path}; python -m recipes.data.captioned_images makes one")
     found = []
     for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():

@@ -45,8 +45,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.errors import ConfigError, InputError, require
+from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.prompting.formats import Format
 from mrjudge_reward.prompting.rendering import conversation_text
 from mrjudge_reward.settings import Settings
@@ -178,7 +178,7 @@ class TaskConfig(Settings):
             raise ConfigError(
                 f"a task's judge has format, template, labels, tie_label; got {', '.join(sorted(strange))}"
             )
-        return JudgeConfig(**self.judge).build_format()
+        return JudgeConfig(**self.judge).judge_format
 
 
 def check_tasks(tasks: Mapping[str, TaskConfig]) -> None:

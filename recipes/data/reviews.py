@@ -39,7 +39,7 @@ from filelock import FileLock
 
 from mrjudge_reward.engines.embedded import cache_dir
 from mrjudge_reward.errors import InputError
-from mrjudge_reward.judging.comparisons import is_degenerate
+from mrjudge_reward.judging.tournament import is_degenerate
 from mrjudge_reward.training.items import Item
 from recipes.common.journal import write_lines
 

@@ -1,6 +1,6 @@
 """Leak test: can the best answer be told by its style alone, without the question?
 
-    python -m recipes.data.style_leak --preferences FILE                 # rows of chosen and rejected, or items of synthesize.py
+    python -m recipes.data.style_leak --preferences FILE                 # chosen and rejected, or items of synthesize.py
     python -m recipes.data.style_leak --preferences FILE --max-leak 0.6  # exit status 1 above that
     python -m recipes.data.style_leak --preferences FILE --match-length  # of what ``length_matched`` would keep
 
@@ -34,7 +34,7 @@ import numpy as np
 from mrjudge_reward.errors import InputError, MRJudgeError, require
 from mrjudge_reward.prompting.rendering import conversation_text
 from mrjudge_reward.training.items import Item, from_preference, from_ratings
-from recipes.evaluate.judge import Interval, interval
+from recipes.common.intervals import Interval, interval
 
 from .judge_data import read_rows
 

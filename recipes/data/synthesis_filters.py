@@ -33,7 +33,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
-from mrjudge_reward.judging.comparisons import is_degenerate
+from mrjudge_reward.judging.tournament import is_degenerate
 
 NEGATIVE_FILTERS = (
     "empty", "refusal", "announces its flaw", "same as the reference", "nearly the reference", "length", "duplicate",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mrjudge_reward.errors import InputError
-from mrjudge_reward.judging.comparisons import is_degenerate
+from mrjudge_reward.judging.tournament import is_degenerate
 from mrjudge_reward.messages import ImagePart, Message, TextPart, as_messages, final_answer
 from mrjudge_reward.training.items import from_choice, with_images
 

@@ -11,9 +11,11 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from mrjudge_reward.cache import ReplyCache, ask
+from mrjudge_reward.cache import ReplyCache
+from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.errors import EngineError
-from mrjudge_reward.judging.comparisons import digest, session_of
+from mrjudge_reward.judging.calling import ask
+from mrjudge_reward.judging.seeds import digest
 from mrjudge_reward.messages import Message, TextPart
 from mrjudge_reward.prompting.formats import Choice, read_reply
 from mrjudge_reward.prompting.parsing import THINK_CLOSE, THINK_OPEN
@@ -21,7 +23,7 @@ from mrjudge_reward.prompting.rendering import conversation_text
 from mrjudge_reward.prompting.sanitizing import TextGuard, neutralise, visible
 from mrjudge_reward.training.items import Item, from_choice
 from mrjudge_reward.training.tasks import Exercise
-from mrjudge_reward.types import Engine, Failed, Failure, Preference, Reply, Request, Sampling
+from mrjudge_reward.types import Failed, Failure, Preference, Reply, Request, Sampling
 
 from .synthesis_filters import Limits, description_leaks, hint_leaks, negative_fault, rewritten
 from .writer_prompts import WRITTEN_OPEN, Wording, between_marks, chat, filled, load_wording, writer_guard, written
@@ -132,7 +134,7 @@ class Speaker:
             )
             for name, messages in named
         ]
-        with session_of(self.engine):
+        with self.engine.session():
             replies = [answer.reply for answer in ask(self.engine, "generate", requests, self.cache)]
             for _ in range(self.retries):
                 again = [i for i, reply in enumerate(replies) if isinstance(reply, Failure) and reply.transient]

@@ -12,7 +12,7 @@ dropped and why. ``mode: curate`` is described in ``curate_traces``.
 ==================  =================================================================================================
 file in ``--out``   what
 ==================  =================================================================================================
-``examples.jsonl``  ``messages``, ``answer``, ``task``, ``provenance``: for the warm-up (``train_sft.py``, ``examples``)
+``examples.jsonl``  ``messages``, ``answer``, ``task``, ``provenance``: for ``judge/train_sft.py`` (``examples``)
 ``items.jsonl``     ``prompt``, ``candidates``, ``gold`` (1 for the reference), ``families``, ``provenance``: for RL;
                     ``style_leak.read_items`` gives them as items. An item whose trace was dropped is here all the same
 ``report.json``     how many rows, negatives and traces were dropped for which reason, and the leak test on all
@@ -42,10 +42,11 @@ from pathlib import Path
 from typing import Any
 
 from mrjudge_reward.cache import ReplyCache
+from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.engines.engine_config import EngineConfig
 from mrjudge_reward.errors import ConfigError, InputError, MissingPackageError, MRJudgeError
 from mrjudge_reward.prompting.rendering import conversation_text
-from mrjudge_reward.types import Engine, Sampling
+from mrjudge_reward.types import Sampling
 from recipes.common.config import read_config
 from recipes.common.journal import Journal, write_lines, write_text
 

@@ -1,6 +1,6 @@
 """Prompts of the models that write training data: from a template file and untrusted texts to a chat, and back.
 
-Templates (``recipes/templates/*.txt``) are files of sections like those of the judge. They are filled in one pass, and
+Templates (``recipes/data/templates/*.txt``) are files of sections like those of the judge. They are filled in one pass, and
 every outside text is guarded as it is for a judge: it loses the markers of this recipe, section headers and special tokens.
 
 A writer puts its text between ``<written>`` and ``</written>``; what is not there is not taken, so that no "Sure, here is

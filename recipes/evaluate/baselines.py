@@ -1,6 +1,6 @@
 """What a judge of rated texts is to be measured against: people, and methods that need no judge.
 
-    python -m recipes.evaluate.baselines recipes/evaluate/eval_cpu.yaml --train recipes/judge/sft_cpu.yaml --out runs/baselines
+    python -m recipes.evaluate.baselines recipes/evaluate/eval_cpu.yaml --train recipes/judge/sft_cpu.yaml --out DIR
 
 For every task of the first config that asks about several rated texts at once:
 
@@ -13,7 +13,7 @@ TF-IDF         logistic regression on the difference of two texts' TF-IDF vector
                the pairs of all tasks of the second config on texts of the training split
 =============  ======================================================================================================
 
-None of them depends on an order, so what is right is right in both. Intervals as in ``evaluate_judge.py``.
+None of them depends on an order, so what is right is right in both. Intervals as in ``judge.py``.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ from mrjudge_reward.errors import InputError, require
 from mrjudge_reward.training.items import Item
 from mrjudge_reward.training.tasks import Split
 from recipes.common.config import read_config
+from recipes.common.intervals import interval, written
 from recipes.data.judge_data import TaskConfig, check_tasks, items
 from recipes.data.reviews import DOMAINS, rater_agreement, ratings_of
 from recipes.judge.train_sft import SFTRecipe
 
-from .judge import EvaluationRecipe, interval, written
+from .judge import EvaluationRecipe
 
 Grader = Callable[[Sequence[str]], list[float]]
 """A number for each text, higher is better."""
@@ -100,8 +101,8 @@ def baselines(evaluation: EvaluationRecipe, training: SFTRecipe) -> dict[str, di
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="as of evaluate_judge.py")
-    parser.add_argument("--train", required=True, help="config of train_sft.py")
+    parser.add_argument("config", help="as of recipes.evaluate.judge")
+    parser.add_argument("--train", required=True, help="config of recipes.judge.train_sft")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
     parser.add_argument("--out", required=True)
     args = parser.parse_args()

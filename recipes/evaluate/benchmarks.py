@@ -48,11 +48,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mrjudge_reward.config import JudgeConfig
+from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.errors import ConfigError, InputError
+from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.scoring.tally import hard_winner
 from mrjudge_reward.training.items import with_images
-from mrjudge_reward.types import Engine, Group, Judgement
+from mrjudge_reward.types import Group, Judgement
 from recipes.data.judge_data import read_rows
 
 
@@ -207,7 +208,7 @@ def _rows(benchmark: str, path: str, split: str, needed: Sequence[str]) -> list[
 
 def judged(cases: Sequence[Case], config: JudgeConfig, engine: Engine, **settings: Any) -> list[Judgement]:
     """Judge cases in one batch; however many comparisons fail, the rest is still told."""
-    alone = config.build_format().max_slots == 1
+    alone = config.judge_format.max_slots == 1
     settings = {"schedule": "pointwise", "rating": "mean_score"} if alone else settings
     fixed = {"audit": False, "votes": 1, "budget": None, "max_failed_fraction": 1.0}
     judge = JudgeConfig(**{**config.model_dump(exclude_unset=True), **fixed, "seed": config.seed, **settings}).build(
@@ -273,7 +274,7 @@ def score_rewardbench2(cases: Sequence[Case], config: JudgeConfig, engine: Engin
     Raises:
         ConfigError: if the judge's format cannot show four candidates.
     """
-    form = config.build_format()
+    form = config.judge_format
     if 1 < form.max_slots < 4:
         raise ConfigError(
             f"RewardBench 2 shows four candidates at once; the judge's format has {form.max_slots} labels"
@@ -286,11 +287,14 @@ def score_rewardbench2(cases: Sequence[Case], config: JudgeConfig, engine: Engin
         right = [_best_of(judgement, case) for judgement, case in zip(judgements, best, strict=True)]
         rows += _report("rewardbench2", best, right, list(map(_failed, judgements))).rows
     if ties:
-        top = 9 if config.verdict_mode == "read" else 10
+        top = 9 if config.verdict_mode == "logprobs" else 10
         asked = config.model_dump(exclude_unset=True, exclude={"template", "tie_label", "labels"})
         if form.max_slots > 1:  # else it grades already
-            asked |= {"format": "score", "labels": {str(grade): float(grade) for grade in range(1, top + 1)}}
-            asked |= {"schedule": "pointwise", "verdict": "read" if config.verdict_mode == "read" else "sampled"}
+            asked |= {"format": "score", "grades": {str(grade): float(grade) for grade in range(1, top + 1)}}
+            asked |= {
+                "schedule": "pointwise",
+                "verdict": "logprobs" if config.verdict_mode == "logprobs" else "generate",
+            }
             asked.pop("both_orders", None)
         grader = JudgeConfig(**asked) if form.max_slots > 1 else config
         judgements = judged(ties, grader, engine)

@@ -12,7 +12,7 @@ seen         accuracy less that of blanked, exercise by exercise, with an interv
 Where the interval of ``seen`` reaches down to 0, nothing shows that the judge looks at the picture, and the report says
 that it does not: its accuracy on such a task is no accuracy in judging pictures (MM-JudgeBias, arXiv 2604.18164, finds many
 such judges).
-Of candidates that are graded alone, pairs in the right order are what is compared, not accuracy (``evaluate_judge.marks``).
+Of candidates that are graded alone, pairs in the right order are what is compared, not accuracy (``judge.marks``).
 Pictures in candidates are left as they are.
 """
 
@@ -22,14 +22,14 @@ import io
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any
 
 from mrjudge_reward.errors import InputError, require
 from mrjudge_reward.images import Picture, load_picture
 from mrjudge_reward.messages import ImagePart, Message
 from mrjudge_reward.training.tasks import Exercise
+from recipes.common.intervals import Interval
 
-Interval: TypeAlias = tuple[float, float, float]
 GREY = (128, 128, 128)
 
 

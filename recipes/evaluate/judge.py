@@ -36,22 +36,20 @@ from typing import Any
 import numpy as np
 from pydantic import Field, PositiveInt
 
-from mrjudge_reward.config import JudgeConfig
+from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.errors import ConfigError
-from mrjudge_reward.judge import Judge
+from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.prompting.formats import Choice, Score
 from mrjudge_reward.scoring.stats import is_tie
 from mrjudge_reward.settings import Settings
 from mrjudge_reward.training.tasks import Exercise, Split
-from mrjudge_reward.types import Comparison, Engine, Failed, Outcome, Played, Preference, Scores, Verdict
+from mrjudge_reward.types import Comparison, Failed, Outcome, Played, Preference, Scores, Verdict
 from recipes.common.config import read_config
+from recipes.common.intervals import Interval, interval, written
 from recipes.data.judge_data import TaskConfig, check_tasks, task_exercises
 from recipes.judge.seeing_model import make_known
 
 from .image_ablation import ablation, blindness, shows_images
-
-Interval = tuple[float, float, float]
-"""A mean with its 95 % interval."""
 
 
 class EvaluationRecipe(Settings):
@@ -111,15 +109,6 @@ def by_item(answered: Sequence[Answered], value: Callable[[Answered], float]) ->
     for one in answered:
         found[one.exercise.item.group.key].append(value(one))
     return list(found.values())
-
-
-def interval(values: Sequence[Sequence[float]], resamples: int, seed: int) -> Interval:
-    """Mean over all values, and its interval over resampled items."""
-    sums, counts = (np.array([f(item) for item in values], dtype=float) for f in (sum, len))
-    draws = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
-    means = sums[draws].sum(axis=1) / counts[draws].sum(axis=1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(sums.sum() / counts.sum()), float(low), float(high)
 
 
 def named(one: Answered, outcome: Outcome) -> int | None:
@@ -301,13 +290,6 @@ def plot(report: Mapping[str, Any], folder: Path) -> None:
 
 
 # -- reports ----------------------------------------------------------------------------------------------------------
-
-
-def written(value: Any) -> str:
-    """A figure for a reader."""
-    if isinstance(value, list | tuple):
-        return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
-    return "" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
 
 
 def markdown(report: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
     python -m recipes.evaluate.table runs/cpu
 
-Reads every ``NAME/report.json`` of ``evaluate_judge.py``, ``train_many.py`` and ``judge_baselines.py`` below the folder.
+Reads every ``NAME/report.json`` of ``judge.py``, ``baselines.py`` and ``studies/train_many.py`` below the folder.
 Runs that differ by a seed alone (``NAME``, ``NAME-seed1``, ...) become one row: the mean of the runs, and the mean of their
 95 % intervals, which are over items (how far seeds lie apart stands in parentheses).
 """
@@ -19,8 +19,7 @@ from statistics import fmean
 from typing import Any
 
 from mrjudge_reward.errors import InputError
-
-from .judge import written
+from recipes.common.intervals import written
 
 SHOWN = ("accuracy", "both", "consistency", "averaged", "order", "failed")
 

@@ -33,6 +33,7 @@ from torch.nn import functional
 from mrjudge_reward.errors import InputError, require
 from mrjudge_reward.images import load_picture, opened
 from mrjudge_reward.training.tasks import split_of
+from recipes.common.intervals import interval, written
 from recipes.data.captions import Captioned, read_captions
 
 from . import vision_tower
@@ -174,10 +175,8 @@ def main() -> None:
     """Measure a connector."""
     import transformers
 
-    from recipes.evaluate.judge import interval, written
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder that seeing_model.py has made")
+    parser.add_argument("--model", required=True, help="folder that recipes.judge.seeing_model has made")
     parser.add_argument("--captions", required=True, metavar="FILE")
     parser.add_argument("--without", nargs="+", default=[], metavar="CATEGORY", help="the test side of all but these")
     parser.add_argument("--held-out", nargs="+", default=[], metavar="CATEGORY", help="all sides of these")

@@ -18,7 +18,7 @@ from typing import Any
 
 from mrjudge_reward.engines.embedded import PACKAGE, embedded_adapter_path
 from mrjudge_reward.errors import InputError
-from recipes.evaluate.judge import written
+from recipes.common.intervals import written
 
 SHOWN = ("items", "exercises", "accuracy", "both", "consistency", "averaged", "order", "failed")
 CARD = """\
@@ -38,7 +38,7 @@ helpfulness, truth or safety. It is small enough to try everything on two CPU co
 * **Data**: sentences of film reviews, tweets and editorials with the mean of 15 to 99 human ratings (Hutto & Gilbert,
   ICWSM 2014; in the source distribution of `vaderSentiment` 3.3.2, MIT). Texts are split by a hash of their content; none
   of those below was trained on, and no Amazon review was.
-* **Made by**: `recipes/{recipe}` with the settings in `recipe.json`.
+* **Made by**: `recipes/judge/{recipe}` with the settings in `recipe.json`.
 * **Weights**: LoRA of rank {rank}, {size:.1f} MB in bfloat16, licence Apache-2.0.
 
 ## Measured {date}
@@ -98,7 +98,7 @@ def main() -> None:
     """Pack."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("adapter")
-    parser.add_argument("--report", help="report.json of evaluate_judge.py")
+    parser.add_argument("--report", help="report.json of recipes.evaluate.judge")
     parser.add_argument("--out", default=str(embedded_adapter_path()))
     args = parser.parse_args()
     report = json.loads(Path(args.report).read_text(encoding="utf-8")) if args.report else None

@@ -10,11 +10,11 @@
 set -eu
 # glibc gives every large buffer back to the system at once and asks for it anew, which costs a sixth of the time.
 export MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_TOP_PAD_=268435456
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-.venv/bin/python}
 RUNS=${RUNS:-runs/cpu}
 BASE="--set tasks.film_pairs.eval_count=100 --set tasks.amazon_pairs.eval_count=100"
-SFT= RL= EVAL= ADAPTER_DEFAULT=mrjudge_reward/adapters/smollm2-135m-sentiment-pairs
+SFT= RL= EVAL= ADAPTER_DEFAULT=mrjudge_reward/engines/adapters/smollm2-135m-sentiment-pairs
 if [ "${1:-}" = tiny ]; then
     RUNS=$RUNS-tiny
     ADAPTER_DEFAULT=$RUNS/adapter

@@ -19,7 +19,7 @@ chat template         SmolLM2's, an image in its place in the turn
 from there.
 
 transformers must know the tower before it can load the folder: the recipes call :func:`make_known`; in code of your own
-``import vision_tower`` first.
+``import recipes.judge.vision_tower`` first.
 """
 
 from __future__ import annotations

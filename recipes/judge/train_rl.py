@@ -1,7 +1,7 @@
 """Train a judge by reinforcement on verifiable verdicts: multi-task GRPO (MR. Judge, stage 2; MT-RL-Judge).
 
-    python -m recipes.judge.train_rl recipes/judge/rl_cpu.yaml                        # one process
-    python -m recipes.judge.train_rl CONFIG --set adapter=runs/judge-sft                # from a warm-up
+    python -m recipes.judge.train_rl recipes/judge/rl_cpu.yaml              # one process
+    python -m recipes.judge.train_rl CONFIG --set adapter=runs/judge-sft    # from a warm-up
     accelerate launch --config_file recipes/judge/accelerate/zero3.yaml -m recipes.judge.train_rl recipes/judge/rl_7b.yaml
 
 ``reward = 0.9 accuracy + 0.1 format``, and nothing for a reply that ran into the cap (MR. Judge); what is right is decided

@@ -1,12 +1,12 @@
 """Warm a judge up: supervised fine-tuning on verdicts, with or without reasoning (MR. Judge, stage 1; Flex-Judge).
 
-    python -m recipes.judge.train_sft recipes/judge/sft_cpu.yaml                     # one process
-    torchrun --nproc_per_node 8 -m recipes.judge.train_sft recipes/judge/sft_7b.yaml # several; see the config for DeepSpeed
-    python -m recipes.judge.train_sft CONFIG --set training.max_steps=2                # override any setting
+    python -m recipes.judge.train_sft recipes/judge/sft_cpu.yaml                           # one process
+    torchrun --nproc_per_node 8 -m recipes.judge.train_sft recipes/judge/sft_7b.yaml   # or DeepSpeed, see the config
+    python -m recipes.judge.train_sft CONFIG --set training.max_steps=2                     # override any setting
 
-The config names the model, the tasks (``judge_data.TaskConfig``) or a file of examples (``synthesize.py`` writes them), LoRA
-or full, and every field of TRL's ``SFTConfig`` as it stands there. Examples are rendered by the formats that later judge;
-the loss is on the judge's turn alone. Interrupted, the same command goes on from the last checkpoint.
+The config names the model, the tasks (``judge_data.TaskConfig``) or a file of examples (``data/synthesize.py`` writes them),
+LoRA or full, and every field of TRL's ``SFTConfig`` as it stands there. Examples are rendered by the formats that later
+judge; the loss is on the judge's turn alone. Interrupted, the same command goes on from the last checkpoint.
 
 Tasks whose prompts hold images need a model with a processor (``seeing_model.py``, Qwen2.5-VL, ...); TRL's own collator
 makes pixel values of them. LoRA on names that the language model alone has leaves the vision tower as it is; a connector is

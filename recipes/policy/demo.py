@@ -5,8 +5,8 @@ judge, SmolLM2-135M with the adapter that this project's recipes trained: it rea
 positive, the verdicts become games between the completions of a prompt, the games become scores.
 
     python -m recipes.policy.demo                                  # what `make demo` runs
-    python -m recipes.policy.demo --format sentiment               # the untrained model, reading each completion by itself
-    python -m recipes.policy.demo --format choice --steps 3        # the untrained model, which chooses at chance: no progress
+    python -m recipes.policy.demo --format sentiment               # the untrained model, each completion alone
+    python -m recipes.policy.demo --format choice --steps 3        # the untrained model, which chooses at chance
     python -m recipes.policy.demo --config judge.yaml              # any judge
 
 It prints a table per step: mean reward, its spread inside groups, the judge's mean grade (probability of positive; only
@@ -28,8 +28,7 @@ from typing import Any
 
 from rich.progress import Progress, TimeElapsedColumn
 
-from mrjudge_reward.config import JudgeConfig
-from mrjudge_reward.judge import Judge
+from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.monitoring.explain import printable, verdict_line
 from mrjudge_reward.types import Group, Scores
 from recipes.data.reviews import openings

@@ -38,10 +38,10 @@ from typing import Any
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.errors import ConfigError, InputError, MRJudgeError
-from mrjudge_reward.judge import Judge
-from mrjudge_reward.judging.comparisons import digest, is_degenerate
+from mrjudge_reward.judge import Judge, JudgeConfig
+from mrjudge_reward.judging.seeds import digest
+from mrjudge_reward.judging.tournament import is_degenerate
 from mrjudge_reward.messages import as_messages, final_answer
 from mrjudge_reward.scoring.tally import MAX_GROUP
 from mrjudge_reward.settings import Settings
@@ -424,7 +424,7 @@ def main() -> None:
     try:
         report = build(PairsRecipe(**read_config(args.config, args.overrides)), Path(args.out))
     except MRJudgeError as error:
-        raise SystemExit(f"build_dpo_pairs: {error}") from error
+        raise SystemExit(f"dpo_pairs: {error}") from error
     print(", ".join(f"{name} {value}" for name, value in report.items()))
 
 

@@ -29,7 +29,7 @@ before dividing; 0 is a random choice, 1 the yardstick's own. Where a judge foun
 expectation), and ``unknown`` counts these. Controls: the embedded model without its adapter, which grades texts alone, and a
 judge that answers at random.
 
-**Pairs** (of ``build_dpo_pairs.py``): the share whose chosen answer the yardstick puts above the rejected one, of those that
+**Pairs** (of ``dpo_pairs.py``): the share whose chosen answer the yardstick puts above the rejected one, of those that
 it tells apart; how many it cannot tell apart stands beside.
 """
 
@@ -47,16 +47,15 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, PositiveInt
 
-from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.errors import ConfigError, InputError, require
-from mrjudge_reward.judge import Judge
-from mrjudge_reward.judging.comparisons import digest
+from mrjudge_reward.judge import Judge, JudgeConfig
+from mrjudge_reward.judging.seeds import digest
 from mrjudge_reward.messages import final_answer
 from mrjudge_reward.reranker import Reranker, combined
 from mrjudge_reward.settings import Settings
 from mrjudge_reward.types import Group
 from recipes.common.config import read_config
-from recipes.evaluate.judge import Interval, interval, written
+from recipes.common.intervals import Interval, interval, written
 
 from .policies import Completion, Prompt, complete, load_policy, losses, prompts_of, written_prompt
 from .random_judge import random_judge

@@ -6,7 +6,7 @@ from random import Random
 
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.judge import Judge
-from mrjudge_reward.judging.comparisons import digest
+from mrjudge_reward.judging.seeds import digest
 from mrjudge_reward.prompting.formats import Choice
 from mrjudge_reward.types import Request
 
@@ -18,4 +18,4 @@ def random_judge(seed: int) -> Judge:
         draw = Random(digest(seed, *(message.text for message in request.messages)))
         return {label: 1 - draw.random() for label in request.labels}  # above 0
 
-    return Judge(ScriptedEngine(script, identity=f"random, seed {seed}"), Choice(), verdict="read", seed=seed)
+    return Judge(ScriptedEngine(script, identity=f"random, seed {seed}"), Choice(), verdict="logprobs", seed=seed)

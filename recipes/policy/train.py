@@ -1,16 +1,16 @@
 """Train a policy on a judge: GRPO or RLOO on its verdicts, or DPO on the pairs it has chosen.
 
-    python -m recipes.policy.train recipes/policy/policy_cpu.yaml                              # GRPO, embedded judge
+    python -m recipes.policy.train recipes/policy/policy_cpu.yaml                             # GRPO, embedded judge
     python -m recipes.policy.train recipes/policy/policy_cpu.yaml --set algorithm=rloo --set training.scale_rewards=null
     python -m recipes.policy.train recipes/policy/policy_cpu.yaml --set shared_base=true      # one copy of the base
     python -m recipes.policy.train recipes/policy/policy_cpu.yaml --set candidates=12         # over-generate, keep 8
-    python -m recipes.policy.train recipes/policy/policy_dpo_cpu.yaml                          # after build_dpo_pairs.py
+    python -m recipes.policy.train recipes/policy/policy_dpo_cpu.yaml                         # after dpo_pairs.py
 
 One YAML holds the judge (any field of ``JudgeConfig``: format, schedule, rating, verdict, engine) and the training (any
 field of TRL's config of the algorithm). GRPO and RLOO print a row per step (mean reward, its spread, position consistency,
 failed judgements, seconds) and leave all metrics in ``log.jsonl``. ``training.seed`` decides the adapter's first weights,
 the order of prompts and the sampling, and the judge's slots unless it has a seed of its own. Interrupted, the same command
-goes on from the last checkpoint, if ``save_steps`` made one. ``evaluate_policy.py`` measures what came of it by another
+goes on from the last checkpoint, if ``save_steps`` made one. ``evaluate.py`` measures what came of it by another
 yardstick than the judge.
 """
 
@@ -26,10 +26,10 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveInt
 
-from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.engines.embedded import embedded_model_path
 from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.integrations.trl import JudgeReward
+from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.settings import Settings
 from recipes.common.config import read_config
 from recipes.judge.train_rl import model_of
@@ -52,7 +52,7 @@ class PolicyRecipe(Settings):
         candidates: completions per prompt to generate, of which the judge keeps ``num_generations`` (GRPO alone).
         how: which of them, ``extremes`` or ``spread``.
         prompts: ``"openings"`` of film reviews, or a file of JSON lines with a ``prompt`` each; the train split of them.
-        pairs: a file made by ``build_dpo_pairs.py``.
+        pairs: a file made by ``dpo_pairs.py``.
         training: fields of TRL's ``GRPOConfig``, ``RLOOConfig`` or ``DPOConfig``.
 
     Raises:
@@ -76,7 +76,7 @@ class PolicyRecipe(Settings):
         if self.adapter is not None and self.lora is not None:
             raise ConfigError("either go on from an adapter or make a fresh one by lora, not both")
         if (self.algorithm == "dpo") != (self.pairs is not None):
-            raise ConfigError("pairs and algorithm 'dpo' go together: build_dpo_pairs.py makes a file of pairs")
+            raise ConfigError("pairs and algorithm 'dpo' go together: recipes.policy.dpo_pairs makes a file of pairs")
         if self.algorithm != "grpo" and self.candidates is not None:
             raise ConfigError("candidates need TRL's rollout_func, which GRPO alone has")
         if self.algorithm == "dpo" and (self.judge or self.shared_base):

@@ -33,9 +33,10 @@ from mrjudge_reward.errors import ConfigError, InputError, require
 from mrjudge_reward.images import load_picture, opened
 from mrjudge_reward.training.items import Item
 from recipes.common.config import read_config
+from recipes.common.intervals import Interval, interval, written
 from recipes.data.judge_data import TaskConfig, check_tasks, items
 from recipes.evaluate.image_ablation import GREY
-from recipes.evaluate.judge import EvaluationRecipe, Interval, interval, write_report, written
+from recipes.evaluate.judge import EvaluationRecipe, write_report
 from recipes.judge.seeing_model import IMAGE, merged
 from recipes.judge.train_sft import guard_of
 from recipes.judge.vision_tower import SIDE

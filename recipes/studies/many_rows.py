@@ -1,4 +1,4 @@
-"""What the runs of ``train_many.py`` are shown, as tokens: the examples of ``train_sft.py``, the prompts of ``train_rl.py``.
+"""What the runs of ``train_many.py`` are shown, as tokens: examples of the warm-up, prompts of the reinforcement.
 
 Rendering needs no device and takes longer than training, so it is done beforehand and kept in files.
 """
@@ -186,7 +186,7 @@ def plan_of(kind: Kind, recipe: SFTRecipe | RLRecipe, settings: Any, rows: Rows,
 
 
 def warm_up_rows(recipe: SFTRecipe, tokenizer: Any) -> Rows:
-    """The examples of ``train_sft.py``."""
+    """The examples of ``judge/train_sft.py``."""
     sequences, answers = [], []
     for row in examples(recipe, "train", tokenizer):
         if "images" in row:
@@ -202,7 +202,7 @@ def warm_up_rows(recipe: SFTRecipe, tokenizer: Any) -> Rows:
 
 
 def prompt_rows(book: Sequence[tuple[str, Exercise]], tokenizer: Any, max_text_tokens: int = 2048) -> Rows:
-    """Opened prompts, and what each label is worth by the marks of ``train_rl.py``, in the format's order."""
+    """Opened prompts, and what each label is worth by the marks of ``judge/train_rl.py``, in the format's order."""
     asking = RLRecipe(tasks={name: {} for name, _ in book}, opened=True, max_text_tokens=max_text_tokens, training={})
     prompts = [row["prompt"] for row in opened_rows(book, 0, tokenizer, asking)]
     marks = Marks(list(book), frozenset(), opened=True)

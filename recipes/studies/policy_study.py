@@ -4,8 +4,8 @@
     python -m recipes.studies.policy_study recipes/studies/policy_study.yaml --out runs/policies --only adaptive random
     python -m recipes.studies.policy_study recipes/studies/policy_study.yaml --out runs/policies --set training.use_cpu=false
 
-Trains each run once per seed with ``train_policy.py``, lets every policy write to the same held-out prompts as the base
-model (``evaluate_policy.py``), and writes ``report.json`` and ``report.md``. What is done is not done again: interrupted,
+Trains each run once per seed with ``policy/train.py``, lets every policy write to the same held-out prompts as the base
+model (``policy/evaluate.py``), and writes ``report.json`` and ``report.md``. What is done is not done again: interrupted,
 the same command goes on, a training from its last checkpoint. Several processes may each do some of the runs (``--only``)
 in one folder; a last one without it then writes the whole table.
 
@@ -30,8 +30,8 @@ from pydantic import Field
 from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.settings import Settings
 from recipes.common.config import read_config
+from recipes.common.intervals import written
 from recipes.common.journal import write_text
-from recipes.evaluate.judge import written
 from recipes.policy.evaluate import (
     Columns,
     PolicyEvaluation,
@@ -54,8 +54,8 @@ class PolicyStudy(Settings):
     """What is trained and how it is measured.
 
     Args:
-        train: config of ``train_policy.py``; a relative path is looked for beside this config.
-        evaluation: config of ``evaluate_policy.py``, likewise; its ``before``, ``after`` and best of N are not used.
+        train: config of ``policy/train.py``; a relative path is looked for beside this config.
+        evaluation: config of ``policy/evaluate.py``, likewise; its ``before``, ``after`` and best of N are not used.
         seeds: of each training.
         runs: name → overrides of the training's config (``a.b=value``).
 
@@ -87,8 +87,8 @@ def trained(config: Path, overrides: Sequence[str], folder: Path, seed: int) -> 
             raise InputError(f"{folder} holds a policy of other settings: move it away, or name this run otherwise")
         return
     print(f"\n== {folder.name}", flush=True)
-    recipe = Path(__file__).with_name("train_policy.py")
-    command = [sys.executable, str(recipe), str(config), *(word for one in settings for word in ("--set", one))]
+    words = (word for one in settings for word in ("--set", one))
+    command = [sys.executable, "-m", "recipes.policy.train", str(config), *words]
     if code := subprocess.run(command, check=False).returncode:
         raise InputError(f"training {folder.name} ended with code {code}; the same command goes on")
 
@@ -211,7 +211,9 @@ def study(
     for name in only or recipe.runs:  # all of them before the first hour is spent
         policy = PolicyRecipe(**read_config(str(beside / recipe.train), [*overrides, *recipe.runs[name]]))
         if policy.pairs is not None and not Path(policy.pairs).is_file():
-            raise InputError(f"{name} learns from {policy.pairs}, which is not there: build_dpo_pairs.py makes it")
+            raise InputError(
+                f"{name} learns from {policy.pairs}, which is not there: recipes.policy.dpo_pairs makes it"
+            )
     evaluation = PolicyEvaluation(**read_config(str(beside / recipe.evaluation)))
     found = prompts_of(evaluation.prompts, evaluation.split)
     if len(found) < evaluation.count:

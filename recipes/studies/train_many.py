@@ -1,7 +1,7 @@
 """Train the judges of a table side by side: one frozen base, a LoRA for each run, one forward pass for all of them.
 
     python -m recipes.studies.train_many recipes/studies/table.yaml --out runs/table
-    python -m recipes.studies.train_many CONFIG --out DIR --stages prepare          # what needs no device: render and tokenize
+    python -m recipes.studies.train_many CONFIG --out DIR --stages prepare          # render and tokenize: needs no device
     python -m recipes.studies.train_many CONFIG --out DIR --stages train read --deadline-s 900
     python -m recipes.studies.train_many CONFIG --out DIR --stages report
 
@@ -10,15 +10,16 @@ A small judge leaves a GPU idle: a step of eight examples is over before the nex
 nothing else: each has its own data, order, optimizer, schedule and clipping, so a run ends where it would have ended alone
 (``tests/recipes/test_train_many.py``). A run may start from another one's adapter; it begins once that one is done.
 
-Every run is a recipe of ``train_sft.py`` or ``train_rl.py`` (one that opens the answer) with settings of its own. What a
-setting of the trainer means here it means there; one that cannot be honoured is refused. Differences: the examples of a
-batch are of like length within eight steps of each other (``many_rows.batches``), and no checkpoint is chosen by dev.
+Every run is a recipe of ``judge/train_sft.py`` or ``judge/train_rl.py`` (one that opens the answer) with settings of its
+own. What a setting of the trainer means here it means there; one that cannot be honoured is refused. Differences: the
+examples of a batch are of like length within eight steps of each other (``many_rows.batches``), and no checkpoint is chosen
+by dev.
 
 Reinforcement of a verdict that is read needs no generation: the replies are one token, drawn from the very logits that
 then learn, so that GRPO's step (TRL's default loss, on-policy) is one forward and one backward pass.
 
 Every stage goes on where it was interrupted. ``read`` reads the verdicts of all judges on the evaluation's test and dev
-exercises; ``report`` makes ``NAME/report.json`` of them, the same that ``evaluate_judge.py`` writes, for ``judge_table.py``.
+exercises; ``report`` makes ``NAME/report.json`` of them, as ``evaluate/judge.py`` writes it, for ``evaluate/table.py``.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.engines.embedded import embedded_model_path
 from mrjudge_reward.errors import ConfigError, InputError
+from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.settings import Settings
 from mrjudge_reward.training.tasks import Exercise, Split
 from mrjudge_reward.types import Failed, Verdict
@@ -77,7 +78,7 @@ class ManyRecipe(Settings):
         runs: name → fields of ``RunConfig``.
         seeds: of each run, which then is called ``NAME-seedN``; one that starts from another starts from the same seed.
         evaluation: file of the evaluation, relative to this one, and settings that differ.
-        evaluation_set: as on the command line of ``evaluate_judge.py``.
+        evaluation_set: as on the command line of ``evaluate/judge.py``.
     """
 
     model: str = "embedded"

@@ -1,10 +1,10 @@
 """Write judging exercises as verl's data sets: ``train.parquet`` and ``dev.parquet`` (see ``judge_rl.yaml``).
 
-    python recipes/verl/judge_rl_data.py recipes/judge/rl_7b.yaml ~/data/judge
-    python recipes/verl/judge_rl_data.py recipes/judge/rl_7b.yaml ~/data/judge --set tasks.science.count=100
+    python -m recipes.verl.judge_rl_data recipes/judge/rl_7b.yaml ~/data/judge
+    python -m recipes.verl.judge_rl_data recipes/judge/rl_7b.yaml ~/data/judge --set tasks.science.count=100
 
-Tasks and model are those of a config of ``train_rl.py``, whose other settings are verl's business here. The training set is
-a mixture by the tasks' weights in which each task comes whole; the dev set has all dev exercises.
+Tasks and model are those of a config of ``judge/train_rl.py``, whose other settings are verl's business here. The training
+set is a mixture by the tasks' weights in which each task comes whole; the dev set has all dev exercises.
 """
 
 from __future__ import annotations

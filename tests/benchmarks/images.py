@@ -113,9 +113,9 @@ def judge(way: str, path: str, comparisons: int, layers: int | None) -> dict[str
         )
         for n in range(comparisons)
     ]
-    engine.label_probabilities(requests[:1])
+    engine.label_logprobs(requests[:1])
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-    replies = engine.label_probabilities(requests)
+    replies = engine.label_logprobs(requests)
     seconds = time.perf_counter() - started
     assert all(isinstance(reply, Reply) for reply in replies), replies
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before

@@ -57,12 +57,15 @@ from unittest.mock import patch
 
 from mrjudge_reward import Choice, Group, Judge
 from mrjudge_reward.cache import Verb
+from mrjudge_reward.config import VerdictMode
+from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.engines.embedded import embedded_model_path
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.engines.vllm.setup import JudgeTokenizer, VLLMSetup, cpu_build
 from mrjudge_reward.judging import comparisons as asking
-from mrjudge_reward.judging.comparisons import Asker, Run, VerdictMode
-from mrjudge_reward.types import Engine, Failure, Reply, Request, Sampling
+from mrjudge_reward.judging.comparisons import Asker
+from mrjudge_reward.judging.tournament import Run
+from mrjudge_reward.types import Failure, Reply, Request, Sampling
 
 REQUIRED = 0.97
 """Of the raw engine's judgements per second, what a judge must reach."""
@@ -124,8 +127,8 @@ class Watched:
             self.prompt_tokens += reply.usage.prompt_tokens
         return replies
 
-    def label_probabilities(self, requests: Sequence[Request]) -> list[Reply | Failure]:
-        return self._call("label_probabilities", requests)
+    def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+        return self._call("label_logprobs", requests)
 
     def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
         dressed: list[Reply | Failure] = []
@@ -293,7 +296,7 @@ class Instant:
         self.seconds += time.perf_counter() - began
         return replies
 
-    def label_probabilities(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | Failure]:
         began = time.perf_counter()
         signs = [zlib.crc32(request.messages[-1].text.encode()) for request in requests]
         replies: list[Reply | Failure] = [Reply(label_logprobs=(-1.0, -0.5 - sign % 1000 / 1000)) for sign in signs]
@@ -388,7 +391,7 @@ def own_time(size: int, schedule: str, verdict: VerdictMode, candidates: int, re
                 (engine, "count_tokens", "tokens"),
                 (asking, "ask", "keys"),
                 (engine, "generate", "engine"),
-                (engine, "label_probabilities", "engine"),
+                (engine, "label_logprobs", "engine"),
                 (Choice, "parse", "verdict"),
                 (Choice, "from_logprobs", "verdict"),
                 (Run, "advance", "schedule"),

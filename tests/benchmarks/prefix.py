@@ -54,10 +54,11 @@ from typing import Any
 
 import mrjudge_reward
 from mrjudge_reward import Choice, Group, Judge
+from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.engines.embedded import embedded_model_path
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.engines.vllm.setup import VLLMSetup, cpu_build
-from mrjudge_reward.types import Engine, Failure, Reply, Request, Usage
+from mrjudge_reward.types import Failure, Reply, Request, Usage
 from recipes.data.reviews import load_reviews
 
 from .overhead import environment
@@ -128,11 +129,11 @@ class Reordered:
         self.context_tokens, self.count_tokens = self.engine.context_tokens, self.engine.count_tokens
         self.generate, self.close = self.engine.generate, self.engine.close
 
-    def label_probabilities(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | Failure]:
         """The replies, in the order of the requests."""
         places = self.order(len(self.batches), len(requests))
         began, cpu_began = time.perf_counter(), time.process_time()
-        replies = self.engine.label_probabilities([requests[place] for place in places])
+        replies = self.engine.label_logprobs([requests[place] for place in places])
         self.seconds += time.perf_counter() - began
         self.cpu_seconds += time.process_time() - cpu_began
         self.batches.append(list(requests))
@@ -342,7 +343,7 @@ class Bench:
 
 
 def replay(batches: Sequence[Sequence[Request]]) -> Callable[[Reordered], object]:
-    return lambda engine: [engine.label_probabilities(batch) for batch in batches]
+    return lambda engine: [engine.label_logprobs(batch) for batch in batches]
 
 
 def question_last(folder: Path) -> str:

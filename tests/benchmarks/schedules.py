@@ -115,7 +115,7 @@ class Tournament:
 
 
 def hold(schedule: str, size: int, group: int, judge: Judge, limits: Limits) -> Tournament:
-    plan = SCHEDULES[schedule](size, limits, Random(group))
+    plan = SCHEDULES[schedule].plan(size, limits, Random(group))
     played: list[Played] = []
     batches = 0
     comparisons = next(plan)
@@ -131,7 +131,7 @@ def hold(schedule: str, size: int, group: int, judge: Judge, limits: Limits) -> 
 
 def scores(rating: str, tally: Tally) -> np.ndarray:
     neutral = RATINGS[rating].neutral
-    return np.array([neutral if score is None else score for score in rate(rating, tally)])
+    return np.array([neutral if score is None else score for score in rate(RATINGS[rating], tally)])
 
 
 def tau_a(x_G: np.ndarray, y_G: np.ndarray) -> float:

@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 
 from mrjudge_reward.cli import app, doctor
 from mrjudge_reward.cli.lines import say
-from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.engines.scripted import ScriptedEngine
+from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.monitoring.explain import verdict_line
 from mrjudge_reward.types import Comparison, Failed, Failure, Played, Request, Tie, Verdict
 
@@ -560,8 +560,8 @@ def test_doctor_tells_position_bias_apart_from_agreement(monkeypatch: pytest.Mon
     "settings",
     [
         ("--set", "tie_label=T"),
-        ("--set", "format=score", "--set", "labels={T: 1, U: 2}"),
-        ("--set", "format=score", "--set", "labels={T: 1, U: 2}", "--set", "rating=mean_score"),
+        ("--set", "format=score", "--set", "grades={T: 1, U: 2}"),
+        ("--set", "format=score", "--set", "grades={T: 1, U: 2}", "--set", "rating=mean_score"),
     ],
 )
 def test_doctor_notes_a_judge_that_cannot_tell_the_candidates_apart(

@@ -22,7 +22,6 @@ from typing import Any
 import pytest
 
 from mrjudge_reward.cache import ReplyCache
-from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.engines.cancelling import Cancellation
 from mrjudge_reward.engines.colocation import ColocatedEngine, DeviceTurns, SleepingEngine, lock_folder
 from mrjudge_reward.engines.scripted import ScriptedEngine
@@ -30,7 +29,7 @@ from mrjudge_reward.engines.vllm.child import ServerChild
 from mrjudge_reward.engines.vllm.server import VLLMServerEngine
 from mrjudge_reward.engines.vllm.setup import VLLMSetup
 from mrjudge_reward.errors import ConfigError, EngineError
-from mrjudge_reward.judge import Judge
+from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.messages import as_messages
 from mrjudge_reward.types import Failure, Group, Reply, Request
 from tests.support import ROOT
@@ -113,7 +112,7 @@ def test_it_sleeps_as_soon_as_it_is_loaded_and_wakes_once_for_a_batch_of_groups(
 
 def test_a_verb_called_outside_a_session_takes_a_turn_of_its_own(sleeper: Sleeper, colocated: ColocatedEngine):
     colocated.generate(HELLO)
-    colocated.label_probabilities(HELLO)
+    colocated.label_logprobs(HELLO)
     assert sleeper.log[2:] == ["wake", "generate", "sleep", "wake", "sleep"]
     assert colocated.count_tokens("two words") == sleeper.count_tokens("two words")
     assert sleeper.log[-1] == "sleep", "counting needs no turn"
@@ -502,8 +501,8 @@ def offloaded(smol_path: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def test_an_offloaded_judge_is_on_its_device_in_its_turns_only_and_judges_as_ever(offloaded: Judge):
     engine: Any = offloaded.engine
     seen: list[bool] = []
-    verb = engine.engine.label_probabilities
-    engine.engine.label_probabilities = lambda requests: [seen.append(engine.engine.awake), *verb(requests)][1:]
+    verb = engine.engine.label_logprobs
+    engine.engine.label_logprobs = lambda requests: [seen.append(engine.engine.awake), *verb(requests)][1:]
     texts = ["A dull, lifeless mess.", "I loved every minute of it!"]
     there = offloaded.rank("Write a line about the film.", texts)
     assert seen == [True]

@@ -7,11 +7,10 @@ from itertools import permutations
 
 import pytest
 
-from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.engines.embedded import embedded_adapter_path
 from mrjudge_reward.engines.engine_config import EngineConfig
 from mrjudge_reward.errors import ConfigError
-from mrjudge_reward.judge import Judge
+from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.prompting.formats import Choice
 from mrjudge_reward.types import Group
 
@@ -25,10 +24,10 @@ def test_it_is_read_as_it_was_trained():
     config = JudgeConfig(adapter="embedded")
     assert config.embedded
     assert config.trained
-    assert config.build_format() == Choice(template="glance", labels=("A", "B"))
+    assert config.judge_format == Choice(template="glance", labels=("A", "B"))
     assert config.verdict_mode == "read"
     assert not JudgeConfig().trained
-    assert JudgeConfig(adapter="embedded", format="sentiment").build_format() == JudgeConfig().build_format()
+    assert JudgeConfig(adapter="embedded", format="sentiment").build_format() == JudgeConfig().judge_format
 
 
 def test_it_belongs_to_the_embedded_model():

@@ -69,7 +69,7 @@ def allocated() -> int:
 
 
 def reads(engine: Any) -> list[tuple[float, ...]]:
-    replies = engine.label_probabilities(READS)
+    replies = engine.label_logprobs(READS)
     assert all(isinstance(reply, Reply) for reply in replies), replies
     return [reply.label_logprobs for reply in replies]
 

@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.engines.local.batches import Prompt
 from mrjudge_reward.engines.local.engine import TransformersEngine
 from mrjudge_reward.engines.local.model import first_label_tokens
 from mrjudge_reward.engines.memory import model_size
 from mrjudge_reward.errors import ConfigError, EngineError
-from mrjudge_reward.judge import Judge
+from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.messages import ImagePart, Message, TextPart, as_messages
 from mrjudge_reward.prompting.formats import Choice, Score
 from mrjudge_reward.types import Failure, Reply, Request, Sampling
@@ -51,8 +50,8 @@ def too_long(engine: TransformersEngine) -> str:
 
 def test_reads_in_a_batch_equal_reads_one_by_one_and_keep_their_order(smol_engine: TransformersEngine):
     requests = [reading(question) for question in QUESTIONS]
-    together = logprobs(smol_engine.label_probabilities(requests))
-    alone = [logprobs(smol_engine.label_probabilities([request]))[0] for request in requests]
+    together = logprobs(smol_engine.label_logprobs(requests))
+    alone = [logprobs(smol_engine.label_logprobs([request]))[0] for request in requests]
     assert len({tuple(round(value, 3) for value in values) for values in alone}) == 3, "three different questions"
     for batched, single in zip(together, alone, strict=True):
         assert batched == pytest.approx(single, abs=1e-4)
@@ -60,7 +59,7 @@ def test_reads_in_a_batch_equal_reads_one_by_one_and_keep_their_order(smol_engin
 
 def test_a_read_equals_a_forward_pass_by_hand(smol_engine: TransformersEngine, smol_tokenizer: Any):
     question = QUESTIONS[1]
-    read = logprobs(smol_engine.label_probabilities([reading("a much longer text " * 20), reading(question)]))[1]
+    read = logprobs(smol_engine.label_logprobs([reading("a much longer text " * 20), reading(question)]))[1]
     chat = smol_tokenizer.apply_chat_template(
         [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
     )
@@ -81,11 +80,11 @@ def test_labels_are_read_as_they_follow_the_prefill(smol_engine: TransformersEng
 @pytest.mark.parametrize("labels", [("1", "10"), ("A", "A"), (" positive", " positive indeed")])
 def test_labels_that_begin_alike_are_refused(smol_engine: TransformersEngine, labels: tuple[str, ...]):
     with pytest.raises(EngineError, match=r"do not differ in their first token.*choose other labels"):
-        smol_engine.label_probabilities([reading("q", labels, "<answer>")])
+        smol_engine.label_logprobs([reading("q", labels, "<answer>")])
 
 
 def test_a_read_reports_its_tokens(smol_engine: TransformersEngine):
-    reply = smol_engine.label_probabilities([reading("Hi!")])[0]
+    reply = smol_engine.label_logprobs([reading("Hi!")])[0]
     assert isinstance(reply, Reply)
     assert reply.usage.prompt_tokens > 10
     assert reply.usage.completion_tokens == 1
@@ -93,7 +92,7 @@ def test_a_read_reports_its_tokens(smol_engine: TransformersEngine):
 
 def test_nothing_asked_is_nothing_answered(smol_engine: TransformersEngine):
     assert smol_engine.generate([]) == []
-    assert smol_engine.label_probabilities([]) == []
+    assert smol_engine.label_logprobs([]) == []
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
@@ -166,7 +165,7 @@ def test_sampling_repeats_with_its_seed_and_leaves_the_random_state_alone(smol_e
 # -- what cannot be served --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", ["generate", "label_probabilities"])
+@pytest.mark.parametrize("verb", ["generate", "label_logprobs"])
 def test_a_request_that_cannot_be_served_fails_alone(smol_engine: TransformersEngine, verb: str):
     make = writing if verb == "generate" else reading
     picture = Request((Message("user", (TextPart("What is it?"), ImagePart(b"png"))),), labels=LABELS, sampling=GREEDY)
@@ -208,9 +207,9 @@ def test_a_batch_that_does_not_fit_is_split_and_comes_out_the_same(tight_engine:
     engine = tight_engine["engine"]
     requests = [reading(f"{question} {more}") for question in QUESTIONS for more in ("", "Thanks.")][:5]
     tight_engine["most"] = 99
-    plain = logprobs(engine.label_probabilities(requests))
+    plain = logprobs(engine.label_logprobs(requests))
     tight_engine.update(most=2, sizes=[])
-    split = logprobs(engine.label_probabilities(requests))
+    split = logprobs(engine.label_logprobs(requests))
     shared_and_whole = [1, 5, 1, 2, 1, 3, 1, 1, 2]  # the halves of five, and of the three that did not fit
     assert tight_engine["sizes"] == shared_and_whole
     for one, other in zip(plain, split, strict=True):
@@ -221,7 +220,7 @@ def test_a_batch_that_does_not_fit_is_split_and_comes_out_the_same(tight_engine:
 def test_a_single_request_that_does_not_fit_fails_alone(tight_engine: dict[str, Any]):
     tight_engine["most"] = 0
     for replies in (
-        tight_engine["engine"].label_probabilities([reading("Hi!"), reading("Bye!")]),
+        tight_engine["engine"].label_logprobs([reading("Hi!"), reading("Bye!")]),
         tight_engine["engine"].generate([writing("Hi!"), writing("Bye!")]),
     ):
         assert replies == [Failure("out of memory", "no room left", transient=False)] * 2
@@ -286,13 +285,13 @@ def test_tokens_are_counted_by_the_models_tokenizer(smol_engine: TransformersEng
 def test_an_engine_survives_pickling(smol_engine: TransformersEngine):
     twin = pickle.loads(pickle.dumps(smol_engine))
     assert twin.identity == smol_engine.identity
-    assert logprobs(twin.label_probabilities([reading("Hi!")])) == logprobs(
-        smol_engine.label_probabilities([reading("Hi!")])
+    assert logprobs(twin.label_logprobs([reading("Hi!")])) == logprobs(
+        smol_engine.label_logprobs([reading("Hi!")])
     )
     twin.close()
     twin.close()
     with pytest.raises(EngineError, match=r"transformers:.* was closed"):
-        twin.label_probabilities([reading("Hi!")])
+        twin.label_logprobs([reading("Hi!")])
     with pytest.raises(EngineError, match="was closed"):
         twin.generate([writing("Hi!")])
 
@@ -301,8 +300,8 @@ def test_an_engine_around_a_loaded_model_works_and_refuses_to_be_pickled(
     smol_engine: TransformersEngine, smol_tokenizer: Any
 ):
     engine = TransformersEngine(smol_engine._model, tokenizer=smol_tokenizer)
-    assert logprobs(engine.label_probabilities([reading("Hi!")])) == logprobs(
-        smol_engine.label_probabilities([reading("Hi!")])
+    assert logprobs(engine.label_logprobs([reading("Hi!")])) == logprobs(
+        smol_engine.label_logprobs([reading("Hi!")])
     )
     with pytest.raises(EngineError, match="give it the model's name"):
         pickle.dumps(engine)
@@ -343,7 +342,7 @@ def test_an_adapter_changes_what_the_judge_says(smol_engine: TransformersEngine,
     model.save_pretrained(tmp_path / "adapter")
     engine = TransformersEngine(smol_path, adapter=str(tmp_path / "adapter"), device="cpu", dtype="float32")
     assert engine.identity != smol_engine.identity
-    judged, plain = (logprobs(e.label_probabilities([reading("Hi!")]))[0] for e in (engine, smol_engine))
+    judged, plain = (logprobs(e.label_logprobs([reading("Hi!")]))[0] for e in (engine, smol_engine))
     assert max(abs(a - b) for a, b in zip(judged, plain, strict=True)) > 1e-2
 
 
@@ -356,7 +355,7 @@ def test_a_loaded_model_may_change_and_a_named_one_does_not(smol_engine: Transfo
     assert not TransformersEngine.weights_may_change
 
 
-@pytest.mark.parametrize("verb", ["generate", "label_probabilities"])
+@pytest.mark.parametrize("verb", ["generate", "label_logprobs"])
 def test_a_loaded_model_judges_in_eval_mode_and_every_part_gets_its_own_mode_back(
     smol_engine: TransformersEngine, smol_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, verb: str
 ):

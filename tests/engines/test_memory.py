@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.engines import memory as memory_plan
 from mrjudge_reward.engines.memory import GIB, ModelSize, Room, device_room, host_free_bytes, model_size, plan_memory
 from mrjudge_reward.errors import ConfigError, EngineError
+from mrjudge_reward.judge import JudgeConfig
 
 EIGHT_B = ModelSize(8_200_000_000, 16_400_000_000, 147_456, 40_960)
 H100 = Room("cuda:0 (H100)", 80 * GIB, 60 * GIB)

@@ -59,13 +59,13 @@ class _Home(torch.Tensor):
 
 
 def test_it_answers_as_an_engine_that_stays(engine: OffloadEngine, smol_engine: TransformersEngine):
-    assert engine.label_probabilities([READ]) == smol_engine.label_probabilities([READ])
+    assert engine.label_logprobs([READ]) == smol_engine.label_logprobs([READ])
     assert engine.generate([WRITE]) == smol_engine.generate([WRITE])
     assert engine.identity == smol_engine.identity
     assert not engine.weights_may_change
 
 
-@pytest.mark.parametrize(("verb", "request_"), [("generate", WRITE), ("label_probabilities", READ)])
+@pytest.mark.parametrize(("verb", "request_"), [("generate", WRITE), ("label_logprobs", READ)])
 def test_weights_are_away_while_it_judges_and_home_afterwards_also_on_an_exception(
     engine: OffloadEngine, monkeypatch: pytest.MonkeyPatch, verb: str, request_: Request
 ):
@@ -87,7 +87,7 @@ def test_between_wake_and_sleep_it_stays_for_several_calls(engine: OffloadEngine
     travels = Travels(engine, monkeypatch)
     engine.wake()
     there = next(engine._model.parameters()).data_ptr()
-    engine.label_probabilities([READ])
+    engine.label_logprobs([READ])
     engine.wake()
     assert next(engine._model.parameters()).data_ptr() == there
     assert engine.awake
@@ -103,30 +103,30 @@ def test_no_room_fails_the_requests_and_leaves_nothing_behind(engine: OffloadEng
         raise torch.OutOfMemoryError("no room left")
 
     monkeypatch.setattr(engine._homes[5][1], "to", full)
-    replies = engine.label_probabilities([READ, READ])
+    replies = engine.label_logprobs([READ, READ])
     assert [reply.reason for reply in replies if isinstance(reply, Failure)] == ["out of memory"] * 2
     assert travels.at_home
     with pytest.raises(EngineError, match=r"no room on cpu for the judge .*no room left"):
         engine.wake()
     assert travels.at_home
     monkeypatch.undo()
-    assert isinstance(engine.label_probabilities([READ])[0], Reply)
+    assert isinstance(engine.label_logprobs([READ])[0], Reply)
 
 
 def test_on_a_cpu_it_says_once_that_there_is_nothing_to_offload(smol_path: str, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.WARNING, "mrjudge_reward.engines.local.offload"):
         engine = OffloadEngine(smol_path, device="cpu", dtype="bfloat16")
-        engine.label_probabilities([READ])
-        engine.label_probabilities([READ])
+        engine.label_logprobs([READ])
+        engine.label_logprobs([READ])
     assert [record.getMessage() for record in caplog.records] == [
         f"{smol_path} judges on the CPU: there is nothing to offload"
     ]
     twin = pickle.loads(pickle.dumps(engine))
-    assert twin.label_probabilities([READ]) == engine.label_probabilities([READ])
+    assert twin.label_logprobs([READ]) == engine.label_logprobs([READ])
     twin.close()
     twin.close()
     with pytest.raises(EngineError, match="was closed"):
-        twin.label_probabilities([READ])
+        twin.label_logprobs([READ])
 
 
 def test_a_loaded_model_is_not_moved(smol_engine: TransformersEngine):

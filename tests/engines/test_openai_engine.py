@@ -25,12 +25,13 @@ import pytest
 from PIL import Image
 
 from mrjudge_reward import errors
-from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.engines import fold_system
+from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.engines.openai.engine import OpenAIEngine
 from mrjudge_reward.engines.openai.wire import chat_messages, image_url, top_tokens, usage_of, written_reply
+from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.messages import ImagePart, Message, TextPart, as_messages
-from mrjudge_reward.types import Engine, Failure, Group, Reply, Request, Sampling, Usage
+from mrjudge_reward.types import Failure, Group, Reply, Request, Sampling, Usage
 from tests.support import ROOT
 from tests.support.judge_server import JudgeServer, prompt_text, seeded
 
@@ -71,7 +72,7 @@ def test_it_is_an_engine_and_names_the_model_the_server_and_the_extra_fields() -
     assert isinstance(engine, Engine)
     assert engine.identity == 'openai:judge@http://127.0.0.1:1/v1 {"top_k": 1}'
     assert OpenAIEngine("judge").identity == "openai:judge@http://127.0.0.1:8000/v1"
-    assert engine.generate([]) == engine.label_probabilities([]) == []
+    assert engine.generate([]) == engine.label_logprobs([]) == []
 
 
 def test_the_token_count_is_an_upper_estimate_in_any_script() -> None:
@@ -269,7 +270,7 @@ def test_a_batch_against_a_refused_port_costs_one_deadline_and_says_why() -> Non
     assert reasons(failures)[-50:] == ["server down"] * 50
     assert isinstance(failures[-1], Failure)
     assert "Connection" in failures[-1].detail
-    assert reasons(engine.label_probabilities([ask(**READ)])) == ["server down"]
+    assert reasons(engine.label_logprobs([ask(**READ)])) == ["server down"]
     assert engine.can_read, "nothing was learnt about a server that is down"
     with JudgeServer(echo, port=port):
         assert reasons(engine.generate([ask()])) == ["server down"]
@@ -517,7 +518,7 @@ def test_a_read_by_token_ids_gives_the_planted_log_probabilities_of_exactly_the_
     planted = {"A": -0.5, "x": -1.0, "B": -25.0}  # B would be in no top list
     with JudgeServer(label_logprobs=planted) as server:
         engine = connect(server)
-        replies = engine.label_probabilities([ask(f"q {n}", **READ) for n in range(5)])
+        replies = engine.label_logprobs([ask(f"q {n}", **READ) for n in range(5)])
         assert [reply.label_logprobs for reply in replies if isinstance(reply, Reply)] == [(-0.5, -25.0)] * 5
         last = server.requests[-1]
         assert last["messages"][-1] == {"role": "assistant", "content": READ["prefill"]}
@@ -530,7 +531,7 @@ def test_a_read_by_token_ids_gives_the_planted_log_probabilities_of_exactly_the_
 def test_a_read_by_top_tokens_gives_the_planted_log_probabilities(connect: EngineFactory) -> None:
     with JudgeServer(reads="top", label_logprobs={"A": -0.5, " A": -2.0, "B": -1.5}) as server:
         engine = connect(server)
-        exact, spaced = engine.label_probabilities([ask(**READ), ask(prefill="Best:", labels=(" A", "B"))])
+        exact, spaced = engine.label_logprobs([ask(**READ), ask(prefill="Best:", labels=(" A", "B"))])
     assert isinstance(exact, Reply)
     assert isinstance(spaced, Reply)
     assert (exact.label_logprobs, spaced.label_logprobs) == ((-0.5, -1.5), (-2.0, -1.5))
@@ -540,7 +541,7 @@ def test_a_read_by_top_tokens_gives_the_planted_log_probabilities(connect: Engin
 def test_a_label_missing_from_the_top_tokens_is_a_failure_and_not_a_zero(connect: EngineFactory) -> None:
     planted = {"A": -0.5, **{f"t{n}": -2.0 - n for n in range(30)}, "B": -40.0}
     with JudgeServer(reads="top", label_logprobs=planted) as server:
-        missing, there = connect(server).label_probabilities([ask(**READ), ask(prefill="<answer>", labels=("A", "t3"))])
+        missing, there = connect(server).label_logprobs([ask(**READ), ask(prefill="<answer>", labels=("A", "t3"))])
     assert isinstance(missing, Failure)
     assert (missing.reason, missing.transient) == ("label not in top logprobs", False)
     assert isinstance(there, Reply)
@@ -548,7 +549,7 @@ def test_a_label_missing_from_the_top_tokens_is_a_failure_and_not_a_zero(connect
 
 def test_labels_that_begin_with_the_same_token_are_a_failure(connect: EngineFactory) -> None:
     with JudgeServer(label_logprobs={"1": -0.5, "0": -1.0}) as server:
-        result = connect(server).label_probabilities([ask(prefill="<answer>", labels=("1", "10"))])[0]
+        result = connect(server).label_logprobs([ask(prefill="<answer>", labels=("1", "10"))])[0]
     assert isinstance(result, Failure)
     assert result.reason == "labels share a token"
 
@@ -560,12 +561,12 @@ def test_a_server_that_cannot_read_is_refused_with_what_it_lacks_and_what_to_do(
     with JudgeServer(reads=reads) as server:
         engine = connect(server)
         assert engine.can_read
-        with pytest.raises(errors.EngineError, match=rf"{says}.*verdict='sampled'"):
-            engine.label_probabilities([ask(**READ)])
+        with pytest.raises(errors.EngineError, match=rf"{says}.*verdict='generate'"):
+            engine.label_logprobs([ask(**READ)])
         sent = len(server.requests)
         assert not engine.can_read
         with pytest.raises(errors.EngineError, match=says):
-            engine.label_probabilities([ask(**READ)])
+            engine.label_logprobs([ask(**READ)])
         assert len(server.requests) == sent
         assert isinstance(engine.generate([ask()])[0], Reply)
 
@@ -574,23 +575,23 @@ def test_an_engine_told_that_it_cannot_read_does_not_ask_the_server() -> None:
     engine = OpenAIEngine("judge", "http://127.0.0.1:1/v1", can_read=False)
     assert not engine.can_read
     with pytest.raises(errors.EngineError, match="can_read=False"):
-        engine.label_probabilities([ask(**READ)])
+        engine.label_logprobs([ask(**READ)])
 
 
 def test_a_server_that_is_away_during_the_probe_is_not_taken_for_one_that_cannot_read(connect: EngineFactory) -> None:
     with JudgeServer() as server:
         engine = connect(server, deadline_s=0.7)
         server.all_fail = "drop"
-        away = engine.label_probabilities([ask(**READ)] * 3)
+        away = engine.label_logprobs([ask(**READ)] * 3)
         assert [failure.reason for failure in away if isinstance(failure, Failure)] == ["timeout"] * 3
         server.all_fail = None
         time.sleep(0.7)
-        assert all(isinstance(reply, Reply) for reply in engine.label_probabilities([ask(**READ)] * 3))
+        assert all(isinstance(reply, Reply) for reply in engine.label_logprobs([ask(**READ)] * 3))
 
 
 def test_a_read_that_fails_later_is_one_failure(connect: EngineFactory) -> None:
     with JudgeServer(faults=[None, None, "400"]) as server:
-        results = connect(server, max_concurrency=1).label_probabilities([ask(**READ)] * 3)
+        results = connect(server, max_concurrency=1).label_logprobs([ask(**READ)] * 3)
     assert [type(result).__name__ for result in results] == ["Reply", "Failure", "Reply"]
 
 

@@ -28,7 +28,7 @@ from tests.support.trl_setup import tiny_policy
 TEXTS = ["What a film!", "I have seen better films, and not only a few of them.", "It is about a dog."]
 READS = [Request(as_messages(text), prefill="Sentiment:", labels=(" negative", " positive")) for text in TEXTS]
 WRITES = [Request(as_messages(text), sampling=Sampling(0.9, 1.0, 8), seed=3) for text in TEXTS]
-VERBS = [("label_probabilities", READS), ("generate", WRITES)]
+VERBS = [("label_logprobs", READS), ("generate", WRITES)]
 IDS = torch.arange(1, 25).reshape(2, 12)  # (B, T)
 
 
@@ -120,7 +120,7 @@ def same(before: dict[str, Any], after: dict[str, Any]) -> bool:
 
 
 def reads(engine: Any) -> list[tuple[float, ...]]:
-    return [reply.label_logprobs for reply in engine.label_probabilities(READS)]
+    return [reply.label_logprobs for reply in engine.label_logprobs(READS)]
 
 
 def close(ones: list[tuple[float, ...]], others: list[tuple[float, ...]], tolerance: float = 1e-4) -> bool:
@@ -153,7 +153,7 @@ def test_verdicts_equal_those_of_the_same_adapter_on_a_model_of_its_own(
     timings = []
     for engine in (shared, alone):
         start = time.perf_counter()
-        engine.label_probabilities(READS)
+        engine.label_logprobs(READS)
         timings.append(time.perf_counter() - start)
     print(
         f"policy {own:,} parameters, judge {shared.extra_parameters:,} more ({shared.extra_parameters / own:.1%}), "
@@ -271,12 +271,12 @@ def test_making_and_closing_an_engine_leaves_the_policy_alone(policy: Any, tiny_
     before = state(policy)
     engine = SharedBaseEngine(policy, tiny_adapter)
     assert same(state(policy), before)
-    engine.label_probabilities(READS)
+    engine.label_logprobs(READS)
     assert layers == [(name, type(module)) for name, module in policy.named_modules()]
     engine.close()
     engine.close()
     with pytest.raises(EngineError, match="was closed"):
-        engine.label_probabilities(READS)
+        engine.label_logprobs(READS)
 
 
 def test_two_judges_on_one_base_do_not_interleave(policy: Any, tiny_adapter: str):
@@ -340,11 +340,11 @@ def test_models_that_cannot_be_shared_are_refused(policy: Any, tiny_path: str, t
 def test_a_merged_policy_is_refused_also_after_the_engine_was_made(policy: Any, tiny_adapter: str):
     engine = SharedBaseEngine(policy, tiny_adapter)
     policy.merge_adapter()
-    for judging in (lambda: SharedBaseEngine(policy), lambda: engine.label_probabilities(READS)):
+    for judging in (lambda: SharedBaseEngine(policy), lambda: engine.label_logprobs(READS)):
         with pytest.raises(EngineError, match=r"'default' is merged.*unmerge_adapter"):
             judging()
     policy.unmerge_adapter()
-    engine.label_probabilities(READS)
+    engine.label_logprobs(READS)
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ def test_a_merged_policy_is_refused_also_after_the_engine_was_made(policy: Any, 
 def test_sharded_parameters_are_refused(policy: Any, tiny_adapter: str, mark: str, message: str):
     engine = SharedBaseEngine(policy, tiny_adapter)
     setattr(policy.base_model.model.model.norm.weight, mark, 0)
-    for judging in (lambda: SharedBaseEngine(policy), lambda: engine.label_probabilities(READS)):
+    for judging in (lambda: SharedBaseEngine(policy), lambda: engine.label_logprobs(READS)):
         with pytest.raises(EngineError, match=message):
             judging()
 
@@ -376,7 +376,7 @@ def test_a_name_that_is_taken_is_refused(policy: Any, tiny_adapter: str):
     policy.add_adapter("judge", LoraConfig(r=2, target_modules=["q_proj"]))
     before = state(policy)
     with pytest.raises(EngineError, match="'judge' already"):
-        engine.label_probabilities(READS)
+        engine.label_logprobs(READS)
     assert same(before, state(policy))
 
 
@@ -427,7 +427,7 @@ def test_an_engine_on_a_live_model_cannot_be_pickled(policy: Any):
 def test_a_policy_saved_after_judging_loads_as_if_there_had_been_no_judge(
     policy: Any, tiny_path: str, tiny_adapter: str, tmp_path: Path
 ):
-    SharedBaseEngine(policy, tiny_adapter).label_probabilities(READS)
+    SharedBaseEngine(policy, tiny_adapter).label_logprobs(READS)
     policy.save_pretrained(tmp_path / "saved")
     assert not [path for path in (tmp_path / "saved").iterdir() if path.is_dir()]
     again = PeftModel.from_pretrained(load(tiny_path), tmp_path / "saved")

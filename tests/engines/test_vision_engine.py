@@ -12,13 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.engines.local.batches import Prompt, Seen, batches
 from mrjudge_reward.engines.local.engine import TransformersEngine
 from mrjudge_reward.engines.local.vision import ImageReader
 from mrjudge_reward.errors import EngineError
 from mrjudge_reward.images import load_picture
-from mrjudge_reward.judge import Judge
+from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.messages import ImagePart, Message, TextPart
 from mrjudge_reward.prompting.formats import Choice
 from mrjudge_reward.types import Failed, Failure, Group, Reply, Request, Sampling
@@ -62,14 +61,14 @@ MIXED = [
 
 
 def test_reads_with_images_in_a_batch_equal_reads_one_by_one(engine: TransformersEngine):
-    together = logprobs(engine.label_probabilities(MIXED))
-    alone = [logprobs(engine.label_probabilities([request]))[0] for request in MIXED]
+    together = logprobs(engine.label_logprobs(MIXED))
+    alone = [logprobs(engine.label_logprobs([request]))[0] for request in MIXED]
     assert together == [pytest.approx(values, abs=2e-4) for values in alone]
 
 
 def test_a_read_differs_where_the_image_does_and_nowhere_else(engine: TransformersEngine):
     red, same, blue, none = logprobs(
-        engine.label_probabilities(
+        engine.label_logprobs(
             [reading(picture("red")), reading(encoded(picture("red"))), reading(picture("blue")), reading()]
         )
     )
@@ -113,7 +112,7 @@ def test_a_prompt_is_what_the_processor_itself_makes_of_the_chat(engine: Transfo
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), **extras).logits[0, -1]
     labels = [processor.tokenizer.encode(label, add_special_tokens=False)[0] for label in "AB"]
     expected = torch.log_softmax(logits.float(), -1)[labels].tolist()
-    assert logprobs(engine.label_probabilities([request]))[0] == pytest.approx(expected, abs=2e-4)
+    assert logprobs(engine.label_logprobs([request]))[0] == pytest.approx(expected, abs=2e-4)
 
 
 def test_greedy_writing_with_images_in_a_batch_equals_one_by_one(engine: TransformersEngine):
@@ -126,7 +125,7 @@ def test_greedy_writing_with_images_in_a_batch_equals_one_by_one(engine: Transfo
 
 
 def test_tokens_of_an_image_count(engine: TransformersEngine):
-    (none, one), shown = engine.label_probabilities([reading(), reading(picture())]), load_picture(picture())
+    (none, one), shown = engine.label_logprobs([reading(), reading(picture())]), load_picture(picture())
     assert isinstance(none, Reply)
     assert isinstance(one, Reply)
     places = len(engine._encode(engine._chat.text(reading(picture())))) - 1 + (engine.image_tokens(shown) or 0)
@@ -156,9 +155,9 @@ def test_images_that_a_batch_begins_with_go_through_the_vision_tower_once_and_re
     hook = tower.register_forward_hook(lambda *_: seen.append(1))
     requests = [reading(*images, text="Which? " + "A much longer text. " * more) for more in (0, 5, 1, 9, 2)]
     try:
-        together = logprobs(engine.label_probabilities(requests))
+        together = logprobs(engine.label_logprobs(requests))
         assert len(seen) == 1
-        alone = [logprobs(engine.label_probabilities([request]))[0] for request in requests]
+        alone = [logprobs(engine.label_logprobs([request]))[0] for request in requests]
     finally:
         hook.remove()
     assert len(seen) == 1 + len(requests)
@@ -167,16 +166,16 @@ def test_images_that_a_batch_begins_with_go_through_the_vision_tower_once_and_re
 
 
 def test_texts_are_read_alike_in_a_batch_after_images_were_seen(engine: TransformersEngine):
-    engine.label_probabilities([reading(picture("red"), text=text) for text in ("Which?", "Which is better?")])
+    engine.label_logprobs([reading(picture("red"), text=text) for text in ("Which?", "Which is better?")])
     requests = [reading(text="Which? " + "A much longer text. " * more) for more in (0, 5, 2)]
-    together = logprobs(engine.label_probabilities(requests))
-    alone = [logprobs(engine.label_probabilities([request]))[0] for request in requests]
+    together = logprobs(engine.label_logprobs(requests))
+    alone = [logprobs(engine.label_logprobs([request]))[0] for request in requests]
     assert together == [pytest.approx(values, abs=2e-4) for values in alone]
 
 
 def test_bad_images_cost_their_own_requests_alone(engine: TransformersEngine):
     requests = [reading(picture()), reading(b"no image"), reading("https://example.org/a.png"), reading()]
-    seen, bad, web, text = engine.label_probabilities(requests)
+    seen, bad, web, text = engine.label_logprobs(requests)
     assert isinstance(bad, Failure)
     assert isinstance(web, Failure)
     assert (bad.reason, web.reason, bad.transient) == ("image", "image", False)
@@ -196,7 +195,7 @@ def folder(smol_path: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_a_model_that_sees_is_loaded_by_its_path_and_survives_pickling(folder: str):
     engine = TransformersEngine(folder, device="cpu")
     again = pickle.loads(pickle.dumps(engine))
-    assert logprobs(again.label_probabilities(MIXED)) == logprobs(engine.label_probabilities(MIXED))
+    assert logprobs(again.label_logprobs(MIXED)) == logprobs(engine.label_logprobs(MIXED))
     assert "<image>" in engine.reserved
     assert not engine.weights_may_change
 
@@ -237,7 +236,7 @@ def test_a_template_that_drops_plain_content_gets_lists(images_first: Transforme
     engine = images_first
     assert "Which is better?" in engine._chat.text(reading())
     assert engine._chat.text(reading(picture())).startswith("system: Be fair. user: <image>\nWhich is better?")
-    assert len(logprobs(engine.label_probabilities([reading(picture()), reading()]))) == 2
+    assert len(logprobs(engine.label_logprobs([reading(picture()), reading()]))) == 2
 
 
 def test_a_template_that_moves_images_to_the_front_cannot_show_those_of_candidates(
@@ -246,19 +245,19 @@ def test_a_template_that_moves_images_to_the_front_cannot_show_those_of_candidat
     engine = images_first
     behind = Request((Message("user", (TextPart("A:"), ImagePart(picture()), TextPart("B: none"))),), labels=("A", "B"))
     before = reading(picture())
-    refused, seen = engine.label_probabilities([behind, before])
+    refused, seen = engine.label_logprobs([behind, before])
     assert isinstance(refused, Failure)
     assert "puts all images in front" in refused.detail
     assert isinstance(seen, Reply)
     kept = TransformersEngine(made_llava[0], tokenizer=made_llava[1])
-    assert isinstance(kept.label_probabilities([behind])[0], Reply)
+    assert isinstance(kept.label_logprobs([behind])[0], Reply)
 
 
 def test_a_model_without_its_processor_judges_texts_and_says_why_it_sees_nothing(folder: str, tmp_path: Path):
     shutil.copytree(folder, tmp_path / "blind")
     (tmp_path / "blind/processor_config.json").unlink()
     engine = TransformersEngine(str(tmp_path / "blind"), device="cpu")
-    text, image = engine.label_probabilities([reading(), reading(picture())])
+    text, image = engine.label_logprobs([reading(), reading(picture())])
     assert isinstance(text, Reply)
     assert isinstance(image, Failure)
     assert image.reason == "images"
@@ -266,7 +265,7 @@ def test_a_model_without_its_processor_judges_texts_and_says_why_it_sees_nothing
 
 
 def test_a_text_model_says_that_it_sees_nothing(smol_engine: TransformersEngine):
-    (refused,) = smol_engine.label_probabilities([reading(picture())])
+    (refused,) = smol_engine.label_logprobs([reading(picture())])
     assert isinstance(refused, Failure)
     assert refused.detail == "this engine judges text only: its model takes text alone"
     assert smol_engine.image_tokens(load_picture(picture())) is None
@@ -275,7 +274,7 @@ def test_a_text_model_says_that_it_sees_nothing(smol_engine: TransformersEngine)
 def test_a_template_without_a_place_for_images_fails_the_request(made_llava: tuple[Any, Any]):
     model, processor = made_llava[0], copy.copy(made_llava[1])
     processor.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'][-1]['text'] }}{% endfor %}"
-    (refused,) = TransformersEngine(model, tokenizer=processor).label_probabilities([reading(picture())])
+    (refused,) = TransformersEngine(model, tokenizer=processor).label_logprobs([reading(picture())])
     assert isinstance(refused, Failure)
     assert "0 places for 1 images" in refused.detail
 
@@ -283,7 +282,7 @@ def test_a_template_without_a_place_for_images_fails_the_request(made_llava: tup
 def test_an_image_that_does_not_fit_the_context_fails_alone(made_llava: tuple[Any, Any]):
     engine = TransformersEngine(made_llava[0], tokenizer=made_llava[1])
     engine.context_tokens = 40
-    fits, large = engine.label_probabilities([reading(picture()), reading(*[picture()] * 5)])
+    fits, large = engine.label_logprobs([reading(picture()), reading(*[picture()] * 5)])
     assert isinstance(fits, Reply)
     assert isinstance(large, Failure)
     assert large.reason == "context"

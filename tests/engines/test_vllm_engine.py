@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 
 from mrjudge_reward.engines.colocation import ColocatedEngine
+from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.engines.local.engine import TransformersEngine
 from mrjudge_reward.engines.local.model import first_label_tokens
 from mrjudge_reward.engines.vllm import supervise
@@ -35,7 +36,7 @@ from mrjudge_reward.judge import Judge
 from mrjudge_reward.messages import ImagePart, Message, TextPart
 from mrjudge_reward.messages import as_messages as chat
 from mrjudge_reward.prompting.formats import SENTIMENT, Choice
-from mrjudge_reward.types import Engine, Failure, Group, Preference, Reply, Request, Sampling
+from mrjudge_reward.types import Failure, Group, Preference, Reply, Request, Sampling
 from tests.benchmarks.test_benchmarks import BENCHMARKS
 from tests.benchmarks.test_overhead import assert_rows_of_a_duel
 from tests.benchmarks.test_peers import assert_both_tables
@@ -142,14 +143,14 @@ def test_it_is_an_engine(engine: Any, smol_engine: TransformersEngine, smol_path
     assert engine.context_tokens == 1024
     assert engine.reserved == smol_engine.reserved
     assert engine.count_tokens("How many?") == smol_engine.count_tokens("How many?")
-    assert engine.generate([]) == engine.label_probabilities([]) == []
+    assert engine.generate([]) == engine.label_logprobs([]) == []
 
 
 @needs_vllm
 def test_reads_equal_those_of_the_transformers_engine(engine: Any, smol_engine: TransformersEngine):
     requests = [reading(question) for question in [*QUESTIONS, "awful " * 300]]
     requests += [reading(question, ("A", "B", "C"), "<think>Hm.</think><answer>") for question in QUESTIONS]
-    ours, theirs = logprobs(engine.label_probabilities(requests)), logprobs(smol_engine.label_probabilities(requests))
+    ours, theirs = logprobs(engine.label_logprobs(requests)), logprobs(smol_engine.label_logprobs(requests))
     assert [len(values) for values in ours] == [2, 2, 2, 2, 3, 3, 3]
     for one, other in zip(ours, theirs, strict=True):
         assert one == pytest.approx(other, abs=2e-3)
@@ -222,15 +223,15 @@ def test_many_requests_are_one_batch_and_each_repeats_with_its_seed(engine: Any)
 @needs_vllm
 def test_a_prefix_is_computed_once_and_what_was_cached_is_counted(engine: Any):
     long = "The film was long. " * 30
-    first = engine.label_probabilities([reading(long + "One.")])[0].usage
-    second = engine.label_probabilities([reading(long + "Two.")])[0].usage
+    first = engine.label_logprobs([reading(long + "One.")])[0].usage
+    second = engine.label_logprobs([reading(long + "Two.")])[0].usage
     assert first.prompt_tokens == second.prompt_tokens > 150
     assert second.cached_tokens >= 96 > first.cached_tokens
     assert second.completion_tokens == 1
 
 
 @needs_vllm
-@pytest.mark.parametrize("verb", ["generate", "label_probabilities"])
+@pytest.mark.parametrize("verb", ["generate", "label_logprobs"])
 def test_a_request_that_cannot_be_served_fails_alone(engine: Any, verb: str):
     make = writing if verb == "generate" else reading
     picture = Request((Message("user", (TextPart("What is it?"), ImagePart(b"png"))),), labels=LABELS, sampling=GREEDY)
@@ -249,7 +250,7 @@ def test_settings_that_vllm_refuses_are_a_failure_of_that_request(engine: Any):
     ids = first_label_tokens(engine._tokens.encode, reading("Hi!", LABELS))
     assert len(ids) == 2
     with pytest.raises(EngineError, match="do not differ in their first token"):
-        engine.label_probabilities([reading("Hi!", many)])
+        engine.label_logprobs([reading("Hi!", many)])
 
 
 @needs_vllm
@@ -263,7 +264,7 @@ def test_a_prompt_that_vllm_refuses_when_it_is_handed_over_fails_alone(engine: A
         return generate(prompts, *args, **more)
 
     monkeypatch.setattr(engine._llm, "generate", picky)
-    replies = engine.label_probabilities([reading("Hi!"), reading("word " * 100), reading("Bye!"), reading("So.")])
+    replies = engine.label_logprobs([reading("Hi!"), reading("word " * 100), reading("Bye!"), reading("So.")])
     assert reasons(replies) == ["", "invalid request", "", ""]
     assert sizes == [4, 2, 1, 1, 2]
 
@@ -273,10 +274,10 @@ def test_without_reads_by_token_id_a_label_among_the_top_tokens_is_read_and_anot
     engine: Any, monkeypatch: pytest.MonkeyPatch
 ):
     likely = engine.generate([writing("Say yes or no.", Sampling(0.0, 1.0, 1), prefill="I say")])[0].text
-    exact = logprobs(engine.label_probabilities([reading("Say yes or no.", (likely,), "I say")]))
+    exact = logprobs(engine.label_logprobs([reading("Say yes or no.", (likely,), "I say")]))
     monkeypatch.setattr(engine, "_exact", False)
     asked = [reading("Say yes or no.", labels, "I say") for labels in ((likely,), (likely, " xylophone"))]
-    found, missing = engine.label_probabilities(asked)
+    found, missing = engine.label_logprobs(asked)
     assert found.label_logprobs == pytest.approx(exact[0], abs=1e-4)
     assert missing.reason == "label not in top logprobs"
     assert "xylophone" in missing.detail
@@ -284,7 +285,7 @@ def test_without_reads_by_token_id_a_label_among_the_top_tokens_is_read_and_anot
 
 @needs_vllm
 def test_an_interrupt_leaves_nothing_for_the_next_call(engine: Any, monkeypatch: pytest.MonkeyPatch):
-    expected = logprobs(engine.label_probabilities([reading("Hi!")]))
+    expected = logprobs(engine.label_logprobs([reading("Hi!")]))
     step, steps = engine._llm.llm_engine.step, []
 
     def interrupted() -> Any:
@@ -297,7 +298,7 @@ def test_an_interrupt_leaves_nothing_for_the_next_call(engine: Any, monkeypatch:
         patch.setattr(engine._llm.llm_engine, "step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             engine.generate([writing(question) for question in QUESTIONS])
-    assert logprobs(engine.label_probabilities([reading("Hi!")])) == [pytest.approx(expected[0], abs=1e-4)]
+    assert logprobs(engine.label_logprobs([reading("Hi!")])) == [pytest.approx(expected[0], abs=1e-4)]
 
 
 @needs_vllm
@@ -320,7 +321,7 @@ def test_answers_to_other_requests_are_never_taken(engine: Any, monkeypatch: pyt
     generate = engine._llm.generate
     monkeypatch.setattr(engine._llm, "generate", lambda *args, **more: generate(*args, **more)[::-1])
     with pytest.raises(EngineError, match="or other ones"):
-        engine.label_probabilities([reading("Hi!"), reading("Bye!")])
+        engine.label_logprobs([reading("Hi!"), reading("Bye!")])
 
 
 @needs_vllm
@@ -349,13 +350,13 @@ def test_an_adapter_says_what_it_says_under_transformers_also_after_pickling(
     adapter = save_adapter(base, tmp_path / "adapter", target_modules=["q_proj", "v_proj"])
     judge = VLLMEngine(path, adapter=adapter, **{**SETTINGS, "max_model_len": 256})
     pickled = pickle.dumps(judge)
-    said = logprobs(judge.label_probabilities([reading("Hi!")]))[0]
+    said = logprobs(judge.label_logprobs([reading("Hi!")]))[0]
     judge.close()
     judge.close()
     with pytest.raises(EngineError, match="was closed"):
         judge.generate([writing("Hi!")])
     adapted, plain = (
-        logprobs(TransformersEngine(path, adapter=one, device="cpu").label_probabilities([reading("Hi!")]))[0]
+        logprobs(TransformersEngine(path, adapter=one, device="cpu").label_logprobs([reading("Hi!")]))[0]
         for one in (adapter, None)
     )
     assert said == pytest.approx(adapted, abs=2e-3)
@@ -363,7 +364,7 @@ def test_an_adapter_says_what_it_says_under_transformers_also_after_pickling(
     assert adapter in judge.identity
     twin = pickle.loads(pickled)
     assert (twin.identity, twin.context_tokens) == (judge.identity, 256)
-    assert logprobs(twin.label_probabilities([reading("Hi!")]))[0] == pytest.approx(said, abs=1e-4)
+    assert logprobs(twin.label_logprobs([reading("Hi!")]))[0] == pytest.approx(said, abs=1e-4)
     twin.close()
 
 
@@ -592,12 +593,12 @@ def test_the_child_says_what_the_engine_in_process_says(server: Any, small_path:
     assert (server.context_tokens, server.reserved) == (1024, engine.reserved)
     assert server.count_tokens("How many?") == engine.count_tokens("How many?")
     asked = [reading(question) for question in QUESTIONS]
-    for one, other in zip(*(logprobs(e.label_probabilities(asked)) for e in (server, engine)), strict=True):
+    for one, other in zip(*(logprobs(e.label_logprobs(asked)) for e in (server, engine)), strict=True):
         assert one == pytest.approx(other, abs=2e-3)
     written = [writing(question) for question in QUESTIONS]
     assert texts(server.generate(written)) == texts(engine.generate(written))
     engine.close()
-    assert server.label_probabilities(asked[1:2])[0].usage.cached_tokens >= 32
+    assert server.label_logprobs(asked[1:2])[0].usage.cached_tokens >= 32
     seeded = [writing("Tell a story.", WARM, seed=1)]
     assert texts(server.generate(seeded)) == texts(server.generate(seeded))
     assert reasons(server.generate([writing("Hi!"), writing("word " * 2000)])) == ["", "http 400"]
@@ -660,7 +661,7 @@ def test_a_colocated_server_sleeps_after_success_failure_and_interrupt(
     assert asleep()
     assert colocated.turns == 2
 
-    ask = server._child.engine.label_probabilities
+    ask = server._child.engine.label_logprobs
     for error in (RuntimeError, KeyboardInterrupt):
 
         def fails(requests: Any, error: type[BaseException] = error) -> Any:
@@ -669,7 +670,7 @@ def test_a_colocated_server_sleeps_after_success_failure_and_interrupt(
             raise error("in the middle")
 
         with monkeypatch.context() as patch:
-            patch.setattr(server._child.engine, "label_probabilities", fails)
+            patch.setattr(server._child.engine, "label_logprobs", fails)
             with pytest.raises(error, match="in the middle"):
                 judge.judge([Group.of("Say hello.", ["Hello!", "Go away."], "c")])
         assert asleep()
@@ -765,7 +766,7 @@ def test_the_benchmark_against_other_patterns_prints_both_tables(server: Any, sm
 def test_a_killed_server_costs_the_calls_in_flight_is_started_once_more_and_ends_with_close(
     server: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    expected = logprobs(server.label_probabilities([reading("Hi!")]))[0]
+    expected = logprobs(server.label_logprobs([reading("Hi!")]))[0]
     doomed = descendants(server._child._supervisor.pid)
     assert {server.pid} < doomed, "vLLM starts processes of its own"
     answers: list[Any] = []
@@ -779,7 +780,7 @@ def test_a_killed_server_costs_the_calls_in_flight_is_started_once_more_and_ends
     assert all(answer.transient for answer in answers)
     assert f"{server.log_path} ends:\n" in answers[0].detail
     assert len(answers[0].detail.splitlines()) > 3, "the end of the log is in it"
-    assert logprobs(server.label_probabilities([reading("Hi!")]))[0] == pytest.approx(expected, abs=2e-3)
+    assert logprobs(server.label_logprobs([reading("Hi!")]))[0] == pytest.approx(expected, abs=2e-3)
     assert not any(map(alive, doomed))
     with monkeypatch.context() as patch:
         patch.setattr(server._child, "died", "the judge server ended again")

@@ -13,7 +13,7 @@ from mrjudge_reward.judge import Judge
 from mrjudge_reward.prompting.formats import SENTIMENT, Choice, Format, Score
 from mrjudge_reward.scoring.schedules import SCHEDULES
 from mrjudge_reward.scoring.stats import FailureAlarm
-from mrjudge_reward.types import Failure, Group, Judgement, Request, Sampling
+from mrjudge_reward.types import Failure, Group, Judgement, Request
 
 PROMPT = "Which is best?"
 TEXTS = ("one apple", "two pears", "three plums", "four figs", "five dates", "six limes", "seven kiwis", "eight nuts")
@@ -27,6 +27,7 @@ def judge(schedule: str, engine: ScriptedEngine | None = None, **settings: Any) 
     format: Format = Choice()
     if schedule == "pointwise":
         format = SENTIMENT if settings.get("verdict") == "read" else Score()
+        settings.pop("both_orders", None)
     return Judge(engine or ScriptedEngine.by_utility(taste, 0.7), format, schedule=schedule, **settings)
 
 
@@ -53,7 +54,7 @@ def arriving(judge: Judge, texts: tuple[str, ...], seed: int, names: tuple[str, 
         {"verdict": "read"},
         {"verdict": "read", "audit": True},
         {"verdict": "read", "both_orders": True, "rating": "bradley_terry"},
-        {"sampling": Sampling(0.7, 1.0, 64), "votes": 2},
+        {"temperature": 0.7, "top_p": 1.0, "max_tokens": 64, "votes": 2},
         {"verdict": "cascade", "cascade_margin": 1.5, "audit": True},
     ],
     ids=lambda settings: "-".join(map(str, settings.values())),
@@ -73,7 +74,7 @@ def test_scores_verdicts_and_calls_are_those_of_the_whole_group(schedule: str, s
 
 def test_with_names_the_ring_begins_with_the_first_neighbours():
     texts = TEXTS
-    mine = judge("ring", verdict="read")
+    mine = judge("ring", verdict="read", audit=False)
     ahead = mine.ahead(PROMPT, len(texts), "group", named(texts))
     counts = [len(ahead.add(str(i), text)) for i, text in enumerate(texts)]
     assert sum(counts) == 2 * len(texts)
@@ -110,7 +111,7 @@ def test_twins_and_empty_answers_change_the_plan_and_nothing_is_lost(texts: tupl
 
 
 def test_a_member_that_never_comes_leaves_a_smaller_group():
-    mine = judge("ring", verdict="read")
+    mine = judge("ring", verdict="read", audit=False)
     ahead = mine.ahead(PROMPT, 4, "group", named(TEXTS[:4]))
     for index in (2, 0, 3):
         mine.ask_ahead(ahead.add(str(index), TEXTS[index]))

@@ -19,7 +19,7 @@ from mrjudge_reward.engines.openai.engine import OpenAIEngine
 from mrjudge_reward.engines.scripted import ScriptedEngine, shown_candidates
 from mrjudge_reward.errors import EngineError, JudgeUnreliableError
 from mrjudge_reward.judge import Judge
-from mrjudge_reward.judging.parallel import MOST_SHARES, SEVERAL_ROUNDS, shares, side_by_side
+from mrjudge_reward.judging.parallel import MOST_SHARES, shares, side_by_side
 from mrjudge_reward.messages import ImagePart, Message, TextPart
 from mrjudge_reward.prompting.formats import Choice
 from mrjudge_reward.scoring.schedules import SCHEDULES, Limits
@@ -34,7 +34,6 @@ from mrjudge_reward.types import (
     Preference,
     Reply,
     Request,
-    Sampling,
     Verdict,
 )
 from tests.support import ROOT
@@ -71,15 +70,15 @@ def alive() -> list[str]:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_schedules_of_several_rounds_are_those_that_ask_again_after_a_tally(schedule: str) -> None:
-    plan = SCHEDULES[schedule](8, Limits(), Random(0))
+    plan = SCHEDULES[schedule].plan(8, Limits(), Random(0))
     slots = next(plan)
     played = [Played(Comparison(pair), Verdict(Preference((0.8, 0.2)))) for pair in slots if len(pair) == 2]
     try:
         plan.send(count_games(8, played))
     except StopIteration:
-        assert schedule not in SEVERAL_ROUNDS
+        assert not SCHEDULES[schedule].looks
     else:
-        assert schedule in SEVERAL_ROUNDS
+        assert SCHEDULES[schedule].looks
 
 
 def test_groups_of_one_question_share_and_all_others_are_spread() -> None:
@@ -95,12 +94,11 @@ def test_groups_of_one_question_share_and_all_others_are_spread() -> None:
         dataclasses.replace(group("3", "same"), rubric="Be kind."),
         looking("4", image), looking("5", object()), looking("6", image), looking("7", "a.png"), looking("8", "a.png"),
     ]  # fmt: skip
-    runs = [judge._start(group) for group in groups]
-    dealt = [[run.group.key for run in share] for share in shares(runs, "adaptive")]
+    begun = [judge._begin(group, None, 0) for group in groups]
+    dealt = [[tournament.group.key for tournament in share] for share in shares(begun)]
     assert dealt == [["0", "1"], ["2"], ["3"], ["4", "6"], ["5"], ["7", "8"]]
-    assert [[run.group.key for run in share] for share in shares(runs, "ring")] == [[str(i) for i in range(9)]]
-    many = [judge._start(group(i, size=2)) for i in range(3 * MOST_SHARES + 1)]
-    sizes = [len(share) for share in shares(many, "swiss")]
+    many = [judge._begin(group(i, size=2), None, 0) for i in range(3 * MOST_SHARES + 1)]
+    sizes = [len(share) for share in shares(many)]
     assert (len(sizes), min(sizes), max(sizes), sum(sizes)) == (MOST_SHARES, 3, 4, len(many))
 
 
@@ -112,7 +110,7 @@ def test_groups_of_one_question_share_and_all_others_are_spread() -> None:
     [
         {"verdict": "read"},
         {"verdict": "read", "audit": True, "both_orders": True},
-        {"sampling": Sampling(0.7, 1.0, 64), "votes": 2},
+        {"temperature": 0.7, "top_p": 1.0, "max_tokens": 64, "votes": 2},
         {"verdict": "cascade", "cascade_margin": 1.5},
     ],
     ids=lambda settings: "-".join(map(str, settings.values())),
@@ -125,7 +123,7 @@ def test_side_by_side_and_in_lock_step_everything_but_the_time_is_the_same(sched
     expected = Judge(lock_step, schedule=schedule, **settings).judge(groups)
     assert without_time(Judge(side, schedule=schedule, **settings).judge(groups)) == without_time(expected)
     assert sorted(map(repr, side.requests)) == sorted(map(repr, lock_step.requests))
-    if schedule in SEVERAL_ROUNDS:
+    if SCHEDULES[schedule].looks:
         assert len(side.batches) > len(lock_step.batches)
     else:
         assert side.batches == lock_step.batches
@@ -201,7 +199,7 @@ def test_a_group_ends_while_another_waits_for_its_first_round() -> None:
                     quick_is_done.set()
             return super()._serve(requests)
 
-    judgements = Judge(engine(True, Slow), schedule="swiss").judge([group("slow"), group("quick")])
+    judgements = Judge(engine(True, Slow), schedule="swiss", audit=False).judge([group("slow"), group("quick")])
     assert rounds == [3, 3, 3]
     assert [len(judgement.played) for judgement in judgements] == [9, 9]
 
@@ -215,7 +213,7 @@ def test_an_engine_that_takes_one_call_at_a_time_is_asked_in_lock_step_by_the_ca
             return super()._serve(requests)
 
     single = engine(False, Single)
-    Judge(single).judge([group(i, size=4) for i in range(4)])
+    Judge(single, audit=False).judge([group(i, size=4) for i in range(4)])
     assert single.batches == [16, 4, 4, 4, 4]
     assert threads == {threading.current_thread()}
 
@@ -285,7 +283,7 @@ def test_an_error_cancels_what_others_wait_for_at_a_server_and_the_engine_stays_
         remote = OpenAIEngine("judge", server.base_url, max_concurrency=3, deadline_s=LONG_S)
         alarm = FailureAlarm(0.0, window=1)
         with pytest.raises(JudgeUnreliableError, match="no verdict"):
-            Judge(remote, schedule="swiss", alarm=alarm).judge(groups)
+            Judge(remote, schedule="swiss", audit=False, retries=0, alarm=alarm).judge(groups)
         server.answer = longest_wins
         assert isinstance(remote.generate([Request((Message("user", (TextPart("Which?"),)),))])[0], Reply), (
             "a free slot"
@@ -315,7 +313,8 @@ def test_an_interrupt_ends_the_wait_of_all_groups_and_the_judge_can_go_on() -> N
 
     groups = [group(i) for i in range(4)]
     with JudgeServer(answer) as server:
-        judge = Judge(OpenAIEngine("judge", server.base_url, max_concurrency=4, deadline_s=LONG_S), schedule="swiss")
+        remote = OpenAIEngine("judge", server.base_url, max_concurrency=4, deadline_s=LONG_S)
+        judge = Judge(remote, schedule="swiss", audit=False)
         threading.Thread(target=interrupt, args=(server,)).start()
         with pytest.raises(KeyboardInterrupt):
             judge.judge(groups)
@@ -334,7 +333,7 @@ def test_a_call_that_begins_when_nobody_waits_any_more_ends_at_once_without_a_re
         remote = OpenAIEngine("judge", server.base_url, deadline_s=LONG_S)
         with cancellation.governs():
             assert remote.generate(asked) == [CANCELLED] * 3
-            assert remote.label_probabilities(asked) == [CANCELLED] * 3
+            assert remote.label_logprobs(asked) == [CANCELLED] * 3
         server.all_fail = None
         assert all(isinstance(reply, Reply) for reply in remote.generate(asked)), "other calls are not concerned"
         remote.close()
@@ -354,8 +353,8 @@ def test_what_ends_a_process_does_so_from_any_groups_thread(fault: Callable[[], 
 
 
 def test_the_rounds_benchmark_prints_every_schedule_and_finds_the_same_judgements() -> None:
-    script = ROOT / "benchmarks" / "rounds.py"
-    done = subprocess.run([sys.executable, str(script), "--quick"], capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-m", "tests.benchmarks.rounds", "--quick"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     shown = re.findall(r"^ +3 (\w+) +\d+ +[\d.]+ +[\d.]+ +[\d.]+ ", done.stdout, re.MULTILINE)
     assert shown == ["adaptive", "swiss", "knockout", "ring"]

@@ -15,12 +15,11 @@ import pytest
 import torch
 
 from mrjudge_reward.cache import ReplyCache
-from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.engines.colocation import ColocatedEngine
 from mrjudge_reward.engines.scripted import ScriptedEngine, shown_candidates
 from mrjudge_reward.errors import ConfigError, EngineError, InputError, JudgeDriftedError
 from mrjudge_reward.integrations.trl import JudgeReward
-from mrjudge_reward.judge import Judge
+from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.monitoring.canaries import (
     BUILT_IN,
     Canaries,

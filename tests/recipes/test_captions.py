@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.images import load_picture
 from mrjudge_reward.training.items import Item
 from mrjudge_reward.training.tasks import split_of
+from recipes.data import captioned_images, captions, clip_art, judge_data
 from tests.support import ROOT
 from tests.support.captions import COLOURS, SHAPES, captioned, drawn
 
@@ -26,17 +26,6 @@ CHOICE = {"format": "choice", "template": "glance", "labels": ["A", "B"]}
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> str:
     return captioned(tmp_path_factory.mktemp("captioned"))
-
-
-@pytest.fixture
-def recipes(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
-    return importlib.import_module
-
-
-@pytest.fixture
-def data(recipes: Any) -> Any:
-    return recipes("judge_data")
 
 
 def right(item: Item) -> str:
@@ -51,11 +40,11 @@ def shown(item: Item) -> str:
 # -- items ------------------------------------------------------------------------------------------------------------
 
 
-def test_an_item_shows_a_picture_with_its_own_caption_and_others_of_its_side(data: Any, file: str):
+def test_an_item_shows_a_picture_with_its_own_caption_and_others_of_its_side(file: str):
     seen = set()
     for split in ("train", "dev", "test"):
-        task = data.TaskConfig(source="captions", path=file, judge=CHOICE, distractors="any")
-        for item in data.items(task, split):
+        task = judge_data.TaskConfig(source="captions", path=file, judge=CHOICE, distractors="any")
+        for item in judge_data.items(task, split):
             assert sorted(item.gold_G) == [0.0, 1.0]
             colour, shape = Path(shown(item)).stem.split("-")
             assert right(item) == f"A {colour} {shape}."
@@ -64,43 +53,47 @@ def test_an_item_shows_a_picture_with_its_own_caption_and_others_of_its_side(dat
     assert len(seen) == len(COLOURS) * len(SHAPES)
 
 
-def test_near_distractors_are_of_the_pictures_category_and_others_come_when_these_run_out(data: Any, file: str):
-    near = data.TaskConfig(source="captions", path=file, size=2)
-    for item in data.items(near, "train"):
+def test_near_distractors_are_of_the_pictures_category_and_others_come_when_these_run_out(file: str):
+    near = judge_data.TaskConfig(source="captions", path=file, size=2)
+    for item in judge_data.items(near, "train"):
         assert len({text.split()[-1] for text in item.group.candidates}) == 1
-    many = data.TaskConfig(source="captions", path=file, size=14)
-    for item in data.items(many, "train"):
+    many = judge_data.TaskConfig(source="captions", path=file, size=14)
+    for item in judge_data.items(many, "train"):
         kinds = [text.split()[-1] for text in item.group.candidates]
         assert len(set(item.group.candidates)) == 14
         assert kinds.count(right(item).split()[-1]) > 5, "all of its own category, and some more"
     with pytest.raises(InputError, match="give no item of 40 captions"):
-        data.items(data.TaskConfig(source="captions", path=file, size=40), "train")
+        judge_data.items(judge_data.TaskConfig(source="captions", path=file, size=40), "train")
 
 
-def test_training_shows_a_picture_as_often_as_asked_with_other_captions_and_testing_once(data: Any, file: str):
-    task = data.TaskConfig(source="captions", path=file, count=100, distractors="any")
-    train = data.items(task, "train")
+def test_training_shows_a_picture_as_often_as_asked_with_other_captions_and_testing_once(file: str):
+    task = judge_data.TaskConfig(source="captions", path=file, count=100, distractors="any")
+    train = judge_data.items(task, "train")
     assert len(train) == 100
     assert len({shown(item) for item in train}) < 50
     assert len({frozenset(item.group.candidates) for item in train}) > 80
-    test = data.items(task, "test")
+    test = judge_data.items(task, "test")
     assert len({shown(item) for item in test}) == len(test)
-    assert data.items(task, "train") == train, "the same in every process"
+    assert judge_data.items(task, "train") == train, "the same in every process"
 
 
-def test_categories_are_chosen_and_held_out_ones_cannot_be_trained_on(data: Any, file: str):
-    held = data.TaskConfig(source="captions", path=file, categories=["bar"], held_out="source", size=2)
-    assert {right(item).split()[-1] for item in data.items(held, "test")} == {"bar."}
-    assert len(data.items(held, "test")) == len(COLOURS)
-    rest = data.TaskConfig(source="captions", path=file, not_categories=["bar"])
-    assert {right(item).split()[-1] for item in data.items(rest, "train")} == {"circle.", "square."}
-    data.check_tasks({"held": held, "rest": rest})
-    data.check_tasks({"held": held, "one": data.TaskConfig(source="captions", path=file, categories=["circle"])})
+def test_categories_are_chosen_and_held_out_ones_cannot_be_trained_on(file: str):
+    held = judge_data.TaskConfig(source="captions", path=file, categories=["bar"], held_out="source", size=2)
+    assert {right(item).split()[-1] for item in judge_data.items(held, "test")} == {"bar."}
+    assert len(judge_data.items(held, "test")) == len(COLOURS)
+    rest = judge_data.TaskConfig(source="captions", path=file, not_categories=["bar"])
+    assert {right(item).split()[-1] for item in judge_data.items(rest, "train")} == {"circle.", "square."}
+    judge_data.check_tasks({"held": held, "rest": rest})
+    judge_data.check_tasks(
+        {"held": held, "one": judge_data.TaskConfig(source="captions", path=file, categories=["circle"])}
+    )
     for leaky in ({}, {"not_categories": ["circle"]}, {"categories": ["circle", "bar"]}):
         with pytest.raises(ConfigError, match="trains on bar, which task 'held' holds out"):
-            data.check_tasks({"held": held, "leaky": data.TaskConfig(source="captions", path=file, **leaky)})
+            judge_data.check_tasks(
+                {"held": held, "leaky": judge_data.TaskConfig(source="captions", path=file, **leaky)}
+            )
     with pytest.raises(InputError, match="no category star"):
-        data.items(data.TaskConfig(source="captions", path=file, categories=["star"]), "train")
+        judge_data.items(judge_data.TaskConfig(source="captions", path=file, categories=["star"]), "train")
 
 
 @pytest.mark.parametrize(
@@ -112,32 +105,31 @@ def test_categories_are_chosen_and_held_out_ones_cannot_be_trained_on(data: Any,
         ({"source": "captions", "path": "x", "size": 1}, "at least 2 candidates"),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(data: Any, values: dict[str, Any], message: str):
+def test_settings_that_contradict_each_other_are_refused(values: dict[str, Any], message: str):
     with pytest.raises(ConfigError, match=message):
-        data.TaskConfig(**values)
+        judge_data.TaskConfig(**values)
 
 
-def test_describing_gives_examples_and_nothing_to_judge(data: Any, file: str):
-    task = data.TaskConfig(source="captions", path=file, describe=True)
-    assert data.items(task, "train")
+def test_describing_gives_examples_and_nothing_to_judge(file: str):
+    task = judge_data.TaskConfig(source="captions", path=file, describe=True)
+    assert judge_data.items(task, "train")
     with pytest.raises(ConfigError, match="nothing to judge"):
-        data.task_exercises(task, "test")
+        judge_data.task_exercises(task, "test")
 
 
 @pytest.mark.parametrize(
     "line", ["{", "[]", '{"image": "a.png", "caption": "A."}', '{"image": "a", "caption": " ", "category": "x"}']
 )
-def test_a_line_that_is_no_captioned_image_is_named(recipes: Any, tmp_path: Path, line: str):
+def test_a_line_that_is_no_captioned_image_is_named(tmp_path: Path, line: str):
     good = json.dumps({"image": "a.png", "caption": "A.", "category": "x"})
     (tmp_path / "captions.jsonl").write_text(f"{good}\n{line}\n")
     with pytest.raises(InputError, match="line 2"):
-        recipes("captions").read_captions(str(tmp_path / "captions.jsonl"))
-    with pytest.raises(InputError, match=r"captioned_images\.py makes one"):
-        recipes("captions").read_captions(str(tmp_path / "none.jsonl"))
+        captions.read_captions(str(tmp_path / "captions.jsonl"))
+    with pytest.raises(InputError, match=r"recipes\.data\.captioned_images makes one"):
+        captions.read_captions(str(tmp_path / "none.jsonl"))
 
 
-def test_a_caption_that_two_pictures_have_is_never_a_wrong_answer_to_either(recipes: Any):
-    captions = recipes("captions")
+def test_a_caption_that_two_pictures_have_is_never_a_wrong_answer_to_either():
     rows = [
         captions.Captioned(f"{n}.png", text, "x") for n, text in enumerate(["A cat.", "a  CAT.", "A dog.", "A cow."])
     ]
@@ -177,18 +169,17 @@ def packaged(root: Path) -> tuple[Path, Path]:
 
 
 def test_pictures_with_captions_become_a_file_and_the_rest_is_left_out(
-    recipes: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    module = recipes("captioned_images")
     stamps, flags = packaged(tmp_path / "root")
     names = tmp_path / "root/usr/share/iso-codes/json/iso_3166-1.json"
-    found = [*module.stamps(stamps), *module.flags(flags, names)]
-    rows = module.write_captions(found, tmp_path / "out", 32)
+    found = [*captioned_images.stamps(stamps), *captioned_images.flags(flags, names)]
+    rows = captioned_images.write_captions(found, tmp_path / "out", 32)
     assert [(row.caption, row.category) for row in rows] == [
         ("A lark.", "animals"), ("An eel.", "animals"), ("The flag of France.", "flags")
     ]  # fmt: skip
     assert "1 refused, 1 with a caption that another picture has" in capsys.readouterr().err
-    read = recipes("captions").read_captions(str(tmp_path / "out/captions.jsonl"))
+    read = captions.read_captions(str(tmp_path / "out/captions.jsonl"))
     assert [row.caption for row in read] == [row.caption for row in rows]
     picture = load_picture(read[0].image)
     assert (picture.width, picture.height) == (32, 32)
@@ -217,8 +208,8 @@ def metadata(title: str, *keywords: str, by: str = "Ann Lee") -> str:
         ("", ""),
     ],
 )
-def test_a_drawings_caption_is_its_title_and_keywords(recipes: Any, said: str, caption: str):
-    assert recipes("clip_art").caption_of(said) == caption
+def test_a_drawings_caption_is_its_title_and_keywords(said: str, caption: str):
+    assert clip_art.caption_of(said) == caption
 
 
 @pytest.mark.parametrize(
@@ -232,9 +223,9 @@ def test_a_drawings_caption_is_its_title_and_keywords(recipes: Any, said: str, c
     ],
 )
 def test_what_keywords_call_food_a_vehicle_or_a_flag_can_be_held_out_wherever_it_lies(
-    recipes: Any, folder: str, keywords: list[str], category: str
+    folder: str, keywords: list[str], category: str
 ):
-    assert recipes("clip_art").category_of(folder, metadata("x", *keywords)) == category
+    assert clip_art.category_of(folder, metadata("x", *keywords)) == category
 
 
 def drawings(share: Path) -> None:
@@ -248,7 +239,7 @@ def drawings(share: Path) -> None:
             drawn("red", "bar").save(share / "png" / f"{path}.png")
 
 
-def test_packages_are_built_and_unpacked_by_the_command(recipes: Any, tmp_path: Path):
+def test_packages_are_built_and_unpacked_by_the_command(tmp_path: Path):
     for name in PACKAGES:
         root = tmp_path / name
         (root / "DEBIAN").mkdir(parents=True)
@@ -262,37 +253,38 @@ def test_packages_are_built_and_unpacked_by_the_command(recipes: Any, tmp_path: 
         subprocess.run(command, check=True, capture_output=True)
     command = [
         sys.executable,
-        str(ROOT / "recipes/data/captioned_images.py"),
+        "-m",
+        "recipes.data.captioned_images",
         "--out",
         str(tmp_path / "out"),
         "--debs",
         str(tmp_path),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    settings: dict[str, Any] = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 120, "check": False}
+    done = subprocess.run(command, **settings)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "3 captioned images: animals 2, flags 1"
-    done = subprocess.run([*command, "--clip-art"], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([*command, "--clip-art"], **settings)
     assert done.stdout.strip() == "2 captioned images: animals 1, tools 1", done.stderr
-    (lark, _) = recipes("captions").read_captions(str(tmp_path / "out/captions.jsonl"))
+    (lark, _) = captions.read_captions(str(tmp_path / "out/captions.jsonl"))
     assert (Path(lark.image).name, lark.caption) == ("animals-birds-lark.png", "Lark.")
 
 
-def test_where_there_is_no_apt_the_error_says_what_to_do(recipes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    module = recipes("captioned_images")
+def test_where_there_is_no_apt_the_error_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MRJUDGE_CACHE", str(tmp_path / "cache"))
     with pytest.raises(InputError, match="there is no iso-codes_"):
-        module.debian_package("iso-codes", str(tmp_path))
+        captioned_images.debian_package("iso-codes", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError, match=r"no apt-get here .*packages\.debian\.org/iso-codes.* --debs"):
-        module.debian_package("iso-codes")
+        captioned_images.debian_package("iso-codes")
     with pytest.raises(InputError, match="no dpkg-deb"):
-        module.unpacked(tmp_path / "x.deb", tmp_path)
+        captioned_images.unpacked(tmp_path / "x.deb", tmp_path)
     (tmp_path / "apt-get").write_text("#!/bin/sh\necho E: no such package >&2\nexit 100\n")
     (tmp_path / "apt-get").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     with pytest.raises(InputError, match=r"could not fetch iso-codes \(E: no such package\).*--debs"):
-        module.debian_package("iso-codes")
+        captioned_images.debian_package("iso-codes")
     (tmp_path / "apt-get").write_text("#!/bin/sh\necho deb > iso-codes_4_all.deb\n")
-    assert module.debian_package("iso-codes") == tmp_path / "cache/data/iso-codes_4_all.deb"
+    assert captioned_images.debian_package("iso-codes") == tmp_path / "cache/data/iso-codes_4_all.deb"
     (tmp_path / "apt-get").unlink()
-    assert module.debian_package("iso-codes").read_text() == "deb\n", "kept in the cache"
+    assert captioned_images.debian_package("iso-codes").read_text() == "deb\n", "kept in the cache"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -11,14 +10,8 @@ from typing import Any
 import pytest
 
 from mrjudge_reward.errors import ConfigError, InputError
-from tests.support import ROOT
-
-
-@pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
-    monkeypatch.chdir(ROOT)
-    return importlib.import_module("curate_traces")
+from recipes.data import curate_traces
+from recipes.judge import train_sft
 
 
 def judged(name: str, words: int, **fields: Any) -> dict[str, Any]:
@@ -27,28 +20,28 @@ def judged(name: str, words: int, **fields: Any) -> dict[str, Any]:
     return row | fields
 
 
-def curated(module: Any, folder: Path, rows: list[dict[str, Any]], **settings: Any) -> tuple[Any, list[dict[str, Any]]]:
+def curated(folder: Path, rows: list[dict[str, Any]], **settings: Any) -> tuple[Any, list[dict[str, Any]]]:
     path = folder / "traces.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     settings = {"floor": {"single": 5, "pair": 5, "batch": 5}, **settings}
-    report = module.curate(module.CurationRecipe(source=str(path), **settings), folder / "out")
+    report = curate_traces.curate(curate_traces.CurationRecipe(source=str(path), **settings), folder / "out")
     assert report["rows"] == report["kept"] + sum(report["dropped"].values())
     text = (folder / "out" / "examples.jsonl").read_text(encoding="utf-8")
     return report, [json.loads(line) for line in text.splitlines()]
 
 
-def test_the_longest_right_traces_of_each_kind_are_chosen_up_to_its_quota(module: Any, tmp_path: Path):
+def test_the_longest_right_traces_of_each_kind_are_chosen_up_to_its_quota(tmp_path: Path):
     rows = [judged(f"p{n}", n) for n in (10, 40, 20, 30)]
     rows += [judged(f"s{n}", n, format="score", verdict=4, gold=4) for n in (10, 30, 20)]
     rows += [judged(f"b{n}", n, format="pair_scores", verdict=[1, 9, 5], gold=["1", "9", "5"]) for n in (10, 20)]
     quota = {"single": 2, "pair": 3, "batch": 1}
-    report, made = curated(module, tmp_path, rows, quota=quota)
+    report, made = curated(tmp_path, rows, quota=quota)
     assert [row["provenance"]["length"] for row in made] == [40, 20, 30, 30, 20, 20]
     assert report["by kind"] == quota
     assert Counter(row["provenance"]["kind"] for row in made) == quota
     assert report["dropped"] == {"beyond the quota": 3}
     assert made[-1]["answer"].endswith("</think><answer>1</answer><answer>9</answer><answer>5</answer>")
-    rows_read = importlib.import_module("train_sft").written_rows(str(tmp_path / "out" / "examples.jsonl"))
+    rows_read = train_sft.written_rows(str(tmp_path / "out" / "examples.jsonl"))
     assert [row["completion"][0]["content"] for row in rows_read] == [row["answer"] for row in made]
 
 
@@ -71,34 +64,34 @@ def test_the_longest_right_traces_of_each_kind_are_chosen_up_to_its_quota(module
         ({"format": "score", "slots": 2}, "malformed"),
     ],
 )
-def test_what_is_not_chosen_is_counted_by_its_reason(module: Any, tmp_path: Path, fields: Any, reason: str):
-    report, made = curated(module, tmp_path, [judged("good", 10), judged("other", 10, **fields)])
+def test_what_is_not_chosen_is_counted_by_its_reason(tmp_path: Path, fields: Any, reason: str):
+    report, made = curated(tmp_path, [judged("good", 10), judged("other", 10, **fields)])
     assert report["dropped"] == {reason: 1}
     assert [row["provenance"]["row"] for row in made] == [1]
 
 
-def test_of_traces_of_one_prompt_and_of_equal_traces_the_longest_stays(module: Any, tmp_path: Path):
+def test_of_traces_of_one_prompt_and_of_equal_traces_the_longest_stays(tmp_path: Path):
     same = [judged("one", 10), judged("one", 20), judged("two", 15, trace="one " + "WORD " * 19)]
-    report, made = curated(module, tmp_path, [*same, judged("three", 12)])
+    report, made = curated(tmp_path, [*same, judged("three", 12)])
     assert report["dropped"] == {"duplicate": 2}
     assert [row["provenance"]["row"] for row in made] == [2, 4]
 
 
-def test_think_tags_around_a_trace_are_not_doubled(module: Any, tmp_path: Path):
-    _, made = curated(module, tmp_path, [judged("one", 10, trace="<think>\na b c d e f\n</think>")])
+def test_think_tags_around_a_trace_are_not_doubled(tmp_path: Path):
+    _, made = curated(tmp_path, [judged("one", 10, trace="<think>\na b c d e f\n</think>")])
     assert made[0]["answer"] == "<think>a b c d e f</think><answer>A</answer>"
 
 
-def test_grades_and_lengths_are_those_that_the_config_names(module: Any, tmp_path: Path):
+def test_grades_and_lengths_are_those_that_the_config_names(tmp_path: Path):
     row = judged("long", 3, format="score", verdict="8", gold=8, trace="incomprehensibilities are words")
-    _, made = curated(module, tmp_path, [row], grades={"single": [str(n) for n in range(1, 11)]}, tokenizer="embedded")
+    _, made = curated(tmp_path, [row], grades={"single": [str(n) for n in range(1, 11)]}, tokenizer="embedded")
     assert made[0]["provenance"]["length"] > 5  # tokens
     with pytest.raises(ConfigError, match="grades must be numbers"):
-        curated(module, tmp_path, [row], grades={"single": ["good", "bad"]})
+        curated(tmp_path, [row], grades={"single": ["good", "bad"]})
 
 
-def test_a_source_without_traces_and_an_unknown_kind_are_refused(module: Any, tmp_path: Path):
+def test_a_source_without_traces_and_an_unknown_kind_are_refused(tmp_path: Path):
     with pytest.raises(InputError, match="row 1: a judged trace needs"):
-        curated(module, tmp_path, [{"text": "x"}])
+        curated(tmp_path, [{"text": "x"}])
     with pytest.raises(ConfigError, match="quota"):
-        module.CurationRecipe(source="x", quota={"triple": 3})
+        curate_traces.CurationRecipe(source="x", quota={"triple": 3})

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -28,19 +26,8 @@ from mrjudge_reward import (
     Tie,
 )
 from mrjudge_reward.engines.scripted import shown_candidates
-from tests.support import ROOT
+from recipes.policy import dpo_pairs
 from tests.support.trl_setup import common, tiny_policy
-
-
-@pytest.fixture(scope="module")
-def pairs() -> Iterator[Any]:
-    sys.path.insert(0, str(ROOT / "recipes"))
-    try:
-        from recipes.policy import dpo_pairs as build_dpo_pairs
-
-        yield build_dpo_pairs
-    finally:
-        sys.path.pop(0)
 
 
 def worth(text: str) -> float:
@@ -50,7 +37,7 @@ def worth(text: str) -> float:
 
 def judge_by(utility: Any = worth, bias: float = 0.0, **settings: Any) -> Judge:
     engine = ScriptedEngine.by_utility(utility, position_bias=bias)
-    return Judge(engine, Choice(), **{"verdict": "read", "schedule": "ring", **settings})
+    return Judge(engine, Choice(), **{"verdict": "logprobs", "schedule": "ring", **settings})
 
 
 def file_of(path: Path, *records: Any) -> str:
@@ -64,15 +51,15 @@ def made(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "pairs.jsonl").read_text("utf-8").splitlines()]
 
 
-def build(pairs: Any, tmp_path: Path, records: list[Any], judge: Judge, **settings: Any) -> list[dict[str, Any]]:
+def build(tmp_path: Path, records: list[Any], judge: Judge, **settings: Any) -> list[dict[str, Any]]:
     source = file_of(tmp_path / "in.jsonl", *records)
-    pairs.build(pairs.PairsRecipe(candidates=source, **settings), tmp_path / "out", judge)
+    dpo_pairs.build(dpo_pairs.PairsRecipe(candidates=source, **settings), tmp_path / "out", judge)
     return made(tmp_path / "out")
 
 
-def test_the_pair_of_the_largest_margin_is_written_with_where_it_comes_from(pairs: Any, tmp_path: Path):
+def test_the_pair_of_the_largest_margin_is_written_with_where_it_comes_from(tmp_path: Path):
     records = [{"prompt": "p", "candidates": ["2 a", "5 b", "1 c"]}, {"prompt": "q", "candidates": ["0 x", "9 y"]}]
-    first, second = build(pairs, tmp_path, records, judge_by())
+    first, second = build(tmp_path, records, judge_by())
     assert (first["prompt"], first["chosen"], first["rejected"]) == ("p", "5 b", "1 c")
     assert (first["line"], first["candidates"], first["judge"]) == (1, [1, 2], "scripted-utility")
     assert first["score_chosen"] > first["score_rejected"]
@@ -80,54 +67,54 @@ def test_the_pair_of_the_largest_margin_is_written_with_where_it_comes_from(pair
     assert (second["chosen"], second["rejected"], second["line"]) == ("9 y", "0 x", 2)
 
 
-def test_only_what_wins_in_both_orders_is_a_pair(pairs: Any, tmp_path: Path):
+def test_only_what_wins_in_both_orders_is_a_pair(tmp_path: Path):
     records = [{"prompt": "p", "candidates": ["1 a", "2 b", "9 c"]}]
-    found = build(pairs, tmp_path, records, judge_by(bias=3.0), per_prompt=9)
+    found = build(tmp_path, records, judge_by(bias=3.0), per_prompt=9)
     assert {(one["chosen"], one["rejected"]) for one in found} == {("9 c", "1 a"), ("9 c", "2 b")}
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["twos shown in both orders"] == 3
     assert report["twos that hold in both orders"] == 2
 
 
-def test_pairs_by_score_alone_can_be_had_of_the_same_folder_without_asking_again(pairs: Any, tmp_path: Path):
+def test_pairs_by_score_alone_can_be_had_of_the_same_folder_without_asking_again(tmp_path: Path):
     records = [{"prompt": "p", "candidates": ["1 a", "2 b", "9 c"]}]
-    held = build(pairs, tmp_path, records, judge_by(bias=3.0), per_prompt=9)
+    held = build(tmp_path, records, judge_by(bias=3.0), per_prompt=9)
     silent = judge_by(bias=3.0)
-    found = build(pairs, tmp_path, records, silent, per_prompt=9, both_orders=False)
+    found = build(tmp_path, records, silent, per_prompt=9, both_orders=False)
     assert {(one["chosen"], one["rejected"]) for one in found} == {("9 c", "1 a"), ("9 c", "2 b"), ("2 b", "1 a")}
     assert silent.engine.batches == []  # type: ignore[attr-defined]
-    assert build(pairs, tmp_path, records, silent, per_prompt=9) == held
+    assert build(tmp_path, records, silent, per_prompt=9) == held
 
 
-def test_what_the_ranking_asked_is_not_asked_again_and_all_prompts_are_one_batch(pairs: Any, tmp_path: Path):
+def test_what_the_ranking_asked_is_not_asked_again_and_all_prompts_are_one_batch(tmp_path: Path):
     judge = judge_by(schedule="all_pairs", both_orders=True)
     records = [{"prompt": f"p{n}", "candidates": ["1 a", "2 b", "3 c"]} for n in range(4)]
-    build(pairs, tmp_path, records, judge)
+    build(tmp_path, records, judge)
     assert judge.engine.batches == [4 * 6]  # type: ignore[attr-defined]
     other = judge_by(schedule="anchor", both_orders=False)
     (tmp_path / "second").mkdir()
-    build(pairs, tmp_path / "second", records, other)
+    build(tmp_path / "second", records, other)
     assert len(other.engine.batches) == 2  # type: ignore[attr-defined]
 
 
-def test_a_failed_an_even_and_an_uneven_verdict(pairs: Any):
+def test_a_failed_an_even_and_an_uneven_verdict():
     from mrjudge_reward.types import Failed, Preference, Scores
 
-    assert pairs.wins(Preference((0.6, 0.4)))
-    assert pairs.wins(Scores.sampled((3.0, 2.0)))
-    assert pairs.wins(Order(((0,), (1,))))
+    assert dpo_pairs.wins(Preference((0.6, 0.4)))
+    assert dpo_pairs.wins(Scores.sampled((3.0, 2.0)))
+    assert dpo_pairs.wins(Order(((0,), (1,))))
     for outcome in (Preference((0.5, 0.5)), Scores.sampled((2.0, 2.0)), Order(((0, 1),)), Tie(), Failed("x")):
-        assert not pairs.wins(outcome)
-        assert not pairs.wins(pairs.swapped(outcome))
-    assert pairs.wins(pairs.swapped(Order(((1,), (0,)))))
-    assert pairs.wins(pairs.swapped(Preference((0.1, 0.9))))
-    assert pairs.wins(pairs.swapped(Scores.sampled((1.0, 2.0))))
+        assert not dpo_pairs.wins(outcome)
+        assert not dpo_pairs.wins(dpo_pairs.swapped(outcome))
+    assert dpo_pairs.wins(dpo_pairs.swapped(Order(((1,), (0,)))))
+    assert dpo_pairs.wins(dpo_pairs.swapped(Preference((0.1, 0.9))))
+    assert dpo_pairs.wins(dpo_pairs.swapped(Scores.sampled((1.0, 2.0))))
 
 
-def test_a_judge_that_grades_alone_decides_by_its_scores_and_a_ranking_judge_by_both_orders(pairs: Any, tmp_path: Path):
+def test_a_judge_that_grades_alone_decides_by_its_scores_and_a_ranking_judge_by_both_orders(tmp_path: Path):
     records = [{"prompt": "p", "candidates": ["-9 a", "0 b", "9 c"]}]
     alone = Judge(ScriptedEngine.by_utility(worth), Score(), schedule="pointwise", rating="mean_score")
-    (one,) = build(pairs, tmp_path, records, alone)
+    (one,) = build(tmp_path, records, alone)
     assert (one["chosen"], one["rejected"]) == ("9 c", "-9 a")
     assert alone.engine.batches == [3]  # type: ignore[attr-defined]
 
@@ -136,11 +123,11 @@ def test_a_judge_that_grades_alone_decides_by_its_scores_and_a_ranking_judge_by_
         return f"<answer>{' > '.join(sorted(shown, key=lambda label: -worth(shown[label])))}</answer>"
 
     (tmp_path / "ranking").mkdir()
-    (one,) = build(pairs, tmp_path / "ranking", records, Judge(ScriptedEngine(ranked), Ranking(), schedule="listwise"))
+    (one,) = build(tmp_path / "ranking", records, Judge(ScriptedEngine(ranked), Ranking(), schedule="listwise"))
     assert (one["chosen"], one["rejected"]) == ("9 c", "-9 a")
 
 
-def test_no_pair_of_equal_empty_or_unjudged_answers(pairs: Any, tmp_path: Path):
+def test_no_pair_of_equal_empty_or_unjudged_answers(tmp_path: Path):
     records = [
         {"prompt": "same", "candidates": ["3 a", "3 a"]},
         {"prompt": "even", "candidates": ["3 a", "3 b"]},
@@ -149,84 +136,84 @@ def test_no_pair_of_equal_empty_or_unjudged_answers(pairs: Any, tmp_path: Path):
         {"prompt": "empty", "candidates": ["3 a", "", "   ", "<think>9 never closed"]},
         {"prompt": "close", "candidates": ["3 a", "3.5 b"]},
     ]
-    assert build(pairs, tmp_path, records, judge_by(), margin=1.0) == []
+    assert build(tmp_path, records, judge_by(), margin=1.0) == []
 
 
-def test_reasoning_is_kept_in_the_pair_and_hidden_from_the_judge(pairs: Any, tmp_path: Path):
+def test_reasoning_is_kept_in_the_pair_and_hidden_from_the_judge(tmp_path: Path):
     records = [{"prompt": "p", "candidates": ["<think>why</think>1 a", "<think>hm</think>2 b"]}]
     judge = judge_by()
-    (one,) = build(pairs, tmp_path, records, judge)
+    (one,) = build(tmp_path, records, judge)
     assert one["chosen"] == "<think>hm</think>2 b"
     assert all("hm" not in request.messages[-1].text for request in judge.engine.requests)  # type: ignore[attr-defined]
 
 
-def test_a_bad_line_costs_itself_alone(pairs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_bad_line_costs_itself_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     good = {"prompt": "p", "candidates": ["1 a", "2 b"]}
     chat = {"prompt": [{"role": "user", "content": "q"}], "candidates": ["1 a", "2 b"]}
     picture = {"prompt": [{"role": "user", "content": [{"type": "image", "image": "x.png"}]}], "candidates": ["1", "2"]}
     bad = ["{", "[1]", {"prompt": "p"}, {"prompt": 3, "candidates": []}, {"prompt": "p", "candidates": ["a", 2]},
            {"prompt": "p\ud800", "candidates": ["1 a", "2 b"]}, chat, picture, {"prompt": "", "candidates": ["1"]},
            {"prompt": "p", "candidates": ["1"] * 5000}, "[" * 100_000]  # fmt: skip
-    found = build(pairs, tmp_path, [good, *bad, "", good], judge_by())
+    found = build(tmp_path, [good, *bad, "", good], judge_by())
     assert [one["line"] for one in found] == [1, 14]
     said = capsys.readouterr().err
     assert [f"line {number}:" in said for number in range(1, 15)] == [False, *[True] * 11, False, False]
     assert json.loads((tmp_path / "out" / "report.json").read_text())["prompts that could not be used"] == 11
 
 
-def test_bytes_that_are_no_text_cost_their_line(pairs: Any, tmp_path: Path):
+def test_bytes_that_are_no_text_cost_their_line(tmp_path: Path):
     source = tmp_path / "in.jsonl"
     source.write_bytes(
         b'{"prompt": "p\xff", "candidates": ["1 a", "2 b"]}\n{"prompt": "p", "candidates": ["1 a", "2 b"]}\n'
     )
-    pairs.build(pairs.PairsRecipe(candidates=str(source)), tmp_path / "out", judge_by())
+    dpo_pairs.build(dpo_pairs.PairsRecipe(candidates=str(source)), tmp_path / "out", judge_by())
     assert [one["line"] for one in made(tmp_path / "out")] == [2]
 
 
-def test_an_interrupted_run_goes_on_and_asks_nothing_twice(pairs: Any, tmp_path: Path):
+def test_an_interrupted_run_goes_on_and_asks_nothing_twice(tmp_path: Path):
     records = [{"prompt": f"p{n}", "candidates": [f"{n} a", f"{n + 1} b"]} for n in range(6)]
     source = file_of(tmp_path / "in.jsonl", *records)
-    recipe = pairs.PairsRecipe(candidates=source, chunk=2)
+    recipe = dpo_pairs.PairsRecipe(candidates=source, chunk=2)
 
     class Breaks(ScriptedEngine):
-        def label_probabilities(self, requests: Any) -> Any:
+        def label_logprobs(self, requests: Any) -> Any:
             if len(self.batches) == 2:
                 raise KeyboardInterrupt
-            return super().label_probabilities(requests)
+            return super().label_logprobs(requests)
 
     engine = Breaks(ScriptedEngine.by_utility(worth).script, "scripted-utility")
     with pytest.raises(KeyboardInterrupt):
-        pairs.build(recipe, tmp_path / "out", Judge(engine, Choice(), verdict="read", schedule="ring"))
+        dpo_pairs.build(recipe, tmp_path / "out", Judge(engine, Choice(), verdict="logprobs", schedule="ring"))
     assert not (tmp_path / "out" / "pairs.jsonl").exists()
     again = judge_by()
-    pairs.build(recipe, tmp_path / "out", again)
+    dpo_pairs.build(recipe, tmp_path / "out", again)
     asked = {request.messages[-1].text for request in again.engine.requests}  # type: ignore[attr-defined]
     assert not any("p0" in text or "p1" in text for text in asked)
     whole = made(tmp_path / "out")
     assert [one["line"] for one in whole] == [1, 2, 3, 4, 5, 6]
     idle = judge_by()
-    pairs.build(pairs.PairsRecipe(candidates=source, chunk=2, per_prompt=3, count=4), tmp_path / "out", idle)
+    dpo_pairs.build(dpo_pairs.PairsRecipe(candidates=source, chunk=2, per_prompt=3, count=4), tmp_path / "out", idle)
     assert idle.engine.requests == [], "how many are drawn is decided from what is there"  # type: ignore[attr-defined]
     assert [one["line"] for one in made(tmp_path / "out")] == [1, 2, 3, 4]
     with pytest.raises(ConfigError, match="other settings"):
-        pairs.build(pairs.PairsRecipe(candidates=source, chunk=2, margin=2.0), tmp_path / "out", judge_by())
+        dpo_pairs.build(dpo_pairs.PairsRecipe(candidates=source, chunk=2, margin=2.0), tmp_path / "out", judge_by())
     file_of(tmp_path / "in.jsonl", *records[:3])
     with pytest.raises(ConfigError, match="changed: content"):
-        pairs.build(recipe, tmp_path / "out", judge_by())
+        dpo_pairs.build(recipe, tmp_path / "out", judge_by())
 
 
-def test_what_a_judge_found_nothing_out_about_is_asked_again_by_the_same_command(pairs: Any, tmp_path: Path):
+def test_what_a_judge_found_nothing_out_about_is_asked_again_by_the_same_command(tmp_path: Path):
     source = file_of(tmp_path / "in.jsonl", {"prompt": "p", "candidates": ["1 a", "2 b"]})
-    recipe = pairs.PairsRecipe(candidates=source)
+    recipe = dpo_pairs.PairsRecipe(candidates=source)
     broken = ScriptedEngine(lambda request: Failure("timeout", transient=False))
-    judge = Judge(broken, Choice(), verdict="read", schedule="ring", alarm=FailureAlarm(1.0))
-    assert pairs.build(recipe, tmp_path / "out", judge)["prompts the judge found out nothing about"] == 1
+    judge = Judge(broken, Choice(), verdict="logprobs", schedule="ring", alarm=FailureAlarm(1.0))
+    assert dpo_pairs.build(recipe, tmp_path / "out", judge)["prompts the judge found out nothing about"] == 1
     assert made(tmp_path / "out") == []
-    pairs.build(recipe, tmp_path / "out", judge_by())
+    dpo_pairs.build(recipe, tmp_path / "out", judge_by())
     assert len(made(tmp_path / "out")) == 1
 
 
-def test_a_judge_that_fails_too_often_stops_the_run_and_keeps_what_was_made(pairs: Any, tmp_path: Path):
+def test_a_judge_that_fails_too_often_stops_the_run_and_keeps_what_was_made(tmp_path: Path):
     records = [{"prompt": f"p{n}", "candidates": ["1 a", "2 b"]} for n in range(40)]
     source = file_of(tmp_path / "in.jsonl", *records)
     good = ScriptedEngine.by_utility(worth).script
@@ -235,10 +222,10 @@ def test_a_judge_that_fails_too_often_stops_the_run_and_keeps_what_was_made(pair
         return good(request) if any(f"p{n}\n" in request.messages[-1].text for n in range(4)) else Failure("dead")
 
     judge = Judge(
-        ScriptedEngine(late), Choice(), verdict="read", schedule="ring", alarm=FailureAlarm(0.5, 8), retries=0
+        ScriptedEngine(late), Choice(), verdict="logprobs", schedule="ring", alarm=FailureAlarm(0.5, 8), retries=0
     )
     with pytest.raises(JudgeUnreliableError):
-        pairs.build(pairs.PairsRecipe(candidates=source, chunk=4), tmp_path / "out", judge)
+        dpo_pairs.build(dpo_pairs.PairsRecipe(candidates=source, chunk=4), tmp_path / "out", judge)
     assert len((tmp_path / "out" / "journal.jsonl").read_text().splitlines()) == 4
 
 
@@ -249,43 +236,45 @@ Pair = dict[str, Any]
     st.lists(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=4), max_size=12), st.integers(1, 3)
 )
 def test_chosen_answers_are_not_longer_together_and_no_prompt_gives_too_many(
-    pairs: Any, lengths: list[list[tuple[int, int]]], per_prompt: int
+    lengths: list[list[tuple[int, int]]], per_prompt: int
 ):
     offered = [
         [{"chosen": "c" * c, "rejected": "r" * r, "of": (n, k)} for k, (c, r) in enumerate(row)]
         for n, row in enumerate(lengths)
     ]
-    drawn: list[Pair] = pairs.drawn(offered, per_prompt, True)
+    drawn: list[Pair] = dpo_pairs.drawn(offered, per_prompt, True)
     assert sum(len(pair["chosen"]) - len(pair["rejected"]) for pair in drawn) <= 0
     of = [pair["of"] for pair in drawn]
     assert len(set(of)) == len(of), "no pair twice"
     assert all(sum(prompt == n for prompt, _ in of) <= per_prompt for n in range(len(lengths)))
-    free: list[Pair] = pairs.drawn(offered, per_prompt, False)
+    free: list[Pair] = dpo_pairs.drawn(offered, per_prompt, False)
     assert free == [pair for row in offered for pair in row[:per_prompt]]
     if sum(len(pair["chosen"]) - len(pair["rejected"]) for pair in free) <= 0:
         assert drawn == free, "what is balanced is left alone"
 
 
-def test_a_pair_that_is_too_long_gives_way_to_a_spare_one_of_its_prompt(pairs: Any):
+def test_a_pair_that_is_too_long_gives_way_to_a_spare_one_of_its_prompt():
     long, spare = {"chosen": "c" * 9, "rejected": "r"}, {"chosen": "c", "rejected": "r" * 3}
-    assert pairs.drawn([[long, spare]], 1, True) == [spare]
-    assert pairs.drawn([[long]], 1, True) == []
+    assert dpo_pairs.drawn([[long, spare]], 1, True) == [spare]
+    assert dpo_pairs.drawn([[long]], 1, True) == []
 
 
-def test_settings_that_cannot_give_pairs_are_refused(pairs: Any, tmp_path: Path):
+def test_settings_that_cannot_give_pairs_are_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match="at least 2 samples"):
-        pairs.PairsRecipe(samples=1)
+        dpo_pairs.PairsRecipe(samples=1)
     with pytest.raises(ConfigError, match="raise it"):
-        pairs.PairsRecipe(temperature=0.0)
+        dpo_pairs.PairsRecipe(temperature=0.0)
     with pytest.raises(InputError, match="nowhere"):
-        pairs.build(pairs.PairsRecipe(candidates=str(tmp_path / "nowhere.jsonl")), tmp_path / "o", judge_by())
+        dpo_pairs.build(dpo_pairs.PairsRecipe(candidates=str(tmp_path / "nowhere.jsonl")), tmp_path / "o", judge_by())
     with pytest.raises(InputError, match="holds no prompt that can be used; JSONDecodeError"):
-        pairs.build(pairs.PairsRecipe(candidates=file_of(tmp_path / "x.jsonl", "{")), tmp_path / "o", judge_by())
+        dpo_pairs.build(
+            dpo_pairs.PairsRecipe(candidates=file_of(tmp_path / "x.jsonl", "{")), tmp_path / "o", judge_by()
+        )
 
 
 @pytest.mark.parametrize("chat", [False, True])
 def test_the_file_loads_into_trls_dpo_trainer_as_it_is_and_a_step_trains(
-    pairs: Any, chat: bool, smol_tokenizer: Any, tmp_path: Path
+    chat: bool, smol_tokenizer: Any, tmp_path: Path
 ):
     from datasets import Dataset
     from peft import LoraConfig
@@ -295,7 +284,7 @@ def test_the_file_loads_into_trls_dpo_trainer_as_it_is_and_a_step_trains(
         {"prompt": [{"role": "user", "content": f"q{n}"}] if chat else f"q{n}", "candidates": [" 1 poor", " 2 good"]}
         for n in range(4)
     ]
-    found = build(pairs, tmp_path, records, judge_by())
+    found = build(tmp_path, records, judge_by())
     assert found[0]["chosen"] == ([{"role": "assistant", "content": " 2 good"}] if chat else " 2 good")
     trainer = DPOTrainer(
         model=tiny_policy(smol_tokenizer),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,8 @@ import pytest
 from mrjudge_reward.engines.scripted import ScriptedEngine, shown_candidates
 from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.types import Failure, Request
-from tests.support import ROOT
+from recipes.data.reviews import load_reviews
+from recipes.evaluate.judge import EvaluationRecipe, evaluate
 from tests.support.warm_python import run_python
 
 pytestmark = pytest.mark.usefixtures("vllm_hidden")
@@ -22,20 +22,18 @@ PAIRS = {"source": "film reviews", "judge": {"format": "choice"}, "eval_count": 
 
 
 @pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
-    monkeypatch.chdir(ROOT)
-    return importlib.import_module("evaluate_judge")
+def ratings() -> dict[str, float]:
+    return {review.text: review.rating for review in load_reviews()}
 
 
-@pytest.fixture
-def ratings(module: Any) -> dict[str, float]:
-    return {review.text: review.rating for review in importlib.import_module("reviews").load_reviews()}
-
-
-def evaluated(module: Any, script: Callable[[Request], Any], task: Any = PAIRS, **recipe: Any) -> dict[str, Any]:
-    settings = {"judge": {"model": "scripted", "verdict": "read"}, "tasks": {"task": task}, "resamples": 200, **recipe}
-    report = module.evaluate(module.EvaluationRecipe(**settings), ScriptedEngine(script))
+def evaluated(script: Callable[[Request], Any], task: Any = PAIRS, **recipe: Any) -> dict[str, Any]:
+    settings = {
+        "judge": {"model": "scripted", "verdict": "logprobs"},
+        "tasks": {"task": task},
+        "resamples": 200,
+        **recipe,
+    }
+    report = evaluate(EvaluationRecipe(**settings), ScriptedEngine(script))
     return dict(report["tasks"]["task"])
 
 
@@ -47,8 +45,8 @@ def sure_of(best: Callable[[dict[str, str]], str], p: float = 0.9) -> Callable[[
     return script
 
 
-def test_a_judge_that_knows_is_right_everywhere(module: Any, ratings: dict[str, float]):
-    row = evaluated(module, sure_of(lambda shown: max(shown, key=lambda label: ratings[shown[label]])))
+def test_a_judge_that_knows_is_right_everywhere(ratings: dict[str, float]):
+    row = evaluated(sure_of(lambda shown: max(shown, key=lambda label: ratings[shown[label]])))
     for name in ("accuracy", "both", "averaged", "consistency"):
         assert row[name] == (1.0, 1.0, 1.0), name
     assert (row["macro F1"], row["failed"], row["ties"], row["chance"]) == (1.0, 0.0, 0.0, 0.5)
@@ -58,8 +56,8 @@ def test_a_judge_that_knows_is_right_everywhere(module: Any, ratings: dict[str, 
     assert sum(point["count"] for point in row["gaps"]) == 80
 
 
-def test_a_judge_that_always_takes_the_first_slot_is_right_half_the_time_and_never_in_both_orders(module: Any):
-    row = evaluated(module, sure_of(lambda shown: min(shown)))
+def test_a_judge_that_always_takes_the_first_slot_is_right_half_the_time_and_never_in_both_orders():
+    row = evaluated(sure_of(lambda shown: min(shown)))
     assert row["accuracy"][0] == 0.5
     assert row["accuracy"][1:] == (0.5, 0.5), "the two orders of a pair stand or fall together"
     assert row["both"][0] == row["consistency"][0] == row["averaged"][0] == 0.0
@@ -67,14 +65,14 @@ def test_a_judge_that_always_takes_the_first_slot_is_right_half_the_time_and_nev
     assert row["macro F1"] == pytest.approx(1 / 3), "2/3 for the first label, 0 for the other"
 
 
-def test_a_judge_that_fails_is_wrong_and_stays_in_every_denominator(module: Any, ratings: dict[str, float]):
+def test_a_judge_that_fails_is_wrong_and_stays_in_every_denominator(ratings: dict[str, float]):
     knows = sure_of(lambda shown: max(shown, key=lambda label: ratings[shown[label]]))
 
     def script(request: Request) -> Any:
         first = min(shown_candidates(request).values())
         return Failure("http 500", transient=False) if hash_of(first) % 2 else knows(request)
 
-    row = evaluated(module, script, judge={"model": "scripted", "verdict": "read", "max_failed_fraction": 1.0})
+    row = evaluated(script, judge={"model": "scripted", "verdict": "logprobs", "max_failed_fraction": 1.0})
     assert 0.2 < row["failed"] < 0.8
     assert row["accuracy"][0] == pytest.approx(1 - row["failed"])
     assert row["both"][0] == row["consistency"][0] == row["averaged"][0] == pytest.approx(1 - row["failed"])
@@ -87,7 +85,7 @@ def hash_of(text: str) -> int:
     return sum(text.encode())
 
 
-def test_grades_given_alone_are_compared_and_a_tie_is_wrong(module: Any, ratings: dict[str, float]):
+def test_grades_given_alone_are_compared_and_a_tie_is_wrong(ratings: dict[str, float]):
     task = {"source": "film reviews", "judge": {"format": "sentiment"}, "eval_count": 30}
 
     def grade(request: Request) -> dict[str, float]:
@@ -95,14 +93,14 @@ def test_grades_given_alone_are_compared_and_a_tie_is_wrong(module: Any, ratings
         p = 0.5 + ratings[text] / 10
         return {" negative": 1 - p, " positive": p}
 
-    assert evaluated(module, grade, task)["order"] == (1.0, 1.0, 1.0)
-    row = evaluated(module, lambda _: {" negative": 0.5, " positive": 0.5}, task)
+    assert evaluated(grade, task)["order"] == (1.0, 1.0, 1.0)
+    row = evaluated(lambda _: {" negative": 0.5, " positive": 0.5}, task)
     assert row["order"][0] == 0.0
     assert "both" not in row
     assert "consistency" not in row
 
 
-def test_more_votes_make_a_noisy_judge_better(module: Any, ratings: dict[str, float]):
+def test_more_votes_make_a_noisy_judge_better(ratings: dict[str, float]):
     def script(request: Request) -> str:
         shown = shown_candidates(request)
         best = max(shown, key=lambda label: ratings[shown[label]])
@@ -112,21 +110,21 @@ def test_more_votes_make_a_noisy_judge_better(module: Any, ratings: dict[str, fl
 
     recipe = {
         "votes": [1, 3, 9],
-        "judge": {"model": "scripted", "verdict": "sampled", "temperature": 1.0, "retries": 0},
+        "judge": {"model": "scripted", "verdict": "generate", "temperature": 1.0, "retries": 0},
     }
-    row = evaluated(module, script, PAIRS | {"eval_count": 100}, **recipe)
+    row = evaluated(script, PAIRS | {"eval_count": 100}, **recipe)
     assert row["majority of 9"][0] > row["majority of 3"][0] > row["majority of 1"][0]
     assert row["majority of 1"][0] == row["accuracy"][0]
     assert row["average of 9"] == row["majority of 9"], "sampled verdicts are one-hot"
 
 
-def test_only_dev_and_test_are_measured(module: Any):
+def test_only_dev_and_test_are_measured():
     with pytest.raises(ConfigError, match="dev or test"):
-        evaluated(module, sure_of(min), split="train")
+        evaluated(sure_of(min), split="train")
 
 
 def test_the_embedded_judge_is_measured_from_the_command_line(smol_path: str, tmp_path: Path):
-    command = ["recipes/evaluate/judge.py", "recipes/evaluate/eval_cpu.yaml", "--out", str(tmp_path)]
+    command = ["-m", "recipes.evaluate.judge", "recipes/evaluate/eval_cpu.yaml", "--out", str(tmp_path)]
     for task in ("film_pairs", "film_alone", "amazon_pairs", "amazon_alone"):
         command += ["--set", f"tasks.{task}.eval_count=4"]
     command += ["--set", "resamples=50", "--set", f"judge.cache={tmp_path / 'replies.sqlite'}"]

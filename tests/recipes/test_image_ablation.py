@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,9 @@ from mrjudge_reward.engines.scripted import ScriptedEngine, shown_candidates
 from mrjudge_reward.images import load_picture, opened
 from mrjudge_reward.training.tasks import split_of
 from mrjudge_reward.types import Request
-from tests.support import ROOT
+from recipes.data import judge_data
+from recipes.evaluate import image_ablation
+from recipes.evaluate.judge import EvaluationRecipe, evaluate, markdown
 from tests.support.captions import captioned
 
 BLIND = "the judge does not look at the picture"
@@ -24,12 +25,6 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> str:
     return captioned(tmp_path_factory.mktemp("captioned"))
 
 
-@pytest.fixture
-def recipes(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
-    return importlib.import_module
-
-
 def task(file: str, **more: Any) -> dict[str, Any]:
     """All 36 pictures, whatever their split."""
     return {
@@ -38,13 +33,12 @@ def task(file: str, **more: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def evaluated(recipes: Any, script: Callable[[Request], Any], tasks: dict[str, Any], **more: Any) -> dict[str, Any]:
-    module = recipes("evaluate_judge")
-    recipe = module.EvaluationRecipe(
-        judge={"model": "scripted", "verdict": "read"}, tasks=tasks, resamples=200, **more
+def evaluated(script: Callable[[Request], Any], tasks: dict[str, Any], **more: Any) -> dict[str, Any]:
+    recipe = EvaluationRecipe(
+        judge={"model": "scripted", "verdict": "logprobs"}, tasks=tasks, resamples=200, **more
     )  # fmt: skip
-    report: dict[str, Any] = module.evaluate(recipe, ScriptedEngine(script))
-    return report | {"markdown": module.markdown(report)}
+    report: dict[str, Any] = evaluate(recipe, ScriptedEngine(script))
+    return report | {"markdown": markdown(report)}
 
 
 def sure_of(best: Callable[[Request, dict[str, str]], str]) -> Callable[[Request], dict[str, float]]:
@@ -67,10 +61,8 @@ def looking(file: str) -> Callable[[Request, dict[str, str]], str]:
     return best
 
 
-def test_a_judge_that_reads_the_picture_is_not_called_blind(
-    recipes: Any, file: str, capsys: pytest.CaptureFixture[str]
-):
-    report = evaluated(recipes, sure_of(looking(file)), {"pictures": task(file)})
+def test_a_judge_that_reads_the_picture_is_not_called_blind(file: str, capsys: pytest.CaptureFixture[str]):
+    report = evaluated(sure_of(looking(file)), {"pictures": task(file)})
     row = report["tasks"]["pictures"]
     assert row["accuracy"] == (1.0, 1.0, 1.0)
     assert row["blanked"][0] == 0.5, "the first slot, in both orders"
@@ -82,14 +74,14 @@ def test_a_judge_that_reads_the_picture_is_not_called_blind(
 
 
 def test_a_judge_that_ignores_the_picture_is_called_blind_however_accurate_it_is(
-    recipes: Any, file: str, capsys: pytest.CaptureFixture[str]
+    file: str, capsys: pytest.CaptureFixture[str]
 ):
     truth = {"A red circle.", "A green circle.", "A blue circle."}
     for knows in (False, True):  # it guesses by the wording: not at all, or so that it is often right
         script = sure_of(
             lambda _, shown, knows=knows: min(shown, key=lambda k: (shown[k] not in truth) if knows else shown[k])
         )
-        report = evaluated(recipes, script, {"pictures": task(file)})
+        report = evaluated(script, {"pictures": task(file)})
         row = report["tasks"]["pictures"]
         assert row["blanked"] == row["swapped"] == row["accuracy"]
         assert row["seen"] == (0.0, 0.0, 0.0)
@@ -100,7 +92,7 @@ def test_a_judge_that_ignores_the_picture_is_called_blind_however_accurate_it_is
 FITS = "=== system ===\n=== user ===\n{responses}\nIs it in the picture?\n=== response ===\n[Text]\n{text}\n[End]\n"
 
 
-def test_of_captions_graded_alone_pairs_in_the_right_order_are_compared(recipes: Any, file: str, tmp_path: Path):
+def test_of_captions_graded_alone_pairs_in_the_right_order_are_compared(file: str, tmp_path: Path):
     (tmp_path / "fits.txt").write_text(FITS, "utf-8")
     known = {load_picture(str(path)).key: path.stem for path in Path(file).parent.glob("*.png")}
 
@@ -113,9 +105,9 @@ def test_of_captions_graded_alone_pairs_in_the_right_order_are_compared(recipes:
     judge = {
         "format": "sentiment",
         "template": str(tmp_path / "fits.txt"),
-        "labels": {" no": 0.0, " yes": 1.0},
+        "grades": {" no": 0.0, " yes": 1.0},
     }
-    row = evaluated(recipes, grade, {"pictures": task(file, judge=judge)})["tasks"]["pictures"]
+    row = evaluated(grade, {"pictures": task(file, judge=judge)})["tasks"]["pictures"]
     assert row["exercises"] == 2 * row["items"] == 72
     assert row["order"] == (1.0, 1.0, 1.0)
     assert row["blanked"] == (0.0, 0.0, 0.0), "two grades alike are in no order"
@@ -123,50 +115,52 @@ def test_of_captions_graded_alone_pairs_in_the_right_order_are_compared(recipes:
     assert row["seen"] == (1.0, 1.0, 1.0)
 
 
-def test_the_ablation_can_be_turned_off_and_leaves_tasks_without_pictures_alone(recipes: Any, file: str):
+def test_the_ablation_can_be_turned_off_and_leaves_tasks_without_pictures_alone(file: str):
     texts = {"source": "film reviews", "judge": {"format": "choice"}, "eval_count": 5}
     script = sure_of(lambda _, shown: min(shown))
-    report = evaluated(recipes, script, {"pictures": task(file), "texts": texts}, image_ablation=False)
+    report = evaluated(script, {"pictures": task(file), "texts": texts}, image_ablation=False)
     assert not any({"blanked", "swapped", "seen"} & row.keys() for row in report["tasks"].values())
-    report = evaluated(recipes, script, {"texts": texts})
+    report = evaluated(script, {"texts": texts})
     assert not {"blanked", "swapped", "seen"} & report["tasks"]["texts"].keys()
     assert BLIND not in report["markdown"]
 
 
-def test_a_blanked_picture_is_grey_of_the_same_size_and_a_swapped_one_is_never_its_own(recipes: Any, file: str):
-    module, data = recipes("image_ablation"), recipes("judge_data")
-    made = data.task_exercises(data.TaskConfig(**task(file)), "test")
-    keys = [load_picture(image).key for one in made for image in module.pictures_of(one)]
-    for one, other in zip(made, module.blanked(made), strict=True):
-        (image,) = module.pictures_of(other)
+def test_a_blanked_picture_is_grey_of_the_same_size_and_a_swapped_one_is_never_its_own(file: str):
+    made = judge_data.task_exercises(judge_data.TaskConfig(**task(file)), "test")
+    keys = [load_picture(image).key for one in made for image in image_ablation.pictures_of(one)]
+    for one, other in zip(made, image_ablation.blanked(made), strict=True):
+        (image,) = image_ablation.pictures_of(other)
         picture = load_picture(image)
         assert (picture.width, picture.height) == (64, 64)
         assert opened(picture).getcolors() == [(64 * 64, (128, 128, 128))]
         assert (other.slots, other.worth_K, other.item.group.key) == (one.slots, one.worth_K, one.item.group.key)
         assert other.item.group.prompt[0].text == one.item.group.prompt[0].text
-    others = [load_picture(image).key for one in module.swapped(made, 0) for image in module.pictures_of(one)]
+    others = [
+        load_picture(image).key for one in image_ablation.swapped(made, 0) for image in image_ablation.pictures_of(one)
+    ]
     assert all(own != other for own, other in zip(keys, others, strict=True))
     assert others[::2] == others[1::2], "both orders show the same picture"
     assert len(set(others)) > 10
     assert set(others) <= set(keys)
-    again = [load_picture(image).key for one in module.swapped(made, 1) for image in module.pictures_of(one)]
+    again = [
+        load_picture(image).key for one in image_ablation.swapped(made, 1) for image in image_ablation.pictures_of(one)
+    ]
     assert again != others
     same = [one for one in made if one.item.group.key == made[0].item.group.key]
-    assert module.swapped(same, 0) is None, "there is no other picture"
+    assert image_ablation.swapped(same, 0) is None, "there is no other picture"
 
 
-def test_a_picture_that_cannot_be_loaded_fails_in_every_variant(recipes: Any, file: str, tmp_path: Path):
+def test_a_picture_that_cannot_be_loaded_fails_in_every_variant(file: str, tmp_path: Path):
     folder = tmp_path / "broken"
     folder.mkdir()
     broken = captioned(folder)
     (folder / "red-circle.png").write_bytes(b"no picture")
     assert split_of("A red circle.") in ("train", "dev", "test")
-    module = recipes("evaluate_judge")
-    recipe = module.EvaluationRecipe(
-        judge={"model": "scripted", "verdict": "read", "max_failed_fraction": 1.0},
+    recipe = EvaluationRecipe(
+        judge={"model": "scripted", "verdict": "logprobs", "max_failed_fraction": 1.0},
         tasks={"pictures": task(broken)}, resamples=50,
     )  # fmt: skip
-    report = module.evaluate(recipe, ScriptedEngine(sure_of(looking(file))))
+    report = evaluate(recipe, ScriptedEngine(sure_of(looking(file))))
     row = report["tasks"]["pictures"]
     assert row["failed"] == pytest.approx(1 / 36)
     assert row["accuracy"][0] == pytest.approx(35 / 36)

@@ -7,31 +7,23 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.engines.scripted import ScriptedEngine, shown_candidates
 from mrjudge_reward.errors import ConfigError, InputError
+from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.types import Failure, Request
+from recipes.evaluate import benchmarks
 from tests.support import ROOT
 from tests.support.judge_server import JudgeServer
 
 CHOICE: dict[str, Any] = {"model": "any", "format": "choice", "temperature": 0.5}
-SCORE: dict[str, Any] = {"model": "any", "format": "score", "labels": {str(n): float(n) for n in range(1, 11)}}
-
-
-@pytest.fixture(scope="module")
-def bench() -> Iterator[Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "recipes"))
-        from recipes.evaluate import benchmarks as judge_benchmarks
-
-        yield judge_benchmarks
+SCORE: dict[str, Any] = {"model": "any", "format": "score", "grades": {str(n): float(n) for n in range(1, 11)}}
 
 
 def written(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -77,14 +69,14 @@ def judgebench_rows(count: int = 12) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def judgebench(bench: Any, folder: Path, engine: ScriptedEngine, **config: Any) -> Any:
-    cases = bench.load_judgebench(written(folder / "pairs.jsonl", judgebench_rows()))
-    return bench.score("judgebench", cases, JudgeConfig(**CHOICE | config), engine)
+def judgebench(folder: Path, engine: ScriptedEngine, **config: Any) -> Any:
+    cases = benchmarks.load_judgebench(written(folder / "pairs.jsonl", judgebench_rows()))
+    return benchmarks.score("judgebench", cases, JudgeConfig(**CHOICE | config), engine)
 
 
-def test_judgebench_asks_in_both_orders_and_joins_subjects(bench: Any, tmp_path: Path):
+def test_judgebench_asks_in_both_orders_and_joins_subjects(tmp_path: Path):
     engine = choosing(knowing)
-    report = judgebench(bench, tmp_path, engine)
+    report = judgebench(tmp_path, engine)
     assert [(row.subset, row.cases, row.score, row.failed) for row in report.rows] == [
         ("mmlu-pro", 6, 1.0, 0.0), ("livebench-math", 3, 1.0, 0.0), ("livecodebench", 3, 1.0, 0.0),
     ]  # fmt: skip
@@ -94,58 +86,56 @@ def test_judgebench_asks_in_both_orders_and_joins_subjects(bench: Any, tmp_path:
     assert {pair[::-1] for pair in shown} == set(shown)
 
 
-def test_a_judge_that_follows_the_slot_is_right_nowhere_on_judgebench(bench: Any, tmp_path: Path):
-    report = judgebench(bench, tmp_path, choosing(first))
+def test_a_judge_that_follows_the_slot_is_right_nowhere_on_judgebench(tmp_path: Path):
+    report = judgebench(tmp_path, choosing(first))
     assert report.overall == 0.0
 
 
-def test_one_order_right_and_the_other_tied_or_failed_is_right_on_judgebench_as_its_authors_have_it(
-    bench: Any, tmp_path: Path
-):
+def test_one_order_right_and_the_other_tied_or_failed_is_right_on_judgebench_as_its_authors_have_it(tmp_path: Path):
     def only_if_first(other: str) -> Callable[[dict[str, str]], str]:
         return lambda shown: "A" if shown["A"].startswith("right") else other
 
-    assert judgebench(bench, tmp_path, choosing(only_if_first("T")), tie_label="T").overall == 1.0
-    failing = judgebench(bench, tmp_path, choosing(only_if_first("no label")), retries=0)
+    assert judgebench(tmp_path, choosing(only_if_first("T")), tie_label="T").overall == 1.0
+    failing = judgebench(tmp_path, choosing(only_if_first("no label")), retries=0)
     assert (failing.overall, failing.rows[0].failed) == (1.0, 1.0)
 
 
-def test_both_orders_failed_is_wrong_and_counted_on_judgebench(bench: Any, tmp_path: Path):
+def test_both_orders_failed_is_wrong_and_counted_on_judgebench(tmp_path: Path):
     def broken(request: Request) -> str | Failure:
         shown = shown_candidates(request)
         number = int(next(iter(shown.values())).split()[1][:-1])
         return f"<answer>{knowing(shown)}</answer>" if number % 2 else Failure("timeout", transient=False)
 
-    report = judgebench(bench, tmp_path, ScriptedEngine(broken))
+    report = judgebench(tmp_path, ScriptedEngine(broken))
     assert sum(row.cases for row in report.rows) == 12
     assert report.overall == 0.5
-    cases = bench.load_judgebench(written(tmp_path / "more.jsonl", judgebench_rows(40)))
+    cases = benchmarks.load_judgebench(written(tmp_path / "more.jsonl", judgebench_rows(40)))
     dead = ScriptedEngine(lambda request: Failure("timeout", transient=False))
-    report = bench.score("judgebench", cases, JudgeConfig(**CHOICE), dead)
+    report = benchmarks.score("judgebench", cases, JudgeConfig(**CHOICE), dead)
     assert report.overall == 0.0, "no alarm stops a benchmark, and nothing leaves the denominator"
     assert [(row.cases, row.failed) for row in report.rows] == [(20, 1.0), (10, 1.0), (10, 1.0)]
 
 
-def test_grades_decide_judgebench_once_and_equal_ones_are_wrong(bench: Any, tmp_path: Path):
-    cases = bench.load_judgebench(written(tmp_path / "pairs.jsonl", judgebench_rows()))
+def test_grades_decide_judgebench_once_and_equal_ones_are_wrong(tmp_path: Path):
+    cases = benchmarks.load_judgebench(written(tmp_path / "pairs.jsonl", judgebench_rows()))
     engine = grading(lambda text: "9" if text.startswith("right") else "2")
-    assert bench.score("judgebench", cases, JudgeConfig(**SCORE), engine).overall == 1.0
+    assert benchmarks.score("judgebench", cases, JudgeConfig(**SCORE), engine).overall == 1.0
     assert len(engine.requests) == 24
-    assert bench.score("judgebench", cases, JudgeConfig(**SCORE), grading(lambda text: "5")).overall == 0.0
+    assert benchmarks.score("judgebench", cases, JudgeConfig(**SCORE), grading(lambda text: "5")).overall == 0.0
     half = grading(lambda text: "9" if text.startswith("right") else "none")
-    report = bench.score("judgebench", cases, JudgeConfig(**SCORE, retries=0), half)
+    report = benchmarks.score("judgebench", cases, JudgeConfig(**SCORE, retries=0), half)
     assert report.overall == 0.0, "the other's grade is not known to be lower"
     assert report.rows[0].failed == 1.0
 
 
-def test_an_empty_answer_loses_without_being_shown(bench: Any, tmp_path: Path):
+def test_an_empty_answer_loses_without_being_shown(tmp_path: Path):
     rows = judgebench_rows(2)
     rows[0]["response_A"] = rows[1]["response_B"] = " ... "  # the right one of the first, the wrong one of the second
     assert (rows[0]["label"], rows[1]["label"]) == ("B>A", "A>B")
     rows[0]["label"] = "A>B"
-    cases = bench.load_judgebench(written(tmp_path / "pairs.jsonl", rows))
+    cases = benchmarks.load_judgebench(written(tmp_path / "pairs.jsonl", rows))
     engine = choosing(first)
-    report = bench.score("judgebench", cases, JudgeConfig(**CHOICE), engine)
+    report = benchmarks.score("judgebench", cases, JudgeConfig(**CHOICE), engine)
     assert report.overall == 0.5
     assert engine.requests == []
 
@@ -175,55 +165,55 @@ def ties_rows() -> list[dict[str, Any]]:
     return rows
 
 
-def rewardbench(bench: Any, folder: Path, rows: list[dict[str, Any]], engine: ScriptedEngine, **config: Any) -> Any:
-    cases = bench.load_rewardbench2(written(folder / "rewardbench.parquet", rows))
-    return bench.score("rewardbench2", cases, JudgeConfig(**config or CHOICE), engine)
+def rewardbench(folder: Path, rows: list[dict[str, Any]], engine: ScriptedEngine, **config: Any) -> Any:
+    cases = benchmarks.load_rewardbench2(written(folder / "rewardbench.parquet", rows))
+    return benchmarks.score("rewardbench2", cases, JudgeConfig(**config or CHOICE), engine)
 
 
-def test_the_best_of_four_is_asked_for_once_with_the_right_one_in_any_slot(bench: Any, tmp_path: Path):
+def test_the_best_of_four_is_asked_for_once_with_the_right_one_in_any_slot(tmp_path: Path):
     engine = choosing(knowing)
-    report = rewardbench(bench, tmp_path, best_of_four(), engine)
+    report = rewardbench(tmp_path, best_of_four(), engine)
     assert {row.subset: (row.score, row.cases) for row in report.rows} == {"Focus": (1.0, 8), "Math": (1.0, 16)}
     assert len(engine.requests) == 24
     assert {knowing(shown_candidates(request)) for request in engine.requests} == {*"ABCD"}
-    assert 0 < rewardbench(bench, tmp_path, best_of_four(), choosing(first)).overall < 0.6
+    assert 0 < rewardbench(tmp_path, best_of_four(), choosing(first)).overall < 0.6
 
 
-def test_the_overall_number_is_the_mean_of_the_subsets(bench: Any, tmp_path: Path):
+def test_the_overall_number_is_the_mean_of_the_subsets(tmp_path: Path):
     def knows_math(shown: dict[str, str]) -> str:
         return knowing(shown) if int(shown["A"].split()[1].rstrip("xyz")) % 3 else "none"
 
-    report = rewardbench(bench, tmp_path, best_of_four(), choosing(knows_math))
+    report = rewardbench(tmp_path, best_of_four(), choosing(knows_math))
     assert {row.subset: row.score for row in report.rows} == {"Focus": 0.0, "Math": 1.0}
     assert report.overall == 0.5
     assert {row.subset: row.failed for row in report.rows} == {"Focus": 1.0, "Math": 0.0}
 
 
-def test_graded_alone_a_shared_best_is_worth_its_share_and_a_failed_one_nothing(bench: Any, tmp_path: Path):
+def test_graded_alone_a_shared_best_is_worth_its_share_and_a_failed_one_nothing(tmp_path: Path):
     rows = best_of_four(3)
     shared = grading(lambda text: "9" if text.startswith("right") or text.endswith("x") else "2")
-    assert rewardbench(bench, tmp_path, rows, shared, **SCORE).overall == 0.5
+    assert rewardbench(tmp_path, rows, shared, **SCORE).overall == 0.5
     failed = grading(lambda text: "9" if text.startswith("right") else "none" if text.endswith("x") else "2")
-    assert rewardbench(bench, tmp_path, rows, failed, **SCORE, retries=0).overall == 0.0
+    assert rewardbench(tmp_path, rows, failed, **SCORE, retries=0).overall == 0.0
 
 
-def test_a_format_with_two_labels_cannot_show_four(bench: Any, tmp_path: Path):
+def test_a_format_with_two_labels_cannot_show_four(tmp_path: Path):
     with pytest.raises(ConfigError, match="shows four candidates at once; the judge's format has 2 labels"):
-        rewardbench(bench, tmp_path, best_of_four(1), choosing(first), **CHOICE, labels=["A", "B"])
+        rewardbench(tmp_path, best_of_four(1), choosing(first), **CHOICE, labels=["A", "B"])
 
 
-def test_ties_are_graded_whatever_the_judges_format(bench: Any, tmp_path: Path):
+def test_ties_are_graded_whatever_the_judges_format(tmp_path: Path):
     def script(request: Request) -> str:
         shown = shown_candidates(request)
         return f"<answer>{knowing(shown) if len(shown) > 1 else 9 if shown[''].startswith('right') else 2}</answer>"
 
     engine = ScriptedEngine(script)
-    report = rewardbench(bench, tmp_path, best_of_four(3) + ties_rows(), engine)
+    report = rewardbench(tmp_path, best_of_four(3) + ties_rows(), engine)
     scores = {row.subset: row.score for row in report.rows}
     assert scores == {"Focus": 1.0, "Math": 1.0, "Ties": pytest.approx(1.01)}, "1 % tops up a perfect score, as there"
     assert len(engine.requests) == 3 + 2 * (5 + 7)
     read = ScriptedEngine(lambda request: {label: 1 / len(request.labels) for label in request.labels})
-    rewardbench(bench, tmp_path, ties_rows(), read, **CHOICE, verdict="read")
+    rewardbench(tmp_path, ties_rows(), read, **CHOICE, verdict="logprobs")
     assert {request.labels for request in read.requests} == {tuple("123456789")}
 
 
@@ -246,24 +236,24 @@ def official_ties(grades: dict[str, list[float]], right: dict[str, int]) -> floa
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_the_score_of_ties_is_the_official_one(bench: Any, tmp_path: Path, seed: int):
+def test_the_score_of_ties_is_the_official_one(tmp_path: Path, seed: int):
     def grade(text: str) -> float:
         draw = random.Random(f"{seed} {text}")
         harder = seed % 4 if "ref" in text else 0  # the reference may be what holds a prompt back
         return float(draw.randint(7, 7 + seed % 3) if text.startswith("right") else draw.randint(1, 3) + harder)
 
     rows = ties_rows()
-    report = rewardbench(bench, tmp_path, rows, grading(lambda text: f"{grade(text):.0f}"), **SCORE)
+    report = rewardbench(tmp_path, rows, grading(lambda text: f"{grade(text):.0f}"), **SCORE)
     grades = {row["id"]: [grade(text) for text in row["chosen"] + row["rejected"]] for row in rows}
     assert report.overall == pytest.approx(official_ties(grades, {row["id"]: row["num_correct"] for row in rows}))
 
 
-def test_a_prompt_of_the_ties_with_a_failed_grade_earns_nothing(bench: Any, tmp_path: Path):
+def test_a_prompt_of_the_ties_with_a_failed_grade_earns_nothing(tmp_path: Path):
     engine = grading(lambda text: "none" if text == "wrong 0 tied 3" else "9" if text.startswith("right") else "2")
-    report = rewardbench(bench, tmp_path, ties_rows(), engine, **SCORE, retries=0)
+    report = rewardbench(tmp_path, ties_rows(), engine, **SCORE, retries=0)
     assert report.overall == pytest.approx(0.3 * 0.5 + 0.3 + 0.2 * 0.5 + 0.2 * 0.5 + 0.01 * 0)
     assert report.rows[0].failed == 0.25
-    dead = rewardbench(bench, tmp_path, ties_rows(), grading(lambda text: "none"), **SCORE, retries=0)
+    dead = rewardbench(tmp_path, ties_rows(), grading(lambda text: "none"), **SCORE, retries=0)
     assert dead.overall == pytest.approx(-0.01)
 
 
@@ -296,12 +286,12 @@ def vl_rows() -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def test_vl_rewardbench_groups_by_id_and_shows_the_image(bench: Any, tmp_path: Path):
-    cases = bench.load_vl_rewardbench(written(tmp_path / "vl.parquet", vl_rows()))
+def test_vl_rewardbench_groups_by_id_and_shows_the_image(tmp_path: Path):
+    cases = benchmarks.load_vl_rewardbench(written(tmp_path / "vl.parquet", vl_rows()))
     assert [case.subset for case in cases] == list(PREFIXES.values())
     assert [case.group.candidates[min(case.right)] for case in cases] == [f"right {i}" for i in range(7)]
     engine = choosing(knowing)
-    report = bench.score("vl_rewardbench", cases, JudgeConfig(**CHOICE), engine, votes=5)
+    report = benchmarks.score("vl_rewardbench", cases, JudgeConfig(**CHOICE), engine, votes=5)
     assert (report.overall, report.macro) == (1.0, 1.0)
     assert {row.subset: row.cases for row in report.rows} == {"hallucination": 3, "reasoning": 2, "general": 2}
     assert len(engine.requests) == 35, "each vote is a call of its own"
@@ -314,8 +304,8 @@ def test_vl_rewardbench_groups_by_id_and_shows_the_image(bench: Any, tmp_path: P
     assert len({(request.messages, request.seed) for request in engine.requests}) == 35
 
 
-def test_a_vote_that_failed_is_no_vote_for_the_right_answer_and_stays_in_the_count(bench: Any, tmp_path: Path):
-    cases = bench.load_vl_rewardbench(
+def test_a_vote_that_failed_is_no_vote_for_the_right_answer_and_stays_in_the_count(tmp_path: Path):
+    cases = benchmarks.load_vl_rewardbench(
         written(tmp_path / "vl.jsonl", [dict(row, image="https://example.org/x.png") for row in vl_rows()])
     )
 
@@ -327,7 +317,7 @@ def test_a_vote_that_failed_is_no_vote_for_the_right_answer_and_stays_in_the_cou
             asked[name] = asked.get(name, 0) + 1
             return knowing(shown) if asked[name] <= right_of_ten else "neither"
 
-        return bench.score("vl_rewardbench", cases, JudgeConfig(**CHOICE, retries=0), choosing(pick), votes=10)
+        return benchmarks.score("vl_rewardbench", cases, JudgeConfig(**CHOICE, retries=0), choosing(pick), votes=10)
 
     assert [votes(count).overall for count in (0, 5, 6, 10)] == [0.0, 0.0, 1.0, 1.0]
     assert [row.failed for row in votes(6).rows] == [1.0, 1.0, 1.0]
@@ -348,21 +338,21 @@ def multimodal_rows() -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def test_multimodal_rewardbench_is_asked_once_with_the_image_beside_the_file(bench: Any, tmp_path: Path):
+def test_multimodal_rewardbench_is_asked_once_with_the_image_beside_the_file(tmp_path: Path):
     (tmp_path / "images").mkdir()
     for number in range(6):
         (tmp_path / f"images/{number}.png").write_bytes(drawn(number))
-    cases = bench.load_multimodal_rewardbench(written(tmp_path / "all_data.json", multimodal_rows()))
+    cases = benchmarks.load_multimodal_rewardbench(written(tmp_path / "all_data.json", multimodal_rows()))
     engine = choosing(knowing)
-    report = bench.score("multimodal_rewardbench", cases, JudgeConfig(**CHOICE), engine)
+    report = benchmarks.score("multimodal_rewardbench", cases, JudgeConfig(**CHOICE), engine)
     assert [row.subset for row in report.rows] == [
         "open_generation/correctness_task", "safety/bias", "safety/toxicity", "reasoning/math", "reasoning/coding", "vqa",
     ]  # fmt: skip
     assert (report.overall, len(engine.requests)) == (1.0, 6)
     assert engine.requests[0].messages[-1].images[0].image.data in map(drawn, range(6))
     wrong = choosing(lambda shown: "AB".replace(knowing(shown), ""))
-    assert bench.score("multimodal_rewardbench", cases, JudgeConfig(**CHOICE), wrong).overall == 0.0
-    failing = bench.score("multimodal_rewardbench", cases, JudgeConfig(**CHOICE), choosing(lambda shown: "?"))
+    assert benchmarks.score("multimodal_rewardbench", cases, JudgeConfig(**CHOICE), wrong).overall == 0.0
+    failing = benchmarks.score("multimodal_rewardbench", cases, JudgeConfig(**CHOICE), choosing(lambda shown: "?"))
     assert (failing.overall, failing.rows[0].failed) == (0.0, 1.0), "no coin is tossed"
 
 
@@ -380,22 +370,20 @@ def test_multimodal_rewardbench_is_asked_once_with_the_image_beside_the_file(ben
         ("judgebench", [], "is empty"),
     ],
 )
-def test_a_file_in_other_columns_is_refused(
-    bench: Any, tmp_path: Path, load: str, rows: list[dict[str, Any]], fault: str
-):
+def test_a_file_in_other_columns_is_refused(tmp_path: Path, load: str, rows: list[dict[str, Any]], fault: str):
     rows = [{k: v for k, v in row.items() if not isinstance(v, dict) or k != "image"} for row in rows]
     with pytest.raises(InputError, match=fault):
-        getattr(bench, f"load_{load}")(written(tmp_path / "rows.jsonl", rows))
+        getattr(benchmarks, f"load_{load}")(written(tmp_path / "rows.jsonl", rows))
 
 
-def test_multimodal_rewardbench_is_in_no_hub(bench: Any):
+def test_multimodal_rewardbench_is_in_no_hub():
     with pytest.raises(InputError, match="needs --path"):
-        bench.load_multimodal_rewardbench()
+        benchmarks.load_multimodal_rewardbench()
 
 
-def test_ids_of_the_ties_must_join_a_prompt_with_its_reference(bench: Any, tmp_path: Path):
+def test_ids_of_the_ties_must_join_a_prompt_with_its_reference(tmp_path: Path):
     with pytest.raises(InputError, match="ref:N or tied:N"):
-        rewardbench(bench, tmp_path, [ties_rows()[0] | {"id": "12"}], grading(lambda text: "5"), **SCORE)
+        rewardbench(tmp_path, [ties_rows()[0] | {"id": "12"}], grading(lambda text: "5"), **SCORE)
 
 
 def test_the_command_prints_a_table_and_writes_a_report(tmp_path: Path):
@@ -409,10 +397,10 @@ def test_the_command_prints_a_table_and_writes_a_report(tmp_path: Path):
             f"{{engine: openai, base_url: {server.base_url}, model: judge, format: choice}}", encoding="utf-8"
         )
         command = [
-            sys.executable, str(ROOT / "recipes" / "judge_benchmarks.py"), "judgebench", "--config", str(config),
+            sys.executable, "-m", "recipes.evaluate.benchmarks", "judgebench", "--config", str(config),
             "--path", written(tmp_path / "pairs.jsonl", rows), "--limit", "5", "--out", str(out),
         ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "| mmlu-pro | 1.000 | 3 | 0.000 |" in done.stdout
     report = json.loads(out.read_text(encoding="utf-8"))
@@ -420,6 +408,6 @@ def test_the_command_prints_a_table_and_writes_a_report(tmp_path: Path):
 
 
 def test_the_script_shows_its_help():
-    command = [sys.executable, str(ROOT / "recipes" / "judge_benchmarks.py"), "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    command = [sys.executable, "-m", "recipes.evaluate.benchmarks", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     assert "not\nrun against the real sets" in done.stdout

@@ -6,7 +6,6 @@ import json
 import random
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,32 +13,16 @@ from typing import Any
 import pytest
 
 from mrjudge_reward.errors import ConfigError, InputError, MissingPackageError
-from mrjudge_reward.judging.comparisons import is_degenerate
+from mrjudge_reward.judging.tournament import is_degenerate
 from mrjudge_reward.prompting.formats import Choice, Score
 from mrjudge_reward.prompting.rendering import conversation_text
 from mrjudge_reward.training.items import from_ratings
 from mrjudge_reward.training.tasks import Item, mark
 from mrjudge_reward.types import Reply
-from tests.support import ROOT
+from recipes.data import judge_data, reviews
 
 SPLITS = ("train", "dev", "test")
 CHOICE = {"format": "choice"}
-
-
-@pytest.fixture(scope="module")
-def data() -> Iterator[Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "recipes"))
-        from recipes.data import judge_data
-
-        yield judge_data
-
-
-@pytest.fixture(scope="module")
-def reviews(data: Any) -> Any:
-    from recipes.data import reviews
-
-    return reviews
 
 
 def shared(item: Item) -> set[str]:
@@ -54,7 +37,7 @@ def shared(item: Item) -> set[str]:
     ("domain", "count", "unknown"),
     [("film reviews", 10605, 0), ("tweets", 4200, 199), ("editorials", 5190, 0), ("Amazon reviews", 3708, 0)],
 )
-def test_every_text_comes_with_the_ratings_that_its_mean_is_of(reviews: Any, domain: str, count: int, unknown: int):
+def test_every_text_comes_with_the_ratings_that_its_mean_is_of(domain: str, count: int, unknown: int):
     texts = reviews.load_reviews(domain)
     assert len(texts) == count
     assert sum(not text.scores for text in texts) == unknown
@@ -70,12 +53,12 @@ def test_every_text_comes_with_the_ratings_that_its_mean_is_of(reviews: Any, dom
     assert not any(is_degenerate(text.text) for text in shown)
 
 
-def test_an_unknown_domain_names_the_known_ones(reviews: Any):
+def test_an_unknown_domain_names_the_known_ones():
     with pytest.raises(InputError, match="no domain 'films'; there are film reviews, tweets"):
         reviews.load_reviews("films")
 
 
-def test_what_pip_cannot_fetch_is_an_error(reviews: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_what_pip_cannot_fetch_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("MRJUDGE_CACHE", str(tmp_path))
     with pytest.raises(InputError, match="could not fetch no-such==1"):
         reviews.fetched("no-such==1", "no-such-*.whl", "nothing", "--no-index")
@@ -83,14 +66,16 @@ def test_what_pip_cannot_fetch_is_an_error(reviews: Any, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_a_text_is_on_one_side_alone_in_whichever_task(data: Any, size: int):
+def test_a_text_is_on_one_side_alone_in_whichever_task(size: int):
     sides: dict[str, set[str]] = {}
     for split in SPLITS:
         made = [
             item
             for gap in (0.5, 1.0)
-            for item in data.items(
-                data.TaskConfig(source="tweets", size=size, gap=gap, count=300, eval_count=60, seed=int(10 * gap)),
+            for item in judge_data.items(
+                judge_data.TaskConfig(
+                    source="tweets", size=size, gap=gap, count=300, eval_count=60, seed=int(10 * gap)
+                ),
                 split,
             )
         ]
@@ -101,11 +86,11 @@ def test_a_text_is_on_one_side_alone_in_whichever_task(data: Any, size: int):
     assert not sides["dev"] & sides["test"]
 
 
-def test_items_and_exercises_are_the_same_every_time_and_keep_their_gap(data: Any):
-    task = data.TaskConfig(source="film reviews", judge=CHOICE, count=400, gap=1.5, both_orders=True, seed=3)
-    made = data.task_exercises(task, "train")
-    assert made == data.task_exercises(data.TaskConfig(**task.model_dump()), "train")
-    assert made != data.task_exercises(task.model_copy(update={"seed": 4}), "train")
+def test_items_and_exercises_are_the_same_every_time_and_keep_their_gap():
+    task = judge_data.TaskConfig(source="film reviews", judge=CHOICE, count=400, gap=1.5, both_orders=True, seed=3)
+    made = judge_data.task_exercises(task, "train")
+    assert made == judge_data.task_exercises(judge_data.TaskConfig(**task.model_dump()), "train")
+    assert made != judge_data.task_exercises(task.model_copy(update={"seed": 4}), "train")
     assert len(made) == 800
     assert all(abs(exercise.worth_K[0] - exercise.worth_K[1]) >= 1.5 - 1e-9 for exercise in made)
     assert all(there.slots == back.slots[::-1] for there, back in zip(made[::2], made[1::2], strict=True))
@@ -113,42 +98,42 @@ def test_items_and_exercises_are_the_same_every_time_and_keep_their_gap(data: An
     assert made[0].item.group.prompt[0].text == "Write a positive sentence about a film."
 
 
-def test_single_texts_are_plainly_good_or_plainly_bad(data: Any):
-    task = data.TaskConfig(source="Amazon reviews", size=1, gap=2.0, judge={"format": "sentiment"}, eval_count=50)
-    made = data.task_exercises(task, "test")
+def test_single_texts_are_plainly_good_or_plainly_bad():
+    task = judge_data.TaskConfig(source="Amazon reviews", size=1, gap=2.0, judge={"format": "sentiment"}, eval_count=50)
+    made = judge_data.task_exercises(task, "test")
     assert len(made) == 50
     assert all(abs(exercise.worth_K[0]) >= 1 for exercise in made)
     assert {exercise.right() for exercise in made} == {"Sentiment: positive", "Sentiment: negative"}
     assert all((exercise.right() == "Sentiment: positive") == (exercise.worth_K[0] > 0) for exercise in made)
 
 
-def test_a_domain_held_out_is_test_as_a_whole_and_nobody_may_train_on_it(data: Any):
-    held = data.TaskConfig(source="Amazon reviews", held_out="source", eval_count=500)
-    tested = set().union(*map(shared, data.items(held, "test")))
-    assert {data.split_of(text) for text in tested} == set(SPLITS)
+def test_a_domain_held_out_is_test_as_a_whole_and_nobody_may_train_on_it():
+    held = judge_data.TaskConfig(source="Amazon reviews", held_out="source", eval_count=500)
+    tested = set().union(*map(shared, judge_data.items(held, "test")))
+    assert {judge_data.split_of(text) for text in tested} == set(SPLITS)
     for split in ("train", "dev"):
         with pytest.raises(ConfigError, match=f"held out: it has no {split} items"):
-            data.items(held, split)
-    film = data.TaskConfig(source="film reviews")
-    ranked = data.TaskConfig(source="film reviews", judge={"format": "ranking"}, held_out="task")
-    data.check_tasks({"film": film, "amazon": held, "ranked": ranked})
+            judge_data.items(held, split)
+    film = judge_data.TaskConfig(source="film reviews")
+    ranked = judge_data.TaskConfig(source="film reviews", judge={"format": "ranking"}, held_out="task")
+    judge_data.check_tasks({"film": film, "amazon": held, "ranked": ranked})
     with pytest.raises(ConfigError, match="'also' trains on Amazon reviews, which task 'amazon' holds out"):
-        data.check_tasks({"amazon": held, "also": data.TaskConfig(source="Amazon reviews")})
+        judge_data.check_tasks({"amazon": held, "also": judge_data.TaskConfig(source="Amazon reviews")})
 
 
-def test_a_format_held_out_has_dev_and_test_items_of_the_usual_sides(data: Any):
-    ranked = data.TaskConfig(source="film reviews", judge={"format": "ranking"}, held_out="task", eval_count=20)
+def test_a_format_held_out_has_dev_and_test_items_of_the_usual_sides():
+    ranked = judge_data.TaskConfig(source="film reviews", judge={"format": "ranking"}, held_out="task", eval_count=20)
     with pytest.raises(ConfigError, match="no train items"):
-        data.items(ranked, "train")
+        judge_data.items(ranked, "train")
     for split in ("dev", "test"):
-        made = data.items(ranked, split)
-        assert {data.split_of(text) for item in made for text in item.group.candidates} == {split}
+        made = judge_data.items(ranked, split)
+        assert {judge_data.split_of(text) for item in made for text in item.group.candidates} == {split}
 
 
 # -- the raters' own agreement ----------------------------------------------------------------------------------------
 
 
-def test_raters_who_never_disagree_agree_and_opposite_ones_do_not(reviews: Any):
+def test_raters_who_never_disagree_agree_and_opposite_ones_do_not():
     item = from_ratings("Q", ["good", "bad"], [2.0, -2.0], scale=(-4, 4))
     sure = reviews.rater_agreement([item], {"good": [2, 2, 2], "bad": [-2, -2, -2, -2]})
     assert (sure.right, sure.tied, sure.chosen, sure.pairs) == (1.0, 0.0, 1.0, 1)
@@ -156,7 +141,7 @@ def test_raters_who_never_disagree_agree_and_opposite_ones_do_not(reviews: Any):
     assert (same.right, same.tied, same.chosen) == (0.0, 1.0, 0.5)
 
 
-def test_a_rater_is_left_out_of_the_mean_that_he_must_meet(reviews: Any):
+def test_a_rater_is_left_out_of_the_mean_that_he_must_meet():
     item = from_ratings("Q", ["a", "b"], [1.0, 0.0], scale=(-4, 4))
     ratings = {"a": [4, -1, 0], "b": [0, 0, 0]}
     # The 4 says a > b against the rest (-1, 0), which says b > a; the -1 meets (4, 0), and the 0 ties.
@@ -164,7 +149,7 @@ def test_a_rater_is_left_out_of_the_mean_that_he_must_meet(reviews: Any):
     assert (agreement.right, agreement.tied) == (0.0, pytest.approx(1 / 3))
 
 
-def test_agreement_is_that_of_all_rater_pairs_one_by_one(reviews: Any):
+def test_agreement_is_that_of_all_rater_pairs_one_by_one():
     draw = random.Random(0)
     ratings = {text: [draw.randint(-4, 4) for _ in range(draw.randint(3, 9))] for text in "abc"}
     item = from_ratings("Q", list("abc"), [0.0, 0.0, 0.0], scale=(-4, 4))
@@ -181,8 +166,8 @@ def test_agreement_is_that_of_all_rater_pairs_one_by_one(reviews: Any):
     assert agreement.pairs == 3
 
 
-def test_more_raters_agree_better_and_unknown_ones_are_left_out(data: Any, reviews: Any):
-    made = data.items(data.TaskConfig(source="tweets", eval_count=60), "test")
+def test_more_raters_agree_better_and_unknown_ones_are_left_out():
+    made = judge_data.items(judge_data.TaskConfig(source="tweets", eval_count=60), "test")
     ratings = reviews.ratings_of("tweets")
     single, seven = (reviews.rater_agreement(made, ratings, panel=panel, draws=20) for panel in (1, 7))
     assert 0.8 < single.right < single.chosen < seven.right <= 1
@@ -198,11 +183,9 @@ def test_more_raters_agree_better_and_unknown_ones_are_left_out(data: Any, revie
     ("source", "count", "options"),
     [("quartz", 3828, {2}), ("social_iqa", 2203, {2, 3}), ("mmlu", 999, {3, 4}), ("emotional", 86, {4, 5})],
 )
-def test_questions_are_read_whole_with_right_answers_in_every_slot(
-    data: Any, source: str, count: int, options: set[int]
-):
-    task = data.TaskConfig(source=source, judge=CHOICE, size=5, count=10**6, eval_count=10**6)
-    made = {split: data.items(task, split) for split in SPLITS}
+def test_questions_are_read_whole_with_right_answers_in_every_slot(source: str, count: int, options: set[int]):
+    task = judge_data.TaskConfig(source=source, judge=CHOICE, size=5, count=10**6, eval_count=10**6)
+    made = {split: judge_data.items(task, split) for split in SPLITS}
     everything = [item for items in made.values() for item in items]
     assert len(everything) == count
     assert {len(item.gold_G) for item in everything} == options
@@ -221,18 +204,18 @@ def test_questions_are_read_whole_with_right_answers_in_every_slot(
             assert source not in ("social_iqa", "emotional") or not text.endswith(".") or ". " in text, (
                 "the last option would show"
             )
-    for exercise in data.task_exercises(task, "test"):
+    for exercise in judge_data.task_exercises(task, "test"):
         assert mark(exercise, Reply(exercise.right())).reward == 1.0
 
 
-def test_fewer_options_always_hold_the_right_one(data: Any):
-    for item in data.items(data.TaskConfig(source="mmlu", size=2), "dev"):
+def test_fewer_options_always_hold_the_right_one():
+    for item in judge_data.items(judge_data.TaskConfig(source="mmlu", size=2), "dev"):
         assert sorted(item.gold_G) == [0.0, 1.0]
 
 
-def test_experts_order_of_answers_is_a_ranking(data: Any):
-    task = data.TaskConfig(source="emotional", size=4, judge={"format": "ranking"}, count=10**6)
-    written = [exercise.right() for exercise in data.task_exercises(task, "train")]
+def test_experts_order_of_answers_is_a_ranking():
+    task = judge_data.TaskConfig(source="emotional", size=4, judge={"format": "ranking"}, count=10**6)
+    written = [exercise.right() for exercise in judge_data.task_exercises(task, "train")]
     assert any("=" not in text for text in written)
     assert any(re.search(r"> .* = .* = ", text) for text in written)
 
@@ -240,10 +223,10 @@ def test_experts_order_of_answers_is_a_ranking(data: Any):
 # -- generated --------------------------------------------------------------------------------------------------------
 
 
-def test_generated_answers_are_right_and_their_rivals_wrong_by_the_generators_own_scorer(data: Any):
+def test_generated_answers_are_right_and_their_rivals_wrong_by_the_generators_own_scorer():
     import reasoning_gym
 
-    task = data.TaskConfig(
+    task = judge_data.TaskConfig(
         source="reasoning_gym",
         judge=CHOICE,
         size=3,
@@ -251,9 +234,9 @@ def test_generated_answers_are_right_and_their_rivals_wrong_by_the_generators_ow
         eval_count=12,
         generators=["chain_sum", "time_intervals"],
     )
-    made = {split: data.items(task, split) for split in SPLITS}
+    made = {split: judge_data.items(task, split) for split in SPLITS}
     assert {split: len(items) for split, items in made.items()} == {"train": 60, "dev": 12, "test": 12}
-    assert made["dev"] == data.items(task, "dev")
+    assert made["dev"] == judge_data.items(task, "dev")
     asked = [{conversation_text(item.group.prompt) for item in items} for items in made.values()]
     assert len(asked[0] | asked[1] | asked[2]) == 84
     known = {}
@@ -267,22 +250,20 @@ def test_generated_answers_are_right_and_their_rivals_wrong_by_the_generators_ow
     assert {item.gold_G.index(1.0) for item in made["train"]} == {0, 1, 2}
 
 
-def test_a_missing_generator_package_is_named_with_the_line_that_installs_it(
-    data: Any, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_missing_generator_package_is_named_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)  # as if it were not installed
     with pytest.raises(MissingPackageError, match="reasoning_gym is needed"):
-        data.items(data.TaskConfig(source="reasoning_gym"), "dev")
+        judge_data.items(judge_data.TaskConfig(source="reasoning_gym"), "dev")
 
 
 @pytest.mark.parametrize(
     "answer", ["-4", "12", "00:34:28", "mother-in-law", "['52.2', '30.0']", "Friday", "7", "a b c", ""]
 )
-def test_flaws_are_different_texts_of_the_same_kind(data: Any, answer: str):
-    made = data.flaws(answer, ["7", "other", answer], random.Random(0))
+def test_flaws_are_different_texts_of_the_same_kind(answer: str):
+    made = judge_data.flaws(answer, ["7", "other", answer], random.Random(0))
     assert answer not in made
     assert len(set(made)) == len(made) >= 2
-    assert made == data.flaws(answer, ["7", "other", answer], random.Random(0))
+    assert made == judge_data.flaws(answer, ["7", "other", answer], random.Random(0))
     if answer == "00:34:28":
         assert sum(bool(re.fullmatch(r"\d\d:\d\d:\d\d", text)) for text in made) >= 5
 
@@ -309,17 +290,17 @@ def preference_file(folder: Path, suffix: str) -> tuple[Path, int]:
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
-def test_preferences_of_a_file_are_split_by_their_prompts(data: Any, tmp_path: Path, suffix: str):
+def test_preferences_of_a_file_are_split_by_their_prompts(tmp_path: Path, suffix: str):
     path, count = preference_file(tmp_path, suffix)
-    task = data.TaskConfig(source="preferences", path=str(path), judge=CHOICE, eval_count=300)
-    made = {split: data.items(task, split) for split in SPLITS}
+    task = judge_data.TaskConfig(source="preferences", path=str(path), judge=CHOICE, eval_count=300)
+    made = {split: judge_data.items(task, split) for split in SPLITS}
     assert sum(map(len, made.values())) == count
     prompts = [{conversation_text(item.group.prompt) for item in items} for items in made.values()]
     assert len(prompts[0]) + len(prompts[1]) + len(prompts[2]) == 200, "no prompt on two sides"
-    assert all(mark(e, Reply(e.right())).reward == 1.0 for e in data.task_exercises(task, "train"))
+    assert all(mark(e, Reply(e.right())).reward == 1.0 for e in judge_data.task_exercises(task, "train"))
 
 
-def test_a_folder_that_the_hub_library_reads_is_read_by_it(data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_folder_that_the_hub_library_reads_is_read_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -327,32 +308,30 @@ def test_a_folder_that_the_hub_library_reads_is_read_by_it(data: Any, tmp_path: 
     folder = tmp_path / "set"
     folder.mkdir()
     preference_file(folder, ".jsonl")
-    task = data.TaskConfig(source="preferences", path=str(folder), judge=CHOICE)
-    assert len(data.items(task, "train")) > 100
+    task = judge_data.TaskConfig(source="preferences", path=str(folder), judge=CHOICE)
+    assert len(judge_data.items(task, "train")) > 100
 
 
-def test_rows_that_are_no_preference_are_left_out_and_told(
-    data: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_rows_that_are_no_preference_are_left_out_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "pairs.jsonl"
     rows = [{"prompt": f"Q{i}", "chosen": "a", "rejected": "a" if i == 4 else "b"} for i in range(50)]
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    task = data.TaskConfig(source="preferences", path=str(path), judge=CHOICE)
-    assert sum(len(data.items(task, split)) for split in SPLITS) == 49
+    task = judge_data.TaskConfig(source="preferences", path=str(path), judge=CHOICE)
+    assert sum(len(judge_data.items(task, split)) for split in SPLITS) == 49
     assert "1 of 50 rows left out; first row 5: chosen and rejected are the same answer" in capsys.readouterr().err
     path.write_text(json.dumps(rows[4]), encoding="utf-8")
     with pytest.raises(InputError, match="has no preference; row 1: chosen and rejected are the same"):
-        data.items(task, "train")
+        judge_data.items(task, "train")
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '"text"', '{"a": 1}\n3'])
-def test_a_file_that_holds_no_rows_is_an_error(data: Any, tmp_path: Path, content: str):
+def test_a_file_that_holds_no_rows_is_an_error(tmp_path: Path, content: str):
     path = tmp_path / "pairs.jsonl"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(InputError, match=r"pairs\.jsonl"):
-        data.read_rows(str(path))
+        judge_data.read_rows(str(path))
     with pytest.raises(InputError, match="there is no file"):
-        data.read_rows(str(tmp_path / "none.parquet"))
+        judge_data.read_rows(str(tmp_path / "none.parquet"))
 
 
 # -- the config -------------------------------------------------------------------------------------------------------
@@ -378,30 +357,32 @@ def test_a_file_that_holds_no_rows_is_an_error(data: Any, tmp_path: Path, conten
         ({"source": "reasoning_gym", "generators": []}, "generators"),
     ],
 )
-def test_a_task_that_cannot_be_is_refused(data: Any, values: dict[str, Any], fault: str):
+def test_a_task_that_cannot_be_is_refused(values: dict[str, Any], fault: str):
     with pytest.raises(ConfigError, match=re.escape(fault)):
-        data.TaskConfig(**values)
+        judge_data.TaskConfig(**values)
 
 
-def test_a_task_is_asked_as_the_judge_later_is(data: Any):
+def test_a_task_is_asked_as_the_judge_later_is():
     judge = {"format": "choice", "labels": ["1", "2"], "tie_label": "0"}
-    assert data.TaskConfig(source="quartz", judge=judge).build_format() == Choice(labels=("1", "2"), tie_label="0")
-    graded = data.TaskConfig(source="quartz", judge={"format": "score", "labels": {"no": 0, "yes": 1}})
+    assert judge_data.TaskConfig(source="quartz", judge=judge).build_format() == Choice(
+        labels=("1", "2"), tie_label="0"
+    )
+    graded = judge_data.TaskConfig(source="quartz", judge={"format": "score", "grades": {"no": 0, "yes": 1}})
     assert graded.build_format() == Score(grades=(("no", 0.0), ("yes", 1.0)))
-    written = {exercise.right() for exercise in data.task_exercises(graded, "dev")}
+    written = {exercise.right() for exercise in judge_data.task_exercises(graded, "dev")}
     assert written == {"<answer>no</answer>", "<answer>yes</answer>"}
 
 
-def test_reasoning_names_what_raters_said_in_the_order_shown(data: Any):
+def test_reasoning_names_what_raters_said_in_the_order_shown():
     item = from_ratings("Q", ["good", "bad"], [1.84, -0.36], "films", scale=(-4.0, 4.0))
     pair = Choice(labels=("A", "B"))
-    assert data.reasoning(data.Exercise(item, (1, 0), pair)) == "<think>A: -0.4, B: +1.8</think>"
-    assert data.reasoning(data.Exercise(item, (0,), Score())) == "<think>+1.8</think>"
-    both = data.Exercise(item, (1, 0), pair)
-    assert mark(both, Reply(data.reasoning(both) + both.right())).reward == 1
+    assert judge_data.reasoning(judge_data.Exercise(item, (1, 0), pair)) == "<think>A: -0.4, B: +1.8</think>"
+    assert judge_data.reasoning(judge_data.Exercise(item, (0,), Score())) == "<think>+1.8</think>"
+    both = judge_data.Exercise(item, (1, 0), pair)
+    assert mark(both, Reply(judge_data.reasoning(both) + both.right())).reward == 1
 
 
-def test_a_task_whose_items_no_verdict_fits_is_an_error(data: Any):
-    task = data.TaskConfig(source="film reviews", size=1, judge=CHOICE)
+def test_a_task_whose_items_no_verdict_fits_is_an_error():
+    task = judge_data.TaskConfig(source="film reviews", size=1, judge=CHOICE)
     with pytest.raises(InputError, match="no dev exercise that its format can mark"):
-        data.task_exercises(task, "dev")
+        judge_data.task_exercises(task, "dev")

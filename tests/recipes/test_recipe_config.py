@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mrjudge_reward.errors import ConfigError
-from tests.support import ROOT
+from recipes.common.config import read_config
 
 
 @pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
-    module = importlib.import_module("recipe_config")
+def read(tmp_path: Path) -> Any:
     file = tmp_path / "config.yaml"
 
     def of(text: str, *overrides: str) -> dict[str, Any]:
         file.write_text(text)
-        found: dict[str, Any] = module.read_config(str(file), overrides)
-        return found
+        return read_config(str(file), overrides)
 
     return of
 

@@ -5,7 +5,6 @@ Nothing here needs a GPU. Where a trainer's config would refuse bfloat16 without
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import random
@@ -19,23 +18,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from recipes.common.config import read_config
+from recipes.data.judge_data import TaskConfig, check_tasks
+from recipes.judge.train_rl import RLRecipe
+from recipes.judge.train_sft import SFTRecipe
 from tests.support import ROOT
 from tests.support.small_models import small_text_model
 from tests.support.warm_python import run_python, warm_python
 
 pytestmark = pytest.mark.usefixtures("vllm_hidden")
 
-CONFIGS = ROOT / "recipes" / "configs"
+CONFIGS = ROOT / "recipes" / "judge"
 TRAINED = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem.startswith(("sft_", "rl_")))
 LAUNCH = sorted(path.stem for path in (CONFIGS / "accelerate").glob("*.yaml"))
 GPUS = 8
-
-
-@pytest.fixture
-def recipes(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
-    monkeypatch.chdir(ROOT)
-    return importlib.import_module
 
 
 def trainer_config(name: str, training: Mapping[str, Any]) -> Any:
@@ -45,11 +41,10 @@ def trainer_config(name: str, training: Mapping[str, Any]) -> Any:
     return GRPOConfig(**settings) if name.startswith("rl_") else SFTConfig(**settings)
 
 
-def settings_of(recipes: Any, name: str, *overrides: str) -> Any:
+def settings_of(name: str, *overrides: str) -> RLRecipe | SFTRecipe:
     """A config as its recipe reads it."""
-    values = recipes("recipe_config").read_config(str(CONFIGS / f"{name}.yaml"), overrides)
-    module = recipes("train_rl" if name.startswith("rl_") else "train_sft")
-    return (module.RLRecipe if name.startswith("rl_") else module.SFTRecipe)(**values)
+    values = read_config(str(CONFIGS / f"{name}.yaml"), overrides)
+    return RLRecipe(**values) if name.startswith("rl_") else SFTRecipe(**values)
 
 
 def commands(path: Path) -> list[list[str]]:
@@ -70,23 +65,22 @@ def test_there_is_a_config_for_text_and_for_images_in_each_stage() -> None:
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_the_real_trainers_take_the_settings(recipes: Any, name: str) -> None:
+def test_the_real_trainers_take_the_settings(name: str) -> None:
     from peft import LoraConfig
 
-    recipe = settings_of(recipes, name)
+    recipe = settings_of(name)
     taken = trainer_config(name, recipe.training)
     assert type(taken.learning_rate) is float  # 1e-5 without a point is a text in YAML
     assert 0 < taken.learning_rate < 1e-2
     if recipe.lora is not None:
         assert LoraConfig(task_type="CAUSAL_LM", **recipe.lora).r == recipe.lora["r"]
-    data = recipes("judge_data")
-    tasks = {task: data.TaskConfig(**values) for task, values in recipe.tasks.items()}
-    data.check_tasks(tasks)
+    tasks = {task: TaskConfig(**values) for task, values in recipe.tasks.items()}
+    check_tasks(tasks)
     assert tasks or recipe.examples
 
 
 @pytest.mark.parametrize("name", [name for name in TRAINED if name.endswith("7b")])
-def test_every_command_in_a_config_is_one_that_runs(recipes: Any, name: str) -> None:
+def test_every_command_in_a_config_is_one_that_runs(name: str) -> None:
     from accelerate.commands.launch import launch_command_parser
 
     found = commands(CONFIGS / f"{name}.yaml")
@@ -94,14 +88,16 @@ def test_every_command_in_a_config_is_one_that_runs(recipes: Any, name: str) -> 
     for program, *arguments in found:
         if program == "accelerate":
             parsed = launch_command_parser().parse_args(arguments[1:])
-            assert Path(parsed.config_file).is_file()
-            script, config, *rest = parsed.training_script, *parsed.training_script_args
+            assert (ROOT / parsed.config_file).is_file()
+            assert parsed.module
+            module, config, *rest = parsed.training_script, *parsed.training_script_args
         else:
-            script, config, *rest = arguments
-        assert script == f"recipes/train_{name.split('_')[0]}.py"
-        assert config == f"recipes/configs/{name}.yaml"
+            assert arguments[0] == "-m"
+            _, module, config, *rest = arguments
+        assert module == f"recipes.judge.train_{name.split('_')[0]}"
+        assert config == f"recipes/judge/{name}.yaml"
         overrides = [argument for argument in rest if argument != "--set"]
-        recipe = settings_of(recipes, name, *overrides)
+        recipe = settings_of(name, *overrides)
         assert (recipe.lora is None) == ("lora=null" in overrides or name == "sft_vl_7b")
         assert type(trainer_config(name, recipe.training).learning_rate) is float
 
@@ -119,8 +115,8 @@ def test_accelerate_takes_the_launch_file(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["rl_7b", "rl_vl_7b"])
-def test_groups_are_whole_on_one_gpu_and_on_eight(recipes: Any, name: str) -> None:
-    taken = trainer_config(name, settings_of(recipes, name).training)  # checks this for one
+def test_groups_are_whole_on_one_gpu_and_on_eight(name: str) -> None:
+    taken = trainer_config(name, settings_of(name).training)  # checks this for one
     rows = taken.per_device_train_batch_size * GPUS
     assert rows * taken.gradient_accumulation_steps == 256  # as the comment says
     assert rows * taken.steps_per_generation % taken.num_generations == 0
@@ -128,8 +124,8 @@ def test_groups_are_whole_on_one_gpu_and_on_eight(recipes: Any, name: str) -> No
     assert taken.mask_truncated_completions is False
 
 
-def test_flex_judge_is_trained_as_its_paper_says(recipes: Any) -> None:
-    recipe = settings_of(recipes, "sft_vl_7b")
+def test_flex_judge_is_trained_as_its_paper_says() -> None:
+    recipe = settings_of("sft_vl_7b")
     taken = trainer_config("sft_vl_7b", recipe.training)
     assert (recipe.model, recipe.lora) == ("Qwen/Qwen2.5-VL-7B-Instruct", None)
     assert (taken.learning_rate, taken.num_train_epochs, taken.max_length) == (1e-5, 1, 4096)
@@ -167,11 +163,11 @@ def tiny_vision(smol_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -
     return path
 
 
-def test_the_vision_judges_adapter_leaves_the_vision_tower_alone(recipes: Any, tiny_vision: Path) -> None:
+def test_the_vision_judges_adapter_leaves_the_vision_tower_alone(tiny_vision: Path) -> None:
     import transformers
     from peft import LoraConfig, get_peft_model
 
-    lora = settings_of(recipes, "rl_vl_7b").lora
+    lora = settings_of("rl_vl_7b").lora
     base = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(tiny_vision)
     adapted = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **lora))
     trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
@@ -212,7 +208,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def launcher(name: str) -> list[str]:
-    """What starts two ranks by a file of ``configs/accelerate``."""
+    """What starts two ranks by a file of ``recipes/judge/accelerate``."""
     if name == "ddp":  # accelerate starts one process where there is no GPU
         return ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     file = str(CONFIGS / "accelerate" / f"{name}.yaml")
@@ -222,7 +218,7 @@ def launcher(name: str) -> list[str]:
 
 def train(out: Path, config: str, examples: Path, launch: list[str], *overrides: str) -> list[tuple[float, float]]:
     """Train two steps; the loss and the norm of the gradient of each."""
-    command = [*launch, "recipes/judge/train_sft.py", CONFIGS / f"{config}.yaml"]
+    command = [*launch, "-m", "recipes.judge.train_sft", CONFIGS / f"{config}.yaml"]
     for override in (f"examples={examples}", f"training.output_dir={out}", *TINY, *overrides):
         command += ["--set", override]
     ranks = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHON_EXEC": warm_python()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +12,17 @@ import pytest
 
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.judge import Judge
-from tests.support import ROOT
+from recipes.data.reviews import load_reviews, openings
+from recipes.policy import demo, step_table
 from tests.support.warm_python import run_python
 
 pytestmark = pytest.mark.usefixtures("vllm_hidden")
 
 
-@pytest.fixture
-def demo(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
-    from recipes.policy import demo
-
-    return demo
-
-
 def trained(out: Path, *arguments: str) -> tuple[list[dict[str, Any]], str]:
     """The log of a small run of the demo, and what it printed."""
     small = ("--num-generations", "4", "--prompts-per-step", "1", "--held-out", "3")
-    done = run_python("recipes/policy/demo.py", *small, "--out", out, *arguments)
+    done = run_python("-m", "recipes.policy.demo", *small, "--out", out, *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     log = (out / "log.jsonl").read_text(encoding="utf-8")
     assert "NaN" not in log
@@ -69,10 +61,7 @@ def test_the_demo_runs_with_a_judge_whose_schedule_mirrors_nothing(tmp_path: Pat
     assert re.search(r"^ +1 +[+-]\d\.\d+ +\d\.\d+ +- +- +0\.00 ", printed, re.MULTILINE)
 
 
-def test_a_row_shows_a_dash_for_what_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
-    from recipes.policy import step_table
-
+def test_a_row_shows_a_dash_for_what_is_unknown() -> None:
     known = {
         "step": 3, "reward": 0.0, "spread": 0.25, "grade": 0.5, "consistency": 1.0, "failed": 0.0,
         "generate_s": 1.0, "judge_s": 2.0, "update_s": 3.0,
@@ -85,7 +74,7 @@ def test_a_row_shows_a_dash_for_what_is_unknown(monkeypatch: pytest.MonkeyPatch)
         assert len(shown) == len(line)
 
 
-def test_completions_are_shown_without_their_control_characters(demo: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_completions_are_shown_without_their_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
     judge = Judge(ScriptedEngine.by_utility(len), schedule="all_pairs")
     demo.show(judge, ["The \x1b[2Jfilm", "Same"], ["was\x9b2J", "x"], ["was \u202egreat\x07", "x"])
     printed = capsys.readouterr().out
@@ -94,17 +83,12 @@ def test_completions_are_shown_without_their_control_characters(demo: Any, capsy
     assert "prefers 'after' in 1 of 1" in printed
 
 
-def test_a_judge_that_only_fails_is_shown_as_unknown(demo: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_judge_that_only_fails_is_shown_as_unknown(capsys: pytest.CaptureFixture[str]) -> None:
     demo.show(Judge(ScriptedEngine(lambda request: "?")), ["The film"], ["was bad"], ["was good"])
     assert "before unknown" in capsys.readouterr().out
 
 
 def test_reviews_are_read_whole_with_their_ratings() -> None:
-    sys.path.insert(0, str(ROOT / "recipes"))
-    try:
-        from recipes.data.reviews import load_reviews, openings
-    finally:
-        sys.path.pop(0)
     reviews = load_reviews()
     assert len(reviews) == 10605
     assert all(review.text and -4 <= review.rating <= 4 for review in reviews)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("vllm_hidden")
 def run(folder: Path, python: str) -> subprocess.CompletedProcess[str]:
     places = {"PYTHON": python, "RUNS": str(folder / "runs"), "ADAPTER": str(folder / "packed")}
     return subprocess.run(
-        ["sh", str(ROOT / "recipes" / "run_cpu.sh"), "tiny"],
+        ["sh", str(ROOT / "recipes/judge/run_cpu.sh"), "tiny"],
         env=os.environ | places, capture_output=True, text=True, timeout=550, check=False,
     )  # fmt: skip
 
@@ -28,7 +28,7 @@ def interrupted(smol_path: str, tmp_path_factory: pytest.TempPathFactory) -> tup
     """Where both trainings have been done and what comes next has failed, and the exit code."""
     folder = tmp_path_factory.mktemp("whole")
     python = folder / "python"
-    python.write_text(f'#!/bin/sh\n[ "$1" != recipes/judge/pack_adapter.py ] || exit 7\nexec {warm_python()} "$@"\n')
+    python.write_text(f'#!/bin/sh\n[ "$2" != recipes.judge.pack_adapter ] || exit 7\nexec {warm_python()} "$@"\n')
     python.chmod(0o755)
     done = run(folder, str(python))
     assert (folder / "runs-tiny" / "rl" / "recipe.json").is_file(), done.stderr[-3000:]

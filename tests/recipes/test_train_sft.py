@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -15,28 +14,23 @@ import pytest
 
 from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.prompting.formats import Choice
+from recipes.common.config import read_config
+from recipes.judge import train_sft
 from tests.support import ROOT
 from tests.support.small_models import small_text_model
 from tests.support.warm_python import run_python
 
 pytestmark = pytest.mark.usefixtures("vllm_hidden")
 
-CONFIG = ROOT / "recipes" / "configs" / "sft_cpu.yaml"
+CONFIG = ROOT / "recipes/judge/sft_cpu.yaml"
 SMALL = [
     f"tasks.{name}.count={count}"
     for name, count in {"film_pairs": 20, "tweet_pairs": 4, "editorial_pairs": 3, "film_alone": 5}.items()
 ]
 
 
-@pytest.fixture
-def recipe_module(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
-    monkeypatch.chdir(ROOT)
-    return importlib.import_module("train_sft")
-
-
-def loaded(module: Any, overrides: list[str]) -> Any:
-    return module.SFTRecipe(**module.read_config(str(CONFIG), overrides))
+def loaded(overrides: list[str]) -> train_sft.SFTRecipe:
+    return train_sft.SFTRecipe(**read_config(str(CONFIG), overrides))
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +47,12 @@ def train(model: str, out: Path, *overrides: str, run: Any = run_python) -> subp
     settings = [*SMALL, f"model={model}", "lora.layers_to_transform=[1]", f"training.output_dir={out}",
                 "training.per_device_train_batch_size=2", "training.save_steps=1", "training.logging_steps=1",
                 *overrides]  # fmt: skip
-    return run("recipes/judge/train_sft.py", CONFIG, *(word for setting in settings for word in ("--set", setting)))
+    return run("-m", "recipes.judge.train_sft", CONFIG, *(word for setting in settings for word in ("--set", setting)))
 
 
-def test_examples_end_in_the_right_verdict_and_show_both_orders(recipe_module: Any, tokenizer: Any):
-    recipe = loaded(recipe_module, SMALL)
-    rows = recipe_module.examples(recipe, "train", tokenizer)
+def test_examples_end_in_the_right_verdict_and_show_both_orders(tokenizer: Any):
+    recipe = loaded(SMALL)
+    rows = train_sft.examples(recipe, "train", tokenizer)
     # Weights 4, 1, 1, 1: the largest task comes once whole, the others again and again.
     assert Counter(row["task"] for row in rows) == {
         "film_pairs": 40, "tweet_pairs": 10, "editorial_pairs": 10, "film_alone": 10
@@ -68,9 +62,9 @@ def test_examples_end_in_the_right_verdict_and_show_both_orders(recipe_module: A
     assert all(Choice(labels=("A", "B")).parse(answer, 2) for answer in answers)
 
 
-def test_reasoning_stands_before_the_verdict_of_the_tasks_that_want_it(recipe_module: Any, tokenizer: Any):
-    recipe = loaded(recipe_module, [*SMALL, "tasks.film_pairs.reasoning=ratings"])
-    rows = recipe_module.examples(recipe, "train", tokenizer)
+def test_reasoning_stands_before_the_verdict_of_the_tasks_that_want_it(tokenizer: Any):
+    recipe = loaded([*SMALL, "tasks.film_pairs.reasoning=ratings"])
+    rows = train_sft.examples(recipe, "train", tokenizer)
     for row in rows:
         answer = row["completion"][0]["content"]
         assert answer.startswith("<think>A: ") == (row["task"] == "film_pairs")
@@ -80,17 +74,17 @@ def test_reasoning_stands_before_the_verdict_of_the_tasks_that_want_it(recipe_mo
         assert answer.endswith("<answer>A</answer>" if first > second else "<answer>B</answer>")
 
 
-def test_examples_from_a_file_are_taken_and_a_bad_line_is_named(recipe_module: Any, tokenizer: Any, tmp_path: Path):
+def test_examples_from_a_file_are_taken_and_a_bad_line_is_named(tokenizer: Any, tmp_path: Path):
     good = {"messages": [{"role": "user", "content": "Which?"}], "answer": "<think>x</think><answer>A</answer>"}
     path = tmp_path / "examples.jsonl"
     path.write_text(json.dumps(good) + "\n")
-    recipe = recipe_module.SFTRecipe(examples=str(path), training={})
-    assert recipe_module.examples(recipe, "train", tokenizer) == [
+    recipe = train_sft.SFTRecipe(examples=str(path), training={})
+    assert train_sft.examples(recipe, "train", tokenizer) == [
         {"prompt": good["messages"], "completion": [{"role": "assistant", "content": good["answer"]}], "task": "file"}
     ]
     path.write_text(json.dumps(good) + "\n" + json.dumps({"messages": []}) + "\n")
     with pytest.raises(InputError, match="line 2"):
-        recipe_module.examples(recipe, "train", tokenizer)
+        train_sft.examples(recipe, "train", tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -103,14 +97,14 @@ def test_examples_from_a_file_are_taken_and_a_bad_line_is_named(recipe_module: A
         (["tasks.film_pairs=null", "tasks.tweet_pairs.weight=0"], "weight"),
     ],
 )
-def test_a_wrong_setting_is_named(recipe_module: Any, tokenizer: Any, overrides: list[str], message: str):
+def test_a_wrong_setting_is_named(tokenizer: Any, overrides: list[str], message: str):
     with pytest.raises(ConfigError, match=message):
-        recipe_module.examples(loaded(recipe_module, overrides), "train", tokenizer)
+        train_sft.examples(loaded(overrides), "train", tokenizer)
 
 
-def test_a_run_without_anything_to_learn_from_is_refused(recipe_module: Any, tokenizer: Any):
+def test_a_run_without_anything_to_learn_from_is_refused(tokenizer: Any):
     with pytest.raises(InputError, match="neither tasks nor a file"):
-        recipe_module.examples(recipe_module.SFTRecipe(training={}), "train", tokenizer)
+        train_sft.examples(train_sft.SFTRecipe(training={}), "train", tokenizer)
 
 
 def test_it_trains_an_adapter_and_goes_on_where_it_was_interrupted(small: str, tmp_path: Path):
@@ -130,20 +124,20 @@ def test_it_trains_an_adapter_and_goes_on_where_it_was_interrupted(small: str, t
     from mrjudge_reward.types import Reply, Request
 
     engine = TransformersEngine(small, adapter=str(tmp_path), device="cpu")
-    reply = engine.label_probabilities([Request(as_messages("Which?"), prefill="<answer>", labels=("A", "B"))])[0]
+    reply = engine.label_logprobs([Request(as_messages("Which?"), prefill="<answer>", labels=("A", "B"))])[0]
     assert isinstance(reply, Reply)
 
 
-def test_the_loss_is_trls_and_on_the_judges_turn_alone(recipe_module: Any, tokenizer: Any, small: str, tmp_path: Path):
+def test_the_loss_is_trls_and_on_the_judges_turn_alone(tokenizer: Any, small: str, tmp_path: Path):
     import torch
     from datasets import Dataset
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
-    recipe = loaded(recipe_module, SMALL)
-    rows = recipe_module.examples(recipe, "train", tokenizer)[:6]
+    recipe = loaded(SMALL)
+    rows = train_sft.examples(recipe, "train", tokenizer)[:6]
     found = []
-    for kind in (SFTTrainer, recipe_module.trainer_class()):
+    for kind in (SFTTrainer, train_sft.trainer_class()):
         torch.manual_seed(0)
         trainer = kind(
             model=small,

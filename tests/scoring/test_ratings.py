@@ -34,7 +34,7 @@ def times(tally: Tally, factor: float) -> Tally:
 
 
 def scores(rating: str, tally: Tally) -> np.ndarray:
-    return np.array(rate(rating, tally), dtype=float)  # None becomes NaN
+    return np.array(rate(RATINGS[rating], tally), dtype=float)  # None becomes NaN
 
 
 @st.composite
@@ -80,7 +80,7 @@ def test_exactly_those_without_a_game_have_no_score(rating: str, group: tuple[in
         for i in item.comparison.slots
         if rating != "mean_score" or isinstance(item.verdict.outcome, Scores)
     }
-    result = rate(rating, count_games(size, items))
+    result = rate(RATINGS[rating], count_games(size, items))
     assert {i for i, score in enumerate(result) if score is not None} == known
     assert all(np.isfinite(score) for score in result if score is not None)
 
@@ -92,22 +92,21 @@ def test_a_group_of_ties_has_equal_scores_the_neutral_one(
     rating: str, pairs: set[tuple[int, int]], is_soft: bool
 ) -> None:
     outcome = soft(0.0) if is_soft else Tie()
-    known = [
-        score for score in rate(rating, count_games(6, [played(pair, outcome) for pair in pairs])) if score is not None
-    ]
+    tally = count_games(6, [played(pair, outcome) for pair in pairs])
+    known = [score for score in rate(RATINGS[rating], tally) if score is not None]
     assert known == [RATINGS[rating].neutral] * len(known)
 
 
 def test_equal_grades_have_equal_mean_scores() -> None:
     items = [played((i, j), Scores.sampled((6.0, 6.0))) for i, j in combinations(range(4), 2)]
-    assert rate("mean_score", count_games(4, items)) == [6.0] * 4
+    assert rate(RATINGS["mean_score"], count_games(4, items)) == [6.0] * 4
 
 
 @pytest.mark.parametrize("rating", RATINGS)
 def test_nobody_to_rate(rating: str) -> None:
-    assert rate(rating, count_games(0, [])) == []
-    assert rate(rating, count_games(1, [])) == [None]
-    assert rate(rating, count_games(3, [])) == [None] * 3
+    assert rate(RATINGS[rating], count_games(0, [])) == []
+    assert rate(RATINGS[rating], count_games(1, [])) == [None]
+    assert rate(RATINGS[rating], count_games(3, [])) == [None] * 3
 
 
 @pytest.mark.parametrize("is_soft", [False, True])
@@ -118,14 +117,14 @@ def test_win_rate_is_borda_on_a_complete_schedule(is_soft: bool) -> None:
         logit = rng.normal()
         items.append(played(slots, soft(logit) if is_soft else (FIRST if logit > 0 else SECOND)))
     tally = count_games(6, items)
-    assert rate("win_rate", tally) == pytest.approx(rate("borda", tally))
+    assert rate(RATINGS["win_rate"], tally) == pytest.approx(rate(RATINGS["borda"], tally))
 
 
 def test_borda_counts_an_opponent_once_however_often_it_was_met() -> None:
     items = [played((0, 1), FIRST)] * 3 + [played((0, 2), SECOND)]
     tally = count_games(3, items)
-    assert rate("borda", tally)[0] == 0.5
-    assert rate("win_rate", tally)[0] == 0.75
+    assert rate(RATINGS["borda"], tally)[0] == 0.5
+    assert rate(RATINGS["win_rate"], tally)[0] == 0.75
 
 
 @repeatable
@@ -231,4 +230,4 @@ def test_log_odds_of_a_complete_schedule_orders_by_mean_log_odds() -> None:
 def test_an_equal_record_is_an_equal_score_to_the_last_digit() -> None:
     cycle = [played((i, (i + 1) % 5), FIRST) for i in range(5)]
     for rating in COMPARING:
-        assert len(set(rate(rating, count_games(5, cycle)))) == 1, rating
+        assert len(set(rate(RATINGS[rating], count_games(5, cycle)))) == 1, rating

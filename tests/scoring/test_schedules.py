@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrjudge_reward.scoring.ratings import rate
+from mrjudge_reward.scoring.ratings import RATINGS, rate
 from mrjudge_reward.scoring.schedules import MAX_ADAPTIVE, SCHEDULES, Limits, ring_offsets
 from mrjudge_reward.scoring.tally import MAX_GROUP, count_games
 from mrjudge_reward.types import Comparison, Failed, Outcome, Played, Preference, Verdict
@@ -32,7 +32,7 @@ def rounds_of(
     name: str, size: int, limits: Limits | None = None, seed: int = 0, failure_rate: float = 0.0
 ) -> tuple[list[list[tuple[int, ...]]], list[Played]]:
     """Let a schedule play to its end."""
-    plan = SCHEDULES[name](size, limits or Limits(), Random(seed))
+    plan = SCHEDULES[name].plan(size, limits or Limits(), Random(seed))
     rounds: list[list[tuple[int, ...]]] = []
     played: list[Played] = []
     tally = None
@@ -210,7 +210,7 @@ def test_adaptive_with_enough_budget_plays_everything() -> None:
 
 
 def test_adaptive_tolerates_groups_in_which_all_are_equal() -> None:
-    plan = SCHEDULES["adaptive"](6, Limits(), Random(0))
+    plan = SCHEDULES["adaptive"].plan(6, Limits(), Random(0))
     played: list[Played] = []
     asked = next(plan)
     while len(played) + len(asked) < 12:
@@ -221,12 +221,13 @@ def test_adaptive_tolerates_groups_in_which_all_are_equal() -> None:
 
 def test_adaptive_above_its_limit_is_the_ring() -> None:
     size = MAX_ADAPTIVE + 1
-    assert next(SCHEDULES["adaptive"](size, Limits(), Random(0))) == next(SCHEDULES["ring"](size, Limits(), Random(0)))
+    first, second = (next(SCHEDULES[name].plan(size, Limits(), Random(0))) for name in ("adaptive", "ring"))
+    assert first == second
 
 
 @pytest.mark.parametrize("name", PAIRWISE)
 def test_most_verdicts_failing_leaves_scores_for_those_who_played(name: str) -> None:
     _, played = rounds_of(name, 9, failure_rate=0.7, seed=3)
     tally = count_games(9, played)
-    scores = rate("log_odds", tally)
+    scores = rate(RATINGS["log_odds"], tally)
     assert [score is not None for score in scores] == (tally.games_G > 0).tolist()

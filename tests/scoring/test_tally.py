@@ -115,7 +115,7 @@ def test_a_failed_verdict_changes_nothing(items: list[Played]) -> None:
 @pytest.mark.parametrize("rating", RATINGS)
 def test_a_candidate_without_any_game_has_no_score(rating: str) -> None:
     tally = count_games(3, [played((0, 1), Scores.sampled((7.0, 3.0))), played((1, 2), Failed("timeout"))])
-    scores = rate(rating, tally)
+    scores = rate(RATINGS[rating], tally)
     assert scores[2] is None
     assert scores[0] is not None
     assert scores[1] is not None

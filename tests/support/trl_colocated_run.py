@@ -27,8 +27,8 @@ import transformers
 from trl import GRPOConfig, GRPOTrainer
 from trl.generation import vllm_generation
 
-from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.integrations.trl import JudgeReward
+from mrjudge_reward.judge import JudgeConfig
 
 from .trl_setup import grpo_like, logged, prompt_dataset
 

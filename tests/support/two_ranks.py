@@ -17,9 +17,8 @@ import torch.distributed as dist
 import transformers
 from trl import GRPOConfig, GRPOTrainer
 
-from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.integrations.trl import JudgeReward
-from mrjudge_reward.judge import Judge
+from mrjudge_reward.judge import Judge, JudgeConfig
 
 from . import two_ranks_failing, two_ranks_watched
 from .trl_setup import grpo_like, prompt_dataset, tiny_policy

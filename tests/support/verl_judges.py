@@ -7,10 +7,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.engines.scripted import ScriptedEngine, shown_candidates
 from mrjudge_reward.images import opened
-from mrjudge_reward.judge import Judge
+from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.prompting.formats import Choice
 from mrjudge_reward.scoring.stats import FailureAlarm
 from mrjudge_reward.types import Failure, Request

@@ -10,8 +10,8 @@ from typing import Any
 
 import transformers
 
-from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.engines.local.engine import TransformersEngine
+from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.messages import ImagePart, Message, TextPart
 from mrjudge_reward.types import Group, Reply, Request
 
@@ -46,7 +46,7 @@ def main(smol_path: str) -> None:
                 engine_kwargs={"enforce_eager": True, "block_size": 32, "skip_mm_profiling": True},
             ).build()  # fmt: skip
         for name, engine in (("vllm", judge.engine), ("transformers", TransformersEngine(folder, device="cpu"))):
-            replies = engine.label_probabilities(requests)
+            replies = engine.label_logprobs(requests)
             said[name] = [
                 reply.label_logprobs if isinstance(reply, Reply) else f"{reply.reason}: {reply.detail}"
                 for reply in replies

@@ -250,7 +250,7 @@ def test_an_exercise_shows_what_the_judge_will_show():
     item = rated([2.0, -1.0, 0.5])
     for form, schedule in ((Choice(), "all_pairs"), (Ranking(), "listwise"), (Score(), "pointwise")):
         engine = ScriptedEngine(lambda request: "none")
-        judgement = Judge(engine, form, schedule=schedule, sampling=Sampling(0.5)).judge([item.group])[0]
+        judgement = Judge(engine, form, schedule=schedule, temperature=0.5).judge([item.group])[0]
         text_guard = TextGuard(engine.count_tokens, 10_000, engine.reserved)
         asked = {request.messages for request in engine.requests}
         assert asked == {Exercise(item, p.comparison.slots, form).render(text_guard) for p in judgement.played}

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from mrjudge_reward.cli.doctor import Check
-from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.errors import require
 from mrjudge_reward.integrations.verl.settings import SECTION, VerlSettings, is_colocated, served_judge
-from mrjudge_reward.judging.comparisons import LEAST_TEXT, UNKNOWN_CONTEXT, common_length
+from mrjudge_reward.judge import JudgeConfig
+from mrjudge_reward.judging.token_budget import LEAST_TEXT, UNKNOWN_CONTEXT, common_length
 from mrjudge_reward.prompting.sanitizing import TextGuard
 from mrjudge_reward.types import Group
 
@@ -68,7 +68,7 @@ def _samples_in_flight(config: Mapping[str, Any]) -> Check:
 
 def _writes(judge: JudgeConfig) -> tuple[str, int]:
     """The setting that bounds a reply of the judge, and that bound."""
-    if judge.verdict_mode == "read":
+    if judge.verdict_mode == "logprobs":
         return "thinking_tokens", judge.thinking_tokens + 16
     return "max_tokens", judge.max_tokens
 
@@ -134,7 +134,7 @@ def _context(config: Mapping[str, Any], settings: VerlSettings, judge: JudgeConf
 
 def _slots(judge: JudgeConfig, size: int) -> int:
     """Candidates in one comparison."""
-    most = judge.build_format().max_slots
+    most = judge.judge_format.max_slots
     if most == 1:
         return 1
     return min(most, judge.max_slots, size) if judge.schedule == "listwise" else 2
@@ -143,5 +143,5 @@ def _slots(judge: JudgeConfig, size: int) -> int:
 def _template_tokens(judge: JudgeConfig, slots: int) -> int:
     """An estimate: the judge's tokenizer is not loaded."""
     guard = TextGuard(lambda text: len(text) // _CHARS_PER_TOKEN, 1 << 20)
-    frame = judge.build_format().render(Group.of("", [""], rubric=" ", reference=" "), ("",) * slots, guard)
+    frame = judge.judge_format.render(Group.of("", [""], rubric=" ", reference=" "), ("",) * slots, guard)
     return sum(len(message.text) for message in frame) // _CHARS_PER_TOKEN + 64

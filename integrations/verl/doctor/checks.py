@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from mrjudge_reward.cli.doctor import Check, examine
-from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.errors import ConfigError, require
 from mrjudge_reward.integrations.verl.settings import SECTION, VerlSettings, is_colocated, served_judge
+from mrjudge_reward.judge import JudgeConfig
 
 from .capacity import capacity
 from .groups import groups

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mrjudge_reward.cli.doctor import Check
-from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.errors import require
 from mrjudge_reward.integrations.verl.settings import SECTION, VALIDATION_SPLITS, VerlSettings, is_colocated
+from mrjudge_reward.judge import JudgeConfig
 
 AGENT_LOOP_MANAGER = "mrjudge_reward.integrations.verl.agent_loop.GroupAgentLoopManager"
 """For the V1 trainer; that for V0 has V0 at its end."""
@@ -38,7 +38,7 @@ def groups(config: Mapping[str, Any], settings: VerlSettings, judge: JudgeConfig
         judge: whether it compares or grades decides what a lone completion means.
     """
     rollout = config["actor_rollout_ref"]["rollout"]
-    compares = judge.build_format().max_slots > 1
+    compares = judge.judge_format.max_slots > 1
     size, estimator = rollout["n"], config["algorithm"]["adv_estimator"]
     data = {"n": size, "group_size": settings.group_size, "compares": compares}
     if settings.group_size != size:

@@ -20,6 +20,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.errors import EngineError, InputError, require
 from mrjudge_reward.images import Picture
 from mrjudge_reward.types import Failure, Reply, Request, Sampling, Usage
@@ -43,7 +44,7 @@ def _in_eval_mode(model: Any) -> Iterator[None]:
             module.training = training
 
 
-class TransformersEngine:
+class TransformersEngine(Engine):
     """Runs a causal language model.
 
     A loaded model may be one that trains: it is in eval mode only while it judges, and its weights may change, so that
@@ -53,6 +54,7 @@ class TransformersEngine:
         model: hub name or path, or a loaded model.
         tokenizer: name, path or loaded tokenizer (or processor, for images); None for the model's own.
         adapter: path of a PEFT adapter to put on the model.
+        revision: branch, tag or commit of a model on the hub.
         device: e.g. ``"cuda:0"``; None for a GPU where there is one.
         dtype: e.g. ``"bfloat16"``; None for bfloat16 on a GPU and float32 on a CPU.
         batch_size: most requests of a batch.
@@ -65,7 +67,6 @@ class TransformersEngine:
     """
 
     can_read = True
-    weights_may_change = False  # whether one identity can stand for different weights
 
     def __init__(
         self,
@@ -73,6 +74,7 @@ class TransformersEngine:
         *,
         tokenizer: Any = None,
         adapter: str | None = None,
+        revision: str | None = None,
         device: str | None = None,
         dtype: str | None = None,
         batch_size: int = 32,
@@ -82,6 +84,7 @@ class TransformersEngine:
         torch = require("torch", extra="transformers")
         require("transformers", extra="transformers")
         self._source, self._tokenizer_source, self._adapter = model, tokenizer, adapter
+        self._revision = {"revision": revision} if revision is not None else {}
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._dtype = dtype or ("bfloat16" if self._device.startswith("cuda") else "float32")
         self.batch_size, self.batch_tokens = batch_size, batch_tokens
@@ -110,22 +113,23 @@ class TransformersEngine:
                 dtype = getattr(torch, self._dtype, None)
                 if not isinstance(dtype, torch.dtype):
                     raise EngineError(f"torch has no dtype {self._dtype!r}; choose bfloat16, float16 or float32")
-                sees = vision_model(transformers.AutoConfig.from_pretrained(source))
+                sees = vision_model(transformers.AutoConfig.from_pretrained(source, **self._revision))
                 kind = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
-                self._model: Any = kind.from_pretrained(source, dtype=dtype)
+                self._model: Any = kind.from_pretrained(source, dtype=dtype, **self._revision)
                 self._model.to(self._device).eval()
             else:
                 self._model, self._device = source, str(source.device)
             named = self._tokenizer_source or (source if isinstance(source, str) else source.name_or_path)
+            revision = self._revision if named == source else {}
             if not isinstance(named, str):
                 processor, self._blind = named, "it was given a tokenizer and no processor"
             elif vision_model(self._model.config):
-                processor, self._blind = load_processor(named)
+                processor, self._blind = load_processor(named, **revision)
             else:
                 processor, self._blind = None, "its model takes text alone"
             tokenizer = getattr(processor, "tokenizer", processor)
             if tokenizer is None:
-                tokenizer = transformers.AutoTokenizer.from_pretrained(named)
+                tokenizer = transformers.AutoTokenizer.from_pretrained(named, **revision)
         except EngineError:
             raise
         except (OSError, ValueError, RuntimeError) as error:  # torch: an unknown device, or too little memory on it
@@ -171,7 +175,7 @@ class TransformersEngine:
                         replies[i] = replace(reply, text="<think>" + reply.text)
         return [reply if reply is not None else Failure("no reply") for reply in replies]
 
-    def label_probabilities(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | Failure]:
         """Read the log-probability of each label's first token right after the prefill.
 
         Raises:

@@ -35,7 +35,7 @@ def first_label_tokens(encode: Callable[[str], list[int]], request: Request) -> 
     if len(set(ids)) != len(ids):
         raise EngineError(
             f"the labels {request.labels!r} do not differ in their first token for this tokenizer, so they cannot be "
-            "read; choose other labels (single letters, or one-digit grades), or verdict='sampled'"
+            "read; choose other labels (single letters, or one-digit grades), or verdict='generate'"
         )
     return ids
 

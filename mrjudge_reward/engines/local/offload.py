@@ -101,9 +101,9 @@ class OffloadEngine(TransformersEngine):
         """Let the judge write."""
         return self._awake_for(super().generate, requests)
 
-    def label_probabilities(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | Failure]:
         """Read how likely each label is right after the prefill."""
-        return self._awake_for(super().label_probabilities, requests)
+        return self._awake_for(super().label_logprobs, requests)
 
     def _awake_for(
         self, verb: Callable[[Sequence[Request]], list[Reply | Failure]], requests: Sequence[Request]

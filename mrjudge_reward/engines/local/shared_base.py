@@ -101,10 +101,10 @@ class SharedBaseEngine(TransformersEngine):
         with self._judging():
             return super().generate(requests)
 
-    def label_probabilities(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | Failure]:
         """Read how likely each label is right after the prefill."""
         with self._judging():
-            return super().label_probabilities(requests)
+            return super().label_logprobs(requests)
 
     @contextmanager
     def _judging(self) -> Iterator[None]:

@@ -148,11 +148,11 @@ def vision_model(config: Any) -> bool:
     return hasattr(config, "vision_config") and type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
-def load_processor(source: str) -> tuple[Any, str]:
+def load_processor(source: str, **options: Any) -> tuple[Any, str]:
     """A model's processor, or None and why there is none."""
     transformers = require("transformers", extra="transformers")
     try:
-        processor = transformers.AutoProcessor.from_pretrained(source)
+        processor = transformers.AutoProcessor.from_pretrained(source, **options)
     except (ImportError, OSError, ValueError, TypeError) as error:  # many want torchvision
         return None, f"the processor of {source!r:.200} cannot be loaded ({' '.join(str(error).split())[:300]})"
     if not hasattr(processor, "image_processor"):

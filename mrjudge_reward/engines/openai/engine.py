@@ -48,6 +48,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Literal
 
 from mrjudge_reward.engines.cancelling import CANCELLED, cancelled, result_of
+from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.errors import ConfigError, EngineError, InputError, require
 from mrjudge_reward.types import Failure, Reply, Request
 
@@ -59,7 +60,7 @@ _IMAGES_KEPT = 32
 _ABANDONED: list[Connection] = []  # of a parent process: its sockets must neither be closed nor collected here
 
 
-class OpenAIEngine:
+class OpenAIEngine(Engine):
     """Judges through an OpenAI-compatible chat endpoint; see the module for retries and reading.
 
     Args:
@@ -79,7 +80,6 @@ class OpenAIEngine:
         fold_system: put system text into the first user turn, for models whose chat template refuses a system role.
     """
 
-    reserved: frozenset[str] = frozenset()
     concurrent_calls = True
     """Calls of several threads share the connections and ``max_concurrency``."""
 
@@ -151,7 +151,7 @@ class OpenAIEngine:
             self._wait_for(lambda connection: self._each(connection, requests, write, replies))
         return list(replies)
 
-    def label_probabilities(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | Failure]:
         """Read how likely each label is right after the prefill.
 
         Raises:

@@ -76,7 +76,7 @@ class LabelReader:
     def refuse(self, why: str) -> str:
         """Note that labels cannot be read, and say so."""
         self.refusal = (
-            f"labels of {self._body.model} cannot be read: {why}. Use verdict='sampled', or a server that can (vLLM)."
+            f"labels of {self._body.model} cannot be read: {why}. Use verdict='generate', or a server that can (vLLM)."
         )
         return self.refusal
 

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeAlias
 
+from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.engines.local.model import first_label_tokens
 from mrjudge_reward.engines.local.vision import pictures_of
 from mrjudge_reward.errors import EngineError, InputError, require
@@ -39,7 +40,7 @@ _TOP = 20  # most likely tokens asked for, where labels cannot be
 _Prompt: TypeAlias = tuple[list[int], Any, list[Picture]]  # token ids, vLLM's SamplingParams, what is shown
 
 
-class VLLMEngine:
+class VLLMEngine(Engine):
     """Runs a causal language model in vLLM.
 
     Args:
@@ -121,7 +122,7 @@ class VLLMEngine:
 
         return self._serve(requests, params, reply)
 
-    def label_probabilities(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | Failure]:
         """Read the log-probability of each label's first token right after the prefill.
 
         Raises:

@@ -29,6 +29,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.engines.openai.engine import OpenAIEngine
 from mrjudge_reward.errors import ConfigError, EngineError, require
 from mrjudge_reward.types import Failure, Reply, Request
@@ -42,7 +43,7 @@ DIED = "judge server died"  # a failure's reason
 _RENEWED_AFTER_S = 3600.0  # a server that lasted has earned its restarts again: runs take weeks
 
 
-class VLLMServerEngine:
+class VLLMServerEngine(Engine):
     """Runs a causal language model in a vLLM server of its own.
 
     Args:
@@ -195,17 +196,15 @@ class VLLMServerEngine:
             for request, reply in zip(requests, replies, strict=True)
         ]
 
-    def label_probabilities(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | Failure]:
         """Read how likely each label is right after the prefill.
 
         Raises:
             EngineError: as ``generate``, or if the server cannot read labels.
         """
-        return self._call("label_probabilities", requests)
+        return self._call("label_logprobs", requests)
 
-    def _call(
-        self, verb: Literal["generate", "label_probabilities"], requests: Sequence[Request]
-    ) -> list[Reply | Failure]:
+    def _call(self, verb: Literal["generate", "label_logprobs"], requests: Sequence[Request]) -> list[Reply | Failure]:
         if not requests:
             return []
         with self._lock:
@@ -215,7 +214,7 @@ class VLLMServerEngine:
             child.begin()
         with call_to(child) as client:
             try:
-                return client.generate(requests) if verb == "generate" else client.label_probabilities(requests)
+                return client.generate(requests) if verb == "generate" else client.label_logprobs(requests)
             except EngineError:
                 if not child.died:
                     raise

@@ -1,7 +1,7 @@
 """verl trains SmolLM2-135M on a CPU with a judge as the reward: two steps of GRPO or PPO, in a few minutes.
 
-    python recipes/verl/cpu/run.py grpo
-    python recipes/verl/cpu/run.py ppo trainer.total_training_steps=4 data.max_response_length=32
+    python -m recipes.verl.cpu.run grpo
+    python -m recipes.verl.cpu.run ppo trainer.total_training_steps=4 data.max_response_length=32
 
 The first argument names a config beside this file; what follows goes to verl as it is (Hydra overrides). Data and outputs
 go to a new temporary folder, or to ``--out``: ``rollouts/`` has each step's completions with their rewards. Installing:

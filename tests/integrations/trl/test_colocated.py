@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.engines.vllm.setup import cpu_build
 from mrjudge_reward.integrations.trl import JudgeReward
+from mrjudge_reward.judge import JudgeConfig
 from tests.support import ROOT
 from tests.support.trl_setup import tiny_policy
 

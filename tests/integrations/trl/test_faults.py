@@ -16,9 +16,9 @@ import pytest
 import transformers
 from trl import GRPOConfig, GRPOTrainer
 
-from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.errors import JudgeUnreliableError
 from mrjudge_reward.integrations.trl import JudgeReward
+from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.types import Judgement
 from tests.support import ROOT
 from tests.support.judge_server import JudgeServer, seeded

@@ -9,9 +9,9 @@ import pytest
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.engines.local.engine import TransformersEngine
 from mrjudge_reward.integrations.trl import JudgeReward
+from mrjudge_reward.judge import JudgeConfig
 from tests.support.trl_setup import common, logged
 from tests.support.vision_setup import llava, picture
 

@@ -13,11 +13,11 @@ import transformers
 from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
 
-from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.engines.local.engine import TransformersEngine
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import ConfigError, EngineError
 from mrjudge_reward.integrations.trl import JudgeReward, SharedBaseJudgeReward
+from mrjudge_reward.judge import JudgeConfig
 from tests.engines.test_shared_base import load, save_adapter, state
 from tests.support.trl_setup import grpo_like, logged, prompt_dataset, tiny_policy
 

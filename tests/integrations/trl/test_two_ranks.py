@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.integrations.trl import JudgeReward
+from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.monitoring.run_log import read_run
 from tests.support import ROOT
 

@@ -11,8 +11,8 @@ import pytest
 from verl.experimental.reward_loop import reward_loop as verl_reward_loop
 from verl.experimental.reward_loop.reward_loop import RewardLoopManager
 
-from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.integrations.verl.reward_manager import prompt_hash
+from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.messages import as_messages
 from mrjudge_reward.streaming.groups import INFO_KEYS
 from tests.support.verl_judges import scripted_judge

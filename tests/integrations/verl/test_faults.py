@@ -21,7 +21,7 @@ from PIL import Image
 from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 
-from mrjudge_reward.config import JudgeConfig
+from mrjudge_reward.judge import JudgeConfig
 from tests.support import ROOT
 from tests.support.verl_judges import scripted_judge
 from tests.support.verl_setup import (

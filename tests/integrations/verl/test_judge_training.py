@@ -34,7 +34,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "orders": {"judge": {"format": "ranking", "labels": ["A", "B", "C"]}, "size": 3},
     "grades": {"judge": {"format": "pair_scores"}},
     "alone": {"judge": {"format": "score"}, "size": 1},
-    "scale": {"judge": {"format": "score", "labels": {"bad": -1.0, "fair": 0.0, "good": 1.0}}, "size": 1},
+    "scale": {"judge": {"format": "score", "grades": {"bad": -1.0, "fair": 0.0, "good": 1.0}}, "size": 1},
     "sentiment": {"judge": {"format": "sentiment"}, "size": 1},
 }
 

@@ -81,7 +81,7 @@ def test_the_judge_of_the_recipe_compares_pairs_of_a_known_context(name: str) ->
     settings = VerlSettings.of(config)
     judge = settings.judge_config(served_judge(config, "router:1"))
     assert judge.base_url
-    assert judge.build_format().max_slots > 1
+    assert judge.judge_format.max_slots > 1
     assert (settings.group_size or 0) >= 4
     assert judge.context_tokens
     assert judge.deadline_s < settings.deadline_s or is_colocated(config)

@@ -16,13 +16,13 @@ from ray.exceptions import RayActorError, RayTaskError
 from tensordict import TensorDict
 from verl import DataProto
 
-from mrjudge_reward.config import JudgeConfig
 from mrjudge_reward.errors import ConfigError, EngineError, InputError
 from mrjudge_reward.integrations.verl import actor as verl_cohorts
 from mrjudge_reward.integrations.verl import reward_manager as verl_reward
 from mrjudge_reward.integrations.verl.actor import CohortClient
 from mrjudge_reward.integrations.verl.reward_manager import JudgeRewardManager, prompt_hash
 from mrjudge_reward.integrations.verl.settings import VerlSettings
+from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.messages import ImagePart, TextPart, as_messages
 from mrjudge_reward.streaming.scores import INFO_KEYS, Sample, Scored
 from tests.support.cohort import run, sample

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mrjudge_reward.config import JudgeConfig
+from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.streaming.groups import INFO_KEYS
 from tests.support.verl_judges import scripted_judge
 from tests.support.verl_setup import WORKERS, Rollout, Streaming, expected, made_reward_loop, rollouts, verl_config

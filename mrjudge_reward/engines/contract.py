@@ -1,0 +1,62 @@
+"""What a judge asks of an engine: two calls, a few facts, and hooks that an engine may leave as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol, runtime_checkable
+
+from mrjudge_reward.images import Picture
+from mrjudge_reward.types import Failure, Reply, Request
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Whatever runs the judge model; an engine of one's own is a subclass.
+
+    A list goes in, a list of the same order and length comes out. An engine never raises for one bad request: a
+    ``Failure`` stands in its place.
+
+    Attributes:
+        identity: model, adapter and precision; part of the cache key.
+        can_read: whether ``label_logprobs`` works.
+        reserved: strings that its tokenizer turns into special tokens; rendering neutralises them.
+        context_tokens: the most tokens a request and its reply may hold together; None if unknown.
+        concurrent_calls: whether calls may come from several threads at once. The judge then lets groups go through
+            their rounds side by side.
+        weights_may_change: whether one identity can stand for different weights, as of a model that trains. No cache
+            keeps its replies.
+    """
+
+    identity: str
+    can_read: bool
+    reserved: frozenset[str] = frozenset()
+    context_tokens: int | None = None
+    concurrent_calls: bool = False
+    weights_may_change: bool = False
+
+    def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+        """Let the judge write."""
+        ...
+
+    def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+        """Read how likely each label is right after the prefill."""
+        ...
+
+    def count_tokens(self, text: str) -> int:
+        """How many tokens a text takes; an upper estimate where the tokenizer is out of reach."""
+        ...
+
+    def close(self) -> None:
+        """Release connections and devices; safe to call twice."""
+        ...
+
+    # -- hooks --------------------------------------------------------------------------------------------------------
+
+    def session(self) -> AbstractContextManager[Any]:
+        """Held around all calls of one judging, so that an engine that sleeps wakes once for all of them."""
+        return nullcontext()
+
+    def image_tokens(self, picture: Picture) -> int | None:
+        """How many tokens a loaded image takes; None where only an estimate can be made."""
+        return None

@@ -1,0 +1,247 @@
+"""The state of one group while it is judged: who plays, what was decided, what it cost. Nobody else writes it.
+
+Players are a group's distinct candidates that can be shown to a judge. They are numbered by a hash of (seed, group key,
+text or name), so the order in which candidates arrive carries no information. Comparisons in here are in players' numbers:
+:meth:`Tournament.texts` says what such a comparison shows, :meth:`Tournament.slots` which numbers texts have.
+"""
+
+from __future__ import annotations
+
+import threading
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from mrjudge_reward.images import Album
+from mrjudge_reward.prompting.sanitizing import TextGuard
+from mrjudge_reward.scoring.schedules import Plan
+from mrjudge_reward.scoring.tally import GameCount, Tally
+from mrjudge_reward.types import Comparison, Failure, Group, Played, Usage, Verdict
+
+from .calling import Answer
+from .group_images import Sight, look
+from .seeds import digest
+
+_Shown: TypeAlias = tuple[tuple[str, ...], int]
+"""The texts of a comparison in slot order, and its vote."""
+
+
+def is_degenerate(text: str) -> bool:
+    """Whether a final answer holds no letter, number or symbol: empty, blank, or bare punctuation.
+
+    Such answers win surprisingly often with judges ("master keys", arXiv 2507.08794), so they are not shown to one.
+    """
+    return not any(unicodedata.category(char)[0] in "LNS" for char in text)
+
+
+def players_of(group: Group, seed: int) -> tuple[str, ...]:
+    """The texts of a group's players, in the order of their numbers."""
+    place: dict[str, tuple[int, str]] = {}  # twins share the place of the first of them
+    for name, text in zip(group.names or group.candidates, group.candidates, strict=True):
+        if not is_degenerate(text):
+            own = (digest(seed, group.key, name), name)
+            place[text] = min(place.get(text, own), own)
+    return tuple(sorted(place, key=place.__getitem__))
+
+
+@dataclass
+class Spent:
+    """What judging a group has cost."""
+
+    calls: int = 0
+    cache_hits: int = 0
+    usage: Usage = field(default_factory=Usage)
+
+    def count(self, answer: Answer) -> None:
+        """An answer has come."""
+        self.calls += answer.fresh
+        self.cache_hits += not answer.fresh
+        if answer.fresh and not isinstance(answer.reply, Failure):
+            self.usage += answer.reply.usage
+
+    def __iadd__(self, other: Spent) -> Spent:
+        self.calls += other.calls
+        self.cache_hits += other.cache_hits
+        self.usage += other.usage
+        return self
+
+
+class Tournament:
+    """One group on its way through the rounds of a schedule.
+
+    Args:
+        group: that is judged.
+        players: their texts, by number.
+        plan: the schedule's; None where comparisons are chosen otherwise.
+        first_vote: number of the first vote.
+
+    Attributes:
+        round: comparisons to play next, in players' numbers; empty at the end.
+        played: comparisons with their verdicts, in the order decided.
+        glances: quick reads of a cascade.
+        spent: what all of it has cost.
+        disarmed: texts in which a marker had to be made harmless.
+        sight: the group with its images loaded, once something of it was asked.
+    """
+
+    def __init__(self, group: Group, players: Sequence[str], plan: Plan | None = None, first_vote: int = 0) -> None:
+        self.group = group
+        self.first_vote = first_vote
+        self.round: list[tuple[int, ...]] = []
+        self.played: list[Played] = []
+        self.glances: list[Played] = []
+        self.spent = Spent()
+        self.disarmed: set[str] = set()
+        self.sight: Sight | None = None
+        self._plan = plan
+        self._players = list(players)
+        self._number = {text: number for number, text in enumerate(players)}
+        self._games = GameCount(len(players))
+        self._guards: dict[int, TextGuard] = {}
+        self._tokens: dict[tuple[str, str], int] = {}
+        self._early: dict[_Shown, list[tuple[_Shown, Verdict]]] = {}
+        self._early_glances: dict[_Shown, Verdict] = {}
+        self._lock = threading.Lock()
+
+    # -- players and slots --------------------------------------------------------------------------------------------
+
+    @property
+    def size(self) -> int:
+        """How many players there are."""
+        return len(self._players)
+
+    @property
+    def players(self) -> tuple[str, ...]:
+        """Their texts, by number."""
+        return tuple(self._players)
+
+    def texts(self, comparison: Comparison) -> tuple[str, ...]:
+        """What a comparison shows, in slot order."""
+        return tuple(self._players[slot] for slot in comparison.slots)
+
+    def slots(self, texts: Sequence[str]) -> tuple[int, ...]:
+        """The numbers of these texts."""
+        return tuple(self._number[text] for text in texts)
+
+    def seat(self, number: int, text: str) -> None:
+        """A player has come whose text was not known."""
+        self._players[number] = text
+        self._number[text] = number
+
+    def in_candidates(self, items: Sequence[Played]) -> tuple[Played, ...]:
+        """Comparisons in the indices of the group's candidates; of twins, the first."""
+        index = {text: index for index, text in reversed(list(enumerate(self.group.candidates)))}
+        return tuple(
+            Played(
+                Comparison(tuple(index[text] for text in self.texts(item.comparison)), item.comparison.repeat),
+                item.verdict,
+            )
+            for item in items
+        )
+
+    # -- rounds -------------------------------------------------------------------------------------------------------
+
+    def begin(self, audit: bool = False) -> None:
+        """Ask the schedule for its first round.
+
+        Args:
+            audit: show the mirror image of its first comparison as well, where it mirrors none.
+        """
+        self.round = next(self._plan, []) if self._plan is not None else []
+        if audit and self.round and set(self.round).isdisjoint(slots[::-1] for slots in self.round):
+            self.round.append(self.round[0][::-1])
+
+    def comparisons(self, votes: int) -> list[Comparison]:
+        """Those of this round, each as often as it is asked."""
+        return [Comparison(slots, self.first_vote + vote) for slots in self.round for vote in range(votes)]
+
+    def record(self, items: Sequence[Played]) -> None:
+        """Comparisons of this round were decided."""
+        self.played += items
+        self._games.add(items)
+
+    def glanced(self, glances: Sequence[Played]) -> None:
+        """Comparisons were read quickly, whatever comes of it."""
+        self.glances += glances
+
+    def next_round(self) -> None:
+        """Ask the schedule for the next round, given what was played."""
+        assert self._plan is not None
+        try:
+            self.round = self._plan.send(self.tally())
+        except StopIteration:
+            self.round = []
+
+    def tally(self) -> Tally:
+        """The games of what was played."""
+        return self._games.tally()
+
+    # -- what is remembered of its texts ----------------------------------------------------------------------------------
+
+    def look_at_images(self, album: Album) -> Sight | None:
+        """The group with its images loaded, which happens once; None where it shows none."""
+        if self.sight is None and (self.group.images or any(message.images for message in self.group.prompt)):
+            self.sight = look(self.group, album)
+        return self.sight
+
+    def guard(self, bound: int, count_tokens: Callable[[str], int], reserved: frozenset[str]) -> TextGuard:
+        """What makes texts safe and at most so long; a text stands in many comparisons and is made safe once."""
+        if bound not in self._guards:
+            self._guards[bound] = TextGuard(count_tokens, bound, reserved, self.disarmed)
+        return self._guards[bound]
+
+    def remembered(self, what: str, text: str, count: Callable[[str], int]) -> int:
+        """A count of a text's tokens, made once for each ``what``."""
+        if (what, text) not in self._tokens:
+            self._tokens[what, text] = count(text)
+        return self._tokens[what, text]
+
+    # -- comparisons that were asked before all players were there --------------------------------------------------------
+
+    def fork(self) -> Tournament:
+        """A tournament of the same players that starts with nothing, to be absorbed later."""
+        fork = Tournament(self.group, self._players)
+        fork.sight = self.sight
+        return fork
+
+    def absorb(self, fork: Tournament, decided: Mapping[Comparison, Sequence[Played]]) -> None:
+        """Take over what a fork spent, and what it decided that is worth keeping. Threads may do it at once."""
+
+        def shown(comparison: Comparison) -> _Shown:
+            return fork.texts(comparison), comparison.repeat
+
+        kept = {frozenset(comparison.slots) for comparison in decided}
+        with self._lock:
+            self.spent += fork.spent
+            self.disarmed |= fork.disarmed
+            self.sight = self.sight or fork.sight
+            for comparison, items in decided.items():
+                self._early[shown(comparison)] = [(shown(item.comparison), item.verdict) for item in items]
+            for glance in fork.glances:
+                if frozenset(glance.comparison.slots) in kept:
+                    self._early_glances[shown(glance.comparison)] = glance.verdict
+
+    def follow(self, earlier: Tournament) -> None:
+        """Go on from what another tournament of the same group found out; what that has cost counts here."""
+        self.spent += earlier.spent
+        self.disarmed |= earlier.disarmed
+        self._early, self._early_glances = earlier._early, earlier._early_glances
+        if not self.group.images:  # of the candidates: those of the prompt are the same
+            self.sight = earlier.sight
+
+    def recall(self, comparison: Comparison) -> list[Played] | None:
+        """What was decided about a comparison early on; None if it was not asked. It is recalled once."""
+        if not self._early:
+            return None
+        texts, vote = self.texts(comparison), comparison.repeat
+        decided = self._early.pop((texts, vote), None)
+        if decided is None:
+            return None
+        both = [(order, vote) for order in (texts, texts[::-1])]
+        glances = [(shown, self._early_glances.pop(shown)) for shown in both if shown in self._early_glances]
+        self.glanced(self._numbered(glances))
+        return self._numbered(decided)
+
+    def _numbered(self, decided: Sequence[tuple[_Shown, Verdict]]) -> list[Played]:
+        return [Played(Comparison(self.slots(texts), vote), verdict) for (texts, vote), verdict in decided]
