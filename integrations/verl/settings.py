@@ -40,21 +40,20 @@ GroupSize = Annotated[int, Field(ge=1)]
 
 
 class CanarySettings(Settings):
-    """The canaries of a verl run; see ``mrjudge_reward.monitoring.canaries.Canaries``.
-
-    Args:
-        every: groups judged between two measurements, e.g. 50 x ``train_batch_size`` for every 50 steps.
-        limit, floor, stop: as in ``Canaries``.
-        path: JSON lines of one's own, besides those built in; read where the cohort actor runs.
-    """
+    """The canaries of a verl run; see ``mrjudge_reward.monitoring.canaries.Canaries``."""
 
     where: ClassVar[str] = f"section {SECTION}.canaries"
 
     every: Annotated[int, Field(ge=1)]
+    """Groups judged between two measurements, e.g. 50 x ``train_batch_size`` for every 50 steps."""
     limit: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """As in ``Canaries``."""
     floor: Annotated[float, Field(ge=0, le=1)] | None = None
+    """As in ``Canaries``."""
     stop: bool = False
+    """As in ``Canaries``."""
     path: str | None = None
+    """JSON lines of one's own, besides those built in; read where the actor of the run is."""
 
     def build(self) -> Canaries:
         """The canaries."""
@@ -65,25 +64,6 @@ class CanarySettings(Settings):
 class VerlSettings(Settings):
     """How groups are collected inside verl, and by whom they are judged.
 
-    Args:
-        judge: fields of ``JudgeConfig``, or the path of a YAML file that holds them. Where verl runs a generative reward
-            model (``reward.reward_model.enable``), ``model`` and ``base_url`` are its own and need not be given.
-        factory: ``"module:function"``, called with the ``JudgeConfig`` for a ready ``Judge``; for engines and formats of
-            one's own.
-        deadline_s: seconds from a group's first arrival after which those present are judged and flagged as partial.
-            It must cover the slowest rollout of a group, not only the judging.
-        judge_deadline_s: seconds that the judging itself may take before the waiting rows fail with an error.
-        settle_s: where verl gives samples no identity within their group, how long a group that seems full is held
-            open if it holds identical completions: they may be copies made by padding.
-        as_it_arrives: ask a group's first comparisons as soon as their members are there.
-        group_size, validation_group_size: completions per prompt; None for ``rollout.n`` and ``rollout.val_kwargs.n``.
-        thinking: what becomes of the policy's own reasoning, as in ``JudgeReward``.
-        reference_field, rubric_field: where a row keeps a reference answer and criteria, e.g.
-            ``reward_model.ground_truth`` or ``extra_info.rubric``. verl's colocated path passes neither.
-        actor_options: Ray options of the cohort actor, e.g. ``{num_gpus: 0.2}`` for a judge that runs inside it.
-        log_dir: folder for the run's log, for ``mrjudge report``; on the machine of the cohort actor, or shared.
-        canaries: fields of ``CanarySettings``; None for none.
-
     Raises:
         ConfigError: for an unknown setting (naming the nearest known one) or a bad value.
     """
@@ -91,19 +71,36 @@ class VerlSettings(Settings):
     where: ClassVar[str] = f"section {SECTION}"
 
     judge: dict[str, Any] | str = Field(default_factory=dict)
+    """Fields of ``JudgeConfig``, or the path of a YAML file that holds them. Where verl runs a generative reward model
+    (``reward.reward_model.enable``), ``model`` and ``base_url`` are its own and need not be given."""
     factory: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None
+    """``module:function``, called with the ``JudgeConfig`` for a ready ``Judge``; for engines and formats of one's own."""
     deadline_s: Positive = 1800.0
+    """Seconds from a group's first arrival after which those present are judged and flagged as partial. It must cover the
+    slowest rollout of a group, not only the judging."""
     judge_deadline_s: Positive = 3600.0
+    """Seconds that the judging itself may take before the waiting rows fail with an error."""
     settle_s: Positive = 0.5
+    """Where verl gives samples no identity within their group: how long a group that seems full is held open if it holds
+    identical completions, which may be copies made by padding."""
     as_it_arrives: bool = True
+    """Ask a group's first comparisons as soon as their members are there."""
     group_size: GroupSize | None = None
+    """Completions per prompt; None for ``rollout.n``."""
     validation_group_size: GroupSize | None = None
+    """Completions per prompt in validation; None for ``rollout.val_kwargs.n``."""
     thinking: Literal["strip", "opened", "keep"] = "strip"
+    """What becomes of the policy's own reasoning, as in ``JudgeReward``."""
     reference_field: str | None = None
+    """Where a row keeps a reference answer, e.g. ``reward_model.ground_truth``. verl's colocated path does not pass it."""
     rubric_field: str | None = None
+    """Where a row keeps criteria, e.g. ``extra_info.rubric``. verl's colocated path does not pass it."""
     actor_options: dict[str, Any] = Field(default_factory=dict)
+    """Ray options of the actor in which a run is judged, e.g. ``{num_gpus: 0.2}`` for a judge that runs inside it."""
     log_dir: str | None = None
+    """Folder for the run's log, for ``mrjudge report``; on the machine of that actor, or shared."""
     canaries: dict[str, Any] | None = None
+    """Fields of ``CanarySettings``; None for none."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> VerlSettings:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _NOT_OF_SCORES = {
     "api_key_env", "max_concurrency", "deadline_s", "device", "batch_size", "batch_tokens", "cache",
     "max_failed_fraction", "failure_window", "centre", "length_weight", "gpu_memory_utilization", "tensor_parallel_size",
-    "colocated", "sleep_level", "turn_wait_s",
+    "colocated", "sleep_level", "turn_wait_s", "token_parameter", "top_logprobs",
 }  # fmt: skip
 """Settings that say where, how fast and how long to judge, or how scores become rewards: no part of a line's digest."""
 

@@ -99,7 +99,7 @@ class TaskConfig(Settings):
     Args:
         source: name in the table of this module.
         judge: settings of ``JudgeConfig`` that say how the judge is asked: ``format``, ``template``, ``labels``,
-            ``tie_label``.
+            ``grades``, ``tie_label``.
         count: items of the training split. Sets of a fixed size give what they have, if that is less.
         eval_count: items of the dev and of the test split, likewise.
         size: candidates of an item, at most; preferences always have two. 1 with rated texts gives single ones.
@@ -173,11 +173,9 @@ class TaskConfig(Settings):
 
     def build_format(self) -> Format:
         """In which the judge is asked."""
-        strange = self.judge.keys() - {"format", "template", "labels", "tie_label"}
-        if strange:
-            raise ConfigError(
-                f"a task's judge has format, template, labels, tie_label; got {', '.join(sorted(strange))}"
-            )
+        known = ("format", "template", "labels", "grades", "tie_label")
+        if strange := self.judge.keys() - set(known):
+            raise ConfigError(f"a task's judge has {', '.join(known)}; got {', '.join(sorted(strange))}")
         return JudgeConfig(**self.judge).judge_format
 
 

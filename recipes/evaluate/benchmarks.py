@@ -210,10 +210,8 @@ def judged(cases: Sequence[Case], config: JudgeConfig, engine: Engine, **setting
     """Judge cases in one batch; however many comparisons fail, the rest is still told."""
     alone = config.judge_format.max_slots == 1
     settings = {"schedule": "pointwise", "rating": "mean_score"} if alone else settings
-    fixed = {"audit": False, "votes": 1, "budget": None, "max_failed_fraction": 1.0}
-    judge = JudgeConfig(**{**config.model_dump(exclude_unset=True), **fixed, "seed": config.seed, **settings}).build(
-        engine
-    )
+    own = config.model_dump(exclude_unset=True, exclude={"both_orders", "max_slots", "budget", "votes"})
+    judge = JudgeConfig(**own | {"audit": False, "max_failed_fraction": 1.0} | settings).build(engine)
     try:
         return judge.judge([case.group for case in cases])
     finally:
@@ -247,7 +245,7 @@ def _report(benchmark: str, cases: Sequence[Case], right: Sequence[float], faile
 
 def score_judgebench(cases: Sequence[Case], config: JudgeConfig, engine: Engine) -> Report:
     """Both orders of each pair; right only if they sum to more than nothing."""
-    judgements = judged(cases, config, engine, schedule="all_pairs", both_orders=True, max_slots=2)
+    judgements = judged(cases, config, engine, schedule="all_pairs", both_orders=True)
     right = [float(sum(_games(judgement, case)) > 0) for judgement, case in zip(judgements, cases, strict=True)]
     return _report("judgebench", cases, right, list(map(_failed, judgements)))
 
@@ -259,9 +257,7 @@ def score_votes(benchmark: str, cases: Sequence[Case], config: JudgeConfig, engi
     """
     agreeing, failed = [0] * len(cases), [False] * len(cases)
     for vote in range(votes):  # a seed of its own gives each vote its order and, when sampled, its own reasoning
-        judgements = judged(
-            cases, config, engine, schedule="all_pairs", both_orders=False, max_slots=2, seed=config.seed + vote
-        )
+        judgements = judged(cases, config, engine, schedule="all_pairs", both_orders=False, seed=config.seed + vote)
         for index, (judgement, case) in enumerate(zip(judgements, cases, strict=True)):
             agreeing[index] += sum(_games(judgement, case)) > 0
             failed[index] |= _failed(judgement)
@@ -287,17 +283,13 @@ def score_rewardbench2(cases: Sequence[Case], config: JudgeConfig, engine: Engin
         right = [_best_of(judgement, case) for judgement, case in zip(judgements, best, strict=True)]
         rows += _report("rewardbench2", best, right, list(map(_failed, judgements))).rows
     if ties:
-        top = 9 if config.verdict_mode == "logprobs" else 10
-        asked = config.model_dump(exclude_unset=True, exclude={"template", "tie_label", "labels"})
         if form.max_slots > 1:  # else it grades already
-            asked |= {"format": "score", "grades": {str(grade): float(grade) for grade in range(1, top + 1)}}
-            asked |= {
-                "schedule": "pointwise",
-                "verdict": "logprobs" if config.verdict_mode == "logprobs" else "generate",
-            }
-            asked.pop("both_orders", None)
-        grader = JudgeConfig(**asked) if form.max_slots > 1 else config
-        judgements = judged(ties, grader, engine)
+            reads = config.verdict_mode == "logprobs"
+            choosing = {"template", "labels", "grades", "tie_label", "both_orders", "max_slots", "cascade_margin"}
+            asked = config.model_dump(exclude_unset=True, exclude=choosing | (set() if reads else {"min_label_mass"}))
+            asked |= {"format": "score", "schedule": "pointwise", "verdict": "logprobs" if reads else "generate"}
+            config = JudgeConfig(**asked, grades={str(grade): float(grade) for grade in range(1, 10 if reads else 11)})
+        judgements = judged(ties, config, engine)
         rows.append(Row("Ties", ties_score(ties, judgements), len(ties), fmean(map(_failed, judgements))))
     overall = fmean(row.score for row in rows)
     return Report("rewardbench2", tuple(rows), overall, overall)

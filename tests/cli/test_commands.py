@@ -412,7 +412,7 @@ def test_speed_and_alarm_settings_may_change_between_runs(source: Path, tmp_path
     output = tmp_path / "out.jsonl"
     rank(source, "-o", output)
     asked = len(engine.requests)
-    more = ("--set", "max_concurrency=2", "--set", "max_failed_fraction=1", "--set", f"cache={tmp_path / 'cache.db'}")
+    more = ("--set", "batch_size=2", "--set", "max_failed_fraction=1", "--set", f"cache={tmp_path / 'cache.db'}")
     assert rank(source, "-o", output, *more).exit_code == 0
     assert len(engine.requests) == asked
 
@@ -718,10 +718,10 @@ def test_stderr_of_a_pipe_holds_messages_and_no_bar(ranked: subprocess.Completed
 def test_a_real_interrupt_ends_with_code_130_and_no_traceback(tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     script = (
-        "import time; from mrjudge_reward import cli, config; from mrjudge_reward.engines.scripted import *\n"
+        "import time; from mrjudge_reward import JudgeConfig, cli; from mrjudge_reward.engines.scripted import *\n"
         "def answer(request):\n"
         "    time.sleep(0.02); return '<answer>A</answer>'\n"
-        "config.JudgeConfig.build_engine = lambda self: ScriptedEngine(answer)\n"
+        "JudgeConfig.build_engine = lambda self: ScriptedEngine(answer)\n"
         "cli.main()"
     )
     command = [sys.executable, "-c", script, "rank", "-", "-o", str(output), "--chunk", "1", *SCRIPTED]

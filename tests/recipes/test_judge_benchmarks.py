@@ -213,7 +213,7 @@ def test_ties_are_graded_whatever_the_judges_format(tmp_path: Path):
     assert scores == {"Focus": 1.0, "Math": 1.0, "Ties": pytest.approx(1.01)}, "1 % tops up a perfect score, as there"
     assert len(engine.requests) == 3 + 2 * (5 + 7)
     read = ScriptedEngine(lambda request: {label: 1 / len(request.labels) for label in request.labels})
-    rewardbench(tmp_path, ties_rows(), read, **CHOICE, verdict="logprobs")
+    rewardbench(tmp_path, ties_rows(), read, model="any", format="choice", verdict="logprobs")
     assert {request.labels for request in read.requests} == {tuple("123456789")}
 
 

@@ -349,7 +349,7 @@ def test_a_file_that_holds_no_rows_is_an_error(tmp_path: Path, content: str):
         ({"source": "quartz", "question": "x"}, "question belongs to rated texts"),
         (
             {"source": "quartz", "judge": {"model": "x"}},
-            "a task's judge has format, template, labels, tie_label; got model",
+            "a task's judge has format, template, labels, grades, tie_label; got model",
         ),
         ({"source": "quartz", "judge": {"format": "chioce"}}, "format"),
         ({"source": "quartz", "judge": {"format": "choice", "labels": ["A"]}}, "labels"),

@@ -49,7 +49,7 @@ def warm_python() -> str:
     with socket.socket(socket.AF_UNIX) as listener, (folder / "stderr").open("w") as errors:
         listener.bind(str(folder / "socket"))
         listener.listen(16)
-        hidden = [str(ROOT / "tests" / "vllm_hidden"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        hidden = [str(ROOT / "tests" / "support/vllm_hidden"), *filter(None, [os.environ.get("PYTHONPATH")])]
         importer = subprocess.Popen(
             [sys.executable, __file__, "serve", str(listener.fileno()), str(folder)],
             # A thread does not survive a fork, and CUDA that was asked for devices does not either.

@@ -13,6 +13,7 @@ import transformers
 from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
 
+from mrjudge_reward.engines.embedded import embedded_adapter_path
 from mrjudge_reward.engines.local.engine import TransformersEngine
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import ConfigError, EngineError
@@ -203,6 +204,16 @@ def test_a_trainer_without_a_peft_model_is_refused_before_training(smol_tokenize
 def test_settings_that_contradict_are_refused(settings: dict[str, Any], message: str):
     with pytest.raises(ConfigError, match=message):
         SharedBaseJudgeReward(JudgeConfig(**settings), adapter="mine", num_generations=4)
+
+
+@pytest.mark.parametrize("given", [{"judge": JudgeConfig(adapter="embedded")}, {"adapter": "embedded"}])
+def test_the_packages_judge_is_found_and_read_as_it_was_trained(
+    given: dict[str, Any], smol_path: str, smol_tokenizer: Any, tmp_path: Path
+):
+    reward = SharedBaseJudgeReward(**given, num_generations=4)
+    assert reward.adapter == str(embedded_adapter_path())
+    judge = grpo(smol_path, reward, smol_tokenizer, tmp_path).reward_funcs[0].judge
+    assert (judge.settings.verdict_mode, judge.format.template) == ("logprobs", "glance")
 
 
 def test_a_ready_judge_is_refused():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
 import os
@@ -31,7 +32,7 @@ STREAMING = f"""
 hydra: {{searchpath: [pkg://verl.trainer.config]}}
 defaults: [ppo_trainer, _self_]
 mrjudge:
-  judge: {{model: some/judge, context_tokens: 16384}}
+  judge: {{model: some/judge, engine: vllm_server, context_tokens: 16384}}
   actor_options: {{num_gpus: 0.5}}
 algorithm: {{adv_estimator: grpo}}
 data: {{train_batch_size: 64, max_prompt_length: 512, max_response_length: 1024}}
@@ -42,7 +43,7 @@ reward:
 """
 """Nothing fails in it."""
 
-UNNAMED = ("~mrjudge.judge.model", "~mrjudge.judge.context_tokens")
+UNNAMED = ("~mrjudge.judge.model", "~mrjudge.judge.context_tokens", "~mrjudge.judge.engine")
 
 SERVED = (
     *UNNAMED,
@@ -525,14 +526,18 @@ def test_the_names_that_configs_must_hold_are_those_of_the_modules() -> None:
     from mrjudge_reward.integrations.verl import agent_loop as verl_agent_loop
     from mrjudge_reward.integrations.verl import reward_manager as verl_reward
 
-    assert f"pkg://{verl_reward.JudgeRewardManager.__module__}" == MODULE
+    exported = importlib.import_module(MODULE.removeprefix("pkg://"))
+    assert exported.JudgeRewardManager is verl_reward.JudgeRewardManager
     assert verl_reward.JudgeRewardManager.__name__ == MANAGER
-    assert callable(verl_reward.compute_score)
+    assert callable(exported.compute_score)
     for manager, name in (
         (verl_agent_loop.GroupAgentLoopManager, AGENT_LOOP_MANAGER),
         (verl_agent_loop.GroupAgentLoopManagerV0, f"{AGENT_LOOP_MANAGER}V0"),
     ):
         assert f"{manager.__module__}.{manager.__name__}" == name
+
+
+REMOTE = ("~mrjudge.judge.engine",)
 
 
 # -- the judge's server -----------------------------------------------------------------------------------------------
@@ -542,7 +547,7 @@ def test_a_server_is_asked_and_one_that_does_not_answer_fails(config: Path) -> N
     from tests.support.judge_server import JudgeServer
 
     with JudgeServer() as server:
-        asked = examined(config, f"+mrjudge.judge.base_url={server.base_url}", "mrjudge.judge.model=judge")
+        asked = examined(config, *REMOTE, f"+mrjudge.judge.base_url={server.base_url}", "mrjudge.judge.model=judge")
         assert server.requests  # a label was read
     assert failed(asked) == []
     assert asked["server"].status == "ok"
@@ -551,7 +556,7 @@ def test_a_server_is_asked_and_one_that_does_not_answer_fails(config: Path) -> N
     with socket.socket() as closed:  # bound and not listening: connections are refused
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
-        refused = examined(config, f"+mrjudge.judge.base_url={url}")
+        refused = examined(config, *REMOTE, f"+mrjudge.judge.base_url={url}")
     assert failed(refused) == ["server"]
     assert f"{url} cannot be reached" in refused["server"].detail
 

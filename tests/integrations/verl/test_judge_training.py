@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import random
 import subprocess
 import sys
@@ -22,6 +21,8 @@ from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.integrations.verl.judge_training import compute_score, written_exercise
 from mrjudge_reward.training.tasks import Exercise, mark
 from mrjudge_reward.types import Reply
+from recipes.data import judge_data
+from recipes.verl import judge_rl_data
 from tests.support import ROOT
 
 RECIPES = ROOT / "recipes" / "verl"
@@ -45,24 +46,15 @@ def composed(*overrides: str) -> DictConfig:
 
 
 @pytest.fixture(scope="module")
-def recipes() -> Any:
-    """Modules of the recipes by name."""
-    before = sys.path[:]
-    sys.path[:0] = [str(ROOT / "recipes"), str(RECIPES)]
-    yield importlib.import_module
-    sys.path[:] = before
-
-
-@pytest.fixture(scope="module")
-def tasks(recipes: Any) -> dict[str, Any]:
-    make = recipes("judge_data").TaskConfig
+def tasks() -> dict[str, Any]:
+    make = judge_data.TaskConfig
     return {name: make(source="film reviews", count=12, eval_count=6, **rest) for name, rest in TASKS.items()}
 
 
 @pytest.fixture(scope="module")
-def marked(recipes: Any, tasks: dict[str, Any]) -> list[tuple[Exercise, str]]:
+def marked(tasks: dict[str, Any]) -> list[tuple[Exercise, str]]:
     """Exercises of all formats, and what is written of them."""
-    some = recipes("judge_data").task_exercises
+    some = judge_data.task_exercises
     return [(each, written_exercise(each, task.judge)) for task in tasks.values() for each in some(task, "train")[:6]]
 
 
@@ -134,11 +126,11 @@ def test_a_row_that_says_not_what_is_right_is_an_error_and_no_score(info: Any) -
 
 
 def test_rows_are_what_the_recipe_asks_and_come_back_from_parquet(
-    recipes: Any, tasks: dict[str, Any], smol_tokenizer: Any, tmp_path: Path
+    tasks: dict[str, Any], smol_tokenizer: Any, tmp_path: Path
 ) -> None:
     from datasets import Dataset
 
-    rows = recipes("judge_rl_data").verl_rows(tasks, "train", smol_tokenizer)
+    rows = judge_rl_data.verl_rows(tasks, "train", smol_tokenizer)
     Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")
     back = Dataset.from_parquet(str(tmp_path / "train.parquet"), cache_dir=str(tmp_path))
     assert [dict(row) for row in back] == rows
@@ -150,23 +142,23 @@ def test_rows_are_what_the_recipe_asks_and_come_back_from_parquet(
         assert {turn["role"] for turn in row["prompt"]} <= {"system", "user"}
 
 
-def test_held_out_tasks_are_not_written(recipes: Any, smol_tokenizer: Any) -> None:
-    make = recipes("judge_data").TaskConfig
+def test_held_out_tasks_are_not_written(smol_tokenizer: Any) -> None:
+    make = judge_data.TaskConfig
     held = make(source="Amazon reviews", held_out="source", judge={"format": "score"}, size=1)
     film = make(source="film reviews", judge={"format": "score"}, size=1, eval_count=3)
-    write = recipes("judge_rl_data").verl_rows
+    write = judge_rl_data.verl_rows
     assert {row["data_source"] for row in write({"held": held, "film": film}, "dev", smol_tokenizer)} == {"film"}
     with pytest.raises(InputError, match="not held out"):
         write({"held": held}, "train", smol_tokenizer)
 
 
 def test_the_command_writes_both_files(tmp_path: Path) -> None:
-    config = str(ROOT / "recipes" / "configs" / "rl_cpu.yaml")
-    command = [sys.executable, str(RECIPES / "judge_rl_data.py"), config, str(tmp_path / "out")]
+    config = str(ROOT / "recipes" / "judge" / "rl_cpu.yaml")
+    command = [sys.executable, "-m", "recipes.verl.judge_rl_data", config, str(tmp_path / "out")]
     small = ["tasks={film: {source: film reviews, judge: {format: score}, size: 1, count: 9, eval_count: 4}}"]
     for override in small:
         command += ["--set", override]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert f"9 rows in {tmp_path}/out/train.parquet" in done.stdout
     assert f"4 rows in {tmp_path}/out/dev.parquet" in done.stdout
 
