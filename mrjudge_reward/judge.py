@@ -30,7 +30,7 @@ from typing import Any
 
 from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.judging.comparisons import Asked, Comparer
-from mrjudge_reward.judging.early import Ahead
+from mrjudge_reward.judging.early import EarlyComparisons
 from mrjudge_reward.judging.parallel import shares, side_by_side
 from mrjudge_reward.judging.seeds import digest
 from mrjudge_reward.judging.tournament import Tournament, is_degenerate, players_of
@@ -43,7 +43,7 @@ from .cache import ReplyCache
 from .config import JudgeSettings
 from .errors import ConfigError, InputError
 from .messages import Message, Part
-from .types import Comparison, Failed, Group, Judgement, Played, Verdict
+from .types import Comparison, Group, JudgedComparison, Judgement, NoVerdict, Verdict
 
 
 class Judge:
@@ -98,14 +98,14 @@ class Judge:
     def judge(
         self,
         groups: Sequence[Group],
-        ahead: Sequence[Ahead | None] | None = None,
+        early: Sequence[EarlyComparisons | None] | None = None,
         first_votes: Sequence[int] | None = None,
     ) -> list[Judgement]:
         """Judge groups together.
 
         Args:
             groups: to judge; several threads may do so at once if the engine allows.
-            ahead: per group, what was asked ahead of it (see ``judging.early``). It changes what is asked now, never the
+            early: per group, what was asked early (see ``judging.early``). It changes what is asked now, never the
                 scores of a judge that repeats itself.
             first_votes: per group, the number of its first vote; 0 by default. Copies of a group in which these differ by
                 ``votes`` or more are sampled with different seeds, and in different slots if their keys differ too.
@@ -119,7 +119,7 @@ class Judge:
         """
         started = time.perf_counter()
         firsts = first_votes if first_votes is not None else [0] * len(groups)
-        begun = ahead if ahead is not None else [None] * len(groups)
+        begun = early if early is not None else [None] * len(groups)
         tournaments = [self._begin(*of_group) for of_group in zip(groups, begun, firsts, strict=True)]
         if playing := [tournament for tournament in tournaments if tournament.round]:
             with self.engine.session():
@@ -130,7 +130,7 @@ class Judge:
         seconds = time.perf_counter() - started
         return [self._judgement(tournament, seconds) for tournament in tournaments]
 
-    def ahead(
+    def early(
         self,
         prompt: str | Sequence[Mapping[str, Any] | Message],
         size: int,
@@ -138,7 +138,7 @@ class Judge:
         names: Sequence[str] | None = None,
         reference: str | None = None,
         rubric: str | None = None,
-    ) -> Ahead:
+    ) -> EarlyComparisons:
         """Begin a group whose candidates come one by one; everything but the candidates is as in ``Group.of``.
 
         Without names it is not known who will meet whom, so only schedules that show every candidate to every other
@@ -151,10 +151,10 @@ class Judge:
         if names is not None:
             order = sorted(names, key=lambda name: (digest(self.settings.seed, key, name), name))
         group = Group.of(prompt, [""] * size, key, reference, rubric, names)
-        return Ahead(self._tournament(group, ("",) * size), order, self.settings.votes)
+        return EarlyComparisons(self._tournament(group, ("",) * size), order, self.settings.votes)
 
-    def ask_ahead(self, asked: Sequence[Asked]) -> None:
-        """Ask what ``Ahead.add`` returned, of any number of groups, in one batch.
+    def ask_early(self, asked: Sequence[Asked]) -> None:
+        """Ask what ``EarlyComparisons.add`` returned, of any number of groups, in one batch.
 
         A comparison that failed and could go better is not kept, so that it is asked again with the whole group.
         """
@@ -166,9 +166,9 @@ class Judge:
         passing = {  # both orders of a pair are asked again together: a cascade looks at both
             (id(tournament), frozenset(comparison.slots))
             for (tournament, comparison), items in zip(asked, decided, strict=True)
-            if any(isinstance(outcome := item.verdict.outcome, Failed) and outcome.transient for item in items)
+            if any(isinstance(outcome := item.verdict.outcome, NoVerdict) and outcome.transient for item in items)
         }
-        keep: dict[int, dict[Comparison, list[Played]]] = {key: {} for key in forks}
+        keep: dict[int, dict[Comparison, list[JudgedComparison]]] = {key: {} for key in forks}
         for (tournament, comparison), items in zip(asked, decided, strict=True):
             if (id(tournament), frozenset(comparison.slots)) not in passing:
                 keep[id(tournament)][comparison] = items
@@ -229,14 +229,14 @@ class Judge:
 
     # -- a group's way ----------------------------------------------------------------------------------------------
 
-    def _begin(self, group: Group, ahead: Ahead | None, first_vote: int) -> Tournament:
+    def _begin(self, group: Group, early: EarlyComparisons | None, first_vote: int) -> Tournament:
         if len(group.candidates) > MAX_GROUP:
             raise InputError(
                 f"group {group.key!r} has {len(group.candidates)} candidates; at most {MAX_GROUP} are judged together"
             )
         tournament = self._tournament(group, players_of(group, self.settings.seed), first_vote)
-        if ahead is not None:
-            tournament.follow(ahead.tournament)
+        if early is not None:
+            tournament.follow(early.tournament)
         return tournament
 
     def _tournament(self, group: Group, players: tuple[str, ...], first_vote: int = 0) -> Tournament:
@@ -282,14 +282,14 @@ class Judge:
             scores_G=tuple(score_of.get(text, lowest) for text in group.candidates),
             games_G=tuple(games_of.get(text, 0.0) for text in group.candidates),
             played=tournament.in_candidates(tournament.played),
-            glances=tournament.in_candidates(tournament.glances),
+            quick_reads=tournament.in_candidates(tournament.quick_reads),
             forfeits=forfeits,
             calls=tournament.spent.calls,
             cache_hits=tournament.spent.cache_hits,
             usage=tournament.spent.usage,
             cyclic_triads=cyclic_triads(tally),
             seconds=seconds,
-            disarmed=tuple(i for i, text in enumerate(group.candidates) if text in tournament.disarmed),
+            sanitized=tuple(i for i, text in enumerate(group.candidates) if text in tournament.sanitized),
         )
 
     def _lowest(self, known: Sequence[float]) -> float:

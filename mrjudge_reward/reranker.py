@@ -34,7 +34,7 @@ from mrjudge_reward.judging.seeds import digest
 from .errors import ConfigError, InputError
 from .judge import Judge
 from .messages import Message, final_answer
-from .types import Comparison, Group, Judgement, Played
+from .types import Comparison, Group, JudgedComparison, Judgement
 
 How: TypeAlias = Literal["extremes", "spread"]
 
@@ -218,7 +218,9 @@ def part_of(judgement: Judgement, indices: Sequence[int]) -> Judgement:
     place = {index: number for number, index in enumerate(indices)}
     group, names = judgement.group, judgement.group.names
     played = tuple(
-        Played(Comparison(tuple(place[slot] for slot in item.comparison.slots), item.comparison.repeat), item.verdict)
+        JudgedComparison(
+            Comparison(tuple(place[slot] for slot in item.comparison.slots), item.comparison.repeat), item.verdict
+        )
         for item in judgement.played
         if all(slot in place for slot in item.comparison.slots)
     )
@@ -232,5 +234,5 @@ def part_of(judgement: Judgement, indices: Sequence[int]) -> Judgement:
         games_G=tuple(judgement.games_G[index] for index in indices),
         played=played,
         forfeits=tuple(place[index] for index in judgement.forfeits if index in place),
-        disarmed=tuple(place[index] for index in judgement.disarmed if index in place),
+        sanitized=tuple(place[index] for index in judgement.sanitized if index in place),
     )

@@ -35,7 +35,10 @@ class Settings(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            faults = {str(e["loc"][0]): f"{e['msg'].removeprefix('Value error, ')} (got {e['input']!r:.100})" for e in error.errors()}
+            faults = {
+                str(e["loc"][0]): f"{e['msg'].removeprefix('Value error, ')} (got {e['input']!r:.100})"
+                for e in error.errors()
+            }
             said = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
             raise ConfigError(f"{self.where}: {said}" if self.where else said) from error
 

@@ -2,7 +2,7 @@
 
 ::
 
-    Group → Comparison → Request → Reply | Failure → Verdict → Tally → Judgement → GroupReward
+    Group → Comparison → Request → Reply | EngineFailure → Verdict → Tally → Judgement → GroupReward
 
 Suffixes name shapes: ``_G`` one entry per candidate of a group, ``_K`` one per slot of a comparison.
 """
@@ -131,7 +131,7 @@ class Preference:
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
+class Grades:
     """Scored: a grade per slot.
 
     Attributes:
@@ -143,13 +143,13 @@ class Scores:
     grades_K: tuple[tuple[tuple[float, float], ...], ...]
 
     @classmethod
-    def sampled(cls, values_K: Sequence[float]) -> Scores:
+    def sampled(cls, values_K: Sequence[float]) -> Grades:
         """Grades that were written out, so each is certain."""
         return cls(tuple(values_K), tuple(((value, 1.0),) for value in values_K))
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class RankOrder:
     """Scored: slot positions (0..K-1) best first; positions in one tier are tied."""
 
     tiers: tuple[tuple[int, ...], ...]
@@ -161,7 +161,7 @@ class Tie:
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class NoVerdict:
     """No verdict. It says nothing about the candidates.
 
     Attributes:
@@ -175,7 +175,7 @@ class Failed:
     transient: bool = False
 
 
-Outcome: TypeAlias = Preference | Scores | Order | Tie | Failed
+Outcome: TypeAlias = Preference | Grades | RankOrder | Tie | NoVerdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,11 +205,11 @@ class Verdict:
     @property
     def failed(self) -> bool:
         """Whether there is no verdict."""
-        return isinstance(self.outcome, Failed)
+        return isinstance(self.outcome, NoVerdict)
 
 
 @dataclass(frozen=True, slots=True)
-class Played:
+class JudgedComparison:
     """A comparison of a group together with its verdict."""
 
     comparison: Comparison
@@ -270,7 +270,7 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class EngineFailure:
     """What an engine returns in the place of a request it could not serve.
 
     Attributes:
@@ -293,14 +293,14 @@ class Judgement:
         scores_G: a score per candidate; None for a candidate about which nothing is known.
         games_G: games each candidate took part in (soft and shared games count fractionally).
         played: comparisons in the indices of ``group.candidates``, with verdicts, in the order asked.
-        glances: cheap reads that a cascade took; those it acted on are in ``played`` as well.
+        quick_reads: cheap reads that a cascade took; those it acted on are in ``played`` as well.
         forfeits: indices of degenerate candidates, which lose without being shown to the judge.
-        calls: requests sent to the engine for this group, retries and glances included, cache hits not.
+        calls: requests sent to the engine for this group, retries and quick reads included, cache hits not.
         cache_hits: requests answered without the engine.
         usage: tokens of those calls.
         cyclic_triads: triples in which each beats the next, a sign of an inconsistent judge.
-        disarmed: indices of candidates that held a marker of ours, or of the judge's chat template, which had to be made
-            harmless before the judge saw it (see ``TextGuard``). Quoted code does so now and then; a share that grows
+        sanitized: indices of candidates that held a marker of ours, or of the judge's chat template, which had to be made
+            harmless before the judge saw it (see ``Sanitizer``). Quoted code does so now and then; a share that grows
             over a run is a policy that tries to speak for the judge.
         seconds: wall time of the whole batch this group was judged in.
     """
@@ -308,15 +308,15 @@ class Judgement:
     group: Group
     scores_G: tuple[float | None, ...]
     games_G: tuple[float, ...]
-    played: tuple[Played, ...]
-    glances: tuple[Played, ...] = ()
+    played: tuple[JudgedComparison, ...]
+    quick_reads: tuple[JudgedComparison, ...] = ()
     forfeits: tuple[int, ...] = ()
     calls: int = 0
     cache_hits: int = 0
     usage: Usage = Usage()
     cyclic_triads: int = 0
     seconds: float = 0.0
-    disarmed: tuple[int, ...] = ()
+    sanitized: tuple[int, ...] = ()
 
     @property
     def order(self) -> tuple[int, ...]:

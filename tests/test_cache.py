@@ -23,7 +23,7 @@ from mrjudge_reward.errors import ConfigError, EngineError
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.judging.calling import ask
 from mrjudge_reward.messages import ImagePart, Message, TextPart, as_messages
-from mrjudge_reward.types import Failure, Group, Reply, Request, Sampling, Usage
+from mrjudge_reward.types import EngineFailure, Group, Reply, Request, Sampling, Usage
 
 
 def request(text: str = "Which?", **more: Any) -> Request:
@@ -83,8 +83,8 @@ def test_more_requests_than_one_statement_holds_come_back_in_order(tmp_path: Pat
 
 def test_failures_are_not_kept(tmp_path: Path):
     cache = ReplyCache(tmp_path / "replies.sqlite")
-    broken, healed = ScriptedEngine(lambda _: Failure("timeout")), ScriptedEngine(lambda _: "fine")
-    assert isinstance(ask(broken, "generate", [request()], cache)[0].reply, Failure)
+    broken, healed = ScriptedEngine(lambda _: EngineFailure("timeout")), ScriptedEngine(lambda _: "fine")
+    assert isinstance(ask(broken, "generate", [request()], cache)[0].reply, EngineFailure)
     assert len(cache) == 0
     assert ask(healed, "generate", [request()], cache)[0].fresh
     cache.close()

@@ -37,6 +37,7 @@ from mrjudge_reward.cli import app
 from mrjudge_reward.integrations.verl.settings import CanarySettings, VerlSettings
 from mrjudge_reward.scoring.stats import METRICS
 from mrjudge_reward.streaming.scores import INFO_KEYS
+from tests.support import configuration_page
 from tests.support.judge_server import JudgeServer, prompt_text
 from tests.support.small_models import small_text_model
 
@@ -377,3 +378,8 @@ def test_settings_that_the_pages_name_exist() -> None:
 def test_no_page_names_the_machine_it_was_written_on() -> None:
     for page in [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md"]:
         assert not re.search(r"/(?:work|tmp|home|root)/", text_of(page)), page
+
+
+def test_the_configuration_page_is_made_from_the_settings() -> None:
+    made = "run python -m tests.support.configuration_page > docs/configuration.md"
+    assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == configuration_page.page(), made

@@ -23,7 +23,17 @@ from mrjudge_reward.scoring.ratings import RATINGS
 from mrjudge_reward.scoring.schedules import SCHEDULES
 from mrjudge_reward.scoring.stats import FailureAlarm
 from mrjudge_reward.scoring.tally import MAX_GROUP, position_consistency
-from mrjudge_reward.types import Comparison, Failed, Failure, Group, Preference, Reply, Request, Sampling, Usage
+from mrjudge_reward.types import (
+    Comparison,
+    EngineFailure,
+    Group,
+    NoVerdict,
+    Preference,
+    Reply,
+    Request,
+    Sampling,
+    Usage,
+)
 
 property_test = settings(derandomize=True, deadline=None, max_examples=12)
 WARM = {"temperature": 0.7, "top_p": 1.0, "max_tokens": 256}
@@ -302,7 +312,7 @@ class Held(ScriptedEngine):
         finally:
             self.history.append("exit")
 
-    def _serve(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def _serve(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         self.history.append("call")
         if "break" in requests[0].messages[-1].text:
             raise EngineError("the judge is broken")
@@ -311,7 +321,7 @@ class Held(ScriptedEngine):
 
 @pytest.mark.parametrize("several_calls", [False, True])
 def test_an_engine_is_held_once_over_all_rounds_groups_and_retries_of_a_batch(several_calls: bool):
-    engine = Held(lambda _: Failure("busy", transient=True))
+    engine = Held(lambda _: EngineFailure("busy", transient=True))
     engine.concurrent_calls = several_calls  # type: ignore[misc]
     judge = Judge(engine, schedule="swiss", alarm=NEVER)
     judge.judge([Group.of(f"question {i}", ["a", "b", "c", "d"], str(i)) for i in range(3)])
@@ -334,9 +344,9 @@ def test_an_engine_is_let_go_when_it_raises(several_calls: bool):
 def test_an_engine_is_held_once_for_all_that_is_asked_ahead():
     engine = Held(lambda _: "<answer>A</answer>")
     judge = Judge(engine, schedule="all_pairs")
-    ahead = [judge.ahead("question", 2, key) for key in "ab"]
-    asked = [pair for one in ahead for text in "xy" for pair in one.add("", text)]
-    judge.ask_ahead(asked)
+    early = [judge.early("question", 2, key) for key in "ab"]
+    asked = [pair for one in early for text in "xy" for pair in one.add("", text)]
+    judge.ask_early(asked)
     assert len(asked) == 4
     assert engine.history == ["enter", "call", "exit"]
 
@@ -410,10 +420,10 @@ def test_one_failed_comparison_costs_one_game():
 
     def script(request: Request) -> Any:
         bad = list(shown_candidates(request).values()) == ["a", "bb"]
-        return Failure("http 400", transient=False) if bad else inner.script(request)
+        return EngineFailure("http 400", transient=False) if bad else inner.script(request)
 
     judgement = Judge(ScriptedEngine(script), schedule="all_pairs").rank("q", ["a", "bb", "ccc"])
-    assert [item.verdict.outcome for item in judgement.played if item.verdict.failed] == [Failed("http 400")]
+    assert [item.verdict.outcome for item in judgement.played if item.verdict.failed] == [NoVerdict("http 400")]
     assert judgement.games_G == (3.0, 3.0, 4.0)
     assert judgement.order == (2, 1, 0)
 
@@ -424,7 +434,7 @@ def test_a_candidate_all_of_whose_games_failed_has_no_score(schedule: str, ratin
     inner = ScriptedEngine.by_utility(len)
 
     def script(request: Request) -> Any:
-        return Failure("timeout") if "lost" in shown_candidates(request).values() else inner.script(request)
+        return EngineFailure("timeout") if "lost" in shown_candidates(request).values() else inner.script(request)
 
     more = {"max_slots": 2} if schedule == "listwise" else {}
     judge = Judge(ScriptedEngine(script), schedule=schedule, rating=rating, retries=0, alarm=NEVER, **more)
@@ -449,10 +459,10 @@ def test_a_grade_that_failed_is_no_grade(rating: str):
 @pytest.mark.parametrize(
     ("temperature", "answer", "asked"),
     [
-        (0.0, Failure("timeout", transient=True), 3),  # first try and two retries
-        (0.0, Failure("http 400", transient=False), 1),
+        (0.0, EngineFailure("timeout", transient=True), 3),  # first try and two retries
+        (0.0, EngineFailure("http 400", transient=False), 1),
         (0.0, "no verdict in here", 1),  # a greedy judge would write the same again
-        (0.7, Failure("timeout", transient=True), 3),
+        (0.7, EngineFailure("timeout", transient=True), 3),
         (0.7, "no verdict in here", 3),
         (0.7, Reply("<answer>A</answer>", "length"), 1),  # the cap is the same again
         (0.0, "<answer>A</answer>", 1),
@@ -471,7 +481,7 @@ def test_failures_are_asked_again_where_that_can_help(temperature: float, answer
 
 
 def test_a_read_without_thinking_is_not_asked_again_at_any_temperature():
-    engine = ScriptedEngine(lambda _: Failure("label missing", transient=False))
+    engine = ScriptedEngine(lambda _: EngineFailure("label missing", transient=False))
     judge = Judge(engine, schedule="all_pairs", verdict="read", retries=3, alarm=NEVER)
     assert judge.rank("q", ["a", "b"]).calls == 2
 
@@ -483,7 +493,7 @@ def test_only_what_failed_is_asked_again_and_a_later_success_counts():
         text = request.messages[-1].text
         tries[text] = tries.get(text, 0) + 1
         weak = list(shown_candidates(request).values()) == ["a", "b"]
-        return Failure("timeout") if weak and tries[text] == 1 else "<answer>A</answer>"
+        return EngineFailure("timeout") if weak and tries[text] == 1 else "<answer>A</answer>"
 
     engine = ScriptedEngine(script)
     judgement = Judge(engine, schedule="all_pairs", retries=1).rank("q", ["a", "b", "c"])
@@ -493,7 +503,7 @@ def test_only_what_failed_is_asked_again_and_a_later_success_counts():
 
 
 def test_no_retries_means_one_try():
-    engine = ScriptedEngine(lambda _: Failure("timeout"))
+    engine = ScriptedEngine(lambda _: EngineFailure("timeout"))
     Judge(engine, schedule="all_pairs", retries=0, alarm=NEVER).rank("q", ["a", "b"])
     assert engine.batches == [2]
 
@@ -503,14 +513,14 @@ def test_thinking_that_failed_is_not_read_and_the_reason_is_kept():
         if request.labels:
             return {"A": 0.5, "B": 0.5}
         first = next(iter(shown_candidates(request).values()))
-        return Failure("timeout", "3 s", transient=False) if first == "a" else "hm"
+        return EngineFailure("timeout", "3 s", transient=False) if first == "a" else "hm"
 
     engine = ScriptedEngine(script)
     judge = Judge(engine, schedule="all_pairs", verdict="read", thinking_tokens=9, alarm=NEVER)
     judgement = judge.rank("q", ["a", "b"])
     assert engine.batches == [2, 1]
     outcomes = {item.comparison.slots[0]: item.verdict.outcome for item in judgement.played}
-    assert outcomes[0] == Failed("timeout", "3 s")
+    assert outcomes[0] == NoVerdict("timeout", "3 s")
     assert isinstance(outcomes[1], Preference)
 
 
@@ -519,7 +529,7 @@ def test_thinking_that_failed_is_not_read_and_the_reason_is_kept():
     [
         (Reply("no logprobs"), "malformed reply"),
         (Reply(label_logprobs=(-math.inf, -1.0)), "unreadable label"),
-        (Failure("out of memory", transient=False), "out of memory"),
+        (EngineFailure("out of memory", transient=False), "out of memory"),
     ],
 )
 def test_a_read_that_brings_no_probabilities_fails(reply: Any, reason: str):
@@ -530,7 +540,9 @@ def test_a_read_that_brings_no_probabilities_fails(reply: Any, reason: str):
 
 
 def test_too_many_failures_stop_the_run():
-    judge = Judge(ScriptedEngine(lambda _: Failure("http 503", "no capacity", transient=False)), schedule="all_pairs")
+    judge = Judge(
+        ScriptedEngine(lambda _: EngineFailure("http 503", "no capacity", transient=False)), schedule="all_pairs"
+    )
     with pytest.raises(JudgeUnreliableError, match=r"http 503.*no capacity"):
         judge.judge([Group.of("q", ["a", "b", "c"], str(key)) for key in range(10)])
 
@@ -592,12 +604,12 @@ def test_a_glance_counts_once_even_if_its_mirror_image_is_scheduled_too(more: di
     )
     expected, judgement = once.rank("q", candidates), twice.rank("q", candidates)
     assert judgement.scores_G == expected.scores_G
-    assert len(judgement.played) == len(judgement.glances) == len(expected.played) == 2
-    assert position_consistency(judgement.glances) == (1, 1)
+    assert len(judgement.played) == len(judgement.quick_reads) == len(expected.played) == 2
+    assert position_consistency(judgement.quick_reads) == (1, 1)
 
 
 def test_a_judge_that_fails_is_not_asked_for_the_rounds_that_are_left():
-    engine = ScriptedEngine(lambda _: Failure("down", transient=False))
+    engine = ScriptedEngine(lambda _: EngineFailure("down", transient=False))
     judge = Judge(engine, schedule="adaptive")
     with pytest.raises(JudgeUnreliableError, match="down"):
         judge.judge([Group.of("q", [str(i) for i in range(8)], str(key)) for key in range(16)])
@@ -657,7 +669,7 @@ def test_a_sentiment_read_asks_for_its_own_words():
 def cascade(
     p_first: Callable[[str, str], float], thought: str = "<answer>A</answer>", **more: Any
 ) -> tuple[Judge, Any]:
-    """A cascade whose glances give ``p_first(first, second)`` to the first slot."""
+    """A cascade whose quick_reads give ``p_first(first, second)`` to the first slot."""
 
     def script(request: Request) -> Any:
         if not request.labels:
@@ -674,7 +686,7 @@ def test_a_sure_glance_is_taken_as_two_soft_games_without_thinking():
     judge, engine = cascade(lambda first, second: 0.9 if first == "good" else 0.1)
     judgement = judge.rank("q", ["bad", "good"])
     assert engine.batches == [2]
-    assert len(judgement.played) == len(judgement.glances) == 2
+    assert len(judgement.played) == len(judgement.quick_reads) == 2
     assert all(item.verdict.outcome.soft for item in judgement.played)  # type: ignore[union-attr]
     assert {item.comparison.slots for item in judgement.played} == {(0, 1), (1, 0)}
     assert judgement.order == (1, 0)
@@ -694,12 +706,12 @@ def test_a_contradictory_or_close_glance_leads_to_one_written_verdict(p_first: A
     assert engine.batches == [2, 1], why
     assert len(judgement.played) == 1
     assert judgement.played[0].verdict.outcome == Preference((1.0, 0.0))
-    assert len(judgement.glances) == 2
+    assert len(judgement.quick_reads) == 2
     assert judgement.calls == 3
 
 
 def test_a_glance_that_failed_leads_to_thinking():
-    engine = ScriptedEngine(lambda request: Failure("oops") if request.labels else "<answer>B</answer>")
+    engine = ScriptedEngine(lambda request: EngineFailure("oops") if request.labels else "<answer>B</answer>")
     judgement = Judge(engine, schedule="all_pairs", verdict="cascade", both_orders=False, audit=False).rank(
         "q", ["a", "b"]
     )

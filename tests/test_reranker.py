@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 from mrjudge_reward import (
     Choice,
     ConfigError,
-    Failure,
+    EngineFailure,
     FailureAlarm,
     Group,
     InputError,
     Judge,
     Judgement,
     Request,
-    Sampling,
     ScriptedEngine,
 )
 from mrjudge_reward.engines.scripted import shown_candidates
@@ -34,7 +33,7 @@ def judge_by(utility: Any = len, **settings: Any) -> Judge:
 
 
 def failing(**settings: Any) -> Judge:
-    engine = ScriptedEngine(lambda request: Failure("timeout", transient=False))
+    engine = ScriptedEngine(lambda request: EngineFailure("timeout", transient=False))
     return Judge(engine, Choice(), schedule="ring", alarm=FailureAlarm(1.0), **settings)
 
 

@@ -27,7 +27,7 @@ from mrjudge_reward.errors import EngineError
 from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.messages import ImagePart, Message, TextPart, as_messages
 from mrjudge_reward.scoring.stats import FailureAlarm
-from mrjudge_reward.types import Failed, Failure, Group, Reply, Request
+from mrjudge_reward.types import EngineFailure, Group, NoVerdict, Reply, Request
 from tests.support.judge_server import JudgeServer, longest_wins
 
 from .support import ROOT
@@ -150,7 +150,7 @@ def test_a_server_that_died_costs_a_thousand_comparisons_one_deadline_and_no_ver
     assert sum(len(judgement.played) for judgement in judgements) == 1008
     for judgement in judgements:
         assert judgement.scores_G == (None,) * 8
-        assert all(isinstance(item.verdict.outcome, Failed) for item in judgement.played)
+        assert all(isinstance(item.verdict.outcome, NoVerdict) for item in judgement.played)
 
 
 def test_the_doctor_goes_past_a_proxy_to_a_server_on_this_machine_as_the_engine_does(monkeypatch: pytest.MonkeyPatch):
@@ -167,7 +167,7 @@ def test_the_doctor_goes_past_a_proxy_to_a_server_on_this_machine_as_the_engine_
 class Forgetful(ScriptedEngine):
     """Keeps no list of its requests, which would hold every rendered prompt."""
 
-    def _answer(self, request: Request) -> Reply | Failure:
+    def _answer(self, request: Request) -> Reply | EngineFailure:
         self.shown = getattr(self, "shown", 0) + len(request.messages[-1].text)
         answer = super()._answer(request)
         self.requests.clear()

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from mrjudge_reward.monitoring.run_log import RunLogWriter
 
 
-class TrainerFollower(TrainerCallback):  # type: ignore[misc]
+class RunLogCallback(TrainerCallback):  # type: ignore[misc]
     """Writes to a run's log; added to the trainer by ``JudgeReward`` with its first call, so the first step has no times.
 
     In a step, what passes before the judge is called is generation, what passes after it the update; where a step generates

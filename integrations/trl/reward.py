@@ -42,7 +42,7 @@ from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.messages import Message, as_messages, final_answer
 from mrjudge_reward.monitoring.canaries import Canaries, CanaryReport
 from mrjudge_reward.monitoring.explain import verdict_line
-from mrjudge_reward.monitoring.monitor import RunWatch
+from mrjudge_reward.monitoring.monitor import RunMonitor
 from mrjudge_reward.reranker import part_of
 from mrjudge_reward.scoring.rewards import OnAbstain, RewardShape, reward_group
 from mrjudge_reward.scoring.stats import JudgeStats
@@ -193,7 +193,7 @@ class JudgeReward:
         self.abstained_rows: tuple[int, ...] = ()
         self.pairs_can_be_left_out = False
         self.last_canaries: CanaryReport | None = None
-        self._watch = RunWatch(log_dir, self.__name__, canaries)
+        self._watch = RunMonitor(log_dir, self.__name__, canaries)
         self._follower: Any = None
         self._moment: tuple[str, int, int] = ("", -1, 0)
 
@@ -272,9 +272,9 @@ class JudgeReward:
         """Log what a trainer logs, and where its seconds go; once per trainer."""
         writer = self._watch.writer(rank_and_world()[0]) if hasattr(trainer, "add_callback") else None
         if writer is not None and self._follower is None:
-            from .callback import TrainerFollower
+            from .callback import RunLogCallback
 
-            self._follower = TrainerFollower(writer)
+            self._follower = RunLogCallback(writer)
             trainer.add_callback(self._follower)
 
     # -- what came in -------------------------------------------------------------------------------------------------

@@ -63,7 +63,9 @@ class SharedBaseJudgeReward(JudgeReward):
         if adapter is not None and config.adapter not in (None, adapter):
             raise ConfigError(f"two adapters for one judge: {adapter!r} here, {config.adapter!r} in the config")
         if adapter is not None:
-            config = JudgeConfig(**{**{name: getattr(config, name) for name in config.model_fields_set}, "adapter": adapter})
+            config = JudgeConfig(
+                **{**{name: getattr(config, name) for name in config.model_fields_set}, "adapter": adapter}
+            )
         super().__init__(config, num_generations=num_generations, **settings)
         self.adapter = config.adapter_path()
         self.adapter_name = adapter_name

@@ -1,4 +1,4 @@
-"""The cohort actor: where the reward workers of a verl run meet, one per run, named, in Ray."""
+"""The judge actor: where the reward workers of a verl run meet, one per run, named, in Ray."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 
 from mrjudge_reward.errors import ConfigError, EngineError, JudgeUnreliableError, MRJudgeError
 from mrjudge_reward.judge import Judge, JudgeConfig
-from mrjudge_reward.streaming.batches import CohortBatches
-from mrjudge_reward.streaming.groups import Cohorts
-from mrjudge_reward.streaming.log import CohortLog
+from mrjudge_reward.streaming.batches import SharedBatches
+from mrjudge_reward.streaming.groups import ArrivingGroups
+from mrjudge_reward.streaming.log import StreamMonitor
 from mrjudge_reward.streaming.queue import JudgingQueue
 from mrjudge_reward.streaming.scores import Sample, Scored
 
@@ -26,10 +26,10 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MANY = 100_000
-"""Calls that may wait in the cohort actor at once; each sample of a step may be one."""
+"""Calls that may wait in the judge actor at once; each sample of a step may be one."""
 
 LIVES = 3
-"""Cohort actors that may die under a waiting sample before it fails."""
+"""Judge actors that may die under a waiting sample before it fails."""
 
 
 def build_judge(config: JudgeConfig, factory: str | None) -> Judge:
@@ -56,17 +56,17 @@ def build_judge(config: JudgeConfig, factory: str | None) -> Judge:
     return judge
 
 
-class CohortActor:
-    """Runs ``Cohorts`` in a process of its own. Its methods are coroutines, so calls wait without holding a thread."""
+class JudgeActor:
+    """Judges groups in a process of its own. Its methods are coroutines, so calls wait without holding a thread."""
 
     def __init__(self, judge: JudgeConfig, settings: VerlSettings) -> None:
         logging.basicConfig(format="%(name)s: %(message)s")
         logging.getLogger("mrjudge_reward").setLevel(logging.INFO)
         self._stopped: JudgeUnreliableError | None = None
-        log = CohortLog(settings.log_dir, settings.watched())
+        log = StreamMonitor(settings.log_dir, settings.watched())
         queue = JudgingQueue(lambda: build_judge(judge, settings.factory), settings.judge_deadline_s, log)
         shape, deadline_s = judge.reward_shape, settings.deadline_s
-        self._cohorts = Cohorts(
+        self._groups = ArrivingGroups(
             queue,
             shape=shape,
             deadline_s=deadline_s,
@@ -74,14 +74,14 @@ class CohortActor:
             as_it_arrives=settings.as_it_arrives,
         )
         sizes = [size for size in (settings.group_size, settings.validation_group_size) if size is not None]
-        self._batches = CohortBatches(queue, shape=shape, sizes=sizes, deadline_s=deadline_s)
+        self._batches = SharedBatches(queue, shape=shape, sizes=sizes, deadline_s=deadline_s)
 
     async def join(self, sample: Sample) -> Scored:
-        """See ``Cohorts.join``."""
-        return await self._unless_stopped(lambda: self._cohorts.join(sample))
+        """See ``ArrivingGroups.join``."""
+        return await self._unless_stopped(lambda: self._groups.join(sample))
 
     async def join_share(self, samples: Sequence[Sample], worker: int, workers: int) -> list[Scored]:
-        """See ``CohortBatches.join_share``."""
+        """See ``SharedBatches.join_share``."""
         return await self._unless_stopped(lambda: self._batches.join_share(samples, worker, workers))
 
     async def _unless_stopped(self, work: Callable[[], Awaitable[T]]) -> T:
@@ -98,12 +98,12 @@ class CohortActor:
 
     async def metrics(self) -> dict[str, float]:
         """What was judged since the actor began: ``METRICS``, and how many groups and judgements that were."""
-        stats = self._cohorts.stats + self._batches.stats
+        stats = self._groups.stats + self._batches.stats
         return {**stats.metrics(), "groups": float(stats.groups), "comparisons": float(stats.comparisons)}
 
 
-class CohortClient:
-    """A reward worker's way to the cohort actor.
+class JudgeActorClient:
+    """A reward worker's way to the judge actor.
 
     The first worker to call makes the actor. If it dies, the next call makes another one, and samples that waited in the
     dead one are brought to it again; all waiting members of a group do so, so the group meets once more.
@@ -124,7 +124,7 @@ class CohortClient:
         self._handle: Any = None
         options = {"num_cpus": 0, **settings.actor_options}
         try:
-            self._maker: Any = ray.remote(CohortActor).options(
+            self._maker: Any = ray.remote(JudgeActor).options(
                 name=self.name, get_if_exists=True, max_concurrency=MANY, **options
             )
         except (TypeError, ValueError) as error:
@@ -158,20 +158,20 @@ class CohortClient:
             except RayTaskError as error:
                 cause = error.cause
                 raise (
-                    cause if isinstance(cause, MRJudgeError) else EngineError(f"the cohort actor: {cause!r}")
+                    cause if isinstance(cause, MRJudgeError) else EngineError(f"the judge actor: {cause!r}")
                 ) from error
             except (RayActorError, ValueError) as error:  # a name that is just being given up raises ValueError
                 last = error
                 if self._handle is actor:  # or another sample has made a new one already
                     self._handle = None
-                logger.warning("the cohort actor died (%s); its waiting samples go to a new one", _in_short(error))
+                logger.warning("the judge actor died (%s); its waiting samples go to a new one", _in_short(error))
                 await asyncio.sleep(0.5 * 2**life)
             except (TimeoutError, GetTimeoutError):
-                raise EngineError(f"no answer of the cohort actor within {self._patience_s:g} s") from None
+                raise EngineError(f"no answer of the judge actor within {self._patience_s:g} s") from None
             except RayError as error:
-                raise EngineError(f"the cohort actor cannot be reached: {_in_short(error)}") from error
+                raise EngineError(f"the judge actor cannot be reached: {_in_short(error)}") from error
         raise EngineError(
-            f"the cohort actor died {LIVES} times under the same sample, so the sample was not judged: {last}. "
+            f"the judge actor died {LIVES} times under the same sample, so the sample was not judged: {last}. "
             "See the actor's log; a judge inside it may have run out of memory"
         ) from last
 

@@ -46,7 +46,7 @@ def written_exercise(exercise: Exercise, judge: Mapping[str, Any]) -> str:
         judge: its task's settings of ``JudgeConfig``. The wording is left out, which a marker has no use for.
     """
     asked = {name: value for name, value in judge.items() if name != "template"}
-    return json.dumps({"judge": asked, "worths": exercise.worth_K, "scale": exercise.item.scale})
+    return json.dumps({"judge": asked, "worths": exercise.gold_K, "scale": exercise.item.scale})
 
 
 @lru_cache(maxsize=65536)

@@ -14,7 +14,7 @@ See ``settings`` for the ``mrjudge`` section. What verl does, and what this adap
 ``experimental/reward_loop``, ``experimental/agent_loop``, ``trainer/ppo/v1``):
 
 * *Streaming* (no reward model, or one on devices of its own): each finished rollout goes to a random reward worker, whose
-  manager brings it to the group's cohort in an actor that all workers share. Samples carry ``uid``; in V1 also
+  manager brings it to its group in an actor that all workers share. Samples carry ``uid``; in V1 also
   ``session_id``, their identity within the group.
 * *Colocated* (``reward.reward_model.enable`` without ``enable_resource_pool``): the batch is padded with copies, cut
   evenly over the workers, and scored while the reward model is awake. V1 passes no ``uid`` here, so rows meet by their
@@ -25,7 +25,7 @@ See ``settings`` for the ``mrjudge`` section. What verl does, and what this adap
   from ``mrjudge_group_size`` (set by ``agent_loop``), ``__rollout_n__``, or ``extra_info.split``.
 * When too many judgements failed, nothing more is judged and every sample ends with that error. V0 and the colocated path
   stop at the first one; V1 in streaming mode drops groups whose scoring raised, and ends with the first step in which all
-  did ("no materializable trajectories"), the reason in the log of the cohort actor.
+  did ("no materializable trajectories"), the reason in the log of the judge actor.
 * With a reward model, verl calls the manager only if ``reward.custom_reward_function.path`` is set: name this module
   and ``compute_score``.
 """
@@ -49,7 +49,7 @@ from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.messages import ImagePart, Message, Part, TextPart, as_messages, final_answer
 from mrjudge_reward.streaming.scores import Sample, Scored
 
-from .actor import MANY, CohortClient
+from .actor import MANY, JudgeActorClient
 from .settings import VALIDATION_SPLITS, VerlSettings, is_colocated, served_judge
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
             )
         self.settings.check_context(served)
         self.workers = int(plain["reward"]["num_workers"])
-        self.client = CohortClient(self.settings.judge_config(served), self.settings, served)
+        self.client = JudgeActorClient(self.settings.judge_config(served), self.settings, served)
         self._share: list[tuple[Sample, asyncio.Future[Scored]]] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -175,12 +175,12 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
         text, length = self._completion(item)
         answer = text if self.settings.thinking == "keep" else final_answer(text, self.settings.thinking == "opened")
         uid = row.get("uid")
-        cohort = f"prompt-{prompt_hash(prompt)}" if uid is None else str(uid)
+        group = f"prompt-{prompt_hash(prompt)}" if uid is None else str(uid)
         if (attempt := row.get("attempt")) is not None:
-            cohort = f"{cohort}/{attempt}"
+            group = f"{group}/{attempt}"
         member = row.get("session_id")
         return Sample(
-            cohort=cohort,
+            group=group,
             member=None if member is None else str(member),
             size=self._size(row),
             prompt=prompt,

@@ -1,4 +1,4 @@
-"""The ``mrjudge`` section of a verl config, validated: what the reward manager, its cohort actor and the doctor read.
+"""The ``mrjudge`` section of a verl config, validated: what the reward manager, its judge actor and the doctor read.
 
 .. code-block:: yaml
 
@@ -154,9 +154,9 @@ class VerlSettings(Settings):
         config.build(engine).check_room()
 
     def actor_name(self, served: Mapping[str, Any] | None = None) -> str:
-        """Name under which all reward workers of a run find the same cohort actor; other settings, another actor."""
+        """Name under which all reward workers of a run find the same judge actor; other settings, another actor."""
         mark = hashlib.blake2b(repr((self.model_dump(), sorted((served or {}).items()))).encode(), digest_size=6)
-        return f"mrjudge_cohorts_{mark.hexdigest()}"
+        return f"mrjudge_judge_{mark.hexdigest()}"
 
 
 def is_colocated(config: Mapping[str, Any]) -> bool:

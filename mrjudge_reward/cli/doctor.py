@@ -26,7 +26,7 @@ from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.messages import as_messages
 from mrjudge_reward.monitoring.explain import verdict_line, verdict_record
 from mrjudge_reward.scoring.tally import position_consistency
-from mrjudge_reward.types import Failure, Group, Request
+from mrjudge_reward.types import EngineFailure, Group, Request
 
 TESTED: Mapping[str, tuple[str, str]] = {
     "numpy": ("2.3.5", ""),
@@ -221,7 +221,7 @@ def _engine(config: JudgeConfig, engine: Engine) -> Iterator[Check]:
     request = Request(as_messages("Answer with a label."), prefill=judge_format.answer_open, labels=labels)
     try:
         reply = engine.label_logprobs([request])[0]
-        if isinstance(reply, Failure):
+        if isinstance(reply, EngineFailure):
             fault = f"{reply.reason}: {reply.detail}".rstrip(": ")
         else:
             fault = "" if reply.label_logprobs else "the reply holds no log-probabilities"
@@ -245,7 +245,7 @@ def _smoke(config: JudgeConfig, engine: Engine) -> Check:
     except MRJudgeError as error:
         return Check("smoke test", "failed", str(error))
     seconds = time.perf_counter() - started
-    asked = judgement.glances or judgement.played
+    asked = judgement.quick_reads or judgement.played
     agreeing, mirrored = position_consistency(asked)
     says = [f"{prompt!r} with " + " and ".join(f"#{i} {text!r}" for i, text in enumerate(candidates)) + ":"]
     says += [verdict_line(item, 120) for item in asked]

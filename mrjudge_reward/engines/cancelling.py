@@ -2,7 +2,7 @@
 
 A judge may ask from several threads at once. When the wait for them is interrupted or one of them fails, the others need
 not sit out their deadlines: an engine that waits for something elsewhere lets that wait be cancelled, and returns what
-it has, with a ``Failure`` in the place of what it has not. So what was answered can still be kept.
+it has, with a ``EngineFailure`` in the place of what it has not. So what was answered can still be kept.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from mrjudge_reward.types import Failure
+from mrjudge_reward.types import EngineFailure
 
-CANCELLED = Failure("cancelled", "nobody waits for the reply any more")
+CANCELLED = EngineFailure("cancelled", "nobody waits for the reply any more")
 """Stands for a request without a reply when its call was cancelled. Whoever cancelled must not read it as an answer."""
 
 _CURRENT: ContextVar[Cancellation | None] = ContextVar("mrjudge_cancellation", default=None)

@@ -38,7 +38,7 @@ from filelock import FileLock, Timeout
 
 from mrjudge_reward.errors import ConfigError, EngineError, require
 from mrjudge_reward.images import Picture
-from mrjudge_reward.types import Failure, Reply, Request
+from mrjudge_reward.types import EngineFailure, Reply, Request
 
 from .cancelling import cancelled
 from .contract import Engine
@@ -257,12 +257,12 @@ class ColocatedEngine(Engine):
 
     # -- the engine ---------------------------------------------------------------------------------------------------
 
-    def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def generate(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         """Let the judge write."""
         with self.session():
             return self.engine.generate(requests)
 
-    def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         """Read how likely each label is right after the prefill."""
         with self.session():
             return self.engine.label_logprobs(requests)

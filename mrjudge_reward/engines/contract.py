@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
 from mrjudge_reward.images import Picture
-from mrjudge_reward.types import Failure, Reply, Request
+from mrjudge_reward.types import EngineFailure, Reply, Request
 
 
 @runtime_checkable
@@ -15,7 +15,7 @@ class Engine(Protocol):
     """Whatever runs the judge model; an engine of one's own is a subclass.
 
     A list goes in, a list of the same order and length comes out. An engine never raises for one bad request: a
-    ``Failure`` stands in its place.
+    ``EngineFailure`` stands in its place.
 
     Attributes:
         identity: model, adapter and precision; part of the cache key.
@@ -35,11 +35,11 @@ class Engine(Protocol):
     concurrent_calls: bool = False
     weights_may_change: bool = False
 
-    def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def generate(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         """Let the judge write."""
         ...
 
-    def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         """Read how likely each label is right after the prefill."""
         ...
 

@@ -16,11 +16,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
-from mrjudge_reward.types import Failure, Reply, Request, Usage
+from mrjudge_reward.types import EngineFailure, Reply, Request, Usage
 
 from .contract import Engine
 
-Script: TypeAlias = Callable[[Request], str | Mapping[str, float] | Reply | Failure]
+Script: TypeAlias = Callable[[Request], str | Mapping[str, float] | Reply | EngineFailure]
 
 _RESPONSE = re.compile(r"^\[Response ?(\w*)\]\n(.*?)\n\[End of response ?\1\]$", re.DOTALL | re.MULTILINE)
 
@@ -42,7 +42,7 @@ class ScriptedEngine(Engine):
 
     Args:
         script: gives the text the judge writes, or for ``label_logprobs`` a mapping from label to probability, or
-            a ready ``Reply``, or a ``Failure``. An exception becomes a failure, as with any engine.
+            a ready ``Reply``, or a ``EngineFailure``. An exception becomes a failure, as with any engine.
         identity: part of the cache key; two scripts that answer differently need two identities.
 
     Attributes:
@@ -89,31 +89,31 @@ class ScriptedEngine(Engine):
 
         return cls(script, identity)
 
-    def _answer(self, request: Request) -> Reply | Failure:
+    def _answer(self, request: Request) -> Reply | EngineFailure:
         self.requests.append(request)
         try:
             answer = self.script(request)
         except Exception as error:  # noqa: BLE001  an engine never raises for one request
-            return Failure(type(error).__name__, str(error), transient=False)
-        if isinstance(answer, Reply | Failure):
+            return EngineFailure(type(error).__name__, str(error), transient=False)
+        if isinstance(answer, Reply | EngineFailure):
             return answer
         usage = Usage(sum(self.count_tokens(message.text) for message in request.messages), 0, 1)
         if isinstance(answer, str):
             return Reply(answer, usage=Usage(usage.prompt_tokens, 0, self.count_tokens(answer)))
         missing = [label for label in request.labels if not answer.get(label, 0.0) > 0]
         if missing or not request.labels:
-            return Failure("label missing", f"no probability for {missing}", transient=False)
+            return EngineFailure("label missing", f"no probability for {missing}", transient=False)
         return Reply(label_logprobs=tuple(math.log(answer[label]) for label in request.labels), usage=usage)
 
-    def _serve(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def _serve(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         self.batches.append(len(requests))
         return [self._answer(request) for request in requests]
 
-    def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def generate(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         """Call the script on each request."""
         return self._serve(requests)
 
-    def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         """Call the script on each request; it must give a mapping from label to probability."""
         return self._serve(requests)
 

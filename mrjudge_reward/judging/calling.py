@@ -9,14 +9,14 @@ from mrjudge_reward.cache import ReplyCache, Verb, request_key
 from mrjudge_reward.engines.cancelling import cancelled
 from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.errors import EngineError
-from mrjudge_reward.types import Failure, Reply, Request
+from mrjudge_reward.types import EngineFailure, Reply, Request
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A reply and whether the engine was asked for it (as against the cache or a twin in the same batch)."""
 
-    reply: Reply | Failure
+    reply: Reply | EngineFailure
     fresh: bool
 
 
@@ -39,7 +39,7 @@ def ask(engine: Engine, verb: Verb, requests: Sequence[Request], cache: ReplyCac
     first: dict[bytes, int] = {}
     for index, key in enumerate(keys):
         first.setdefault(key, index)
-    known: dict[bytes, Reply | Failure] = dict(cache.get(list(first))) if cache is not None else {}
+    known: dict[bytes, Reply | EngineFailure] = dict(cache.get(list(first))) if cache is not None else {}
     open_keys = [key for key in first if key not in known]
     open_keys.sort(key=lambda key: _reading_order(requests[first[key]]))
     if open_keys:

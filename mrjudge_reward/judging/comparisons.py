@@ -27,7 +27,16 @@ from mrjudge_reward.prompting.formats import read_reply
 from mrjudge_reward.prompting.parsing import THINK_CLOSE, THINK_OPEN
 from mrjudge_reward.prompting.rendering import load_template
 from mrjudge_reward.scoring.tally import bounded_log_odds
-from mrjudge_reward.types import Comparison, Failed, Failure, Played, Preference, Request, Sampling, Verdict
+from mrjudge_reward.types import (
+    Comparison,
+    EngineFailure,
+    JudgedComparison,
+    NoVerdict,
+    Preference,
+    Request,
+    Sampling,
+    Verdict,
+)
 
 from .calling import Answer, ask
 from .group_images import BAD, image_tokens
@@ -56,7 +65,7 @@ class Comparer:
         writes = settings.thinking_tokens + 16 if settings.verdict_mode == "logprobs" else settings.max_tokens
         self.budget = TokenBudget(engine, self.format, writes, self._reserved, settings.max_candidate_tokens)
 
-    def decide(self, asked: Sequence[Asked]) -> list[list[Played]]:
+    def decide(self, asked: Sequence[Asked]) -> list[list[JudgedComparison]]:
         """What each comparison came to, as games in the players' numbers.
 
         A cascade returns both quick reads as games of their own where it trusts them, each once. What shows a bad image has
@@ -65,45 +74,47 @@ class Comparer:
         faults = [self._image_fault(*pair) for pair in asked]
         decided = iter(self._decide([pair for pair, fault in zip(asked, faults, strict=True) if fault is None]))
         return [
-            next(decided) if fault is None else [Played(comparison, Verdict(fault))]
+            next(decided) if fault is None else [JudgedComparison(comparison, Verdict(fault))]
             for (_, comparison), fault in zip(asked, faults, strict=True)
         ]
 
-    def _image_fault(self, tournament: Tournament, comparison: Comparison) -> Failed | None:
-        sight = tournament.look_at_images(self._album)
-        if sight is None:
+    def _image_fault(self, tournament: Tournament, comparison: Comparison) -> NoVerdict | None:
+        images = tournament.load_images(self._album)
+        if images is None:
             return None
         texts = tournament.texts(comparison)
-        if fault := sight.fault_of(texts):
+        if fault := images.fault_of(texts):
             return fault
-        why = self.budget.lacks_room_for(image_tokens(self.engine, sight.images(texts)), len(texts))
-        return Failed(BAD, why) if why else None
+        why = self.budget.lacks_room_for(image_tokens(self.engine, images.images(texts)), len(texts))
+        return NoVerdict(BAD, why) if why else None
 
-    def _decide(self, asked: Sequence[Asked]) -> list[list[Played]]:
+    def _decide(self, asked: Sequence[Asked]) -> list[list[JudgedComparison]]:
         if self.settings.verdict_mode == "cascade":
             return self._cascade(asked)
         way = self._generate if self.settings.verdict_mode == "generate" else self._think_and_read
         verdicts = self._with_retries(asked, way)
-        return [[Played(comparison, verdict)] for (_, comparison), verdict in zip(asked, verdicts, strict=True)]
+        return [
+            [JudgedComparison(comparison, verdict)] for (_, comparison), verdict in zip(asked, verdicts, strict=True)
+        ]
 
-    def _cascade(self, asked: Sequence[Asked]) -> list[list[Played]]:
-        both = [pair for run, comparison in asked for pair in ((run, comparison), (run, comparison.swap()))]
+    def _cascade(self, asked: Sequence[Asked]) -> list[list[JudgedComparison]]:
+        both = [(one, order) for one, comparison in asked for order in (comparison, comparison.swap())]
         verdicts = self._read(both, [""] * len(both))
-        glances = [Played(comparison, verdict) for (_, comparison), verdict in zip(both, verdicts, strict=True)]
+        reads = [JudgedComparison(comparison, verdict) for (_, comparison), verdict in zip(both, verdicts, strict=True)]
         scheduled = {(id(tournament), comparison) for tournament, comparison in asked}
-        decided: list[list[Played]] = []
+        decided: list[list[JudgedComparison]] = []
         unsure: list[int] = []
         for index, (tournament, comparison) in enumerate(asked):
-            pair = glances[2 * index : 2 * index + 2]
-            # Where the mirror image is scheduled too, it brings its own glance: none may count twice.
+            pair = reads[2 * index : 2 * index + 2]
+            # Where the mirror image is scheduled too, it brings its own quick read: none may count twice.
             own = pair[:1] if (id(tournament), comparison.swap()) in scheduled else pair
-            tournament.glanced(own)
+            tournament.read_quickly(own)
             decided.append(own if _agree(pair[0], pair[1], self.settings.cascade_margin) else [])
             if not decided[-1]:
                 unsure.append(index)
         thought = self._with_retries([asked[index] for index in unsure], self._generate)
         for index, verdict in zip(unsure, thought, strict=True):
-            decided[index] = [Played(asked[index][1], verdict)]
+            decided[index] = [JudgedComparison(asked[index][1], verdict)]
         return decided
 
     def _with_retries(
@@ -114,7 +125,7 @@ class Comparer:
         verdicts = way(asked, 0)
         for attempt in range(1, self.settings.retries + 1):
             outcomes = (verdict.outcome for verdict in verdicts)
-            again = [i for i, outcome in enumerate(outcomes) if isinstance(outcome, Failed) and outcome.transient]
+            again = [i for i, outcome in enumerate(outcomes) if isinstance(outcome, NoVerdict) and outcome.transient]
             if not again:
                 break
             for index, verdict in zip(again, way([asked[i] for i in again], attempt), strict=True):
@@ -127,13 +138,13 @@ class Comparer:
         ]
         verdicts: list[Verdict] = []
         for (_, comparison), answer in zip(asked, self._ask("generate", asked, requests), strict=True):
-            if isinstance(answer.reply, Failure):
+            if isinstance(answer.reply, EngineFailure):
                 verdicts.append(_not_served(answer.reply))
                 continue
             verdict = read_reply(self.format, answer.reply, len(comparison.slots))
             # A greedy judge repeats itself, and one that ran into the cap mostly will again.
             if verdict.failed and self.sampling.temperature > 0 and answer.reply.finish != "length":
-                assert isinstance(verdict.outcome, Failed)
+                assert isinstance(verdict.outcome, NoVerdict)
                 verdict = replace(verdict, outcome=replace(verdict.outcome, transient=True))
             verdicts.append(verdict)
         return verdicts
@@ -150,8 +161,10 @@ class Comparer:
             for pair in asked
         ]  # fmt: skip
         answers = self._ask("generate", asked, requests)
-        failed = {i: _not_served(answer.reply) for i, answer in enumerate(answers) if isinstance(answer.reply, Failure)}
-        thoughts = {i: answer.reply for i, answer in enumerate(answers) if not isinstance(answer.reply, Failure)}
+        failed = {
+            i: _not_served(answer.reply) for i, answer in enumerate(answers) if isinstance(answer.reply, EngineFailure)
+        }
+        thoughts = {i: answer.reply for i, answer in enumerate(answers) if not isinstance(answer.reply, EngineFailure)}
         closed = [_closed_thought(reply.text) for reply in thoughts.values()]
         read = self._read([asked[i] for i in thoughts], closed)
         verdicts = failed | {
@@ -180,14 +193,14 @@ class Comparer:
 
     def _verdict_read(self, answer: Answer, thought: str, slots: int) -> Verdict:
         reply = answer.reply
-        if isinstance(reply, Failure):
+        if isinstance(reply, EngineFailure):
             return _not_served(reply, thought)
         if reply.label_logprobs is None:
-            return Verdict(Failed("malformed reply", "no label log-probabilities"), thought, reply.usage)
+            return Verdict(NoVerdict("malformed reply", "no label log-probabilities"), thought, reply.usage)
         mass = sum(map(math.exp, reply.label_logprobs))
         if mass < self.settings.min_label_mass:
             detail = f"together {mass:.1e}: the judge was about to write something else"
-            return Verdict(Failed("labels improbable", detail), thought, reply.usage)
+            return Verdict(NoVerdict("labels improbable", detail), thought, reply.usage)
         return Verdict(self.format.from_logprobs(reply.label_logprobs, slots), thought, reply.usage)
 
     # -- requests -----------------------------------------------------------------------------------------------------
@@ -206,7 +219,7 @@ class Comparer:
 
     def render(self, tournament: Tournament, comparison: Comparison) -> tuple[Message, ...]:
         """The chat that shows a comparison, outside texts made safe and short enough."""
-        group, texts = tournament.sight.group if tournament.sight else tournament.group, tournament.texts(comparison)
+        group, texts = tournament.images.group if tournament.images else tournament.group, tournament.texts(comparison)
         guard = tournament.guard(self.budget.of_each(tournament, texts), self.engine.count_tokens, self._reserved)
         return self.format.render(group, texts, guard)
 
@@ -225,12 +238,12 @@ def _closed_thought(text: str) -> str:
     return f"{THINK_OPEN}\n{body}\n{THINK_CLOSE}\n\n"
 
 
-def _not_served(failure: Failure, rationale: str = "") -> Verdict:
-    return Verdict(Failed(failure.reason, failure.detail, failure.transient), rationale)
+def _not_served(failure: EngineFailure, rationale: str = "") -> Verdict:
+    return Verdict(NoVerdict(failure.reason, failure.detail, failure.transient), rationale)
 
 
-def _agree(forward: Played, backward: Played, margin: float) -> bool:
-    """Whether two mirrored glances name the same winner, together by at least ``margin`` in log-odds."""
+def _agree(forward: JudgedComparison, backward: JudgedComparison, margin: float) -> bool:
+    """Whether two mirrored quick reads name the same winner, together by at least ``margin`` in log-odds."""
     p, q = forward.verdict.outcome, backward.verdict.outcome
     if not isinstance(p, Preference) or not isinstance(q, Preference):
         return False

@@ -1,6 +1,6 @@
 """A group that is still arriving: comparisons that can be asked before all of its candidates are there.
 
-A judge that works while the slowest rollouts are still running hides behind them. What is asked ahead are comparisons
+A judge that works while the slowest rollouts are still running hides behind them. What is asked early are comparisons
 of the schedule's first round, exactly as they would be asked later, so scores do not depend on who came first.
 """
 
@@ -15,11 +15,11 @@ from .comparisons import Asked
 from .tournament import Tournament, is_degenerate
 
 
-class Ahead:
-    """A group to be, made by ``Judge.ahead``.
+class EarlyComparisons:
+    """A group to be, made by ``Judge.early``.
 
     Two equal candidates, or one that is not shown to a judge, change who meets whom; from then on nothing more is asked
-    ahead, and what was asked already is used as far as it fits.
+    early, and what was asked already is used as far as it fits.
 
     Args:
         tournament: begun for as many players as the group will have.
@@ -43,7 +43,7 @@ class Ahead:
             text: its final answer.
 
         Returns:
-            The comparisons that can be asked now, for ``Judge.ask_ahead``; each is returned once.
+            The comparisons that can be asked now, for ``Judge.ask_early``; each is returned once.
         """
         if is_degenerate(text) or text in self.tournament.players:
             self._waiting = []

@@ -13,14 +13,14 @@ from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.errors import InputError
 from mrjudge_reward.images import Album, Picture, estimated_tokens, is_web_address
 from mrjudge_reward.messages import IMAGE_MARK, ImagePart, Message, TextPart
-from mrjudge_reward.types import Failed, Group
+from mrjudge_reward.types import Group, NoVerdict
 
 BAD = "image"
 """Reason of a comparison that fails for an image."""
 
 
 @dataclass(frozen=True)
-class Sight:
+class GroupImages:
     """A group with its images loaded.
 
     Attributes:
@@ -30,10 +30,10 @@ class Sight:
     """
 
     group: Group
-    fault: Failed | None
-    faults: dict[str, Failed]
+    fault: NoVerdict | None
+    faults: dict[str, NoVerdict]
 
-    def fault_of(self, texts: Sequence[str]) -> Failed | None:
+    def fault_of(self, texts: Sequence[str]) -> NoVerdict | None:
         """Why these candidates cannot be compared; None if they can."""
         if self.fault is None and self.faults:
             return next((self.faults[number] for number in numbers(texts) if number in self.faults), None)
@@ -51,34 +51,34 @@ def numbers(texts: Iterable[str]) -> list[str]:
     return [mark[7:-1] for text in texts for mark in IMAGE_MARK.findall(text)]
 
 
-def look(group: Group, album: Album) -> Sight:
+def load_images(group: Group, album: Album) -> GroupImages:
     """Load a group's images, each once.
 
     Raises:
         MissingPackageError: if there are some to load and Pillow is missing.
     """
-    known: dict[int, ImagePart | Failed] = {}
+    known: dict[int, ImagePart | NoVerdict] = {}
 
-    def seen(part: ImagePart) -> ImagePart | Failed:
+    def seen(part: ImagePart) -> ImagePart | NoVerdict:
         if is_web_address(part.image):
             return part
         if id(part.image) not in known:
             try:
                 known[id(part.image)] = ImagePart(album.picture(part.image))
             except InputError as error:
-                known[id(part.image)] = Failed(BAD, str(error))
+                known[id(part.image)] = NoVerdict(BAD, str(error))
         return known[id(part.image)]
 
-    fault: Failed | None = None
+    fault: NoVerdict | None = None
     prompt: list[Message] = []
     for message in group.prompt:
         parts = [part if isinstance(part, TextPart) else seen(part) for part in message.content]
-        fault = fault or next((part for part in parts if isinstance(part, Failed)), None)
-        prompt.append(Message(message.role, tuple(part for part in parts if not isinstance(part, Failed))))
+        fault = fault or next((part for part in parts if isinstance(part, NoVerdict)), None)
+        prompt.append(Message(message.role, tuple(part for part in parts if not isinstance(part, NoVerdict))))
     shown = {number: seen(part) for number, part in group.images}
     images = tuple((number, part) for number, part in shown.items() if isinstance(part, ImagePart))
-    faults = {number: part for number, part in shown.items() if isinstance(part, Failed)}
-    return Sight(replace(group, prompt=tuple(prompt), images=images), fault, faults)
+    faults = {number: part for number, part in shown.items() if isinstance(part, NoVerdict)}
+    return GroupImages(replace(group, prompt=tuple(prompt), images=images), fault, faults)
 
 
 def image_tokens(engine: Engine, images: Sequence[ImagePart]) -> int:

@@ -8,7 +8,7 @@ from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.prompting.formats import Format
 from mrjudge_reward.prompting.rendering import conversation_text
-from mrjudge_reward.prompting.sanitizing import TextGuard, most_tokens
+from mrjudge_reward.prompting.sanitizing import Sanitizer, most_tokens
 from mrjudge_reward.types import Group
 
 from .group_images import image_tokens
@@ -41,7 +41,7 @@ class TokenBudget:
     def room(self, slots: int) -> int:
         """Tokens that are left for outside texts where so many candidates are shown."""
         if slots not in self._rooms:
-            guard = TextGuard(self._engine.count_tokens, 1 << 20, self._reserved)
+            guard = Sanitizer(self._engine.count_tokens, 1 << 20, self._reserved)
             frame = self._format.render(Group.of("", [""], rubric=" ", reference=" "), ("",) * slots, guard)
             taken = sum(self._engine.count_tokens(message.text) for message in frame) + 64
             self._rooms[slots] = max(0, (self._engine.context_tokens or UNKNOWN_CONTEXT) - taken - self._writes)
@@ -58,8 +58,8 @@ class TokenBudget:
         if self._bound is not None:
             return self._bound
         group, room = tournament.group, self.room(len(candidates))
-        if tournament.sight is not None:
-            room -= image_tokens(self._engine, tournament.sight.images(candidates))
+        if tournament.images is not None:
+            room -= image_tokens(self._engine, tournament.images.images(candidates))
         texts = (conversation_text(group.prompt), group.reference or "", group.rubric or "", *candidates)
         most = (tournament.remembered("most", text, most_tokens) for text in texts)
         if sum(most) <= 0.95 * room:  # counting takes most of our own time

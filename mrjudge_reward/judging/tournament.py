@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from mrjudge_reward.images import Album
-from mrjudge_reward.prompting.sanitizing import TextGuard
+from mrjudge_reward.prompting.sanitizing import Sanitizer
 from mrjudge_reward.scoring.schedules import Plan
 from mrjudge_reward.scoring.tally import GameCount, Tally
-from mrjudge_reward.types import Comparison, Failure, Group, Played, Usage, Verdict
+from mrjudge_reward.types import Comparison, EngineFailure, Group, JudgedComparison, Usage, Verdict
 
 from .calling import Answer
-from .group_images import Sight, look
+from .group_images import GroupImages, load_images
 from .seeds import digest
 
 _Shown: TypeAlias = tuple[tuple[str, ...], int]
@@ -57,7 +57,7 @@ class Spent:
         """An answer has come."""
         self.calls += answer.fresh
         self.cache_hits += not answer.fresh
-        if answer.fresh and not isinstance(answer.reply, Failure):
+        if answer.fresh and not isinstance(answer.reply, EngineFailure):
             self.usage += answer.reply.usage
 
     def __iadd__(self, other: Spent) -> Spent:
@@ -79,29 +79,29 @@ class Tournament:
     Attributes:
         round: comparisons to play next, in players' numbers; empty at the end.
         played: comparisons with their verdicts, in the order decided.
-        glances: quick reads of a cascade.
+        quick_reads: of a cascade.
         spent: what all of it has cost.
-        disarmed: texts in which a marker had to be made harmless.
-        sight: the group with its images loaded, once something of it was asked.
+        sanitized: texts in which a marker had to be made harmless.
+        images: the group with its images loaded, once something of it was asked.
     """
 
     def __init__(self, group: Group, players: Sequence[str], plan: Plan | None = None, first_vote: int = 0) -> None:
         self.group = group
         self.first_vote = first_vote
         self.round: list[tuple[int, ...]] = []
-        self.played: list[Played] = []
-        self.glances: list[Played] = []
+        self.played: list[JudgedComparison] = []
+        self.quick_reads: list[JudgedComparison] = []
         self.spent = Spent()
-        self.disarmed: set[str] = set()
-        self.sight: Sight | None = None
+        self.sanitized: set[str] = set()
+        self.images: GroupImages | None = None
         self._plan = plan
         self._players = list(players)
         self._number = {text: number for number, text in enumerate(players)}
         self._games = GameCount(len(players))
-        self._guards: dict[int, TextGuard] = {}
+        self._guards: dict[int, Sanitizer] = {}
         self._tokens: dict[tuple[str, str], int] = {}
         self._early: dict[_Shown, list[tuple[_Shown, Verdict]]] = {}
-        self._early_glances: dict[_Shown, Verdict] = {}
+        self._early_reads: dict[_Shown, Verdict] = {}
         self._lock = threading.Lock()
 
     # -- players and slots --------------------------------------------------------------------------------------------
@@ -129,11 +129,11 @@ class Tournament:
         self._players[number] = text
         self._number[text] = number
 
-    def in_candidates(self, items: Sequence[Played]) -> tuple[Played, ...]:
+    def in_candidates(self, items: Sequence[JudgedComparison]) -> tuple[JudgedComparison, ...]:
         """Comparisons in the indices of the group's candidates; of twins, the first."""
         index = {text: index for index, text in reversed(list(enumerate(self.group.candidates)))}
         return tuple(
-            Played(
+            JudgedComparison(
                 Comparison(tuple(index[text] for text in self.texts(item.comparison)), item.comparison.repeat),
                 item.verdict,
             )
@@ -156,14 +156,14 @@ class Tournament:
         """Those of this round, each as often as it is asked."""
         return [Comparison(slots, self.first_vote + vote) for slots in self.round for vote in range(votes)]
 
-    def record(self, items: Sequence[Played]) -> None:
+    def record(self, items: Sequence[JudgedComparison]) -> None:
         """Comparisons of this round were decided."""
         self.played += items
         self._games.add(items)
 
-    def glanced(self, glances: Sequence[Played]) -> None:
+    def read_quickly(self, items: Sequence[JudgedComparison]) -> None:
         """Comparisons were read quickly, whatever comes of it."""
-        self.glances += glances
+        self.quick_reads += items
 
     def next_round(self) -> None:
         """Ask the schedule for the next round, given what was played."""
@@ -179,16 +179,16 @@ class Tournament:
 
     # -- what is remembered of its texts ----------------------------------------------------------------------------------
 
-    def look_at_images(self, album: Album) -> Sight | None:
+    def load_images(self, album: Album) -> GroupImages | None:
         """The group with its images loaded, which happens once; None where it shows none."""
-        if self.sight is None and (self.group.images or any(message.images for message in self.group.prompt)):
-            self.sight = look(self.group, album)
-        return self.sight
+        if self.images is None and (self.group.images or any(message.images for message in self.group.prompt)):
+            self.images = load_images(self.group, album)
+        return self.images
 
-    def guard(self, bound: int, count_tokens: Callable[[str], int], reserved: frozenset[str]) -> TextGuard:
+    def guard(self, bound: int, count_tokens: Callable[[str], int], reserved: frozenset[str]) -> Sanitizer:
         """What makes texts safe and at most so long; a text stands in many comparisons and is made safe once."""
         if bound not in self._guards:
-            self._guards[bound] = TextGuard(count_tokens, bound, reserved, self.disarmed)
+            self._guards[bound] = Sanitizer(count_tokens, bound, reserved, self.sanitized)
         return self._guards[bound]
 
     def remembered(self, what: str, text: str, count: Callable[[str], int]) -> int:
@@ -202,10 +202,10 @@ class Tournament:
     def fork(self) -> Tournament:
         """A tournament of the same players that starts with nothing, to be absorbed later."""
         fork = Tournament(self.group, self._players)
-        fork.sight = self.sight
+        fork.images = self.images
         return fork
 
-    def absorb(self, fork: Tournament, decided: Mapping[Comparison, Sequence[Played]]) -> None:
+    def absorb(self, fork: Tournament, decided: Mapping[Comparison, Sequence[JudgedComparison]]) -> None:
         """Take over what a fork spent, and what it decided that is worth keeping. Threads may do it at once."""
 
         def shown(comparison: Comparison) -> _Shown:
@@ -214,23 +214,23 @@ class Tournament:
         kept = {frozenset(comparison.slots) for comparison in decided}
         with self._lock:
             self.spent += fork.spent
-            self.disarmed |= fork.disarmed
-            self.sight = self.sight or fork.sight
+            self.sanitized |= fork.sanitized
+            self.images = self.images or fork.images
             for comparison, items in decided.items():
                 self._early[shown(comparison)] = [(shown(item.comparison), item.verdict) for item in items]
-            for glance in fork.glances:
-                if frozenset(glance.comparison.slots) in kept:
-                    self._early_glances[shown(glance.comparison)] = glance.verdict
+            for read in fork.quick_reads:
+                if frozenset(read.comparison.slots) in kept:
+                    self._early_reads[shown(read.comparison)] = read.verdict
 
     def follow(self, earlier: Tournament) -> None:
         """Go on from what another tournament of the same group found out; what that has cost counts here."""
         self.spent += earlier.spent
-        self.disarmed |= earlier.disarmed
-        self._early, self._early_glances = earlier._early, earlier._early_glances
+        self.sanitized |= earlier.sanitized
+        self._early, self._early_reads = earlier._early, earlier._early_reads
         if not self.group.images:  # of the candidates: those of the prompt are the same
-            self.sight = earlier.sight
+            self.images = earlier.images
 
-    def recall(self, comparison: Comparison) -> list[Played] | None:
+    def recall(self, comparison: Comparison) -> list[JudgedComparison] | None:
         """What was decided about a comparison early on; None if it was not asked. It is recalled once."""
         if not self._early:
             return None
@@ -239,9 +239,9 @@ class Tournament:
         if decided is None:
             return None
         both = [(order, vote) for order in (texts, texts[::-1])]
-        glances = [(shown, self._early_glances.pop(shown)) for shown in both if shown in self._early_glances]
-        self.glanced(self._numbered(glances))
+        reads = [(shown, self._early_reads.pop(shown)) for shown in both if shown in self._early_reads]
+        self.read_quickly(self._numbered(reads))
         return self._numbered(decided)
 
-    def _numbered(self, decided: Sequence[tuple[_Shown, Verdict]]) -> list[Played]:
-        return [Played(Comparison(self.slots(texts), vote), verdict) for (texts, vote), verdict in decided]
+    def _numbered(self, decided: Sequence[tuple[_Shown, Verdict]]) -> list[JudgedComparison]:
+        return [JudgedComparison(Comparison(self.slots(texts), vote), verdict) for (texts, vote), verdict in decided]

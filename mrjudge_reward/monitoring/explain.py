@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from mrjudge_reward.types import Failed, Order, Played, Preference, Scores, Tie
+from mrjudge_reward.types import Grades, JudgedComparison, NoVerdict, Preference, RankOrder, Tie
 
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
@@ -18,19 +18,19 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub("\ufffd", " ".join(text.split()))
 
 
-def verdict_line(item: Played, limit: int = 400) -> str:
+def verdict_line(item: JudgedComparison, limit: int = 400) -> str:
     """One line: which candidates were shown in which slots, what the judge said, and (the end of) its reasoning."""
     shown = " ".join(f"#{index}" for index in item.comparison.slots)
     match item.verdict.outcome:
         case Preference(p):
             said = " ".join(f"{value:.2f}" for value in p)
-        case Scores(values):
+        case Grades(values):
             said = " ".join(f"{value:g}" if value == int(value) else f"{value:.2f}" for value in values)
-        case Order(tiers):
+        case RankOrder(tiers):
             said = " > ".join(" = ".join(f"#{item.comparison.slots[at]}" for at in tier) for tier in tiers)
         case Tie():
             said = "tie"
-        case Failed(reason):
+        case NoVerdict(reason):
             said = f"failed: {reason}"
     rationale = " ".join(item.verdict.rationale.split())
     if len(rationale) > limit:
@@ -38,18 +38,18 @@ def verdict_line(item: Played, limit: int = 400) -> str:
     return printable(f"[{shown}] {said}" + (f" | {rationale}" if rationale else ""))
 
 
-def verdict_record(item: Played) -> dict[str, Any]:
+def verdict_record(item: JudgedComparison) -> dict[str, Any]:
     """A verdict as plain values for JSON."""
     record: dict[str, Any] = {"candidates": list(item.comparison.slots)}
     match item.verdict.outcome:
         case Preference(p):
             record |= {"outcome": "scored", "probabilities": list(p)}
-        case Scores(values):
+        case Grades(values):
             record |= {"outcome": "scored", "scores": list(values)}
-        case Order(tiers):
+        case RankOrder(tiers):
             record |= {"outcome": "scored", "order": [[item.comparison.slots[at] for at in tier] for tier in tiers]}
         case Tie():
             record |= {"outcome": "tie"}
-        case Failed(reason, detail):
+        case NoVerdict(reason, detail):
             record |= {"outcome": "failed", "reason": reason, "detail": detail}
     return record | {"rationale": item.verdict.rationale}

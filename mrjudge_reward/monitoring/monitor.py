@@ -28,7 +28,7 @@ def described(judge: Judge) -> dict[str, Any]:
     }
 
 
-class RunWatch:
+class RunMonitor:
     """The log and the canaries of one reward, on one rank. Picklable.
 
     Args:

@@ -40,7 +40,7 @@ from mrjudge_reward.prompting.rendering import conversation_text
 from mrjudge_reward.scoring.ratings import bradley_terry_fit
 from mrjudge_reward.scoring.stats import JudgeStats
 from mrjudge_reward.scoring.tally import count_games
-from mrjudge_reward.types import Judgement, Played
+from mrjudge_reward.types import JudgedComparison, Judgement
 
 from .explain import verdict_record
 
@@ -123,7 +123,7 @@ class LoggedCandidate:
         games: it took part in.
         strength, error: Bradley-Terry log-odds from the group's games, and the standard error; None without a game, and in
             groups above ``MAX_FITTED``.
-        marks: of ``"disarmed"`` and ``"forfeit"``, those that hold.
+        marks: of ``"sanitized"`` and ``"forfeit"``, those that hold.
     """
 
     text: str
@@ -179,7 +179,9 @@ class LoggedGroup:
                 strength=round(float(strengths_G[i]), 6) if met[i] else None,
                 error=round(float(errors_G[i]), 6) if met[i] else None,
                 marks=tuple(
-                    mark for mark, of in (("disarmed", judgement.disarmed), ("forfeit", judgement.forfeits)) if i in of
+                    mark
+                    for mark, of in (("sanitized", judgement.sanitized), ("forfeit", judgement.forfeits))
+                    if i in of
                 ),
             )
             for i, text in enumerate(group.candidates[:kept])
@@ -215,7 +217,7 @@ def bounded(text: str, most: int = MAX_CHARS) -> str:
     return f"{text[:head]}\n(... {len(text) - most} characters cut here ...)\n{text[len(text) - (most - head) :]}"
 
 
-def _verdict(item: Played) -> dict[str, Any]:
+def _verdict(item: JudgedComparison) -> dict[str, Any]:
     record = verdict_record(item)
     return {**record, "rationale": bounded(record["rationale"]), "detail": bounded(str(record.get("detail", "")), 400)}
 

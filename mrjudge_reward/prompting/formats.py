@@ -4,7 +4,7 @@ A verdict is reached in one of two ways (design: sampled and read):
 
 * *sampled*: the judge writes reasoning and a verdict; :func:`read_reply` parses it strictly. Everything up to the last
   ``</think>`` is dropped; the **last** labelled verdict counts and is validated, after matching, against the labels
-  that were offered. Anything else is :class:`~mrjudge_reward.types.Failed`: no repair of short rankings, no stray
+  that were offered. Anything else is :class:`~mrjudge_reward.types.NoVerdict`: no repair of short rankings, no stray
   letter, no falling back to an earlier mention. A judge that failed says nothing about the response.
 * *read*: the answer is opened for the judge and the probabilities of the offered labels are taken from it, which gives
   a soft verdict that needs no parsing.
@@ -21,7 +21,7 @@ Score        1      ``<answer>4</answer>``                      yes     Flex-Jud
 >>> Choice().parse("<think>A looks fine <answer>A</answer>. No.</think><answer>B</answer>", 2)
 Preference(probabilities_K=(0.0, 1.0), soft=False)
 >>> Choice().parse("<answer>A</answer> or rather <answer>C</answer>", 2)
-Failed(reason='off-menu label', detail="'C' is none of A, B", transient=False)
+NoVerdict(reason='off-menu label', detail="'C' is none of A, B", transient=False)
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from typing import ClassVar, Protocol, TypeAlias
 
 from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.messages import Message
-from mrjudge_reward.types import Failed, Group, Order, Outcome, Preference, Reply, Scores, Tie, Verdict
+from mrjudge_reward.types import Grades, Group, NoVerdict, Outcome, Preference, RankOrder, Reply, Tie, Verdict
 
 from .parsing import answers_in, check_labels, check_markers, softmax
 from .rendering import build_chat, load_template
-from .sanitizing import TextGuard
+from .sanitizing import Sanitizer
 
 
 class Format(Protocol):
@@ -57,7 +57,7 @@ class Format(Protocol):
         """What stands right before the verdict, opened for the judge when it is read."""
         ...
 
-    def render(self, group: Group, candidates: tuple[str, ...], guard: TextGuard) -> tuple[Message, ...]:
+    def render(self, group: Group, candidates: tuple[str, ...], guard: Sanitizer) -> tuple[Message, ...]:
         """The chat that shows these candidates, in slot order."""
         ...
 
@@ -84,7 +84,7 @@ def read_reply(format: Format, reply: Reply, slots: int) -> Verdict:
     """
     text = reply.text
     if reply.finish == "length":
-        return Verdict(Failed("truncated", f"after {reply.usage.completion_tokens} tokens"), text, reply.usage)
+        return Verdict(NoVerdict("truncated", f"after {reply.usage.completion_tokens} tokens"), text, reply.usage)
     return Verdict(format.parse(text, slots), text, reply.usage)
 
 
@@ -123,7 +123,7 @@ class Choice:
         """The most candidates one comparison may show."""
         return len(self.labels)
 
-    def render(self, group: Group, candidates: tuple[str, ...], guard: TextGuard) -> tuple[Message, ...]:
+    def render(self, group: Group, candidates: tuple[str, ...], guard: Sanitizer) -> tuple[Message, ...]:
         """The chat that shows these candidates, in slot order."""
         return build_chat(
             load_template(self.template), group, candidates, self.labels[: len(candidates)], guard,
@@ -133,13 +133,13 @@ class Choice:
     def parse(self, text: str, slots: int) -> Outcome:
         """The last label, if it was offered."""
         answers = answers_in(text, self.answer_open, self.answer_close)
-        if isinstance(answers, Failed):
+        if isinstance(answers, NoVerdict):
             return answers
         if self.tie_label and answers[-1] == self.tie_label.strip():
             return Tie()
         offered = [label.strip() for label in self.labels[:slots]]
         if answers[-1] not in offered:
-            return Failed("off-menu label", f"{answers[-1]!r:.60} is none of {', '.join(offered)}")
+            return NoVerdict("off-menu label", f"{answers[-1]!r:.60} is none of {', '.join(offered)}")
         return Preference(tuple(float(label == answers[-1]) for label in offered))
 
     def read_labels(self, slots: int) -> tuple[str, ...]:
@@ -149,7 +149,7 @@ class Choice:
     def from_logprobs(self, logprobs: Sequence[float], slots: int) -> Outcome:
         """Probability of each slot; what falls on the tie label is shared out evenly."""
         probabilities = softmax(logprobs)
-        if isinstance(probabilities, Failed):
+        if isinstance(probabilities, NoVerdict):
             return probabilities
         shared = sum(probabilities[slots:]) / slots
         return Preference(tuple(value + shared for value in probabilities[:slots]), soft=True)
@@ -178,7 +178,7 @@ class Ranking:
         """The most candidates one comparison may show."""
         return len(self.labels)
 
-    def render(self, group: Group, candidates: tuple[str, ...], guard: TextGuard) -> tuple[Message, ...]:
+    def render(self, group: Group, candidates: tuple[str, ...], guard: Sanitizer) -> tuple[Message, ...]:
         """The chat that shows these candidates, in slot order."""
         return build_chat(
             load_template(self.template), group, candidates, self.labels[: len(candidates)], guard,
@@ -188,26 +188,28 @@ class Ranking:
     def parse(self, text: str, slots: int) -> Outcome:
         """The last ranking, if it names every offered label exactly once."""
         answers = answers_in(text, self.answer_open, self.answer_close)
-        if isinstance(answers, Failed):
+        if isinstance(answers, NoVerdict):
             return answers
         names = 1 + sum(answers[-1].count(mark) for mark in ">=")
         if names > slots:
-            return Failed("wrong count", f"{names} labels, {slots} were offered")
+            return NoVerdict("wrong count", f"{names} labels, {slots} were offered")
         tiers = [[label.strip() for label in tier.split("=")] for tier in answers[-1].split(">")]
         offered = [label.strip() for label in self.labels[:slots]]
         named = [label for tier in tiers for label in tier]
         strangers = [label for label in named if label not in offered]
         if strangers:
-            return Failed("off-menu label", f"{strangers[0]!r:.60} is none of {', '.join(offered)}")
+            return NoVerdict("off-menu label", f"{strangers[0]!r:.60} is none of {', '.join(offered)}")
         if len(named) != slots or len(set(named)) != slots:
-            return Failed("wrong count", f"{len(named)} labels, {len(set(named))} different, {slots} were offered")
+            return NoVerdict("wrong count", f"{len(named)} labels, {len(set(named))} different, {slots} were offered")
         if len(tiers) == 1:
             return Tie()
-        return Order(tuple(tuple(offered.index(label) for label in tier) for tier in tiers))
+        return RankOrder(tuple(tuple(offered.index(label) for label in tier) for tier in tiers))
 
     def read_labels(self, slots: int) -> tuple[str, ...]:
         """Not readable."""
-        raise ConfigError("a ranking cannot be read from label probabilities; use verdict='generate' or format 'choice'")
+        raise ConfigError(
+            "a ranking cannot be read from label probabilities; use verdict='generate' or format 'choice'"
+        )
 
     def from_logprobs(self, logprobs: Sequence[float], slots: int) -> Outcome:
         """Not readable."""
@@ -257,7 +259,7 @@ class PairScores:
         """The most candidates one comparison may show."""
         return len(self.labels)
 
-    def render(self, group: Group, candidates: tuple[str, ...], guard: TextGuard) -> tuple[Message, ...]:
+    def render(self, group: Group, candidates: tuple[str, ...], guard: Sanitizer) -> tuple[Message, ...]:
         """The chat that shows these candidates, in slot order."""
         return build_chat(
             load_template(self.template), group, candidates, self.labels[: len(candidates)], guard,
@@ -267,12 +269,12 @@ class PairScores:
     def parse(self, text: str, slots: int) -> Outcome:
         """One allowed grade per slot, no more and no fewer."""
         answers = answers_in(text, self.answer_open, self.answer_close, every=True)
-        if isinstance(answers, Failed):
+        if isinstance(answers, NoVerdict):
             return answers
         if len(answers) != slots:
-            return Failed("wrong count", f"{len(answers)} scores for {slots} responses")
+            return NoVerdict("wrong count", f"{len(answers)} scores for {slots} responses")
         values = _graded(answers, self.grades)
-        return values if isinstance(values, Failed) else Scores.sampled(values)
+        return values if isinstance(values, NoVerdict) else Grades.sampled(values)
 
     def read_labels(self, slots: int) -> tuple[str, ...]:
         """Not readable."""
@@ -283,11 +285,11 @@ class PairScores:
         raise ConfigError("scores of several responses cannot be read in one go")
 
 
-def _graded(answers: Sequence[str], grades: _Grades) -> list[float] | Failed:
+def _graded(answers: Sequence[str], grades: _Grades) -> list[float] | NoVerdict:
     scale = {label.strip(): value for label, value in grades}
     strange = [answer for answer in answers if answer not in scale]
     if strange:
-        return Failed("off-menu label", f"{strange[0]!r:.60} is none of {', '.join(scale)}")
+        return NoVerdict("off-menu label", f"{strange[0]!r:.60} is none of {', '.join(scale)}")
     return [scale[answer] for answer in answers]
 
 
@@ -316,7 +318,7 @@ class Score:
         """A score looks at one response at a time."""
         return 1
 
-    def render(self, group: Group, candidates: tuple[str, ...], guard: TextGuard) -> tuple[Message, ...]:
+    def render(self, group: Group, candidates: tuple[str, ...], guard: Sanitizer) -> tuple[Message, ...]:
         """The chat that shows this candidate."""
         return build_chat(
             load_template(self.template), group, candidates, ("",), guard,
@@ -326,10 +328,10 @@ class Score:
     def parse(self, text: str, slots: int) -> Outcome:
         """The last grade, if it is on the scale."""
         answers = answers_in(text, self.answer_open, self.answer_close)
-        if isinstance(answers, Failed):
+        if isinstance(answers, NoVerdict):
             return answers
         values = _graded(answers[-1:], self.grades)
-        return values if isinstance(values, Failed) else Scores.sampled(values)
+        return values if isinstance(values, NoVerdict) else Grades.sampled(values)
 
     def read_labels(self, slots: int) -> tuple[str, ...]:
         """The grades as they are written."""
@@ -338,10 +340,10 @@ class Score:
     def from_logprobs(self, logprobs: Sequence[float], slots: int) -> Outcome:
         """The distribution over grades and its mean."""
         probabilities = softmax(logprobs)
-        if isinstance(probabilities, Failed):
+        if isinstance(probabilities, NoVerdict):
             return probabilities
         spread = tuple((value, p) for (_, value), p in zip(self.grades, probabilities, strict=True))
-        return Scores((sum(value * p for value, p in spread),), (spread,))
+        return Grades((sum(value * p for value, p in spread),), (spread,))
 
 
 SENTIMENT = Score(

@@ -9,12 +9,12 @@ import math
 from collections.abc import Sequence
 
 from mrjudge_reward.errors import ConfigError
-from mrjudge_reward.types import Failed
+from mrjudge_reward.types import NoVerdict
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 
 
-def after_thinking(text: str) -> str | Failed:
+def after_thinking(text: str) -> str | NoVerdict:
     """What a judge wrote after its reasoning; failed if the reasoning was never closed.
 
     A tag in another case (``</THINK>``) closes nothing, and leaves open whether the reasoning is over.
@@ -22,11 +22,11 @@ def after_thinking(text: str) -> str | Failed:
     section = text.rpartition(THINK_CLOSE)[2]
     lowered = section.lower()
     if THINK_OPEN in lowered or THINK_CLOSE in lowered:
-        return Failed("unclosed thinking")
+        return NoVerdict("unclosed thinking")
     return section
 
 
-def answers_in(text: str, opening: str, closing: str, every: bool = False) -> list[str] | Failed:
+def answers_in(text: str, opening: str, closing: str, every: bool = False) -> list[str] | NoVerdict:
     """Contents of all answer markers after the reasoning, in order.
 
     The last one must be closed (with ``every``, each must be), and no marker in another case may follow it (stand
@@ -34,23 +34,23 @@ def answers_in(text: str, opening: str, closing: str, every: bool = False) -> li
     of its line.
     """
     section = after_thinking(text)
-    if isinstance(section, Failed):
+    if isinstance(section, NoVerdict):
         return section
     pieces = section.split(opening)[1:]
     if not pieces:
-        return Failed("no verdict")
+        return NoVerdict("no verdict")
     if not all(closing in piece for piece in (pieces if every else pieces[-1:])):
-        return Failed("unclosed verdict")
+        return NoVerdict("unclosed verdict")
     checked = section if every else pieces[-1]
     if checked.lower().count(opening.lower()) != checked.count(opening):
-        return Failed("malformed marker", f"{opening} in another case")
+        return NoVerdict("malformed marker", f"{opening} in another case")
     return [piece.partition(closing or "\n")[0].strip() for piece in pieces]
 
 
-def softmax(logprobs: Sequence[float]) -> tuple[float, ...] | Failed:
+def softmax(logprobs: Sequence[float]) -> tuple[float, ...] | NoVerdict:
     """Softmax over the offered labels."""
     if not all(math.isfinite(value) for value in logprobs):
-        return Failed("unreadable label", f"log-probabilities {tuple(logprobs)!r:.200}")
+        return NoVerdict("unreadable label", f"log-probabilities {tuple(logprobs)!r:.200}")
     top = max(logprobs)
     weights = [math.exp(value - top) for value in logprobs]
     total = sum(weights)

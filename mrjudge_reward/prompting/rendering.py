@@ -5,7 +5,7 @@ two chat turns; ``response``, ``reference`` and ``rubric`` are the blocks put in
 group has such a text. Placeholders are filled in one pass over the template alone, so braces or placeholders inside a
 candidate stay what they are.
 
-Whatever comes from outside (question, candidates, reference, rubric) passes a :class:`TextGuard`, which
+Whatever comes from outside (question, candidates, reference, rubric) passes a :class:`Sanitizer`, which
 
 1. loses its invisible format characters, which would hide a marker from the next step and not from the judge;
 2. neutralises markers: the judge's tags, the template's own section headers (lines that begin with ``[``) and
@@ -31,7 +31,7 @@ from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.messages import IMAGE_MARK, ImagePart, Message, Part, TextPart
 from mrjudge_reward.types import Group
 
-from .sanitizing import TextGuard
+from .sanitizing import Sanitizer
 
 _SECTION = re.compile(r"^=== (\w+) ===$", re.MULTILINE)
 _PLACEHOLDER = re.compile(r"\{(question|responses|labels|grades|reference|rubric|label|text)\}")
@@ -131,7 +131,7 @@ def build_chat(
     group: Group,
     candidates: tuple[str, ...],
     labels: tuple[str, ...],
-    guard: TextGuard,
+    guard: Sanitizer,
     grades: str = "",
     tie_label: str = "",
     marker: str = "",
@@ -172,7 +172,7 @@ def build_chat(
 
 
 def _responses(
-    template: Template, group: Group, candidates: tuple[str, ...], labels: tuple[str, ...], guard: TextGuard
+    template: Template, group: Group, candidates: tuple[str, ...], labels: tuple[str, ...], guard: Sanitizer
 ) -> list[Part]:
     """The candidates' blocks, a line apart."""
     images = dict(group.images)
@@ -189,8 +189,8 @@ def _responses(
             for piece, image in zip(pieces, shown, strict=True)
         ]
         parts.append(TextPart(_fill(closing, {"label": label})))
-        if not guard.disarmed.isdisjoint(pieces):  # what holds for a part of it holds for the candidate
-            guard.disarmed.add(candidate)
+        if not guard.sanitized.isdisjoint(pieces):  # what holds for a part of it holds for the candidate
+            guard.sanitized.add(candidate)
     return parts
 
 

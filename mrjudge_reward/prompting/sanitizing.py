@@ -1,6 +1,6 @@
 """Outside text made safe to stand in a judge's prompt.
 
-Whatever comes from outside (question, candidates, reference, rubric) passes a :class:`TextGuard`, which
+Whatever comes from outside (question, candidates, reference, rubric) passes a :class:`Sanitizer`, which
 
 1. loses its invisible format characters, which would hide a marker from the next step and not from the judge;
 2. neutralises markers: the judge's tags, the template's own section headers (lines that begin with ``[``) and
@@ -38,20 +38,20 @@ _CHAT_TOKENS = (
 
 
 @dataclass(frozen=True)
-class TextGuard:
+class Sanitizer:
     """Makes outside text safe and short enough to stand in a prompt; remembers the texts it has seen.
 
     Attributes:
         count_tokens: the judge's tokenizer, or an upper estimate.
         max_tokens: bound of one text.
         reserved: further strings to neutralise, such as the tokenizer's special tokens.
-        disarmed: takes up the texts in which there was a marker to neutralise.
+        sanitized: takes up the texts in which there was a marker to neutralise.
     """
 
     count_tokens: Callable[[str], int]
     max_tokens: int
     reserved: frozenset[str] = frozenset()
-    disarmed: set[str] = field(default_factory=set, repr=False, compare=False)
+    sanitized: set[str] = field(default_factory=set, repr=False, compare=False)
     _seen: dict[tuple[str, tuple[str, ...]], str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __call__(self, text: str, headers: Iterable[str] = ()) -> str:
@@ -66,11 +66,11 @@ class TextGuard:
         # A token rarely spans 16 characters: far longer texts are cut before they are tokenized at all.
         keep = max(0, min(len(text), self.max_tokens * 16))
         while True:
-            # A cut may complete a marker and a marker disarmed takes more tokens: so cut, neutralise, then count.
+            # A cut may complete a marker and a marker sanitized takes more tokens: so cut, neutralise, then count.
             bounded = _cut_middle(text, keep)
             safe = neutralise(bounded, self.reserved, headers)
             if safe != bounded:
-                self.disarmed.add(given)
+                self.sanitized.add(given)
             if keep == len(text) and most_tokens(safe) <= self.max_tokens:
                 return safe
             count = self.count_tokens(safe)
@@ -152,6 +152,6 @@ def neutralise(text: str, reserved: frozenset[str] = frozenset(), headers: tuple
     are not brackets, so it ends (a reserved string that itself begins with a round bracket stays).
     """
     pattern = _markers(reserved, headers)
-    while (disarmed := pattern.sub("(", text)) != text:
-        text = disarmed
+    while (sanitized := pattern.sub("(", text)) != text:
+        text = sanitized
     return text

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mrjudge_reward.errors import JudgeUnreliableError
-from mrjudge_reward.types import Failed, Judgement, Order, Outcome, Played, Tie, Usage
+from mrjudge_reward.types import JudgedComparison, Judgement, NoVerdict, Outcome, RankOrder, Tie, Usage
 
 from .tally import position_consistency
 
@@ -25,7 +25,7 @@ METRICS = (
     "seconds",
     "zero_spread_groups",
     "length_correlation",
-    "disarmed_rate",
+    "sanitized_rate",
 )
 """Names of the metrics, the same on every rank at every step."""
 
@@ -46,7 +46,7 @@ class JudgeStats:
         seconds: wall time.
         length_correlations, length_groups: sum over groups of the correlation of reward with length, and how many groups
             have one (both vary).
-        disarmed: candidates that held a marker which had to be made harmless (``Judgement.disarmed``).
+        sanitized: candidates that held a marker which had to be made harmless (``Judgement.sanitized``).
         reasons: failures by reason.
     """
 
@@ -66,7 +66,7 @@ class JudgeStats:
     seconds: float = 0.0
     length_correlations: float = 0.0
     length_groups: int = 0
-    disarmed: int = 0
+    sanitized: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
 
     @classmethod
@@ -125,18 +125,18 @@ class JudgeStats:
             "seconds": self.seconds,
             "zero_spread_groups": float(self.zero_spread_groups),
             "length_correlation": self.length_correlations / self.length_groups if self.length_groups else math.nan,
-            "disarmed_rate": self.disarmed / max(1, self.candidates),
+            "sanitized_rate": self.sanitized / max(1, self.candidates),
         }
 
 
-def is_tie(item: Played) -> bool:
+def is_tie(item: JudgedComparison) -> bool:
     """Whether a verdict says that no candidate it looked at is better than another."""
     match item.verdict.outcome:
         case Tie():
             return True
-        case Order(tiers):
+        case RankOrder(tiers):
             return len(tiers) == 1
-        case Failed():
+        case NoVerdict():
             return False
         case outcome:
             values = outcome.probabilities_K if hasattr(outcome, "probabilities_K") else outcome.values_K
@@ -161,7 +161,7 @@ def length_correlation(rewards_G: Sequence[float | None], lengths_G: Sequence[in
 
 
 def _count(judgement: Judgement, correlation: float | None) -> JudgeStats:
-    asked = judgement.glances or judgement.played
+    asked = judgement.quick_reads or judgement.played
     agreeing, mirrored = position_consistency(asked)
     scores = [score for score in judgement.scores_G if score is not None]
     return JudgeStats(
@@ -179,9 +179,9 @@ def _count(judgement: Judgement, correlation: float | None) -> JudgeStats:
         usage=judgement.usage,
         length_correlations=correlation or 0.0,
         length_groups=int(correlation is not None),
-        disarmed=len(judgement.disarmed),
+        sanitized=len(judgement.sanitized),
         reasons=Counter(
-            item.verdict.outcome.reason for item in judgement.played if isinstance(item.verdict.outcome, Failed)
+            item.verdict.outcome.reason for item in judgement.played if isinstance(item.verdict.outcome, NoVerdict)
         ),
     )
 
@@ -201,7 +201,7 @@ class FailureAlarm:
     least: int = 32
 
     def __post_init__(self) -> None:
-        self._latest: deque[Failed | None] = deque(maxlen=self.window)
+        self._latest: deque[NoVerdict | None] = deque(maxlen=self.window)
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -218,7 +218,7 @@ class FailureAlarm:
                 is then empty, so that a caller who mends the judge can go on with it.
         """
         with self._lock:
-            self._latest.extend(outcome if isinstance(outcome, Failed) else None for outcome in outcomes)
+            self._latest.extend(outcome if isinstance(outcome, NoVerdict) else None for outcome in outcomes)
             seen = len(self._latest)
             failed = [outcome for outcome in self._latest if outcome is not None]
             if seen < min(self.least, self.window) or len(failed) <= self.max_fraction * seen:

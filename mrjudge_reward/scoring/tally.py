@@ -7,11 +7,11 @@ verdict                           games
 ================================  =========================================================================
 Preference over K slots           slots i and j met with weight p_i + p_j, and i won p_i of it. One-hot, that
                                   is K-1 games which the winner won; soft, its expectation
-Order, Scores of K slots          K(K-1)/2 games, won by the higher; equals are a tie
+RankOrder, Scores of K slots          K(K-1)/2 games, won by the higher; equals are a tie
 Scores of single slots            candidates graded alone meet afterwards: the game is P(i > j | they differ)
                                   under their grade distributions, averaged over votes
 Tie                               every pair of slots tied
-Failed                            no game
+NoVerdict                            no game
 ================================  =========================================================================
 
 A tie is half a win each. A hard disagreement between the two orders of a pair needs no special rule: a win each way
@@ -33,7 +33,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from mrjudge_reward.types import Order, Outcome, Played, Preference, Scores, Tie
+from mrjudge_reward.types import Grades, JudgedComparison, Outcome, Preference, RankOrder, Tie
 
 Matrix = NDArray[np.float64]
 
@@ -103,12 +103,12 @@ class GameCount:
         self._alone: dict[int, list[tuple[tuple[float, float], ...]]] = defaultdict(list)
         self._mirrored: dict[tuple[int, ...], list[int]] = defaultdict(list)
 
-    def add(self, played: Iterable[Played]) -> None:
+    def add(self, played: Iterable[JudgedComparison]) -> None:
         """Count comparisons with their verdicts; failed ones contribute nothing."""
         for item in played:
             slots, outcome = item.comparison.slots, item.verdict.outcome
             self._meet(slots, outcome)
-            if isinstance(outcome, Scores):
+            if isinstance(outcome, Grades):
                 for slot, value in zip(slots, outcome.values_K, strict=True):
                     self._grades[slot].append(value)
                 if len(slots) == 1:
@@ -163,11 +163,11 @@ class GameCount:
             case Tie():
                 for a, b in pairs:
                     self._hard(slots[a], slots[b], 0.0)
-            case Order(tiers):
+            case RankOrder(tiers):
                 place = {position: tier for tier, positions in enumerate(tiers) for position in positions}
                 for a, b in pairs:
                     self._hard(slots[a], slots[b], place[b] - place[a])
-            case Scores(values):
+            case Grades(values):
                 for a, b in pairs:
                     self._hard(slots[a], slots[b], values[a] - values[b])
             case Preference(p) if not outcome.soft:
@@ -190,7 +190,7 @@ def bounded_log_odds(p: float, q: float) -> float:
     return max(-MAX_LOG_ODDS, min(MAX_LOG_ODDS, math.log(p) - math.log(q)))
 
 
-def count_games(size: int, played: Iterable[Played]) -> Tally:
+def count_games(size: int, played: Iterable[JudgedComparison]) -> Tally:
     """The tally of a group of ``size`` whose comparisons are all there."""
     count = GameCount(size)
     count.add(played)
@@ -230,29 +230,29 @@ def _meet_afterwards(tally: Tally, alone: dict[int, list[tuple[tuple[float, floa
     return replace(tally, ties=tally.ties + float(((hard_PP & (up_PP == down_PP)) * others_PP).sum()) / 2)
 
 
-def hard_winner(item: Played) -> int | None:
+def hard_winner(item: JudgedComparison) -> int | None:
     """The candidate a comparison prefers (more than half, or first of an order); None for ties, failures, grades."""
     match item.verdict.outcome:
         case Preference(p):
             top = max(p)
             return item.comparison.slots[p.index(top)] if p.count(top) == 1 else None
-        case Order(tiers) if len(tiers[0]) == 1:
+        case RankOrder(tiers) if len(tiers[0]) == 1:
             return item.comparison.slots[tiers[0][0]]
-        case Scores(values) if len(values) > 1:
+        case Grades(values) if len(values) > 1:
             top = max(values)
             return item.comparison.slots[values.index(top)] if values.count(top) == 1 else None
         case _:
             return None
 
 
-def position_consistency(played: Iterable[Played]) -> tuple[int, int]:
+def position_consistency(played: Iterable[JudgedComparison]) -> tuple[int, int]:
     """How often the same candidates, shown in mirrored slots, got the same winner.
 
     Returns:
         (agreeing, mirrored): pairs of mirrored comparisons that agree, and that exist with two verdicts. A tie both
         ways agrees; a failed verdict makes no pair.
     """
-    by_slots: dict[tuple[tuple[int, ...], int], Played] = {}
+    by_slots: dict[tuple[tuple[int, ...], int], JudgedComparison] = {}
     agreeing = mirrored = 0
     for item in played:
         if item.verdict.failed or len(item.comparison.slots) < 2:

@@ -43,7 +43,7 @@ class _Batch:
     timer: asyncio.TimerHandle | None = None
 
 
-class CohortBatches:
+class SharedBatches:
     """Collects the shares of a batch and rewards its samples. All methods belong to one event loop.
 
     Args:
@@ -132,7 +132,7 @@ class CohortBatches:
 
     async def _scored(self, samples: Sequence[Sample], workers: int, complete: bool) -> list[Scored]:
         first = self._first_copy(samples, workers) if complete else len(samples)
-        members = _by_cohort(samples[:first])
+        members = _by_group(samples[:first])
         results = await self._scorer.score(
             [group_of(key, [samples[index] for index in indices]) for key, indices in members.items()],
             [[samples[index].length for index in indices] for indices in members.values()],
@@ -158,7 +158,7 @@ class CohortBatches:
             if all(contents[index] == contents[index % first] for index in range(first, len(samples)))
         ]
         for first in reversed(places):
-            if all(self._is_whole(samples, indices) for indices in _by_cohort(samples[:first]).values()):
+            if all(self._is_whole(samples, indices) for indices in _by_group(samples[:first]).values()):
                 return first
         return places[0] if places else 0
 
@@ -183,11 +183,11 @@ def _refuse(batch: _Batch, error: Exception) -> None:
 
 
 def _contents(samples: Sequence[Sample]) -> list[tuple[str, str | None, str]]:
-    return [(sample.cohort, sample.member, sample.answer) for sample in samples]
+    return [(sample.group, sample.member, sample.answer) for sample in samples]
 
 
-def _by_cohort(samples: Sequence[Sample]) -> dict[str, list[int]]:
+def _by_group(samples: Sequence[Sample]) -> dict[str, list[int]]:
     members: dict[str, list[int]] = {}
     for index, sample in enumerate(samples):
-        members.setdefault(sample.cohort, []).append(index)
+        members.setdefault(sample.group, []).append(index)
     return members

@@ -1,6 +1,6 @@
 """Groups that arrive one sample at a time: who belongs together, when a group is complete, who gets which reward.
 
-A *cohort* is a group still arriving. It knows nothing of any framework: samples go in, each with the identity of its
+A group that arrives knows nothing of any framework: samples go in, each with the identity of its
 group and, where there is one, its own identity within it; rewards come out.
 
 ===========================  ==========================================================================================
@@ -30,14 +30,14 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
-from mrjudge_reward.judging.early import Ahead
+from mrjudge_reward.judging.early import EarlyComparisons
 from mrjudge_reward.scoring.rewards import RewardShape
 from mrjudge_reward.scoring.stats import JudgeStats
 
 from .queue import JudgingQueue
 from .scores import INFO_KEYS, Sample, Scored, Scorer, group_of
 
-__all__ = ["INFO_KEYS", "KEPT", "Cohorts", "Sample", "Scored"]
+__all__ = ["INFO_KEYS", "KEPT", "ArrivingGroups", "Sample", "Scored"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class _Seat:
 
 
 @dataclass(eq=False)
-class _Cohort:
+class _Arriving:
     key: str
     size: int
     seats: dict[str, _Seat] = field(default_factory=dict)
@@ -64,8 +64,8 @@ class _Cohort:
     late: list[str] = field(default_factory=list)
     closed: bool = False
     judged: bool = False
-    ahead: Ahead | None = None
-    ahead_ended: bool = False
+    early: EarlyComparisons | None = None
+    early_ended: bool = False
     asking: set[asyncio.Task[None]] = field(default_factory=set)
     timers: dict[str, asyncio.TimerHandle] = field(default_factory=dict)
 
@@ -107,7 +107,7 @@ class _Cohort:
         self.timers.clear()
 
 
-class Cohorts:
+class ArrivingGroups:
     """Collects samples into groups and rewards each. All methods belong to one event loop.
 
     Args:
@@ -132,8 +132,8 @@ class Cohorts:
         self._deadline_s = deadline_s
         self._settle_s = settle_s
         self._as_it_arrives = as_it_arrives
-        self._cohorts: dict[str, _Cohort] = {}
-        self._judged: deque[_Cohort] = deque()
+        self._arriving: dict[str, _Arriving] = {}
+        self._judged: deque[_Arriving] = deque()
         self._warm = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -155,134 +155,134 @@ class Cohorts:
     # -- arriving -----------------------------------------------------------------------------------------------------
 
     def _seat(self, sample: Sample, waiter: Waiter) -> None:
-        cohort = self._cohorts.get(sample.cohort)
-        if cohort is None:
-            cohort = self._cohorts[sample.cohort] = _Cohort(sample.cohort, sample.size)
-            cohort.timers["deadline"] = self._later(self._deadline_s, self._at_deadline, cohort)
+        arriving = self._arriving.get(sample.group)
+        if arriving is None:
+            arriving = self._arriving[sample.group] = _Arriving(sample.group, sample.size)
+            arriving.timers["deadline"] = self._later(self._deadline_s, self._at_deadline, arriving)
             if not self._warm:  # the judge gets ready while rollouts go on
                 self._warm = True
-                self._spawn(self._queue.ask_ahead(()))
-        if sample.member is not None or cohort.closed:
-            known = cohort.seat_of(sample)
+                self._spawn(self._queue.ask_early(()))
+        if sample.member is not None or arriving.closed:
+            known = arriving.seat_of(sample)
             if known is not None:
                 if known.scored is not None:
                     waiter.set_result(known.scored)
                 else:
                     known.waiters.append(waiter)
                 return
-        again = sample.member in cohort.seats
-        name = cohort.take_seat(sample, waiter)
-        if cohort.closed:
-            cohort.late.append(name)
-            if cohort.judged:
-                self._collect_late(cohort)
+        again = sample.member in arriving.seats
+        name = arriving.take_seat(sample, waiter)
+        if arriving.closed:
+            arriving.late.append(name)
+            if arriving.judged:
+                self._collect_late(arriving)
             return
-        cohort.ahead_ended |= again
-        self._ask_ahead(cohort, sample)
-        if len(cohort.seats) < cohort.size:
+        arriving.early_ended |= again
+        self._ask_early(arriving, sample)
+        if len(arriving.seats) < arriving.size:
             return
-        anonymous = [seat.sample.answer for seat in cohort.seats.values() if seat.sample.member is None]
-        if len(cohort.seats) - len(anonymous) + len(set(anonymous)) >= cohort.size:
-            self._close(cohort)
+        anonymous = [seat.sample.answer for seat in arriving.seats.values() if seat.sample.member is None]
+        if len(arriving.seats) - len(anonymous) + len(set(anonymous)) >= arriving.size:
+            self._close(arriving)
         else:
-            if "settle" in cohort.timers:
-                cohort.timers["settle"].cancel()
-            cohort.timers["settle"] = self._later(self._settle_s, self._close, cohort)
+            if "settle" in arriving.timers:
+                arriving.timers["settle"].cancel()
+            arriving.timers["settle"] = self._later(self._settle_s, self._close, arriving)
 
-    def _ask_ahead(self, cohort: _Cohort, newcomer: Sample) -> None:
+    def _ask_early(self, arriving: _Arriving, newcomer: Sample) -> None:
         judge = self._queue.judge
-        if not self._as_it_arrives or judge is None or cohort.ahead_ended:
+        if not self._as_it_arrives or judge is None or arriving.early_ended:
             return
-        names = None if newcomer.member is None else [str(number) for number in range(cohort.size)]
-        present = {seat.sample.member for seat in cohort.seats.values()}
+        names = None if newcomer.member is None else [str(number) for number in range(arriving.size)]
+        present = {seat.sample.member for seat in arriving.seats.values()}
         if not present <= (set(names) if names is not None else {None}):
-            cohort.ahead_ended = True  # it is not known who will meet whom
+            arriving.early_ended = True  # it is not known who will meet whom
             return
         arrived = [newcomer]
-        if cohort.ahead is None:
-            cohort.ahead = judge.ahead(
-                newcomer.prompt, cohort.size, cohort.key, names, newcomer.reference, newcomer.rubric
+        if arriving.early is None:
+            arriving.early = judge.early(
+                newcomer.prompt, arriving.size, arriving.key, names, newcomer.reference, newcomer.rubric
             )
-            arrived = [seat.sample for seat in cohort.seats.values()]
-        asked = [pair for sample in arrived for pair in cohort.ahead.add(sample.member or "", sample.answer)]
+            arrived = [seat.sample for seat in arriving.seats.values()]
+        asked = [pair for sample in arrived for pair in arriving.early.add(sample.member or "", sample.answer)]
         if asked:
-            cohort.asking.add(asyncio.get_running_loop().create_task(self._queue.ask_ahead(asked)))
+            arriving.asking.add(asyncio.get_running_loop().create_task(self._queue.ask_early(asked)))
 
-    def _at_deadline(self, cohort: _Cohort) -> None:
+    def _at_deadline(self, arriving: _Arriving) -> None:
         logger.warning(
             "group %s: %d of %d members after %g s (deadline_s); these are judged, flagged as partial",
-            cohort.key, len(cohort.seats), cohort.size, self._deadline_s,
+            arriving.key, len(arriving.seats), arriving.size, self._deadline_s,
         )  # fmt: skip
-        self._close(cohort)
+        self._close(arriving)
 
     # -- judging ------------------------------------------------------------------------------------------------------
 
-    def _close(self, cohort: _Cohort) -> None:
-        cohort.stop_timers()
-        cohort.drop_copies()
-        cohort.closed = True
-        if not next(iter(cohort.seats.values())).sample.lasting:
-            del self._cohorts[cohort.key]  # the same prompt may come again at once
-        self._spawn(self._judge(cohort, dict(cohort.seats)))
+    def _close(self, arriving: _Arriving) -> None:
+        arriving.stop_timers()
+        arriving.drop_copies()
+        arriving.closed = True
+        if not next(iter(arriving.seats.values())).sample.lasting:
+            del self._arriving[arriving.key]  # the same prompt may come again at once
+        self._spawn(self._judge(arriving, dict(arriving.seats)))
 
-    async def _judge(self, cohort: _Cohort, seats: Mapping[str, _Seat]) -> None:
+    async def _judge(self, arriving: _Arriving, seats: Mapping[str, _Seat]) -> None:
         try:
-            if cohort.asking:
-                await asyncio.wait(cohort.asking)
-            scored = await self._score(cohort, seats, len(seats) < cohort.size, cohort.ahead)
+            if arriving.asking:
+                await asyncio.wait(arriving.asking)
+            scored = await self._score(arriving, seats, len(seats) < arriving.size, arriving.early)
         except Exception as error:  # noqa: BLE001  told to all that wait
-            if self._cohorts.get(cohort.key) is cohort:
-                del self._cohorts[cohort.key]
-            _refuse([*seats.values(), *cohort.seats.values()], error)
+            if self._arriving.get(arriving.key) is arriving:
+                del self._arriving[arriving.key]
+            _refuse([*seats.values(), *arriving.seats.values()], error)
             return
         finally:
-            cohort.ahead = None
-            cohort.asking.clear()
+            arriving.early = None
+            arriving.asking.clear()
         _hand_out(seats.values(), scored, _mean(scored))
-        cohort.judged = True
-        if cohort.late:
-            self._collect_late(cohort)
-        if self._cohorts.get(cohort.key) is cohort:
-            self._judged.append(cohort)
+        arriving.judged = True
+        if arriving.late:
+            self._collect_late(arriving)
+        if self._arriving.get(arriving.key) is arriving:
+            self._judged.append(arriving)
         if len(self._judged) > KEPT:
             oldest = self._judged.popleft()
-            if self._cohorts.get(oldest.key) is oldest:
-                del self._cohorts[oldest.key]
+            if self._arriving.get(oldest.key) is oldest:
+                del self._arriving[oldest.key]
 
-    def _collect_late(self, cohort: _Cohort) -> None:
-        if "late" not in cohort.timers:
-            cohort.timers["late"] = self._later(self._settle_s, self._close_late, cohort)
+    def _collect_late(self, arriving: _Arriving) -> None:
+        if "late" not in arriving.timers:
+            arriving.timers["late"] = self._later(self._settle_s, self._close_late, arriving)
 
-    def _close_late(self, cohort: _Cohort) -> None:
-        del cohort.timers["late"]
-        late, cohort.late = set(cohort.late), []
-        logger.warning("group %s: %d came after it was judged, and are judged with it", cohort.key, len(late))
-        self._spawn(self._judge_late(cohort, dict(cohort.seats), late))
+    def _close_late(self, arriving: _Arriving) -> None:
+        del arriving.timers["late"]
+        late, arriving.late = set(arriving.late), []
+        logger.warning("group %s: %d came after it was judged, and are judged with it", arriving.key, len(late))
+        self._spawn(self._judge_late(arriving, dict(arriving.seats), late))
 
-    async def _judge_late(self, cohort: _Cohort, seats: Mapping[str, _Seat], late: set[str]) -> None:
+    async def _judge_late(self, arriving: _Arriving, seats: Mapping[str, _Seat], late: set[str]) -> None:
         newcomers = {name: seat for name, seat in seats.items() if name in late}
         try:
-            scored = await self._score(cohort, seats, partial=True)
+            scored = await self._score(arriving, seats, partial=True)
         except Exception as error:  # noqa: BLE001  told to all that wait
             for name, seat in newcomers.items():
-                if cohort.seats.get(name) is seat:
-                    del cohort.seats[name]
+                if arriving.seats.get(name) is seat:
+                    del arriving.seats[name]
             _refuse(newcomers.values(), error)
             return
         results = dict(zip(seats, scored, strict=True))
         _hand_out(newcomers.values(), [results[name] for name in newcomers], _mean(scored))
 
     async def _score(
-        self, cohort: _Cohort, seats: Mapping[str, _Seat], partial: bool, ahead: Ahead | None = None
+        self, arriving: _Arriving, seats: Mapping[str, _Seat], partial: bool, early: EarlyComparisons | None = None
     ) -> list[Scored]:
         samples = [seat.sample for seat in seats.values()]
         names = tuple(seats) if all(sample.member is not None for sample in samples) else None
-        group = group_of(cohort.key, samples, names)
-        (scored,) = await self._scorer.score([group], [[sample.length for sample in samples]], [partial], [ahead])
+        group = group_of(arriving.key, samples, names)
+        (scored,) = await self._scorer.score([group], [[sample.length for sample in samples]], [partial], [early])
         return scored
 
-    def _later(self, seconds: float, what: Callable[[_Cohort], None], cohort: _Cohort) -> asyncio.TimerHandle:
-        return asyncio.get_running_loop().call_later(seconds, what, cohort)
+    def _later(self, seconds: float, what: Callable[[_Arriving], None], arriving: _Arriving) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(seconds, what, arriving)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -1,4 +1,4 @@
-"""The run's log and the canaries where a judge sees no steps, only groups that come and come: verl's cohort actor."""
+"""The run's log and the canaries where a judge sees no steps, only groups that come and come: verl's judge actor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from mrjudge_reward.errors import InputError
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.monitoring.canaries import Canaries, CanaryReport
-from mrjudge_reward.monitoring.monitor import RunWatch
+from mrjudge_reward.monitoring.monitor import RunMonitor
 from mrjudge_reward.monitoring.run_log import log_name, read_run
 from mrjudge_reward.types import Judgement
 
@@ -19,7 +19,7 @@ LINE_GROUPS = 16
 NAME = "judge"
 
 
-class CohortLog:
+class StreamMonitor:
     """Counts groups; every ``LINE_GROUPS`` of them, or every batch, is a "step" of the log, and canaries' ``every`` counts
     groups as well. A judge that is asked from several threads measures in one of them.
 
@@ -30,7 +30,7 @@ class CohortLog:
 
     def __init__(self, folder: str | os.PathLike[str] | None = None, canaries: Canaries | None = None) -> None:
         self._folder = folder
-        self._watch = RunWatch(folder, NAME, canaries)
+        self._watch = RunMonitor(folder, NAME, canaries)
         self._lock = threading.Lock()
         self._seen = 0
         self._step: int | None = None

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from mrjudge_reward.errors import EngineError, MRJudgeError
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.judging.comparisons import Asked
-from mrjudge_reward.judging.early import Ahead
+from mrjudge_reward.judging.early import EarlyComparisons
 from mrjudge_reward.types import Group, Judgement
 
-from .log import CohortLog
+from .log import StreamMonitor
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class _Work:
     done: asyncio.Future[list[Judgement]]
     asked: Sequence[Asked] = ()
     groups: Sequence[Group] = ()
-    ahead: Sequence[Ahead | None] = field(default_factory=list)
+    early: Sequence[EarlyComparisons | None] = field(default_factory=list)
 
 
 def _refuse(batch: Sequence[_Work], error: Exception) -> None:
@@ -48,9 +48,9 @@ class JudgingQueue:
         log: of what is judged, with canaries that are judged along; None for neither.
     """
 
-    def __init__(self, build: Callable[[], Judge], deadline_s: float, log: CohortLog | None = None) -> None:
+    def __init__(self, build: Callable[[], Judge], deadline_s: float, log: StreamMonitor | None = None) -> None:
         self.judge: Judge | None = None
-        self.log = log if log is not None else CohortLog()
+        self.log = log if log is not None else StreamMonitor()
         self._build = build
         self._deadline_s = deadline_s
         self._waiting: list[_Work] = []
@@ -59,7 +59,7 @@ class JudgingQueue:
         self._tasks: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(LANES, "mrjudge-lane")
 
-    async def ask_ahead(self, asked: Sequence[Asked]) -> None:
+    async def ask_early(self, asked: Sequence[Asked]) -> None:
         """Ask comparisons of groups that are still arriving, or nothing, which only makes the judge ready.
 
         What goes wrong here is logged, and will show again with the whole group.
@@ -67,17 +67,17 @@ class JudgingQueue:
         try:
             await self._submit(_Work(asyncio.get_running_loop().create_future(), asked=asked))
         except Exception as error:  # noqa: BLE001
-            logger.warning("asking ahead failed: %s: %s", type(error).__name__, error)
+            logger.warning("asking early failed: %s: %s", type(error).__name__, error)
 
     async def judge_groups(
-        self, groups: Sequence[Group], ahead: Sequence[Ahead | None] | None = None
+        self, groups: Sequence[Group], early: Sequence[EarlyComparisons | None] | None = None
     ) -> list[Judgement]:
         """Judge groups in one batch.
 
         Raises:
             MRJudgeError: whatever the judge raised; an ``EngineError`` if it took too long.
         """
-        begun = list(ahead) if ahead is not None else [None] * len(groups)
+        begun = list(early) if early is not None else [None] * len(groups)
         return await self._submit(_Work(asyncio.get_running_loop().create_future(), (), groups, begun))
 
     async def _submit(self, work: _Work) -> list[Judgement]:
@@ -128,11 +128,11 @@ class JudgingQueue:
                 self.judge = self._build()
             if asked := [pair for work in batch for pair in work.asked]:
                 try:
-                    self.judge.ask_ahead(asked)
+                    self.judge.ask_early(asked)
                 except Exception as error:  # noqa: BLE001  the same comparisons are asked again with their group
-                    logger.warning("asking ahead failed: %s: %s", type(error).__name__, error)
+                    logger.warning("asking early failed: %s: %s", type(error).__name__, error)
             groups = [group for work in batch for group in work.groups]
-            begun = [ahead for work in batch for ahead in work.ahead]
+            begun = [early for work in batch for early in work.early]
             due = self.log.due(len(groups))
             with self.judge.engine.session() if due else nullcontext():  # a colocated judge wakes once for both
                 judgements = self.judge.judge(groups, begun) if groups else []

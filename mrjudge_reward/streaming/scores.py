@@ -1,4 +1,4 @@
-"""What goes into a cohort and what comes out: samples, and their rewards from what the judge found about their group."""
+"""What goes into a group that arrives and what comes out: samples, and their rewards from what the judge found."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mrjudge_reward.judging.early import Ahead
+from mrjudge_reward.judging.early import EarlyComparisons
 from mrjudge_reward.messages import Message
 from mrjudge_reward.scoring.rewards import RewardShape, reward_group
 from mrjudge_reward.scoring.stats import JudgeStats
@@ -26,7 +26,7 @@ INFO_KEYS = (
     "judge_failed",
     "judge_abstained",
     "judge_partial",
-    "judge_disarmed",
+    "judge_sanitized",
     "judge_seconds",
 )
 """What is told of every row, always all of it, each a float: its score (NaN where nothing is known), games it
@@ -44,7 +44,7 @@ class Sample:
     """One completion on its way to its group.
 
     Attributes:
-        cohort: identity of the group.
+        group: identity of the group.
         member: identity within the group; None where the framework gives none.
         size: how many belong to the group.
         prompt, reference, rubric: as in ``Group``; those of the first sample count.
@@ -54,7 +54,7 @@ class Sample:
             come again.
     """
 
-    cohort: str
+    group: str
     member: str | None
     size: int
     prompt: tuple[Message, ...]
@@ -102,7 +102,7 @@ class Scorer:
         groups: Sequence[Group],
         lengths: Sequence[Sequence[int]],
         partial: Sequence[bool],
-        ahead: Sequence[Ahead | None] | None = None,
+        early: Sequence[EarlyComparisons | None] | None = None,
     ) -> list[list[Scored]]:
         """A reward per candidate of each group.
 
@@ -110,12 +110,12 @@ class Scorer:
             groups: judged in one batch.
             lengths: per group, of its candidates.
             partial: per group, whether it is not whole.
-            ahead: as in ``Judge.judge``.
+            early: as in ``Judge.judge``.
 
         Raises:
             MRJudgeError: if the judge raised.
         """
-        judgements = await self._queue.judge_groups(groups, ahead)
+        judgements = await self._queue.judge_groups(groups, early)
         scored = list(map(self._scored, judgements, lengths, partial))
         if (judge := self._queue.judge) is not None:
             self._queue.log.add(judge, judgements, [[one.reward for one in group] for group in scored], lengths)
@@ -127,7 +127,7 @@ class Scorer:
         rewards = reward_group(judgement, self._shape, "group_mean", lengths_G, neutral)
         stats = JudgeStats.of([judgement], [rewards.rewards_G], [lengths_G])
         self.stats += stats
-        agreeing, mirrored = position_consistency(judgement.glances or judgement.played)
+        agreeing, mirrored = position_consistency(judgement.quick_reads or judgement.played)
         self._report(stats)
         scored = []
         for index, (reward, score) in enumerate(zip(rewards.rewards_G, judgement.scores_G, strict=True)):
@@ -139,7 +139,7 @@ class Scorer:
                 stats.failed / max(1, stats.comparisons),
                 float(index in rewards.abstained),
                 float(partial),
-                float(index in judgement.disarmed),
+                float(index in judgement.sanitized),
                 judgement.seconds,
             )
             scored.append(Scored(reward, dict(zip(INFO_KEYS, values, strict=True))))

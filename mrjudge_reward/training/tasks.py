@@ -39,8 +39,8 @@ from typing import Any, Literal, TypeAlias, TypeVar
 from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.messages import Message
 from mrjudge_reward.prompting.formats import Choice, Format, PairScores, Ranking, Score, read_reply
-from mrjudge_reward.prompting.sanitizing import TextGuard
-from mrjudge_reward.types import Failed, Order, Outcome, Preference, Reply, Scores
+from mrjudge_reward.prompting.sanitizing import Sanitizer
+from mrjudge_reward.types import Grades, NoVerdict, Outcome, Preference, RankOrder, Reply
 
 from .items import Item
 
@@ -81,7 +81,7 @@ class Exercise:
     format: Format
 
     @property
-    def worth_K(self) -> tuple[float, ...]:
+    def gold_K(self) -> tuple[float, ...]:
         """Worth of each slot."""
         return tuple(self.item.gold_G[slot] for slot in self.slots)
 
@@ -90,7 +90,7 @@ class Exercise:
         """The same for all orders in which the same candidates are shown in the same format."""
         return self.item.group.key, frozenset(self.slots), self.format
 
-    def render(self, guard: TextGuard) -> tuple[Message, ...]:
+    def render(self, guard: Sanitizer) -> tuple[Message, ...]:
         """The chat that the judge sees."""
         texts = tuple(self.item.group.candidates[slot] for slot in self.slots)
         return self.format.render(self.item.group, texts, guard)
@@ -101,40 +101,40 @@ class Exercise:
         Raises:
             ConfigError: if the format cannot say it, or is none of ours.
         """
-        form, worth_K = self.format, self.worth_K
+        form, gold_K = self.format, self.gold_K
         match form:
             case Choice():
-                tied = form.tie_label and len(set(worth_K)) == 1
-                said = [form.tie_label.strip() if tied else form.labels[worth_K.index(max(worth_K))]]
+                tied = form.tie_label and len(set(gold_K)) == 1
+                said = [form.tie_label.strip() if tied else form.labels[gold_K.index(max(gold_K))]]
             case Ranking():
-                order = sorted(range(len(worth_K)), key=lambda slot: -worth_K[slot])
+                order = sorted(range(len(gold_K)), key=lambda slot: -gold_K[slot])
                 said = [form.labels[order[0]].strip()]
                 for above, below in pairwise(order):
-                    said[0] += f" {'=' if worth_K[above] == worth_K[below] else '>'} {form.labels[below].strip()}"
+                    said[0] += f" {'=' if gold_K[above] == gold_K[below] else '>'} {form.labels[below].strip()}"
             case Score() | PairScores():
-                said = [label for label, _ in _right_grades(worth_K, self.item.scale, form.grades)]
+                said = [label for label, _ in _right_grades(gold_K, self.item.scale, form.grades)]
             case _:
                 raise ConfigError(f"format {type(form).__name__} has no right verdict")
         return "".join(f"{form.answer_open}{text}{form.answer_close}" for text in said)
 
     def accuracy(self, outcome: Outcome) -> float:
         """How right a verdict is, from 0 to 1; see the module."""
-        worth_K, equal = self.worth_K, len(set(self.worth_K)) == 1
+        gold_K, equal = self.gold_K, len(set(self.gold_K)) == 1
         match outcome:
             case Preference(probabilities_K):
                 top = max(probabilities_K)
                 named = [slot for slot, value in enumerate(probabilities_K) if value == top]
-                return float(not equal and len(named) == 1 and worth_K[named[0]] == max(worth_K))
-            case Scores(values_K) if isinstance(self.format, Score):
-                ((_, right),) = _right_grades(worth_K, self.item.scale, self.format.grades)
+                return float(not equal and len(named) == 1 and gold_K[named[0]] == max(gold_K))
+            case Grades(values_K) if isinstance(self.format, Score):
+                ((_, right),) = _right_grades(gold_K, self.item.scale, self.format.grades)
                 grades = [grade for _, grade in self.format.grades]
                 return 1 - min(1.0, abs(values_K[0] - right) / (max(grades) - min(grades)))
-            case Scores(values_K):
-                return _pairs_in_order(values_K, worth_K)
-            case Order(tiers):
+            case Grades(values_K):
+                return _pairs_in_order(values_K, gold_K)
+            case RankOrder(tiers):
                 place = {slot: float(-tier) for tier, slots in enumerate(tiers) for slot in slots}
-                return _pairs_in_order([place[slot] for slot in range(len(worth_K))], worth_K)
-            case Failed():
+                return _pairs_in_order([place[slot] for slot in range(len(gold_K))], gold_K)
+            case NoVerdict():
                 return 0.0
             case _:  # a tie
                 return float(equal)
@@ -146,43 +146,43 @@ class Exercise:
         Raises:
             ConfigError: if the format is none of ours.
         """
-        form, worth_K = self.format, self.worth_K
-        equal = len(set(worth_K)) == 1
+        form, gold_K = self.format, self.gold_K
+        equal = len(set(gold_K)) == 1
         match form:
             case Choice():
-                right = bool(form.tie_label) if equal else worth_K.count(max(worth_K))
-                return right / (len(worth_K) + bool(form.tie_label))
+                right = bool(form.tie_label) if equal else gold_K.count(max(gold_K))
+                return right / (len(gold_K) + bool(form.tie_label))
             case Ranking():
                 return 0.0 if equal else 0.5
             case PairScores():
                 grades = len(form.grades)
-                return float(grades ** (1 - len(worth_K))) if equal else (1 - 1 / grades) / 2
+                return float(grades ** (1 - len(gold_K))) if equal else (1 - 1 / grades) / 2
             case Score():
-                return fmean(self.accuracy(Scores.sampled([value])) for _, value in form.grades)
+                return fmean(self.accuracy(Grades.sampled([value])) for _, value in form.grades)
             case _:
                 raise ConfigError(f"format {type(form).__name__} has no right verdict")
 
 
 def _right_grades(
-    worth_K: Sequence[float], scale: tuple[float, float], grades: Sequence[tuple[str, float]]
+    gold_K: Sequence[float], scale: tuple[float, float], grades: Sequence[tuple[str, float]]
 ) -> list[tuple[str, float]]:
     """The grade of each worth: the nearest, once the scales lie over each other; wider apart where that joins two."""
     ladder = sorted(grades, key=lambda grade: grade[1])
     (low, high), bottom, top = scale, ladder[0][1], ladder[-1][1]
-    wanted_K = [bottom + (worth - low) / (high - low) * (top - bottom) for worth in worth_K]
+    wanted_K = [bottom + (worth - low) / (high - low) * (top - bottom) for worth in gold_K]
     nearest = [min(ladder, key=lambda grade: abs(grade[1] - wanted)) for wanted in wanted_K]
-    if _pairs_in_order([value for _, value in nearest], worth_K) == 1:
+    if _pairs_in_order([value for _, value in nearest], gold_K) == 1:
         return nearest
-    tiers = sorted(set(worth_K))
+    tiers = sorted(set(gold_K))
     if len(tiers) > len(ladder):
         raise ConfigError(f"{len(ladder)} grades cannot tell {len(tiers)} candidates of different worth apart")
     step = (len(ladder) - 1) / (len(tiers) - 1)
-    return [ladder[round(tiers.index(worth) * step)] for worth in worth_K]
+    return [ladder[round(tiers.index(worth) * step)] for worth in gold_K]
 
 
-def _pairs_in_order(values_K: Sequence[float], worth_K: Sequence[float]) -> float:
-    pairs = [(i, j) for i, j in combinations(range(len(worth_K)), 2) if worth_K[i] != worth_K[j]]
-    right = sum((values_K[i] - values_K[j]) * (worth_K[i] - worth_K[j]) > 0 for i, j in pairs)
+def _pairs_in_order(values_K: Sequence[float], gold_K: Sequence[float]) -> float:
+    pairs = [(i, j) for i, j in combinations(range(len(gold_K)), 2) if gold_K[i] != gold_K[j]]
+    right = sum((values_K[i] - values_K[j]) * (gold_K[i] - gold_K[j]) > 0 for i, j in pairs)
     return right / len(pairs) if pairs else float(len(set(values_K)) == 1)
 
 
@@ -216,8 +216,8 @@ def exercises(
         others = [slot for slot in range(size) if slot != best]
         chosen = [best, *draw.sample(others, min(slots or format.max_slots, size, format.max_slots) - 1)]
         draw.shuffle(chosen)
-        worth_K = [item.gold_G[slot] for slot in chosen]
-        one_best, equal = worth_K.count(max(worth_K)) == 1, len(set(worth_K)) == 1
+        gold_K = [item.gold_G[slot] for slot in chosen]
+        one_best, equal = gold_K.count(max(gold_K)) == 1, len(set(gold_K)) == 1
         sayable = not isinstance(format, Choice) or one_best or (equal and format.tie_label)
         if len(chosen) < format.min_slots or not sayable:
             continue
@@ -293,6 +293,6 @@ class Mark:
 def mark(exercise: Exercise, reply: Reply) -> Mark:
     """Mark a reply; one that ran into its token cap is worth nothing, whatever it says."""
     outcome = read_reply(exercise.format, reply, len(exercise.slots)).outcome
-    formed = not isinstance(outcome, Failed)
+    formed = not isinstance(outcome, NoVerdict)
     accuracy = exercise.accuracy(outcome)
     return Mark(accuracy, formed, (1 - FORMAT_WEIGHT) * accuracy + FORMAT_WEIGHT * formed)

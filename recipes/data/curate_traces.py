@@ -32,7 +32,7 @@ from mrjudge_reward.prompting.formats import Choice, Format, PairScores, Ranking
 from mrjudge_reward.prompting.parsing import THINK_CLOSE, THINK_OPEN
 from mrjudge_reward.prompting.sanitizing import neutralise
 from mrjudge_reward.settings import Settings
-from mrjudge_reward.types import Failed
+from mrjudge_reward.types import NoVerdict
 from recipes.common.journal import write_lines, write_text
 
 from .judge_data import read_rows
@@ -128,11 +128,11 @@ def trace_of(row: Mapping[str, Any], number: int, recipe: CurationRecipe, length
     if any(message.images for message in messages):
         return "images"
     right = form.parse(_said(row["gold"], form), slots)
-    if isinstance(right, Failed):
+    if isinstance(right, NoVerdict):
         return f"gold: {right.reason}"
     answer = f"{THINK_OPEN}{trace}{THINK_CLOSE}{_said(row['verdict'], form)}"
     outcome = form.parse(answer, slots)
-    if isinstance(outcome, Failed):
+    if isinstance(outcome, NoVerdict):
         return f"verdict: {outcome.reason}"
     if outcome != right:
         return "wrong verdict"

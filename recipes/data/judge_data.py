@@ -250,7 +250,7 @@ def reasoning(exercise: Exercise) -> str:
     labels = getattr(exercise.format, "labels", ("",))
     rated = (
         f"{label.strip()}: {worth:+.1f}".removeprefix(": ")
-        for label, worth in zip(labels, exercise.worth_K, strict=False)
+        for label, worth in zip(labels, exercise.gold_K, strict=False)
     )
     return f"<think>{', '.join(rated)}</think>"
 

@@ -20,10 +20,10 @@ from mrjudge_reward.messages import Message, TextPart
 from mrjudge_reward.prompting.formats import Choice, read_reply
 from mrjudge_reward.prompting.parsing import THINK_CLOSE, THINK_OPEN
 from mrjudge_reward.prompting.rendering import conversation_text
-from mrjudge_reward.prompting.sanitizing import TextGuard, neutralise, visible
+from mrjudge_reward.prompting.sanitizing import Sanitizer, neutralise, visible
 from mrjudge_reward.training.items import Item, from_choice
 from mrjudge_reward.training.tasks import Exercise
-from mrjudge_reward.types import Failed, Failure, Preference, Reply, Request, Sampling
+from mrjudge_reward.types import EngineFailure, NoVerdict, Preference, Reply, Request, Sampling
 
 from .synthesis_filters import Limits, description_leaks, hint_leaks, negative_fault, rewritten
 from .writer_prompts import WRITTEN_OPEN, Wording, between_marks, chat, filled, load_wording, writer_guard, written
@@ -116,7 +116,7 @@ class Speaker:
     max_failed_fraction: float
     opened: bool = False
 
-    def ask(self, named: Sequence[tuple[str, tuple[Message, ...]]]) -> list[Reply | Failure]:
+    def ask(self, named: Sequence[tuple[str, tuple[Message, ...]]]) -> list[Reply | EngineFailure]:
         """Replies to chats, in one call; each chat comes with what its sampling seed is made of.
 
         Raises:
@@ -137,13 +137,13 @@ class Speaker:
         with self.engine.session():
             replies = [answer.reply for answer in ask(self.engine, "generate", requests, self.cache)]
             for _ in range(self.retries):
-                again = [i for i, reply in enumerate(replies) if isinstance(reply, Failure) and reply.transient]
+                again = [i for i, reply in enumerate(replies) if isinstance(reply, EngineFailure) and reply.transient]
                 if not again:
                     break
                 answers = ask(self.engine, "generate", [requests[i] for i in again], self.cache)
                 for index, answer in zip(again, answers, strict=True):
                     replies[index] = answer.reply
-        failures = [reply for reply in replies if isinstance(reply, Failure)]
+        failures = [reply for reply in replies if isinstance(reply, EngineFailure)]
         if len(failures) >= _ENOUGH_TO_STOP and len(failures) > self.max_failed_fraction * len(replies):
             raise EngineError(
                 f"the {self.role} failed {len(failures)} of {len(replies)} requests, first {failures[0].reason} "
@@ -166,9 +166,9 @@ class Plan:
     min_trace_words: int
     edit_ratio: tuple[float, float]
 
-    def guard(self, engine: Engine) -> TextGuard:
+    def guard(self, engine: Engine) -> Sanitizer:
         """What outside texts pass on their way to an engine; new for each batch, because it remembers them."""
-        return TextGuard(engine.count_tokens, self.max_text_tokens, engine.reserved | {self.form.answer_open})
+        return Sanitizer(engine.count_tokens, self.max_text_tokens, engine.reserved | {self.form.answer_open})
 
 
 # -- reverse candidate synthesis ----------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def write_negatives(works: Sequence[Work], writer: Speaker, plan: Plan) -> None:
             chats.append((f"{sample.key} {family}", chat(wording, outside, guard, ours, images)))
     for (work, family), reply in zip(asked, writer.ask(chats), strict=True):
         text = written(reply)
-        if isinstance(text, Failed):
+        if isinstance(text, NoVerdict):
             work.negatives.append(Negative(family, "", text.reason))
             work.again |= text.transient
             continue
@@ -234,7 +234,7 @@ def exercise_of(item: Item, form: Choice) -> Exercise:
     return Exercise(item, tuple(range(len(item.gold_G))), form)
 
 
-def _drop(work: Work, step: str, failed: Failed) -> None:
+def _drop(work: Work, step: str, failed: NoVerdict) -> None:
     work.trace_fault = f"{step}: {failed.reason}"
     work.again |= failed.transient
 
@@ -300,7 +300,7 @@ def _describe(works: Sequence[Work], describer: Speaker, plan: Plan) -> None:
     ]
     for work, reply in zip(pictured, describer.ask(chats), strict=True):
         text = written(reply)
-        if isinstance(text, Failed):
+        if isinstance(text, NoVerdict):
             _drop(work, "description", text)
         elif not text:
             work.trace_fault = "description: empty"
@@ -308,7 +308,7 @@ def _describe(works: Sequence[Work], describer: Speaker, plan: Plan) -> None:
             work.description = text
 
 
-def hinted_chat(work: Work, plan: Plan, guard: TextGuard) -> tuple[Message, ...]:
+def hinted_chat(work: Work, plan: Plan, guard: Sanitizer) -> tuple[Message, ...]:
     """The judge's own prompt, with a description for the images and a hint; the hint is kept in the work."""
     assert work.item is not None
     wording, exercise = load_wording("reason"), exercise_of(work.item, plan.form)
@@ -316,7 +316,7 @@ def hinted_chat(work: Work, plan: Plan, guard: TextGuard) -> tuple[Message, ...]
     prompt = tuple(Message(m.role, (TextPart(guard(m.text, wording.headers)),)) for m in work.sample.prompt)
     texts = tuple(guard(text, wording.headers) for text in work.item.group.candidates)
     rendered = plan.form.render(replace(work.item.group, prompt=prompt, candidates=texts), texts, guard)
-    label = plan.form.labels[exercise.worth_K.index(max(exercise.worth_K))].strip()
+    label = plan.form.labels[exercise.gold_K.index(max(exercise.gold_K))].strip()
     work.hint = filled(wording.sections["hint"], {"label": label})
     before: tuple[TextPart, ...] = ()
     if work.description:
@@ -332,12 +332,12 @@ def _reason(works: Sequence[Work], reasoner: Speaker, plan: Plan) -> None:
     chats = [(work.sample.key, hinted_chat(work, plan, guard)) for work in asked]
     for work, reply in zip(asked, reasoner.ask(chats), strict=True):
         assert work.item is not None
-        if isinstance(reply, Failure):
-            _drop(work, "reasoning", Failed(f"engine: {reply.reason}", reply.detail, reply.transient))
+        if isinstance(reply, EngineFailure):
+            _drop(work, "reasoning", NoVerdict(f"engine: {reply.reason}", reply.detail, reply.transient))
             continue
         exercise = exercise_of(work.item, plan.form)
         outcome = read_reply(plan.form, reply, len(exercise.slots)).outcome
-        if isinstance(outcome, Failed):
+        if isinstance(outcome, NoVerdict):
             _drop(work, "reasoning", outcome)
         elif not (isinstance(outcome, Preference) and exercise.accuracy(outcome) == 1):
             work.trace_fault = "reasoning: wrong verdict"
@@ -370,7 +370,7 @@ def _edit(works: Sequence[Work], editor: Speaker, plan: Plan, wording: Wording, 
     ]
     for work, reply in zip(asked, editor.ask(chats), strict=True):
         text = written(reply)
-        if isinstance(text, Failed):
+        if isinstance(text, NoVerdict):
             _drop(work, step, text)
         elif rewritten(work.trace, text, plan.edit_ratio):
             work.trace_fault = f"{step}: rewritten"

@@ -18,8 +18,8 @@ from pathlib import Path
 from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.messages import ImagePart, Message, Part, TextPart
 from mrjudge_reward.prompting.parsing import answers_in
-from mrjudge_reward.prompting.sanitizing import TextGuard
-from mrjudge_reward.types import Failed, Failure, Reply
+from mrjudge_reward.prompting.sanitizing import Sanitizer
+from mrjudge_reward.types import EngineFailure, NoVerdict, Reply
 
 WRITTEN_OPEN, WRITTEN_CLOSE = "<written>", "</written>"
 _SECTION = re.compile(r"^=== (\w+) ===$", re.MULTILINE)
@@ -63,7 +63,7 @@ def filled(section: str, values: Mapping[str, str]) -> str:
     return _PLACEHOLDER.sub(lambda match: values[match[1]], section)
 
 
-def writer_guard(guard: TextGuard) -> TextGuard:
+def writer_guard(guard: Sanitizer) -> Sanitizer:
     """The same guard, that also neutralises the markers of this recipe."""
     return replace(guard, reserved=guard.reserved | {WRITTEN_OPEN, WRITTEN_CLOSE})
 
@@ -71,7 +71,7 @@ def writer_guard(guard: TextGuard) -> TextGuard:
 def chat(
     wording: Wording,
     outside: Mapping[str, str],
-    guard: TextGuard,
+    guard: Sanitizer,
     ours: Mapping[str, str] | None = None,
     images: tuple[ImagePart, ...] = (),
 ) -> tuple[Message, ...]:
@@ -89,21 +89,21 @@ def chat(
     return (Message("system", (TextPart(wording.sections["system"]),)), Message("user", user))
 
 
-def between_marks(reply: Reply | Failure) -> Reply | Failure:
+def between_marks(reply: Reply | EngineFailure) -> Reply | EngineFailure:
     """What a writer whose turn was opened would have said if it had opened and closed it itself."""
-    if isinstance(reply, Failure):
+    if isinstance(reply, EngineFailure):
         return reply
     text, _, _ = reply.text.partition(WRITTEN_CLOSE)
     return replace(reply, text=f"{WRITTEN_OPEN}{text}{WRITTEN_CLOSE}")
 
 
-def written(reply: Reply | Failure) -> str | Failed:
+def written(reply: Reply | EngineFailure) -> str | NoVerdict:
     """What a writer wrote between its marks."""
-    if isinstance(reply, Failure):
-        return Failed(f"engine: {reply.reason}", reply.detail, reply.transient)
+    if isinstance(reply, EngineFailure):
+        return NoVerdict(f"engine: {reply.reason}", reply.detail, reply.transient)
     if reply.finish == "length":
-        return Failed("truncated")
+        return NoVerdict("truncated")
     texts = answers_in(reply.text, WRITTEN_OPEN, WRITTEN_CLOSE)
-    if isinstance(texts, Failed):
-        return Failed("nothing between the marks")
+    if isinstance(texts, NoVerdict):
+        return NoVerdict("nothing between the marks")
     return texts[-1]

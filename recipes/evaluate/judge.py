@@ -43,7 +43,7 @@ from mrjudge_reward.prompting.formats import Choice, Score
 from mrjudge_reward.scoring.stats import is_tie
 from mrjudge_reward.settings import Settings
 from mrjudge_reward.training.tasks import Exercise, Split
-from mrjudge_reward.types import Comparison, Failed, Outcome, Played, Preference, Scores, Verdict
+from mrjudge_reward.types import Comparison, Grades, JudgedComparison, NoVerdict, Outcome, Preference, Verdict
 from recipes.common.config import read_config
 from recipes.common.intervals import Interval, interval, written
 from recipes.data.judge_data import TaskConfig, check_tasks, task_exercises
@@ -146,8 +146,8 @@ def pairs_in_order(answered: Sequence[Answered]) -> list[list[float]]:
     graded: dict[str, list[tuple[float, float | None]]] = defaultdict(list)
     for one in answered:
         outcome = one.outcome
-        value = outcome.values_K[0] if isinstance(outcome, Scores) else None
-        graded[one.exercise.item.group.key].append((one.exercise.worth_K[0], value))
+        value = outcome.values_K[0] if isinstance(outcome, Grades) else None
+        graded[one.exercise.item.group.key].append((one.exercise.gold_K[0], value))
     rows = []
     for grades in graded.values():
         pairs = [(a, b) for i, a in enumerate(grades) for b in grades[i + 1 :] if a[0] != b[0]]
@@ -173,7 +173,7 @@ def label_of(one: Answered) -> str:
     form, outcome = one.exercise.format, one.outcome
     if isinstance(outcome, Preference) and isinstance(form, Choice):
         text = form.labels[int(np.argmax(outcome.probabilities_K))]
-    elif isinstance(outcome, Scores) and isinstance(form, Score):
+    elif isinstance(outcome, Grades) and isinstance(form, Score):
         text = min(form.grades, key=lambda grade: abs(grade[1] - outcome.values_K[0]))[0]
     else:
         return ""
@@ -202,15 +202,15 @@ def measures(answered: Sequence[Answered], votes: Sequence[int], resamples: int,
         "items": len({one.exercise.item.group.key for one in answered}),
         "accuracy": share(by_item(answered, lambda one: one.exercise.accuracy(one.outcome))),
         "chance": fmean(one.exercise.chance for one in answered),
-        "failed": fmean(isinstance(one.outcome, Failed) for one in answered),
-        "ties": fmean(is_tie(Played(Comparison(one.exercise.slots), one.verdicts[0])) for one in answered),
+        "failed": fmean(isinstance(one.outcome, NoVerdict) for one in answered),
+        "ties": fmean(is_tie(JudgedComparison(Comparison(one.exercise.slots), one.verdicts[0])) for one in answered),
     }
     twins = twin_sets(answered)
     if twins:
         row["both"] = share([[float(all(o.exercise.accuracy(o.outcome) == 1 for o in pair))] for pair in twins])
         winners = [[named(one, one.outcome) for one in pair] for pair in twins]
         row["consistency"] = share([[float(None not in w and len(set(w)) == 1)] for w in winners])
-        if all(isinstance(one.outcome, Preference | Failed) for one in answered):
+        if all(isinstance(one.outcome, Preference | NoVerdict) for one in answered):
             row["averaged"] = share([[averaged_is_right(pair)] for pair in twins])
             chosen = [(named(one, one.outcome), one.exercise.slots[0]) for pair in twins for one in pair]
             first = [winner == slot for winner, slot in chosen if winner is not None]
@@ -246,7 +246,7 @@ def by_gap(answered: Sequence[Answered], bins: int = 5) -> list[dict[str, float]
     """Accuracy of choices by how far the best candidate is ahead of the next."""
     rows = []
     for one in answered:
-        worth = sorted(one.exercise.worth_K)
+        worth = sorted(one.exercise.gold_K)
         if len(worth) > 1:
             rows.append((worth[-1] - worth[-2], one.exercise.accuracy(one.outcome)))
     rows.sort()

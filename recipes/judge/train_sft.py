@@ -31,7 +31,7 @@ from mrjudge_reward.engines.local.vision import load_processor
 from mrjudge_reward.errors import InputError
 from mrjudge_reward.images import load_picture
 from mrjudge_reward.messages import Message, TextPart
-from mrjudge_reward.prompting.sanitizing import TextGuard
+from mrjudge_reward.prompting.sanitizing import Sanitizer
 from mrjudge_reward.settings import Settings
 from mrjudge_reward.training.items import Item
 from mrjudge_reward.training.tasks import Exercise, Split, balanced
@@ -74,10 +74,10 @@ def chats(exercises: Sequence[Exercise], tokenizer: Any, max_text_tokens: int) -
     return [[{"role": turn.role, "content": turn.text} for turn in exercise.render(guard)] for exercise in exercises]
 
 
-def guard_of(tokenizer: Any, max_text_tokens: int) -> TextGuard:
+def guard_of(tokenizer: Any, max_text_tokens: int) -> Sanitizer:
     """What outside texts pass through, as in scoring."""
     reserved = frozenset(token.content for token in tokenizer.added_tokens_decoder.values())
-    return TextGuard(lambda text: len(tokenizer.encode(text, add_special_tokens=False)), max_text_tokens, reserved)
+    return Sanitizer(lambda text: len(tokenizer.encode(text, add_special_tokens=False)), max_text_tokens, reserved)
 
 
 def shown(turns: Sequence[Message]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -30,7 +30,7 @@ from rich.progress import Progress, TimeElapsedColumn
 
 from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.monitoring.explain import printable, verdict_line
-from mrjudge_reward.types import Group, Scores
+from mrjudge_reward.types import Grades, Group
 from recipes.data.reviews import openings
 
 from .policies import complete, load_policy
@@ -66,7 +66,7 @@ def show(judge: Judge, prompts: list[str], before: list[str], after: list[str]) 
             item.verdict.outcome.values_K[0]
             for judgement in judgements
             for item in judgement.played
-            if isinstance(item.verdict.outcome, Scores) and item.comparison.slots == (index,)
+            if isinstance(item.verdict.outcome, Grades) and item.comparison.slots == (index,)
         ]
         if values:
             print(f"; mean grade {name} {statistics.mean(values):.3f}", end="")

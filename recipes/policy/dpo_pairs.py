@@ -46,7 +46,7 @@ from mrjudge_reward.messages import as_messages, final_answer
 from mrjudge_reward.scoring.tally import MAX_GROUP
 from mrjudge_reward.settings import Settings
 from mrjudge_reward.training.tasks import split_of
-from mrjudge_reward.types import Comparison, Group, Judgement, Order, Outcome, Preference, Scores
+from mrjudge_reward.types import Comparison, Grades, Group, Judgement, Outcome, Preference, RankOrder
 from recipes.common.config import read_config
 from recipes.common.journal import Journal, write_lines, write_text
 from recipes.data.reviews import openings
@@ -170,9 +170,9 @@ def wins(outcome: Outcome) -> bool:
     """Whether a verdict prefers the first of two slots."""
     if isinstance(outcome, Preference):
         return outcome.probabilities_K[0] > outcome.probabilities_K[1]
-    if isinstance(outcome, Scores):
+    if isinstance(outcome, Grades):
         return outcome.values_K[0] > outcome.values_K[1]
-    return isinstance(outcome, Order) and outcome.tiers[0] == (0,)
+    return isinstance(outcome, RankOrder) and outcome.tiers[0] == (0,)
 
 
 def twos_of(judgement: Judgement, margin: float, tries: int) -> list[tuple[int, int]]:
@@ -236,10 +236,10 @@ def swapped(outcome: Outcome) -> Outcome:
     """A verdict on two slots as if they had stood in the other order."""
     if isinstance(outcome, Preference):
         return Preference(outcome.probabilities_K[::-1], outcome.soft)
-    if isinstance(outcome, Scores):
-        return Scores(outcome.values_K[::-1], outcome.grades_K[::-1])
-    if isinstance(outcome, Order):
-        return Order(tuple(tuple(1 - slot for slot in tier) for tier in outcome.tiers))
+    if isinstance(outcome, Grades):
+        return Grades(outcome.values_K[::-1], outcome.grades_K[::-1])
+    if isinstance(outcome, RankOrder):
+        return RankOrder(tuple(tuple(1 - slot for slot in tier) for tier in outcome.tiers))
     return outcome
 
 

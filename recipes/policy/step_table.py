@@ -13,7 +13,7 @@ from typing import Any
 
 from mrjudge_reward.cli.lines import plain
 from mrjudge_reward.integrations.trl import JudgeReward
-from mrjudge_reward.types import Judgement, Scores
+from mrjudge_reward.types import Grades, Judgement
 
 COLUMNS = {
     "step": "4d", "reward": "+7.3f", "spread": "7.3f", "grade": "6.3f", "consistency": "8.2f", "failed": "7.2f",
@@ -38,7 +38,7 @@ def mean_grade(judgements: list[Judgement]) -> float | None:
         value
         for judgement in judgements
         for item in judgement.played
-        if isinstance(item.verdict.outcome, Scores)
+        if isinstance(item.verdict.outcome, Grades)
         for value in item.verdict.outcome.values_K
     ]
     return statistics.mean(grades) if grades else None

@@ -40,7 +40,7 @@ from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.settings import Settings
 from mrjudge_reward.training.tasks import Exercise, Split
-from mrjudge_reward.types import Failed, Verdict
+from mrjudge_reward.types import NoVerdict, Verdict
 from recipes.common.config import read_config
 from recipes.evaluate.judge import Answered, EvaluationRecipe, by_gap, calibration, measures, write_report
 
@@ -159,7 +159,7 @@ def verdict(exercise: Exercise, label_logprobs: Sequence[float], least: float) -
     """What a judge makes of it (``judging.comparisons``): labels that are improbable together are no verdict."""
     values = [float(value) for value in label_logprobs[: len(labels_of(exercise))]]
     if sum(map(math.exp, values)) < least:
-        return Verdict(Failed("labels improbable"))
+        return Verdict(NoVerdict("labels improbable"))
     return Verdict(exercise.format.from_logprobs(values, len(exercise.slots)))
 
 

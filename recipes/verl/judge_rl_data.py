@@ -16,7 +16,7 @@ from typing import Any
 from mrjudge_reward.engines.embedded import embedded_model_path
 from mrjudge_reward.errors import InputError, require
 from mrjudge_reward.integrations.verl.judge_training import written_exercise
-from mrjudge_reward.prompting.sanitizing import TextGuard
+from mrjudge_reward.prompting.sanitizing import Sanitizer
 from mrjudge_reward.training.tasks import Exercise, Split, balanced
 from recipes.common.config import read_config
 from recipes.data.judge_data import TaskConfig, check_tasks, task_exercises
@@ -47,7 +47,7 @@ def verl_rows(tasks: dict[str, TaskConfig], split: Split, tokenizer: Any, seed: 
         count = round(max(len(made[name]) / weight for name, weight in weights.items()) * sum(weights.values()))
         shown = balanced(made, count, seed, weights)
     reserved = frozenset(token.content for token in tokenizer.added_tokens_decoder.values())
-    guard = TextGuard(lambda text: len(tokenizer.encode(text, add_special_tokens=False)), MAX_TEXT_TOKENS, reserved)
+    guard = Sanitizer(lambda text: len(tokenizer.encode(text, add_special_tokens=False)), MAX_TEXT_TOKENS, reserved)
     rows = []
     for index, (name, exercise) in enumerate(shown):
         if any(turn.images for turn in exercise.item.group.prompt):

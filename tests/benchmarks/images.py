@@ -34,7 +34,7 @@ from mrjudge_reward.engines.local.engine import TransformersEngine
 from mrjudge_reward.engines.local.vision import ImageReader
 from mrjudge_reward.images import Album
 from mrjudge_reward.messages import ImagePart, Message, TextPart
-from mrjudge_reward.types import Failure, Reply, Request
+from mrjudge_reward.types import EngineFailure, Reply, Request
 
 WAYS = ("shared", "not shared")
 STAGES = ("up to the model", "judged")
@@ -65,7 +65,7 @@ def measure(way: str, path: str, comparisons: int) -> dict[str, float]:
         if way == "not shared":
             album, reader = Album(), ImageReader(processor)
         prompt = reader.prompt([1, reader.token_id, 2], [album.picture(path)])
-        assert not isinstance(prompt, Failure), prompt
+        assert not isinstance(prompt, EngineFailure), prompt
         held.append(prompt)
     seconds = time.perf_counter() - started
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before  # KiB on Linux

@@ -65,7 +65,7 @@ from mrjudge_reward.engines.vllm.setup import JudgeTokenizer, VLLMSetup, cpu_bui
 from mrjudge_reward.judging import comparisons as asking
 from mrjudge_reward.judging.comparisons import Asker
 from mrjudge_reward.judging.tournament import Run
-from mrjudge_reward.types import Failure, Reply, Request, Sampling
+from mrjudge_reward.types import EngineFailure, Reply, Request, Sampling
 
 REQUIRED = 0.97
 """Of the raw engine's judgements per second, what a judge must reach."""
@@ -116,22 +116,22 @@ class Watched:
         self.prompt_tokens = 0
         self._prefer = ScriptedEngine.by_utility(len).script
 
-    def _call(self, verb: Verb, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def _call(self, verb: Verb, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         began = time.perf_counter()
-        replies: list[Reply | Failure] = getattr(self.engine, verb)(requests)
+        replies: list[Reply | EngineFailure] = getattr(self.engine, verb)(requests)
         self.seconds += time.perf_counter() - began
         self.calls.append((verb, requests))
         for reply in replies:
-            if isinstance(reply, Failure):
+            if isinstance(reply, EngineFailure):
                 raise SystemExit(f"{self.identity} failed: {reply}")
             self.prompt_tokens += reply.usage.prompt_tokens
         return replies
 
-    def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         return self._call("label_logprobs", requests)
 
-    def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
-        dressed: list[Reply | Failure] = []
+    def generate(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
+        dressed: list[Reply | EngineFailure] = []
         for request, reply in zip(requests, self._call("generate", requests), strict=True):
             assert isinstance(reply, Reply)
             verdict = f"<think>{reply.text}</think>{self._prefer(request)}"
@@ -287,19 +287,21 @@ class Instant:
         self._count, self.reserved, self._rationale = count_tokens, reserved, rationale
         self.seconds = 0.0
 
-    def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def generate(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         began = time.perf_counter()
-        replies: list[Reply | Failure] = []
+        replies: list[Reply | EngineFailure] = []
         for request in requests:
             sign = zlib.crc32(request.messages[-1].text.encode())
             replies.append(Reply(f"<think>{sign} {self._rationale}</think>\n\n<answer>{'AB'[sign % 2]}</answer>"))
         self.seconds += time.perf_counter() - began
         return replies
 
-    def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         began = time.perf_counter()
         signs = [zlib.crc32(request.messages[-1].text.encode()) for request in requests]
-        replies: list[Reply | Failure] = [Reply(label_logprobs=(-1.0, -0.5 - sign % 1000 / 1000)) for sign in signs]
+        replies: list[Reply | EngineFailure] = [
+            Reply(label_logprobs=(-1.0, -0.5 - sign % 1000 / 1000)) for sign in signs
+        ]
         self.seconds += time.perf_counter() - began
         return replies
 

@@ -63,7 +63,7 @@ from mrjudge_reward.engines.embedded import embedded_model_path
 from mrjudge_reward.engines.openai.wire import chat_messages
 from mrjudge_reward.engines.vllm.server import VLLMServerEngine
 from mrjudge_reward.engines.vllm.setup import cpu_build
-from mrjudge_reward.prompting.sanitizing import TextGuard
+from mrjudge_reward.prompting.sanitizing import Sanitizer
 from mrjudge_reward.scoring.stats import FailureAlarm
 from mrjudge_reward.types import Sampling
 
@@ -110,7 +110,7 @@ class PlainClient:
     async def __call__(self, group: Group, shown: Sequence[int]) -> Answer:
         texts = tuple(group.candidates[place] for place in shown)
         labels = FORMAT.labels[: len(shown)]
-        chat = FORMAT.render(group, texts, TextGuard(len, 1 << 20))
+        chat = FORMAT.render(group, texts, Sanitizer(len, 1 << 20))
         how: dict[str, Any] = {"max_tokens": self.written}
         if not self.written:
             how = {"max_tokens": 1, "logprobs": True, "top_logprobs": 20}

@@ -58,7 +58,7 @@ from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.engines.embedded import embedded_model_path
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.engines.vllm.setup import VLLMSetup, cpu_build
-from mrjudge_reward.types import Failure, Reply, Request, Usage
+from mrjudge_reward.types import EngineFailure, Reply, Request, Usage
 from recipes.data.reviews import load_reviews
 
 from .overhead import environment
@@ -129,7 +129,7 @@ class Reordered:
         self.context_tokens, self.count_tokens = self.engine.context_tokens, self.engine.count_tokens
         self.generate, self.close = self.engine.generate, self.engine.close
 
-    def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         """The replies, in the order of the requests."""
         places = self.order(len(self.batches), len(requests))
         began, cpu_began = time.perf_counter(), time.process_time()
@@ -138,7 +138,7 @@ class Reordered:
         self.cpu_seconds += time.process_time() - cpu_began
         self.batches.append(list(requests))
         for reply in replies:
-            if isinstance(reply, Failure):
+            if isinstance(reply, EngineFailure):
                 raise SystemExit(f"{self.identity} failed: {reply}")
             self.usage += reply.usage
         back = dict(zip(places, replies, strict=True))

@@ -28,7 +28,7 @@ from collections.abc import Sequence
 
 from mrjudge_reward import Choice, Group, Judge
 from mrjudge_reward.engines.scripted import ScriptedEngine
-from mrjudge_reward.types import Failure, Judgement, Reply, Request
+from mrjudge_reward.types import EngineFailure, Judgement, Reply, Request
 
 
 class ThinkingServer(ScriptedEngine):
@@ -49,7 +49,7 @@ class ThinkingServer(ScriptedEngine):
         self._free_at = [0.0] * slots
         self._lock = threading.Lock()
 
-    def _serve(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def _serve(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         done = time.perf_counter()
         with self._lock:
             arrived = time.perf_counter()

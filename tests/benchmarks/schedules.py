@@ -49,7 +49,7 @@ import numpy as np
 from mrjudge_reward.scoring.ratings import RATINGS, rate
 from mrjudge_reward.scoring.schedules import SCHEDULES, Limits
 from mrjudge_reward.scoring.tally import Tally, count_games
-from mrjudge_reward.types import Comparison, Outcome, Played, Preference, Tie, Verdict
+from mrjudge_reward.types import Comparison, JudgedComparison, Outcome, Preference, Tie, Verdict
 
 SIZES = (4, 8, 16, 32)
 NAMES = [name for name in SCHEDULES if name != "pointwise"]
@@ -116,11 +116,11 @@ class Tournament:
 
 def hold(schedule: str, size: int, group: int, judge: Judge, limits: Limits) -> Tournament:
     plan = SCHEDULES[schedule].plan(size, limits, Random(group))
-    played: list[Played] = []
+    played: list[JudgedComparison] = []
     batches = 0
     comparisons = next(plan)
     while True:
-        played += [Played(Comparison(slots), Verdict(judge(slots))) for slots in comparisons]
+        played += [JudgedComparison(Comparison(slots), Verdict(judge(slots))) for slots in comparisons]
         batches += 1
         tally = count_games(size, played)
         try:

@@ -26,10 +26,10 @@ from collections.abc import Sequence
 from mrjudge_reward import Choice, Judge
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.messages import as_messages
-from mrjudge_reward.streaming.batches import CohortBatches
-from mrjudge_reward.streaming.groups import Cohorts, Sample
+from mrjudge_reward.streaming.batches import SharedBatches
+from mrjudge_reward.streaming.groups import ArrivingGroups, Sample
 from mrjudge_reward.streaming.queue import JudgingQueue
-from mrjudge_reward.types import Failure, Reply, Request
+from mrjudge_reward.types import EngineFailure, Reply, Request
 
 WAYS = {"batch": "at the end of the batch", "group": "group by group", "comparison": "as it arrives"}
 
@@ -43,7 +43,7 @@ class ThinkingServer(ScriptedEngine):
         self._free_at = [0.0] * slots
         self._lock = threading.Lock()
 
-    def _serve(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def _serve(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         done = time.perf_counter()
         with self._lock:
             for _ in requests:
@@ -70,14 +70,14 @@ async def step(judge: Judge, times: list[list[float]], way: str) -> float:
     """Seconds until every sample has its reward."""
     size = len(times[0])
     queue = JudgingQueue(lambda: judge, deadline_s=600)
-    cohorts, batches = Cohorts(queue, as_it_arrives=way == "comparison"), CohortBatches(queue, sizes=[size])
-    await queue.ask_ahead(())  # the judge is ready
+    groups, batches = ArrivingGroups(queue, as_it_arrives=way == "comparison"), SharedBatches(queue, sizes=[size])
+    await queue.ask_early(())  # the judge is ready
     began = time.perf_counter()
 
     async def one(group: int, member: int) -> None:
         await asyncio.sleep(times[group][member])
         if way != "batch":
-            await cohorts.join(sample(group, member, size))
+            await groups.join(sample(group, member, size))
 
     await asyncio.gather(*(one(group, member) for group in range(len(times)) for member in range(size)))
     if way == "batch":

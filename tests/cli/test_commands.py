@@ -25,7 +25,7 @@ from mrjudge_reward.cli.lines import say
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.monitoring.explain import verdict_line
-from mrjudge_reward.types import Comparison, Failed, Failure, Played, Request, Tie, Verdict
+from mrjudge_reward.types import Comparison, EngineFailure, JudgedComparison, NoVerdict, Request, Tie, Verdict
 
 SCRIPTED = ("--set", "model=scripted")
 GROUPS = [{"id": f"g{i}", "prompt": f"Question {i}?", "candidates": ["a", f"a long one {i}", "abc"]} for i in range(5)]
@@ -233,7 +233,7 @@ def failing_for(text: str) -> ScriptedEngine:
 
     def script(request: Request) -> Any:
         shown = text in request.messages[-1].text
-        return Failure("http 500", "crash", transient=False) if shown else inner.script(request)
+        return EngineFailure("http 500", "crash", transient=False) if shown else inner.script(request)
 
     return ScriptedEngine(script, inner.identity)
 
@@ -273,9 +273,9 @@ def test_no_control_character_of_a_judge_reaches_the_output(monkeypatch: pytest.
 
 def test_a_verdict_line_shows_control_characters_and_bidi_overrides_instead_of_obeying_them() -> None:
     written = "a\x1b]0;title\x07b\x7f\x9b2J\u202ec\u2066d\ne"
-    line = verdict_line(Played(Comparison((0, 1)), Verdict(Tie(), written)))
+    line = verdict_line(JudgedComparison(Comparison((0, 1)), Verdict(Tie(), written)))
     assert line == "[#0 #1] tie | a�]0;title�b��2J�c�d e"
-    failed = verdict_line(Played(Comparison((0, 1)), Verdict(Failed("odd\x1b"))))
+    failed = verdict_line(JudgedComparison(Comparison((0, 1)), Verdict(NoVerdict("odd\x1b"))))
     assert failed == "[#0 #1] failed: odd�"
 
 
@@ -285,7 +285,7 @@ def test_messages_obey_no_escape_sequence(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_failed_comparisons_are_counted_and_leave_scores_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    use(ScriptedEngine(lambda request: Failure("http 500", "crash", transient=False)), monkeypatch)
+    use(ScriptedEngine(lambda request: EngineFailure("http 500", "crash", transient=False)), monkeypatch)
     result = rank("--set", "max_failed_fraction=1", stdin=jsonl(GROUPS[0]))
     (line,) = records(result.stdout)
     assert result.exit_code == 0

@@ -31,7 +31,7 @@ from mrjudge_reward.engines.vllm.setup import VLLMSetup
 from mrjudge_reward.errors import ConfigError, EngineError
 from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.messages import as_messages
-from mrjudge_reward.types import Failure, Group, Reply, Request
+from mrjudge_reward.types import EngineFailure, Group, Reply, Request
 from tests.support import ROOT
 
 GROUPS = [Group.of(f"question {i}", ["a", "bb", "ccc", "dddd"], str(i)) for i in range(4)]
@@ -66,7 +66,7 @@ class Sleeper(ScriptedEngine):
         self.note("sleep")
         self.awake = False
 
-    def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def generate(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         assert self.awake, "asked while it sleeps"
         self.note("generate")
         return super().generate(requests)

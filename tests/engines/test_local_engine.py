@@ -18,7 +18,7 @@ from mrjudge_reward.errors import ConfigError, EngineError
 from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.messages import ImagePart, Message, TextPart, as_messages
 from mrjudge_reward.prompting.formats import Choice, Score
-from mrjudge_reward.types import Failure, Reply, Request, Sampling
+from mrjudge_reward.types import EngineFailure, Reply, Request, Sampling
 
 GREEDY = Sampling(0.0, 1.0, 8)
 QUESTIONS = ["Hi!", "Name a colour of the rainbow, please, and say no more than its name.", "What is 2 + 2?"]
@@ -33,11 +33,11 @@ def writing(text: str, sampling: Sampling = GREEDY, **more: Any) -> Request:
     return Request(as_messages(text), sampling=sampling, **more)
 
 
-def logprobs(replies: list[Reply | Failure]) -> list[tuple[float, ...]]:
+def logprobs(replies: list[Reply | EngineFailure]) -> list[tuple[float, ...]]:
     return [reply.label_logprobs or () for reply in replies if isinstance(reply, Reply)]
 
 
-def texts(replies: list[Reply | Failure]) -> list[str]:
+def texts(replies: list[Reply | EngineFailure]) -> list[str]:
     return [reply.text for reply in replies if isinstance(reply, Reply)]
 
 
@@ -171,10 +171,10 @@ def test_a_request_that_cannot_be_served_fails_alone(smol_engine: TransformersEn
     picture = Request((Message("user", (TextPart("What is it?"), ImagePart(b"png"))),), labels=LABELS, sampling=GREEDY)
     requests = [make("Hi!"), make(too_long(smol_engine)), picture, make("\ud800"), make("Bye!")]
     replies = getattr(smol_engine, verb)(requests)
-    reasons = [reply.reason if isinstance(reply, Failure) else "" for reply in replies]
+    reasons = [reply.reason if isinstance(reply, EngineFailure) else "" for reply in replies]
     # Whether a tokenizer takes a lone surrogate is its own affair, as long as the others are served.
     assert [reasons[index] for index in (0, 1, 2, 4)] == ["", "context", "images", ""]
-    assert not any(reply.transient for reply in replies if isinstance(reply, Failure))
+    assert not any(reply.transient for reply in replies if isinstance(reply, EngineFailure))
     alone = getattr(smol_engine, verb)([requests[4]])[0]
     assert replies[4].text == alone.text
 
@@ -182,7 +182,7 @@ def test_a_request_that_cannot_be_served_fails_alone(smol_engine: TransformersEn
 def test_what_is_to_be_written_counts_for_the_context(smol_engine: TransformersEngine):
     assert smol_engine.context_tokens is not None
     (reply,) = smol_engine.generate([writing("Hi!", Sampling(0.0, 1.0, smol_engine.context_tokens))])
-    assert isinstance(reply, Failure)
+    assert isinstance(reply, EngineFailure)
     assert reply.reason == "context"
     assert f"do not fit {smol_engine.context_tokens}" in reply.detail
 
@@ -223,7 +223,7 @@ def test_a_single_request_that_does_not_fit_fails_alone(tight_engine: dict[str, 
         tight_engine["engine"].label_logprobs([reading("Hi!"), reading("Bye!")]),
         tight_engine["engine"].generate([writing("Hi!"), writing("Bye!")]),
     ):
-        assert replies == [Failure("out of memory", "no room left", transient=False)] * 2
+        assert replies == [EngineFailure("out of memory", "no room left", transient=False)] * 2
 
 
 @pytest.mark.parametrize(("batch_size", "batch_tokens"), [(2, 10**6), (32, 150), (1, 1)])
@@ -285,9 +285,7 @@ def test_tokens_are_counted_by_the_models_tokenizer(smol_engine: TransformersEng
 def test_an_engine_survives_pickling(smol_engine: TransformersEngine):
     twin = pickle.loads(pickle.dumps(smol_engine))
     assert twin.identity == smol_engine.identity
-    assert logprobs(twin.label_logprobs([reading("Hi!")])) == logprobs(
-        smol_engine.label_logprobs([reading("Hi!")])
-    )
+    assert logprobs(twin.label_logprobs([reading("Hi!")])) == logprobs(smol_engine.label_logprobs([reading("Hi!")]))
     twin.close()
     twin.close()
     with pytest.raises(EngineError, match=r"transformers:.* was closed"):
@@ -300,9 +298,7 @@ def test_an_engine_around_a_loaded_model_works_and_refuses_to_be_pickled(
     smol_engine: TransformersEngine, smol_tokenizer: Any
 ):
     engine = TransformersEngine(smol_engine._model, tokenizer=smol_tokenizer)
-    assert logprobs(engine.label_logprobs([reading("Hi!")])) == logprobs(
-        smol_engine.label_logprobs([reading("Hi!")])
-    )
+    assert logprobs(engine.label_logprobs([reading("Hi!")])) == logprobs(smol_engine.label_logprobs([reading("Hi!")]))
     with pytest.raises(EngineError, match="give it the model's name"):
         pickle.dumps(engine)
 

@@ -13,7 +13,7 @@ from mrjudge_reward.engines.local.engine import TransformersEngine
 from mrjudge_reward.engines.local.offload import OffloadEngine
 from mrjudge_reward.errors import EngineError
 from mrjudge_reward.messages import as_messages
-from mrjudge_reward.types import Failure, Reply, Request, Sampling
+from mrjudge_reward.types import EngineFailure, Reply, Request, Sampling
 
 READ = Request(as_messages("What a film!"), prefill="Sentiment:", labels=(" negative", " positive"))
 WRITE = Request(as_messages("Hi!"), sampling=Sampling(0.0, 1.0, 4))
@@ -104,7 +104,7 @@ def test_no_room_fails_the_requests_and_leaves_nothing_behind(engine: OffloadEng
 
     monkeypatch.setattr(engine._homes[5][1], "to", full)
     replies = engine.label_logprobs([READ, READ])
-    assert [reply.reason for reply in replies if isinstance(reply, Failure)] == ["out of memory"] * 2
+    assert [reply.reason for reply in replies if isinstance(reply, EngineFailure)] == ["out of memory"] * 2
     assert travels.at_home
     with pytest.raises(EngineError, match=r"no room on cpu for the judge .*no room left"):
         engine.wake()

@@ -31,7 +31,7 @@ from mrjudge_reward.engines.openai.engine import OpenAIEngine
 from mrjudge_reward.engines.openai.wire import chat_messages, image_url, top_tokens, usage_of, written_reply
 from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.messages import ImagePart, Message, TextPart, as_messages
-from mrjudge_reward.types import Failure, Group, Reply, Request, Sampling, Usage
+from mrjudge_reward.types import EngineFailure, Group, Reply, Request, Sampling, Usage
 from tests.support import ROOT
 from tests.support.judge_server import JudgeServer, prompt_text, seeded
 
@@ -122,7 +122,7 @@ def test_a_server_on_this_machine_is_reached_past_the_proxy_of_the_environment(
     far = OpenAIEngine("judge", "http://judge.example/v1", deadline_s=1)
     failure = far.generate(asks(1))[0]
     far.close()
-    assert isinstance(failure, Failure), "nothing listens where the proxy should be"
+    assert isinstance(failure, EngineFailure), "nothing listens where the proxy should be"
 
 
 def test_hundreds_of_requests_reuse_a_bounded_pool_of_connections_and_close_releases_it(connect: EngineFactory) -> None:
@@ -196,7 +196,7 @@ def test_what_will_not_pass_is_a_failure_without_another_try(
 ) -> None:
     with JudgeServer(echo, faults=[fault]) as server:
         failure = connect(server).generate([ask()])[0]
-        assert isinstance(failure, Failure)
+        assert isinstance(failure, EngineFailure)
         assert (failure.reason, failure.transient) == (reason, transient)
         assert failure.detail
         assert len(server.requests) == 1
@@ -205,7 +205,7 @@ def test_what_will_not_pass_is_a_failure_without_another_try(
 def test_a_request_that_always_crashes_the_server_is_given_up_before_the_deadline(connect: EngineFactory) -> None:
     with JudgeServer(echo, faults=["500"] * 99) as server:
         failure = connect(server, deadline_s=60.0).generate([ask()])[0]
-        assert isinstance(failure, Failure)
+        assert isinstance(failure, EngineFailure)
         assert failure.reason == "http 500"
         assert len(server.requests) == 5
 
@@ -234,11 +234,11 @@ def test_the_deadline_bounds_all_tries_together(connect: EngineFactory, fault: s
         started = time.monotonic()
         failures = connect(server, deadline_s=1.2).generate(asks(4))
         assert time.monotonic() - started < 20.0, "a hanging call takes a minute"
-    assert {failure.reason for failure in failures if isinstance(failure, Failure)} == {"timeout"}
+    assert {failure.reason for failure in failures if isinstance(failure, EngineFailure)} == {"timeout"}
 
 
-def reasons(replies: list[Reply | Failure]) -> list[str]:
-    return [reply.reason if isinstance(reply, Failure) else "" for reply in replies]
+def reasons(replies: list[Reply | EngineFailure]) -> list[str]:
+    return [reply.reason if isinstance(reply, EngineFailure) else "" for reply in replies]
 
 
 def test_a_batch_against_a_hanging_server_costs_one_deadline_and_not_one_per_wave(connect: EngineFactory) -> None:
@@ -250,7 +250,7 @@ def test_a_batch_against_a_hanging_server_costs_one_deadline_and_not_one_per_wav
         assert 1.5 <= time.monotonic() - started < 12.0, "16 waves would take 24 seconds"
         assert reasons(failures).count("timeout") >= 4
         assert reasons(failures)[-50:] == ["server down"] * 50
-        assert not any(failure.transient for failure in failures if isinstance(failure, Failure))
+        assert not any(failure.transient for failure in failures if isinstance(failure, EngineFailure))
         sent = len(server.requests)
         assert reasons(engine.generate([ask()])) == ["server down"]
         assert len(server.requests) == sent
@@ -268,7 +268,7 @@ def test_a_batch_against_a_refused_port_costs_one_deadline_and_says_why() -> Non
     failures = engine.generate(asks(64))
     assert time.monotonic() - started < 12.0, "16 waves would take 24 seconds"
     assert reasons(failures)[-50:] == ["server down"] * 50
-    assert isinstance(failures[-1], Failure)
+    assert isinstance(failures[-1], EngineFailure)
     assert "Connection" in failures[-1].detail
     assert reasons(engine.label_logprobs([ask(**READ)])) == ["server down"]
     assert engine.can_read, "nothing was learnt about a server that is down"
@@ -309,8 +309,8 @@ def test_one_bad_request_does_not_cost_the_batch(connect: EngineFactory) -> None
     strange = Request((Message("user", (ImagePart(3.5), TextPart("?"))),))
     with JudgeServer(echo) as server:
         first, second, third = connect(server).generate([missing, ask("fine"), strange])
-    assert isinstance(first, Failure)
-    assert isinstance(third, Failure)
+    assert isinstance(first, EngineFailure)
+    assert isinstance(third, EngineFailure)
     assert (first.reason, third.reason) == ("image", "image")
     assert not first.transient
     assert isinstance(second, Reply)
@@ -323,7 +323,7 @@ def test_under_random_faults_every_request_gets_its_own_answer_or_a_failure(conn
     answered = [reply.text == f"question {n}" for n, reply in enumerate(replies) if isinstance(reply, Reply)]
     assert all(answered)
     assert 100 < len(answered) < 200
-    assert {reply.reason for reply in replies if isinstance(reply, Failure)} == {"malformed reply", "http 400"}
+    assert {reply.reason for reply in replies if isinstance(reply, EngineFailure)} == {"malformed reply", "http 400"}
 
 
 def test_a_server_that_comes_back_on_the_same_port_in_time_answers(connect: EngineFactory) -> None:
@@ -345,7 +345,7 @@ def test_a_server_that_comes_back_on_the_same_port_in_time_answers(connect: Engi
     engine = OpenAIEngine("judge", url, max_concurrency=4, deadline_s=30.0)
     server = serve(port)
     try:
-        results: list[Reply | Failure] = []
+        results: list[Reply | EngineFailure] = []
         caller = threading.Thread(target=lambda: results.extend(engine.generate(asks(12))))
         caller.start()
         time.sleep(0.5)
@@ -364,7 +364,7 @@ def test_it_can_be_called_while_an_event_loop_runs_in_the_same_thread(connect: E
     with JudgeServer(echo) as server:
         engine = connect(server)
 
-        async def trainer() -> list[Reply | Failure]:
+        async def trainer() -> list[Reply | EngineFailure]:
             return engine.generate(asks(3))
 
         assert all(isinstance(reply, Reply) for reply in asyncio.run(trainer()))
@@ -373,7 +373,7 @@ def test_it_can_be_called_while_an_event_loop_runs_in_the_same_thread(connect: E
 def test_it_can_be_called_from_many_threads_at_once(connect: EngineFactory) -> None:
     with JudgeServer(echo) as server:
         engine = connect(server, max_concurrency=6)
-        results: list[list[Reply | Failure]] = []
+        results: list[list[Reply | EngineFailure]] = []
         callers = [threading.Thread(target=lambda: results.append(engine.generate(asks(10)))) for _ in range(6)]
         for caller in callers:
             caller.start()
@@ -542,7 +542,7 @@ def test_a_label_missing_from_the_top_tokens_is_a_failure_and_not_a_zero(connect
     planted = {"A": -0.5, **{f"t{n}": -2.0 - n for n in range(30)}, "B": -40.0}
     with JudgeServer(reads="top", label_logprobs=planted) as server:
         missing, there = connect(server).label_logprobs([ask(**READ), ask(prefill="<answer>", labels=("A", "t3"))])
-    assert isinstance(missing, Failure)
+    assert isinstance(missing, EngineFailure)
     assert (missing.reason, missing.transient) == ("label not in top logprobs", False)
     assert isinstance(there, Reply)
 
@@ -550,7 +550,7 @@ def test_a_label_missing_from_the_top_tokens_is_a_failure_and_not_a_zero(connect
 def test_labels_that_begin_with_the_same_token_are_a_failure(connect: EngineFactory) -> None:
     with JudgeServer(label_logprobs={"1": -0.5, "0": -1.0}) as server:
         result = connect(server).label_logprobs([ask(prefill="<answer>", labels=("1", "10"))])[0]
-    assert isinstance(result, Failure)
+    assert isinstance(result, EngineFailure)
     assert result.reason == "labels share a token"
 
 
@@ -583,7 +583,7 @@ def test_a_server_that_is_away_during_the_probe_is_not_taken_for_one_that_cannot
         engine = connect(server, deadline_s=0.7)
         server.all_fail = "drop"
         away = engine.label_logprobs([ask(**READ)] * 3)
-        assert [failure.reason for failure in away if isinstance(failure, Failure)] == ["timeout"] * 3
+        assert [failure.reason for failure in away if isinstance(failure, EngineFailure)] == ["timeout"] * 3
         server.all_fail = None
         time.sleep(0.7)
         assert all(isinstance(reply, Reply) for reply in engine.label_logprobs([ask(**READ)] * 3))
@@ -592,7 +592,7 @@ def test_a_server_that_is_away_during_the_probe_is_not_taken_for_one_that_cannot
 def test_a_read_that_fails_later_is_one_failure(connect: EngineFactory) -> None:
     with JudgeServer(faults=[None, None, "400"]) as server:
         results = connect(server, max_concurrency=1).label_logprobs([ask(**READ)] * 3)
-    assert [type(result).__name__ for result in results] == ["Reply", "Failure", "Reply"]
+    assert [type(result).__name__ for result in results] == ["Reply", "EngineFailure", "Reply"]
 
 
 # The wire
@@ -651,7 +651,7 @@ def test_a_reply_that_is_no_answer_is_a_failure_with_a_countable_reason(
     body: Any, reason: str, transient: bool
 ) -> None:
     failure = written_reply(body, ask())
-    assert isinstance(failure, Failure)
+    assert isinstance(failure, EngineFailure)
     assert (failure.reason, failure.transient) == (reason, transient)
 
 

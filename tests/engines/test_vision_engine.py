@@ -20,7 +20,7 @@ from mrjudge_reward.images import load_picture
 from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.messages import ImagePart, Message, TextPart
 from mrjudge_reward.prompting.formats import Choice
-from mrjudge_reward.types import Failed, Failure, Group, Reply, Request, Sampling
+from mrjudge_reward.types import EngineFailure, Group, NoVerdict, Reply, Request, Sampling
 from tests.support.vision_setup import IMAGES_FIRST, MAKERS, encoded, llava, picture, saved
 
 GREEDY = Sampling(0.0, 1.0, 6)
@@ -35,7 +35,7 @@ def reading(*images: Any, **more: Any) -> Request:
     return showing(*images, prefill="<answer>", labels=("A", "B"), **more)
 
 
-def logprobs(replies: list[Reply | Failure]) -> list[tuple[float, ...]]:
+def logprobs(replies: list[Reply | EngineFailure]) -> list[tuple[float, ...]]:
     assert all(isinstance(reply, Reply) for reply in replies), replies
     return [reply.label_logprobs or () for reply in replies if isinstance(reply, Reply)]
 
@@ -176,8 +176,8 @@ def test_texts_are_read_alike_in_a_batch_after_images_were_seen(engine: Transfor
 def test_bad_images_cost_their_own_requests_alone(engine: TransformersEngine):
     requests = [reading(picture()), reading(b"no image"), reading("https://example.org/a.png"), reading()]
     seen, bad, web, text = engine.label_logprobs(requests)
-    assert isinstance(bad, Failure)
-    assert isinstance(web, Failure)
+    assert isinstance(bad, EngineFailure)
+    assert isinstance(web, EngineFailure)
     assert (bad.reason, web.reason, bad.transient) == ("image", "image", False)
     assert "not fetched here" in web.detail
     assert isinstance(seen, Reply)
@@ -210,7 +210,7 @@ def test_a_config_makes_a_judge_that_sees(folder: str, verdict: Any):
     broken = [{"role": "user", "content": [{"type": "image", "image": b""}, {"type": "text", "text": "What?"}]}]
     candidates = ["red", "blue", "<image> green"]
     fine, bad, text = judge.judge([Group.of(p, candidates, str(n)) for n, p in enumerate((shown, broken, "What?"))])
-    reasons = {p.verdict.outcome.reason for p in fine.played + text.played if isinstance(p.verdict.outcome, Failed)}
+    reasons = {p.verdict.outcome.reason for p in fine.played + text.played if isinstance(p.verdict.outcome, NoVerdict)}
     assert reasons <= {"truncated"}, "a random model writes nonsense; its images are no reason to fail"
     assert bad.scores_G == (None, None, None)
     if verdict != "cascade":  # which thinks where it likes
@@ -246,7 +246,7 @@ def test_a_template_that_moves_images_to_the_front_cannot_show_those_of_candidat
     behind = Request((Message("user", (TextPart("A:"), ImagePart(picture()), TextPart("B: none"))),), labels=("A", "B"))
     before = reading(picture())
     refused, seen = engine.label_logprobs([behind, before])
-    assert isinstance(refused, Failure)
+    assert isinstance(refused, EngineFailure)
     assert "puts all images in front" in refused.detail
     assert isinstance(seen, Reply)
     kept = TransformersEngine(made_llava[0], tokenizer=made_llava[1])
@@ -259,14 +259,14 @@ def test_a_model_without_its_processor_judges_texts_and_says_why_it_sees_nothing
     engine = TransformersEngine(str(tmp_path / "blind"), device="cpu")
     text, image = engine.label_logprobs([reading(), reading(picture())])
     assert isinstance(text, Reply)
-    assert isinstance(image, Failure)
+    assert isinstance(image, EngineFailure)
     assert image.reason == "images"
     assert "processor" in image.detail
 
 
 def test_a_text_model_says_that_it_sees_nothing(smol_engine: TransformersEngine):
     (refused,) = smol_engine.label_logprobs([reading(picture())])
-    assert isinstance(refused, Failure)
+    assert isinstance(refused, EngineFailure)
     assert refused.detail == "this engine judges text only: its model takes text alone"
     assert smol_engine.image_tokens(load_picture(picture())) is None
 
@@ -275,7 +275,7 @@ def test_a_template_without_a_place_for_images_fails_the_request(made_llava: tup
     model, processor = made_llava[0], copy.copy(made_llava[1])
     processor.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'][-1]['text'] }}{% endfor %}"
     (refused,) = TransformersEngine(model, tokenizer=processor).label_logprobs([reading(picture())])
-    assert isinstance(refused, Failure)
+    assert isinstance(refused, EngineFailure)
     assert "0 places for 1 images" in refused.detail
 
 
@@ -284,7 +284,7 @@ def test_an_image_that_does_not_fit_the_context_fails_alone(made_llava: tuple[An
     engine.context_tokens = 40
     fits, large = engine.label_logprobs([reading(picture()), reading(*[picture()] * 5)])
     assert isinstance(fits, Reply)
-    assert isinstance(large, Failure)
+    assert isinstance(large, EngineFailure)
     assert large.reason == "context"
 
 

@@ -36,7 +36,7 @@ from mrjudge_reward.judge import Judge
 from mrjudge_reward.messages import ImagePart, Message, TextPart
 from mrjudge_reward.messages import as_messages as chat
 from mrjudge_reward.prompting.formats import SENTIMENT, Choice
-from mrjudge_reward.types import Failure, Group, Preference, Reply, Request, Sampling
+from mrjudge_reward.types import EngineFailure, Group, Preference, Reply, Request, Sampling
 from tests.benchmarks.test_benchmarks import BENCHMARKS
 from tests.benchmarks.test_overhead import assert_rows_of_a_duel
 from tests.benchmarks.test_peers import assert_both_tables
@@ -73,18 +73,18 @@ def writing(text: str, sampling: Sampling = GREEDY, **more: Any) -> Request:
     return Request(chat(text), sampling=sampling, **more)
 
 
-def logprobs(replies: list[Reply | Failure]) -> list[tuple[float, ...]]:
+def logprobs(replies: list[Reply | EngineFailure]) -> list[tuple[float, ...]]:
     assert all(isinstance(reply, Reply) for reply in replies), replies
     return [reply.label_logprobs or () for reply in replies if isinstance(reply, Reply)]
 
 
-def texts(replies: list[Reply | Failure]) -> list[str]:
+def texts(replies: list[Reply | EngineFailure]) -> list[str]:
     assert all(isinstance(reply, Reply) for reply in replies), replies
     return [reply.text for reply in replies if isinstance(reply, Reply)]
 
 
-def reasons(replies: list[Reply | Failure]) -> list[str]:
-    return [reply.reason if isinstance(reply, Failure) else "" for reply in replies]
+def reasons(replies: list[Reply | EngineFailure]) -> list[str]:
+    return [reply.reason if isinstance(reply, EngineFailure) else "" for reply in replies]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -237,7 +237,7 @@ def test_a_request_that_cannot_be_served_fails_alone(engine: Any, verb: str):
     picture = Request((Message("user", (TextPart("What is it?"), ImagePart(b"png"))),), labels=LABELS, sampling=GREEDY)
     replies = getattr(engine, verb)([make("Hi!"), make("word " * 2000), picture, make("Bye!")])
     assert reasons(replies) == ["", "context", "images", ""]
-    assert not any(reply.transient for reply in replies if isinstance(reply, Failure))
+    assert not any(reply.transient for reply in replies if isinstance(reply, EngineFailure))
     assert replies[3].text == getattr(engine, verb)([make("Bye!")])[0].text
 
 

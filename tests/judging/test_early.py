@@ -1,4 +1,4 @@
-"""Judging ahead: comparisons asked before the group is complete change nothing but when they are asked."""
+"""Judging early: comparisons asked before the group is complete change nothing but when they are asked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mrjudge_reward.judge import Judge
 from mrjudge_reward.prompting.formats import SENTIMENT, Choice, Format, Score
 from mrjudge_reward.scoring.schedules import SCHEDULES
 from mrjudge_reward.scoring.stats import FailureAlarm
-from mrjudge_reward.types import Failure, Group, Judgement, Request
+from mrjudge_reward.types import EngineFailure, Group, Judgement, Request
 
 PROMPT = "Which is best?"
 TEXTS = ("one apple", "two pears", "three plums", "four figs", "five dates", "six limes", "seven kiwis", "eight nuts")
@@ -36,14 +36,14 @@ def named(texts: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def arriving(judge: Judge, texts: tuple[str, ...], seed: int, names: tuple[str, ...] | None) -> tuple[Judgement, int]:
-    """Judge a group whose members come in a random order; also returns how many comparisons were asked ahead."""
-    ahead = judge.ahead(PROMPT, len(texts), "group", names)
+    """Judge a group whose members come in a random order; also returns how many comparisons were asked early."""
+    early = judge.early(PROMPT, len(texts), "group", names)
     count = 0
     for index in random.Random(seed).sample(range(len(texts)), len(texts)):
-        if asked := ahead.add(str(index), texts[index]):
-            judge.ask_ahead(asked)
+        if asked := early.add(str(index), texts[index]):
+            judge.ask_early(asked)
             count += len(asked)
-    return judge.judge([Group.of(PROMPT, texts, "group", names=names)], [ahead])[0], count
+    return judge.judge([Group.of(PROMPT, texts, "group", names=names)], [early])[0], count
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 8])
@@ -67,7 +67,7 @@ def test_scores_verdicts_and_calls_are_those_of_the_whole_group(schedule: str, s
     found, asked = arriving(judge(schedule, **settings), texts, seed=size, names=named(texts))
     assert found.scores_G == plain.scores_G
     assert found.played == plain.played
-    assert sorted(map(repr, found.glances)) == sorted(map(repr, plain.glances))
+    assert sorted(map(repr, found.quick_reads)) == sorted(map(repr, plain.quick_reads))
     assert (found.calls, found.usage, found.games_G) == (plain.calls, plain.usage, plain.games_G)
     assert asked > 0
 
@@ -75,8 +75,8 @@ def test_scores_verdicts_and_calls_are_those_of_the_whole_group(schedule: str, s
 def test_with_names_the_ring_begins_with_the_first_neighbours():
     texts = TEXTS
     mine = judge("ring", verdict="read", audit=False)
-    ahead = mine.ahead(PROMPT, len(texts), "group", named(texts))
-    counts = [len(ahead.add(str(i), text)) for i, text in enumerate(texts)]
+    early = mine.early(PROMPT, len(texts), "group", named(texts))
+    counts = [len(early.add(str(i), text)) for i, text in enumerate(texts)]
     assert sum(counts) == 2 * len(texts)
     assert sum(counts[:-1]) > len(texts), "most of the ring is asked before the last candidate comes"
 
@@ -112,22 +112,22 @@ def test_twins_and_empty_answers_change_the_plan_and_nothing_is_lost(texts: tupl
 
 def test_a_member_that_never_comes_leaves_a_smaller_group():
     mine = judge("ring", verdict="read", audit=False)
-    ahead = mine.ahead(PROMPT, 4, "group", named(TEXTS[:4]))
+    early = mine.early(PROMPT, 4, "group", named(TEXTS[:4]))
     for index in (2, 0, 3):
-        mine.ask_ahead(ahead.add(str(index), TEXTS[index]))
+        mine.ask_early(early.add(str(index), TEXTS[index]))
     there = Group.of(PROMPT, (TEXTS[0], TEXTS[2], TEXTS[3]), "group", names=("0", "2", "3"))
-    found = mine.judge([there], [ahead])[0]
+    found = mine.judge([there], [early])[0]
     assert found.scores_G == judge("ring", verdict="read").judge([there])[0].scores_G
 
 
 def test_failures_that_may_pass_are_asked_again_and_the_alarm_counts_each_once():
     calls = 0
 
-    def flaky(request: Request) -> str | Failure:
+    def flaky(request: Request) -> str | EngineFailure:
         nonlocal calls
         calls += 1
         if calls <= 3:
-            return Failure("busy", transient=True)
+            return EngineFailure("busy", transient=True)
         shown = shown_candidates(request)
         return f"<answer>{max(shown, key=lambda label: taste(shown[label]))}</answer>"
 
@@ -138,7 +138,7 @@ def test_failures_that_may_pass_are_asked_again_and_the_alarm_counts_each_once()
     assert not any(item.verdict.failed for item in found.played), "the three that failed were asked again"
     assert found.calls == 12 + 4, "three had failed, of two pairs; both orders of a pair are asked together"
 
-    lasting = judge("all_pairs", ScriptedEngine(lambda _: Failure("gone", transient=False)), retries=0)
+    lasting = judge("all_pairs", ScriptedEngine(lambda _: EngineFailure("gone", transient=False)), retries=0)
     lasting.alarm = FailureAlarm(0.5, window=12, least=12)
     with pytest.raises(JudgeUnreliableError, match="12 of the last 12"):
         arriving(lasting, TEXTS[:4], 0, named(TEXTS[:4]))

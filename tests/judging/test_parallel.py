@@ -27,10 +27,10 @@ from mrjudge_reward.scoring.stats import FailureAlarm
 from mrjudge_reward.scoring.tally import count_games
 from mrjudge_reward.types import (
     Comparison,
-    Failure,
+    EngineFailure,
     Group,
+    JudgedComparison,
     Judgement,
-    Played,
     Preference,
     Reply,
     Request,
@@ -72,7 +72,7 @@ def alive() -> list[str]:
 def test_the_schedules_of_several_rounds_are_those_that_ask_again_after_a_tally(schedule: str) -> None:
     plan = SCHEDULES[schedule].plan(8, Limits(), Random(0))
     slots = next(plan)
-    played = [Played(Comparison(pair), Verdict(Preference((0.8, 0.2)))) for pair in slots if len(pair) == 2]
+    played = [JudgedComparison(Comparison(pair), Verdict(Preference((0.8, 0.2)))) for pair in slots if len(pair) == 2]
     try:
         plan.send(count_games(8, played))
     except StopIteration:
@@ -131,14 +131,14 @@ def test_side_by_side_and_in_lock_step_everything_but_the_time_is_the_same(sched
 
 
 def test_what_was_asked_ahead_is_used_side_by_side_too() -> None:
-    def judged(several_calls: bool, ask_ahead: bool) -> list[Judgement]:
+    def judged(several_calls: bool, ask_early: bool) -> list[Judgement]:
         judge = Judge(engine(several_calls), schedule="adaptive", verdict="read")
         groups = [dataclasses.replace(group(i), names=tuple("abcdef")) for i in range(4)]
-        begun = [judge.ahead(one.prompt, 6, one.key, one.names) for one in groups]
-        for one, ahead in zip(groups, begun, strict=True):
-            asked = [ahead.add(name, text) for name, text in zip("abcdef", one.candidates, strict=True)]
-            if ask_ahead:
-                judge.ask_ahead([pair for pairs in asked for pair in pairs])
+        begun = [judge.early(one.prompt, 6, one.key, one.names) for one in groups]
+        for one, early in zip(groups, begun, strict=True):
+            asked = [early.add(name, text) for name, text in zip("abcdef", one.candidates, strict=True)]
+            if ask_early:
+                judge.ask_early([pair for pairs in asked for pair in pairs])
         return without_time(judge.judge(groups, begun))
 
     assert judged(True, True) == judged(False, True) == judged(False, False)
@@ -148,13 +148,13 @@ def test_only_what_failed_in_passing_is_asked_again() -> None:
     failed: set[str] = set()
     lock = threading.Lock()
 
-    def flaky(request: Request) -> str | Failure:
+    def flaky(request: Request) -> str | EngineFailure:
         shown = shown_candidates(request)
         text = request.messages[-1].text
         with lock:
             if sum(map(ord, text)) % 3 == 0 and text not in failed:
                 failed.add(text)
-                return Failure("busy", transient=True)
+                return EngineFailure("busy", transient=True)
         return f"<answer>{max(shown, key=lambda label: taste(shown[label]))}</answer>"
 
     side = ScriptedEngine(flaky)
@@ -190,7 +190,7 @@ def test_a_group_ends_while_another_waits_for_its_first_round() -> None:
     rounds: list[int] = []
 
     class Slow(ScriptedEngine):
-        def _serve(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+        def _serve(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
             if "question slow?" in requests[0].messages[-1].text:
                 assert quick_is_done.wait(LONG_S)
             else:
@@ -208,7 +208,7 @@ def test_an_engine_that_takes_one_call_at_a_time_is_asked_in_lock_step_by_the_ca
     threads: set[threading.Thread] = set()
 
     class Single(ScriptedEngine):
-        def _serve(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+        def _serve(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
             threads.add(threading.current_thread())
             return super()._serve(requests)
 
@@ -235,7 +235,7 @@ def test_the_first_error_is_raised_and_the_others_ask_nothing_more() -> None:
     told = threading.Event()
 
     class Broken(ScriptedEngine):
-        def _serve(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+        def _serve(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
             asked.append(requests[0].messages[-1].text)
             all_there.wait(LONG_S)
             if "question 0?" in requests[0].messages[-1].text:
@@ -293,7 +293,7 @@ def test_an_error_cancels_what_others_wait_for_at_a_server_and_the_engine_stays_
 
 
 def test_a_judge_that_fails_is_not_asked_for_the_rounds_that_are_left_of_most_groups() -> None:
-    down = ScriptedEngine(lambda _: Failure("down", transient=False))
+    down = ScriptedEngine(lambda _: EngineFailure("down", transient=False))
     with pytest.raises(JudgeUnreliableError, match="down"):
         Judge(down, schedule="adaptive").judge([group(i, size=8) for i in range(64)])
     assert len(down.requests) < 64 * 16 / 2

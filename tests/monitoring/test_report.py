@@ -85,7 +85,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_charts_are_there_with_their_data_axes_and_names(opened: Any, run: Path) -> None:
     window = opened(run)
     titles = texts(window, "#charts figcaption h3")
-    assert {*QUIET, "Canaries in the right order", "Markers disarmed", "Loss", "KL from the reference"} <= set(titles)
+    assert {*QUIET, "Canaries in the right order", "Markers sanitized", "Loss", "KL from the reference"} <= set(titles)
     marks = window.execute_script(
         "return [...document.querySelectorAll('#charts figure')].map(f => ["
         "f.querySelector('svg').getAttribute('aria-label'), f.querySelectorAll('svg path, svg circle').length,"

@@ -21,7 +21,7 @@ from mrjudge_reward.prompting.formats import (
     read_reply,
 )
 from mrjudge_reward.prompting.parsing import after_thinking
-from mrjudge_reward.types import Failed, Order, Preference, Reply, Scores, Tie, Usage
+from mrjudge_reward.types import Grades, NoVerdict, Preference, RankOrder, Reply, Tie, Usage
 
 CHOICE, RANKING, PAIR, SCORE = Choice(), Ranking(), PairScores(), Score()
 TIED = Choice(labels=("A", "B"), tie_label="C")
@@ -44,16 +44,16 @@ def ranked(*tiers):
 def told(outcome):
     """An outcome in the words of the table."""
     match outcome:
-        case Failed(reason=reason):
+        case NoVerdict(reason=reason):
             return ("failed", reason)
         case Tie():
             return TIE
         case Preference(probabilities_K=values, soft=False):
             assert sorted(values) == [0.0] * (len(values) - 1) + [1.0]
             return ("chose", values.index(1.0))
-        case Order(tiers=tiers):
+        case RankOrder(tiers=tiers):
             return ("ranked", *tiers)
-        case Scores(values_K=values, grades_K=grades):
+        case Grades(values_K=values, grades_K=grades):
             assert grades == tuple(((value, 1.0),) for value in values)
             return ("scored", *values)
     raise AssertionError(outcome)
@@ -307,7 +307,7 @@ def test_the_table_gives_every_row_a_reason_of_its_own():
 @pytest.mark.parametrize(("format", "slots", "text", "expected"), [row[:4] for row in TABLE])
 def test_a_reply_that_ran_into_its_cap_has_no_verdict_whatever_it_says(format: Format, slots, text, expected):
     verdict = read_reply(format, Reply(text, finish="length", usage=Usage(7, 0, 5)), slots)
-    assert verdict.outcome == Failed("truncated", "after 5 tokens")
+    assert verdict.outcome == NoVerdict("truncated", "after 5 tokens")
     assert verdict.failed
     assert (verdict.rationale, verdict.usage) == (text, Usage(7, 0, 5))
 
@@ -349,7 +349,7 @@ def test_a_failed_verdict_says_what_was_seen_and_stays_short():
 def test_what_follows_the_thinking_is_returned_as_it_stands():
     assert after_thinking("<think>a</think> b ") == " b "
     assert after_thinking("no tags") == "no tags"
-    assert after_thinking("<think>") == Failed("unclosed thinking")
+    assert after_thinking("<think>") == NoVerdict("unclosed thinking")
 
 
 MEGABYTE = 1_000_000
@@ -379,7 +379,7 @@ def test_a_huge_output_fails_in_well_under_a_second(format: Format, text):
     began = time.thread_time()
     outcome = format.parse(text, format.min_slots)
     assert time.thread_time() - began < 1.0
-    assert isinstance(outcome, Failed)
+    assert isinstance(outcome, NoVerdict)
 
 
 def test_a_verdict_after_megabytes_of_thinking_is_found():

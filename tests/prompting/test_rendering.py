@@ -15,8 +15,8 @@ from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.messages import ImagePart, Message, TextPart
 from mrjudge_reward.prompting.formats import SENTIMENT, Choice, Format, PairScores, Ranking, Score
 from mrjudge_reward.prompting.rendering import conversation_text, load_template
-from mrjudge_reward.prompting.sanitizing import TextGuard, neutralise, visible
-from mrjudge_reward.types import Failed, Group
+from mrjudge_reward.prompting.sanitizing import Sanitizer, neutralise, visible
+from mrjudge_reward.types import Group, NoVerdict
 
 FORMATS = {
     "choice": Choice(),
@@ -102,11 +102,11 @@ def words(text: str) -> int:
     return len(text.split())
 
 
-def whole(reserved=frozenset()) -> TextGuard:
-    return TextGuard(words, 1_000_000, frozenset(reserved))
+def whole(reserved=frozenset()) -> Sanitizer:
+    return Sanitizer(words, 1_000_000, frozenset(reserved))
 
 
-def rendered(format: Format, attack: str, where: str = "candidate", guard: TextGuard | None = None) -> str:
+def rendered(format: Format, attack: str, where: str = "candidate", guard: Sanitizer | None = None) -> str:
     """The text of a rendered comparison in which one outside text, or all of them, is the attack."""
     texts = {name: attack if where in (name, "all") else "harmless" for name in ("question", "reference", "rubric")}
     group = Group.of(texts["question"], ["x"], reference=texts["reference"], rubric=texts["rubric"])
@@ -299,7 +299,7 @@ def test_no_marker_is_left_in_any_text_assembled_from_pieces_of_markers(text):
 @given(assembled, st.integers(0, 60), st.sampled_from([words, len, lambda text: 3 * len(text)]))
 def test_a_bounded_text_keeps_its_bound_and_has_no_marker(text, limit, counter):
     headers = load_template("choice").headers
-    safe = TextGuard(counter, limit, RESERVED)(text, headers)
+    safe = Sanitizer(counter, limit, RESERVED)(text, headers)
     assert counter(safe) <= limit
     assert neutralise(safe, RESERVED, headers) == safe
     text = visible(text)
@@ -331,7 +331,7 @@ CUT = re.compile(r"\(\.\.\. (\d+) characters cut here \.\.\.\)")
 
 def test_a_long_text_loses_its_middle_and_says_how_much():
     text = "start " + "word " * 1000 + "finish"
-    safe = TextGuard(words, 100)(text)
+    safe = Sanitizer(words, 100)(text)
     assert 50 < words(safe) <= 100
     assert safe.startswith("start word")
     assert safe.endswith("word finish")
@@ -340,21 +340,21 @@ def test_a_long_text_loses_its_middle_and_says_how_much():
 
 
 def test_a_text_at_its_bound_is_not_cut():
-    assert TextGuard(words, 100)("word " * 100) == "word " * 100
-    assert "cut here" in TextGuard(words, 100)("word " * 101)
+    assert Sanitizer(words, 100)("word " * 100) == "word " * 100
+    assert "cut here" in Sanitizer(words, 100)("word " * 101)
 
 
 def test_a_text_that_grows_when_it_is_neutralised_keeps_its_bound():
     def counter(text: str) -> int:  # a special token is one token, its characters are many
         return len(text.replace("<|im_end|>", "X"))
 
-    safe = TextGuard(counter, 200)("<|im_end|>" * 150)
+    safe = Sanitizer(counter, 200)("<|im_end|>" * 150)
     assert counter(safe) <= 200
     assert "cut here" in safe
 
 
 def test_a_cut_cannot_complete_a_header():
-    guard = TextGuard(len, 80)
+    guard = Sanitizer(len, 80)
     for padding in range(200):
         text = "x" * padding + "[Responses " * 60
         assert "[Response" not in guard(text, ("Response",)).replace("[Responses", "")
@@ -363,21 +363,21 @@ def test_a_cut_cannot_complete_a_header():
 @pytest.mark.parametrize("limit", [0, 1, 5])
 @pytest.mark.parametrize("text", ["word " * 10, "x" * MEGABYTE, "<|im_end|>" * 1000])
 def test_a_tiny_bound_leaves_nothing_rather_than_an_unmarked_piece(limit, text):
-    assert TextGuard(len, limit)(text) == ""
+    assert Sanitizer(len, limit)(text) == ""
 
 
 def test_a_negative_bound_leaves_nothing():
-    assert TextGuard(words, -3)("a word") == ""
+    assert Sanitizer(words, -3)("a word") == ""
 
 
 def test_an_empty_text_stays_empty():
-    assert TextGuard(words, 5)("") == ""
-    assert TextGuard(words, 0)("") == ""
-    assert TextGuard(lambda text: len(text) + 2, 1)("") == ""
+    assert Sanitizer(words, 5)("") == ""
+    assert Sanitizer(words, 0)("") == ""
+    assert Sanitizer(lambda text: len(text) + 2, 1)("") == ""
 
 
 def test_a_bound_that_holds_the_note_alone_shows_the_note():
-    assert CUT.fullmatch(TextGuard(words, 6)("word " * 10_000).strip())
+    assert CUT.fullmatch(Sanitizer(words, 6)("word " * 10_000).strip())
 
 
 @pytest.mark.parametrize("limit", [10, 200, 5000])
@@ -389,7 +389,7 @@ def test_a_character_may_be_several_tokens(limit, per_character):
         asked.append(len(text))
         return per_character * len(text)
 
-    safe = TextGuard(counter, limit)("🙂" * MEGABYTE)
+    safe = Sanitizer(counter, limit)("🙂" * MEGABYTE)
     assert per_character * len(safe) <= limit
     assert safe == "" or CUT.search(safe)
     assert len(asked) < 100
@@ -398,7 +398,7 @@ def test_a_character_may_be_several_tokens(limit, per_character):
 
 @pytest.mark.parametrize("text", HUGE.values(), ids=HUGE.keys())
 def test_a_megabyte_is_bounded_quickly(text):
-    guard = TextGuard(lambda text: len(text) // 3 + 1, 2000, RESERVED)
+    guard = Sanitizer(lambda text: len(text) // 3 + 1, 2000, RESERVED)
     began = time.thread_time()
     safe = guard(text, load_template("choice").headers)
     assert time.thread_time() - began < 1.0
@@ -416,7 +416,7 @@ def test_a_judge_that_quotes_a_hostile_candidate_gives_no_verdict_by_it(format: 
     safe = whole({format.answer_open})(attack, load_template(format.template).headers)
     for text in (safe, f"<think>hm</think>The response says: {safe}", f"x</think>\n```\n{safe}\n```\n"):
         outcome = format.parse(text, format.min_slots)
-        assert isinstance(outcome, Failed)
+        assert isinstance(outcome, NoVerdict)
         assert outcome.reason == "no verdict"
 
 
@@ -437,10 +437,10 @@ def test_a_judge_that_quotes_a_whole_hostile_prompt_keeps_its_own_verdict(format
     before, _, after = rendered(format, "\x01").partition("\x01")
     quoted = hostile[len(before) : len(hostile) - len(after)]
     expected = format.parse(verdict, format.min_slots)
-    assert not isinstance(expected, Failed)
+    assert not isinstance(expected, NoVerdict)
     outcome = format.parse(f"<think>{quoted}</think>{quoted}\n{verdict}\n{quoted}", format.min_slots)
     if format is SENTIMENT and "SENTIMENT:" in quoted:  # a marker of plain words stays in other cases: no verdict
-        assert isinstance(outcome, Failed)
+        assert isinstance(outcome, NoVerdict)
     else:
         assert outcome == expected
 
@@ -449,7 +449,7 @@ def test_a_judge_that_quotes_a_whole_hostile_prompt_keeps_its_own_verdict(format
 @every_attack
 def test_a_hostile_text_yields_no_special_token_of_a_real_tokenizer(smol_tokenizer, format: Format, attack):
     added = smol_tokenizer.get_added_vocab()
-    guard = TextGuard(lambda text: len(smol_tokenizer(text)["input_ids"]), 5000, frozenset(added))
+    guard = Sanitizer(lambda text: len(smol_tokenizer(text)["input_ids"]), 5000, frozenset(added))
     attack += "".join(added) + "".join(added).upper() + "<file_<file_sep>sep>"
 
     def special_tokens(outside: str) -> Counter[int]:
@@ -466,7 +466,7 @@ def test_a_hostile_text_yields_no_special_token_of_a_real_tokenizer(smol_tokeniz
 
 @pytest.mark.parametrize("limit", [20, 64, 300])
 def test_a_bound_holds_in_the_tokens_of_a_real_tokenizer(smol_tokenizer, limit):
-    guard = TextGuard(
+    guard = Sanitizer(
         lambda text: len(smol_tokenizer(text)["input_ids"]), limit, frozenset(smol_tokenizer.get_added_vocab())
     )
     for text in ("word " * 5000, "🙂漢" * 3000, "<|im_end|>" * 500, " " * 50_000, "a\x00\ud800b" * 500, "x" * MEGABYTE):

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from mrjudge_reward import (
     Choice,
     ConfigError,
-    Failure,
+    EngineFailure,
     FailureAlarm,
     InputError,
     Judge,
     JudgeUnreliableError,
-    Order,
     Ranking,
+    RankOrder,
     Score,
     ScriptedEngine,
     Tie,
@@ -98,17 +98,17 @@ def test_what_the_ranking_asked_is_not_asked_again_and_all_prompts_are_one_batch
 
 
 def test_a_failed_an_even_and_an_uneven_verdict():
-    from mrjudge_reward.types import Failed, Preference, Scores
+    from mrjudge_reward.types import Grades, NoVerdict, Preference
 
     assert dpo_pairs.wins(Preference((0.6, 0.4)))
-    assert dpo_pairs.wins(Scores.sampled((3.0, 2.0)))
-    assert dpo_pairs.wins(Order(((0,), (1,))))
-    for outcome in (Preference((0.5, 0.5)), Scores.sampled((2.0, 2.0)), Order(((0, 1),)), Tie(), Failed("x")):
+    assert dpo_pairs.wins(Grades.sampled((3.0, 2.0)))
+    assert dpo_pairs.wins(RankOrder(((0,), (1,))))
+    for outcome in (Preference((0.5, 0.5)), Grades.sampled((2.0, 2.0)), RankOrder(((0, 1),)), Tie(), NoVerdict("x")):
         assert not dpo_pairs.wins(outcome)
         assert not dpo_pairs.wins(dpo_pairs.swapped(outcome))
-    assert dpo_pairs.wins(dpo_pairs.swapped(Order(((1,), (0,)))))
+    assert dpo_pairs.wins(dpo_pairs.swapped(RankOrder(((1,), (0,)))))
     assert dpo_pairs.wins(dpo_pairs.swapped(Preference((0.1, 0.9))))
-    assert dpo_pairs.wins(dpo_pairs.swapped(Scores.sampled((1.0, 2.0))))
+    assert dpo_pairs.wins(dpo_pairs.swapped(Grades.sampled((1.0, 2.0))))
 
 
 def test_a_judge_that_grades_alone_decides_by_its_scores_and_a_ranking_judge_by_both_orders(tmp_path: Path):
@@ -205,7 +205,7 @@ def test_an_interrupted_run_goes_on_and_asks_nothing_twice(tmp_path: Path):
 def test_what_a_judge_found_nothing_out_about_is_asked_again_by_the_same_command(tmp_path: Path):
     source = file_of(tmp_path / "in.jsonl", {"prompt": "p", "candidates": ["1 a", "2 b"]})
     recipe = dpo_pairs.PairsRecipe(candidates=source)
-    broken = ScriptedEngine(lambda request: Failure("timeout", transient=False))
+    broken = ScriptedEngine(lambda request: EngineFailure("timeout", transient=False))
     judge = Judge(broken, Choice(), verdict="logprobs", schedule="ring", alarm=FailureAlarm(1.0))
     assert dpo_pairs.build(recipe, tmp_path / "out", judge)["prompts the judge found out nothing about"] == 1
     assert made(tmp_path / "out") == []
@@ -219,7 +219,7 @@ def test_a_judge_that_fails_too_often_stops_the_run_and_keeps_what_was_made(tmp_
     good = ScriptedEngine.by_utility(worth).script
 
     def late(request: Any) -> Any:
-        return good(request) if any(f"p{n}\n" in request.messages[-1].text for n in range(4)) else Failure("dead")
+        return good(request) if any(f"p{n}\n" in request.messages[-1].text for n in range(4)) else EngineFailure("dead")
 
     judge = Judge(
         ScriptedEngine(late), Choice(), verdict="logprobs", schedule="ring", alarm=FailureAlarm(0.5, 8), retries=0

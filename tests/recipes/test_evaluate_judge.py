@@ -11,7 +11,7 @@ import pytest
 
 from mrjudge_reward.engines.scripted import ScriptedEngine, shown_candidates
 from mrjudge_reward.errors import ConfigError
-from mrjudge_reward.types import Failure, Request
+from mrjudge_reward.types import EngineFailure, Request
 from recipes.data.reviews import load_reviews
 from recipes.evaluate.judge import EvaluationRecipe, evaluate
 from tests.support.warm_python import run_python
@@ -70,7 +70,7 @@ def test_a_judge_that_fails_is_wrong_and_stays_in_every_denominator(ratings: dic
 
     def script(request: Request) -> Any:
         first = min(shown_candidates(request).values())
-        return Failure("http 500", transient=False) if hash_of(first) % 2 else knows(request)
+        return EngineFailure("http 500", transient=False) if hash_of(first) % 2 else knows(request)
 
     row = evaluated(script, judge={"model": "scripted", "verdict": "logprobs", "max_failed_fraction": 1.0})
     assert 0.2 < row["failed"] < 0.8

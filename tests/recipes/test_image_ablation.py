@@ -133,7 +133,7 @@ def test_a_blanked_picture_is_grey_of_the_same_size_and_a_swapped_one_is_never_i
         picture = load_picture(image)
         assert (picture.width, picture.height) == (64, 64)
         assert opened(picture).getcolors() == [(64 * 64, (128, 128, 128))]
-        assert (other.slots, other.worth_K, other.item.group.key) == (one.slots, one.worth_K, one.item.group.key)
+        assert (other.slots, other.gold_K, other.item.group.key) == (one.slots, one.gold_K, one.item.group.key)
         assert other.item.group.prompt[0].text == one.item.group.prompt[0].text
     others = [
         load_picture(image).key for one in image_ablation.swapped(made, 0) for image in image_ablation.pictures_of(one)

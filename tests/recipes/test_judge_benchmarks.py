@@ -17,7 +17,7 @@ from PIL import Image
 from mrjudge_reward.engines.scripted import ScriptedEngine, shown_candidates
 from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.judge import JudgeConfig
-from mrjudge_reward.types import Failure, Request
+from mrjudge_reward.types import EngineFailure, Request
 from recipes.evaluate import benchmarks
 from tests.support import ROOT
 from tests.support.judge_server import JudgeServer
@@ -101,16 +101,16 @@ def test_one_order_right_and_the_other_tied_or_failed_is_right_on_judgebench_as_
 
 
 def test_both_orders_failed_is_wrong_and_counted_on_judgebench(tmp_path: Path):
-    def broken(request: Request) -> str | Failure:
+    def broken(request: Request) -> str | EngineFailure:
         shown = shown_candidates(request)
         number = int(next(iter(shown.values())).split()[1][:-1])
-        return f"<answer>{knowing(shown)}</answer>" if number % 2 else Failure("timeout", transient=False)
+        return f"<answer>{knowing(shown)}</answer>" if number % 2 else EngineFailure("timeout", transient=False)
 
     report = judgebench(tmp_path, ScriptedEngine(broken))
     assert sum(row.cases for row in report.rows) == 12
     assert report.overall == 0.5
     cases = benchmarks.load_judgebench(written(tmp_path / "more.jsonl", judgebench_rows(40)))
-    dead = ScriptedEngine(lambda request: Failure("timeout", transient=False))
+    dead = ScriptedEngine(lambda request: EngineFailure("timeout", transient=False))
     report = benchmarks.score("judgebench", cases, JudgeConfig(**CHOICE), dead)
     assert report.overall == 0.0, "no alarm stops a benchmark, and nothing leaves the denominator"
     assert [(row.cases, row.failed) for row in report.rows] == [(20, 1.0), (10, 1.0), (10, 1.0)]

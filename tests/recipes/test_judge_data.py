@@ -92,7 +92,7 @@ def test_items_and_exercises_are_the_same_every_time_and_keep_their_gap():
     assert made == judge_data.task_exercises(judge_data.TaskConfig(**task.model_dump()), "train")
     assert made != judge_data.task_exercises(task.model_copy(update={"seed": 4}), "train")
     assert len(made) == 800
-    assert all(abs(exercise.worth_K[0] - exercise.worth_K[1]) >= 1.5 - 1e-9 for exercise in made)
+    assert all(abs(exercise.gold_K[0] - exercise.gold_K[1]) >= 1.5 - 1e-9 for exercise in made)
     assert all(there.slots == back.slots[::-1] for there, back in zip(made[::2], made[1::2], strict=True))
     assert 300 < sum(exercise.right() == "<answer>A</answer>" for exercise in made) < 500
     assert made[0].item.group.prompt[0].text == "Write a positive sentence about a film."
@@ -102,9 +102,9 @@ def test_single_texts_are_plainly_good_or_plainly_bad():
     task = judge_data.TaskConfig(source="Amazon reviews", size=1, gap=2.0, judge={"format": "sentiment"}, eval_count=50)
     made = judge_data.task_exercises(task, "test")
     assert len(made) == 50
-    assert all(abs(exercise.worth_K[0]) >= 1 for exercise in made)
+    assert all(abs(exercise.gold_K[0]) >= 1 for exercise in made)
     assert {exercise.right() for exercise in made} == {"Sentiment: positive", "Sentiment: negative"}
-    assert all((exercise.right() == "Sentiment: positive") == (exercise.worth_K[0] > 0) for exercise in made)
+    assert all((exercise.right() == "Sentiment: positive") == (exercise.gold_K[0] > 0) for exercise in made)
 
 
 def test_a_domain_held_out_is_test_as_a_whole_and_nobody_may_train_on_it():

@@ -21,7 +21,7 @@ from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import ConfigError, EngineError, InputError
 from mrjudge_reward.prompting.formats import Choice
 from mrjudge_reward.prompting.parsing import THINK_OPEN
-from mrjudge_reward.types import Failed, Failure, Preference, Reply, Request
+from mrjudge_reward.types import EngineFailure, NoVerdict, Preference, Reply, Request
 from recipes.common.config import read_config
 from recipes.common.journal import Journal
 from recipes.data import reviews, synthesis_filters, synthesis_rows, synthesize
@@ -364,12 +364,12 @@ def always(text: str) -> Script:
         ({"writer": always("A plain text without marks")}, {"negatives": "nothing between the marks"}),
         ({"writer": always("<written></written>")}, {"negatives": "empty", "rows": "no negative left"}),
         ({"writer": lambda r: Reply("<written>so</written>", "length")}, {"negatives": "truncated"}),
-        ({"writer": lambda r: Failure("timeout")}, {"negatives": "engine: timeout", "rows": "no negative left"}),
+        ({"writer": lambda r: EngineFailure("timeout")}, {"negatives": "engine: timeout", "rows": "no negative left"}),
         ({"reasoner": always("<think>Well.</think><answer>Z</answer>")}, {"traces": "reasoning: off-menu label"}),
         ({"reasoner": always("no verdict")}, {"traces": "reasoning: no verdict"}),
         ({"reasoner": lambda r: Reply("<think>", "length")}, {"traces": "reasoning: truncated"}),
-        ({"reasoner": lambda r: Failure("http 500")}, {"traces": "reasoning: engine: http 500"}),
-        ({"strip": lambda r: Failure("timeout")}, {"traces": "hint removal: engine: timeout"}),
+        ({"reasoner": lambda r: EngineFailure("http 500")}, {"traces": "reasoning: engine: http 500"}),
+        ({"strip": lambda r: EngineFailure("timeout")}, {"traces": "hint removal: engine: timeout"}),
         ({"strip": always("Sure, here it is.")}, {"traces": "hint removal: nothing between the marks"}),
         ({"strip": always("<written>B.</written>")}, {"traces": "hint removal: rewritten"}),
         ({"strip": lambda r: f"<written>{section(r.messages[-1].text, 'Reasoning')}</written>"}, {"traces": "hint leaked"}),
@@ -463,7 +463,7 @@ def test_negatives_that_are_the_same_count_once(tmp_path: Path):
 
 
 def test_what_failed_for_the_moment_is_asked_again_by_the_same_command_and_the_rest_is_not(tmp_path: Path):
-    failing = played(reasoner=lambda r: Failure("timeout") if "item 1 " in r.messages[-1].text else played()(r))
+    failing = played(reasoner=lambda r: EngineFailure("timeout") if "item 1 " in r.messages[-1].text else played()(r))
     report, _, _ = run(tmp_path, samples(4), failing)
     assert report["traces"]["dropped"] == {"reasoning: engine: timeout": 1}
     assert report["failed for the moment"] == 1
@@ -482,7 +482,7 @@ def test_a_request_that_fails_once_is_repeated_at_once(tmp_path: Path):
         if key in seen:
             return played()(request)
         seen.add(key)
-        return Failure("timeout")
+        return EngineFailure("timeout")
 
     report, _, _ = run(tmp_path, samples(3), once)
     assert report["traces"]["kept"] == 3
@@ -490,7 +490,7 @@ def test_a_request_that_fails_once_is_repeated_at_once(tmp_path: Path):
 
 def test_a_run_stops_when_an_engine_is_gone_and_goes_on_when_it_is_back(tmp_path: Path):
     with pytest.raises(EngineError, match="reasoner failed 8 of 8 requests, first http 503"):
-        run(tmp_path, samples(10), played(reasoner=lambda r: Failure("http 503")), batch=8)
+        run(tmp_path, samples(10), played(reasoner=lambda r: EngineFailure("http 503")), batch=8)
     report, engine, _ = run(tmp_path, samples(10), played(), batch=8)
     assert report["traces"]["kept"] == 10
     assert sum(role_of(request) == "writer" for request in engine.requests) < report["negatives"]["asked"]
@@ -707,4 +707,4 @@ def test_the_whole_runs_on_a_real_model_and_the_counts_add_up(tmp_path: Path, sm
     assert report["negatives"]["asked"] >= 2
     assert not any(reason.startswith("engine") for reason in report["negatives"]["dropped"])
     for example in lines(tmp_path / "out")["examples"]:
-        assert not isinstance(Choice().parse(example["answer"], 4), Failed)
+        assert not isinstance(Choice().parse(example["answer"], 4), NoVerdict)

@@ -203,7 +203,7 @@ def test_verdicts_are_read_as_the_engine_reads_them(smol_path: str, smol_tokeniz
 
     from mrjudge_reward.engines.embedded import embedded_adapter_path
     from mrjudge_reward.engines.local.engine import TransformersEngine
-    from mrjudge_reward.prompting.sanitizing import TextGuard
+    from mrjudge_reward.prompting.sanitizing import Sanitizer
     from mrjudge_reward.types import Reply, Request
 
     book = exercise_book()
@@ -215,7 +215,7 @@ def test_verdicts_are_read_as_the_engine_reads_them(smol_path: str, smol_tokeniz
     none, found = logprobs(base, torch.stack([torch.zeros_like(trained), trained]), rows, "cpu", 700)
 
     engine = TransformersEngine(smol_path, adapter=str(embedded_adapter_path()), device="cpu", dtype="float32")
-    guard = TextGuard(engine.count_tokens, 500, engine.reserved)
+    guard = Sanitizer(engine.count_tokens, 500, engine.reserved)
     requests = [
         Request(one.render(guard), prefill=one.format.answer_open, labels=one.format.read_labels(len(one.slots)))
         for _, one in book

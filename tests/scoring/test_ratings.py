@@ -12,15 +12,15 @@ from scipy.optimize import minimize
 
 from mrjudge_reward.scoring.ratings import PRIOR_GAMES, RATINGS, rate
 from mrjudge_reward.scoring.tally import Tally, count_games
-from mrjudge_reward.types import Comparison, Outcome, Played, Preference, Scores, Tie, Verdict
+from mrjudge_reward.types import Comparison, Grades, JudgedComparison, Outcome, Preference, Tie, Verdict
 
 COMPARING = [name for name in RATINGS if name != "mean_score"]
 FIRST, SECOND = Preference((1.0, 0.0)), Preference((0.0, 1.0))
 repeatable = settings(derandomize=True, deadline=None, max_examples=40)
 
 
-def played(slots: tuple[int, ...], outcome: Outcome) -> Played:
-    return Played(Comparison(slots), Verdict(outcome))
+def played(slots: tuple[int, ...], outcome: Outcome) -> JudgedComparison:
+    return JudgedComparison(Comparison(slots), Verdict(outcome))
 
 
 def soft(logit: float) -> Preference:
@@ -38,7 +38,9 @@ def scores(rating: str, tally: Tally) -> np.ndarray:
 
 
 @st.composite
-def groups(draw: st.DrawFn, kinds: tuple[str, ...] = ("soft", "hard", "tie", "scores")) -> tuple[int, list[Played]]:
+def groups(
+    draw: st.DrawFn, kinds: tuple[str, ...] = ("soft", "hard", "tie", "scores")
+) -> tuple[int, list[JudgedComparison]]:
     size = draw(st.integers(2, 7))
     pairs = st.tuples(st.integers(0, size - 1), st.integers(0, size - 1)).filter(lambda pair: pair[0] != pair[1])
     items = []
@@ -49,7 +51,7 @@ def groups(draw: st.DrawFn, kinds: tuple[str, ...] = ("soft", "hard", "tie", "sc
             case "hard":
                 outcome = draw(st.sampled_from([FIRST, SECOND]))
             case "scores":
-                outcome = Scores.sampled(draw(st.tuples(st.integers(1, 9).map(float), st.integers(1, 9).map(float))))
+                outcome = Grades.sampled(draw(st.tuples(st.integers(1, 9).map(float), st.integers(1, 9).map(float))))
             case _:
                 outcome = Tie()
         items.append(played(slots, outcome))
@@ -60,11 +62,13 @@ def groups(draw: st.DrawFn, kinds: tuple[str, ...] = ("soft", "hard", "tie", "sc
 @repeatable
 @given(group=groups(), data=st.data())
 def test_permuting_candidates_permutes_scores(
-    rating: str, group: tuple[int, list[Played]], data: st.DataObject
+    rating: str, group: tuple[int, list[JudgedComparison]], data: st.DataObject
 ) -> None:
     size, items = group
     new_index = data.draw(st.permutations(range(size)))
-    renamed = [Played(Comparison(tuple(new_index[i] for i in item.comparison.slots)), item.verdict) for item in items]
+    renamed = [
+        JudgedComparison(Comparison(tuple(new_index[i] for i in item.comparison.slots)), item.verdict) for item in items
+    ]
     before, after = scores(rating, count_games(size, items)), scores(rating, count_games(size, renamed))
     np.testing.assert_allclose(after[list(new_index)], before, atol=1e-6)
 
@@ -72,13 +76,13 @@ def test_permuting_candidates_permutes_scores(
 @pytest.mark.parametrize("rating", RATINGS)
 @repeatable
 @given(group=groups())
-def test_exactly_those_without_a_game_have_no_score(rating: str, group: tuple[int, list[Played]]) -> None:
+def test_exactly_those_without_a_game_have_no_score(rating: str, group: tuple[int, list[JudgedComparison]]) -> None:
     size, items = group
     known = {
         i
         for item in items
         for i in item.comparison.slots
-        if rating != "mean_score" or isinstance(item.verdict.outcome, Scores)
+        if rating != "mean_score" or isinstance(item.verdict.outcome, Grades)
     }
     result = rate(RATINGS[rating], count_games(size, items))
     assert {i for i, score in enumerate(result) if score is not None} == known
@@ -98,7 +102,7 @@ def test_a_group_of_ties_has_equal_scores_the_neutral_one(
 
 
 def test_equal_grades_have_equal_mean_scores() -> None:
-    items = [played((i, j), Scores.sampled((6.0, 6.0))) for i, j in combinations(range(4), 2)]
+    items = [played((i, j), Grades.sampled((6.0, 6.0))) for i, j in combinations(range(4), 2)]
     assert rate(RATINGS["mean_score"], count_games(4, items)) == [6.0] * 4
 
 
@@ -181,7 +185,7 @@ def test_davidsons_ties_maximise_the_likelihood(seed: int) -> None:
 @repeatable
 @given(group=groups(kinds=("soft", "hard", "tie")))
 def test_log_odds_ratings_stay_finite_and_centred_for_the_unbeaten(
-    rating: str, group: tuple[int, list[Played]]
+    rating: str, group: tuple[int, list[JudgedComparison]]
 ) -> None:
     size, items = group
     raw = RATINGS[rating].fit(count_games(size, items))

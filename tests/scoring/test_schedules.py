@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mrjudge_reward.scoring.ratings import RATINGS, rate
 from mrjudge_reward.scoring.schedules import MAX_ADAPTIVE, SCHEDULES, Limits, ring_offsets
 from mrjudge_reward.scoring.tally import MAX_GROUP, count_games
-from mrjudge_reward.types import Comparison, Failed, Outcome, Played, Preference, Verdict
+from mrjudge_reward.types import Comparison, JudgedComparison, NoVerdict, Outcome, Preference, Verdict
 
 PAIRWISE = [name for name in SCHEDULES if name not in ("pointwise", "listwise")]
 repeatable = settings(derandomize=True, deadline=None, max_examples=40)
@@ -23,18 +23,18 @@ def noisy_outcome(slots: tuple[int, ...], seed: int, failure_rate: float) -> Out
     """A soft verdict that prefers low indices, or a failure; always the same for the same slots."""
     rng = np.random.default_rng((seed, *slots))
     if rng.random() < failure_rate:
-        return Failed("timeout")
+        return NoVerdict("timeout")
     mass = np.exp(rng.normal(size=len(slots)) - np.array(slots))
     return Preference(tuple((mass / mass.sum()).tolist()), soft=True)
 
 
 def rounds_of(
     name: str, size: int, limits: Limits | None = None, seed: int = 0, failure_rate: float = 0.0
-) -> tuple[list[list[tuple[int, ...]]], list[Played]]:
+) -> tuple[list[list[tuple[int, ...]]], list[JudgedComparison]]:
     """Let a schedule play to its end."""
     plan = SCHEDULES[name].plan(size, limits or Limits(), Random(seed))
     rounds: list[list[tuple[int, ...]]] = []
-    played: list[Played] = []
+    played: list[JudgedComparison] = []
     tally = None
     while True:
         try:
@@ -43,7 +43,7 @@ def rounds_of(
             return rounds, played
         rounds.append(asked)
         for slots in asked:
-            played.append(Played(Comparison(slots), Verdict(noisy_outcome(slots, seed, failure_rate))))
+            played.append(JudgedComparison(Comparison(slots), Verdict(noisy_outcome(slots, seed, failure_rate))))
         tally = count_games(size, played)
 
 
@@ -211,10 +211,10 @@ def test_adaptive_with_enough_budget_plays_everything() -> None:
 
 def test_adaptive_tolerates_groups_in_which_all_are_equal() -> None:
     plan = SCHEDULES["adaptive"].plan(6, Limits(), Random(0))
-    played: list[Played] = []
+    played: list[JudgedComparison] = []
     asked = next(plan)
     while len(played) + len(asked) < 12:
-        played += [Played(Comparison(slots), Verdict(Preference((0.5, 0.5), soft=True))) for slots in asked]
+        played += [JudgedComparison(Comparison(slots), Verdict(Preference((0.5, 0.5), soft=True))) for slots in asked]
         asked = plan.send(count_games(6, played))
     assert len(played) + len(asked) == 12
 

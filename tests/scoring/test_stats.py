@@ -14,28 +14,28 @@ from mrjudge_reward.prompting.formats import SENTIMENT
 from mrjudge_reward.scoring.stats import METRICS, FailureAlarm, JudgeStats, is_tie
 from mrjudge_reward.types import (
     Comparison,
-    Failed,
+    Grades,
     Group,
+    JudgedComparison,
     Judgement,
-    Order,
+    NoVerdict,
     Outcome,
-    Played,
     Preference,
-    Scores,
+    RankOrder,
     Tie,
     Usage,
     Verdict,
 )
 
 FIRST, SECOND = Preference((1.0, 0.0)), Preference((0.0, 1.0))
-TIMEOUT, GARBLED = Failed("timeout", "after 3 s", transient=True), Failed("no verdict", "it said nothing")
+TIMEOUT, GARBLED = NoVerdict("timeout", "after 3 s", transient=True), NoVerdict("no verdict", "it said nothing")
 
 
-def played(outcome: Outcome, *slots: int) -> Played:
-    return Played(Comparison(slots or (0, 1)), Verdict(outcome))
+def played(outcome: Outcome, *slots: int) -> JudgedComparison:
+    return JudgedComparison(Comparison(slots or (0, 1)), Verdict(outcome))
 
 
-def judged(*items: Played, scores: tuple[float | None, ...] = (1.0, 0.0), **more: object) -> Judgement:
+def judged(*items: JudgedComparison, scores: tuple[float | None, ...] = (1.0, 0.0), **more: object) -> Judgement:
     group = Group.of("question", [f"answer {index}" for index in range(len(scores))])
     return Judgement(group, scores, (1.0,) * len(scores), items, **more)  # type: ignore[arg-type]
 
@@ -80,11 +80,11 @@ def test_groups_that_teach_nothing_are_counted(scores: tuple[float | None, ...],
         (Tie(), True),
         (Preference((0.5, 0.5), soft=True), True),
         (FIRST, False),
-        (Order(((0, 1),)), True),
-        (Order(((0,), (1,))), False),
-        (Scores.sampled((3.0, 3.0)), True),
-        (Scores.sampled((3.0, 4.0)), False),
-        (Scores.sampled((3.0,)), False),  # a grade alone is not a tie with anything
+        (RankOrder(((0, 1),)), True),
+        (RankOrder(((0,), (1,))), False),
+        (Grades.sampled((3.0, 3.0)), True),
+        (Grades.sampled((3.0, 4.0)), False),
+        (Grades.sampled((3.0,)), False),  # a grade alone is not a tie with anything
         (TIMEOUT, False),
     ],
 )
@@ -100,17 +100,17 @@ def test_a_tie_is_a_verdict_that_nobody_is_better(outcome: Outcome, tie: bool):
         ([played(FIRST, 0, 1), played(SECOND, 1, 0), played(FIRST, 0, 2), played(FIRST, 2, 0)], 0.5),
         ([played(FIRST, 0, 1), played(FIRST, 1, 2)], math.nan),  # nothing was mirrored, so nothing is known
         ([played(FIRST, 0, 1), played(TIMEOUT, 1, 0)], math.nan),
-        ([played(Scores.sampled((2.0,)), 0), played(Scores.sampled((1.0,)), 1)], 1.0),  # no slot to be biased to
+        ([played(Grades.sampled((2.0,)), 0), played(Grades.sampled((1.0,)), 1)], 1.0),  # no slot to be biased to
         ([], 1.0),
     ],
 )
-def test_position_consistency_is_known_unknown_or_not_in_question(items: list[Played], consistency: float):
+def test_position_consistency_is_known_unknown_or_not_in_question(items: list[JudgedComparison], consistency: float):
     assert JudgeStats.of([judged(*items)]).metrics()["position_consistency"] == pytest.approx(consistency, nan_ok=True)
 
 
 def test_glances_of_a_cascade_count_for_position_consistency():
-    glances = (played(Preference((0.9, 0.1), True), 0, 1), played(Preference((0.9, 0.1), True), 1, 0))
-    stats = JudgeStats.of([judged(played(FIRST), glances=glances)])
+    quick_reads = (played(Preference((0.9, 0.1), True), 0, 1), played(Preference((0.9, 0.1), True), 1, 0))
+    stats = JudgeStats.of([judged(played(FIRST), quick_reads=quick_reads)])
     assert (stats.agreeing, stats.mirrored, stats.comparisons) == (0, 1, 1)
 
 
@@ -138,7 +138,7 @@ def test_a_real_judge_fills_the_stats():
 # -- the alarm --------------------------------------------------------------------------------------------------------
 
 
-def outcomes(*items: Played) -> list[Outcome]:
+def outcomes(*items: JudgedComparison) -> list[Outcome]:
     return [item.verdict.outcome for item in items]
 
 
@@ -160,7 +160,7 @@ def test_the_alarm_starts_anew_after_it_has_raised():
 
 def test_truncation_is_met_with_advice_about_the_cap():
     with pytest.raises(JudgeUnreliableError, match="raise max_tokens"):
-        FailureAlarm(least=2).observe([Failed("truncated"), Failed("truncated")])
+        FailureAlarm(least=2).observe([NoVerdict("truncated"), NoVerdict("truncated")])
 
 
 def test_the_alarm_waits_until_enough_has_been_seen():

@@ -19,14 +19,24 @@ from mrjudge_reward.scoring.tally import (
     hard_winner,
     position_consistency,
 )
-from mrjudge_reward.types import Comparison, Failed, Order, Outcome, Played, Preference, Scores, Tie, Verdict
+from mrjudge_reward.types import (
+    Comparison,
+    Grades,
+    JudgedComparison,
+    NoVerdict,
+    Outcome,
+    Preference,
+    RankOrder,
+    Tie,
+    Verdict,
+)
 
 SIZE = 5
 repeatable = settings(derandomize=True, deadline=None, max_examples=60)
 
 
-def played(slots: Sequence[int], outcome: Outcome, repeat: int = 0) -> Played:
-    return Played(Comparison(tuple(slots), repeat), Verdict(outcome))
+def played(slots: Sequence[int], outcome: Outcome, repeat: int = 0) -> JudgedComparison:
+    return JudgedComparison(Comparison(tuple(slots), repeat), Verdict(outcome))
 
 
 def one_hot(winner: int, size: int = 2) -> Preference:
@@ -42,17 +52,17 @@ def mirrored(outcome: Outcome) -> Outcome:
     match outcome:
         case Preference(probabilities):
             return Preference(probabilities[::-1], outcome.soft)
-        case Scores(values, grades):
-            return Scores(values[::-1], grades[::-1])
-        case Order(tiers):
+        case Grades(values, grades):
+            return Grades(values[::-1], grades[::-1])
+        case RankOrder(tiers):
             last = sum(map(len, tiers)) - 1
-            return Order(tuple(tuple(last - position for position in tier) for tier in tiers))
+            return RankOrder(tuple(tuple(last - position for position in tier) for tier in tiers))
         case _:
             return outcome
 
 
 @st.composite
-def comparisons(draw: st.DrawFn) -> Played:
+def comparisons(draw: st.DrawFn) -> JudgedComparison:
     slots = draw(st.permutations(range(SIZE)))[: draw(st.integers(2, SIZE))]
     count = len(slots)
     kind = draw(st.sampled_from(["soft", "hard", "tie", "order", "scores", "failed"]))
@@ -65,13 +75,13 @@ def comparisons(draw: st.DrawFn) -> Played:
         case "order":
             tier_of = draw(st.lists(st.integers(0, 2), min_size=count, max_size=count))
             tiers = (tuple(k for k in range(count) if tier_of[k] == tier) for tier in range(3))
-            outcome = Order(tuple(tier for tier in tiers if tier))
+            outcome = RankOrder(tuple(tier for tier in tiers if tier))
         case "scores":
-            outcome = Scores.sampled(draw(st.lists(st.integers(1, 10).map(float), min_size=count, max_size=count)))
+            outcome = Grades.sampled(draw(st.lists(st.integers(1, 10).map(float), min_size=count, max_size=count)))
         case "tie":
             outcome = Tie()
         case _:
-            outcome = Failed("truncated")
+            outcome = NoVerdict("truncated")
     return played(slots, outcome)
 
 
@@ -83,9 +93,9 @@ def same_games(a: Tally, b: Tally) -> bool:
 
 @repeatable
 @given(st.lists(comparisons(), max_size=12))
-def test_swapping_slots_and_mirroring_the_verdict_leaves_every_game_the_same(items: list[Played]) -> None:
+def test_swapping_slots_and_mirroring_the_verdict_leaves_every_game_the_same(items: list[JudgedComparison]) -> None:
     tally = count_games(SIZE, items)
-    swapped = [Played(item.comparison.swap(), Verdict(mirrored(item.verdict.outcome))) for item in items]
+    swapped = [JudgedComparison(item.comparison.swap(), Verdict(mirrored(item.verdict.outcome))) for item in items]
     other = count_games(SIZE, swapped)
     assert same_games(tally, other)
     assert tally.ties == other.ties
@@ -95,7 +105,7 @@ def test_swapping_slots_and_mirroring_the_verdict_leaves_every_game_the_same(ite
 
 @repeatable
 @given(st.lists(comparisons(), max_size=12))
-def test_games_are_wins_of_either_side(items: list[Played]) -> None:
+def test_games_are_wins_of_either_side(items: list[JudgedComparison]) -> None:
     tally = count_games(SIZE, items)
     assert np.allclose(tally.games_GG, tally.wins_GG + tally.wins_GG.T)
     assert np.allclose(tally.log_odds_GG, -tally.log_odds_GG.T)
@@ -105,8 +115,8 @@ def test_games_are_wins_of_either_side(items: list[Played]) -> None:
 
 @repeatable
 @given(st.lists(comparisons(), max_size=12))
-def test_a_failed_verdict_changes_nothing(items: list[Played]) -> None:
-    failed = [played((i, j), Failed("no verdict")) for i, j in combinations(range(SIZE), 2)]
+def test_a_failed_verdict_changes_nothing(items: list[JudgedComparison]) -> None:
+    failed = [played((i, j), NoVerdict("no verdict")) for i, j in combinations(range(SIZE), 2)]
     tally, other = count_games(SIZE, items), count_games(SIZE, [*failed, *items])
     for name, value in vars(tally).items():
         assert np.array_equal(value, getattr(other, name), equal_nan=True), name
@@ -114,7 +124,7 @@ def test_a_failed_verdict_changes_nothing(items: list[Played]) -> None:
 
 @pytest.mark.parametrize("rating", RATINGS)
 def test_a_candidate_without_any_game_has_no_score(rating: str) -> None:
-    tally = count_games(3, [played((0, 1), Scores.sampled((7.0, 3.0))), played((1, 2), Failed("timeout"))])
+    tally = count_games(3, [played((0, 1), Grades.sampled((7.0, 3.0))), played((1, 2), NoVerdict("timeout"))])
     scores = rate(RATINGS[rating], tally)
     assert scores[2] is None
     assert scores[0] is not None
@@ -156,8 +166,8 @@ def test_a_soft_choice_among_k_is_the_expectation_of_hard_ones(masses: list[floa
 
 
 def test_orders_and_grades_are_games_between_all_pairs() -> None:
-    order = count_games(3, [played((2, 0, 1), Order(((1,), (0, 2))))])
-    grades = count_games(3, [played((2, 0, 1), Scores.sampled((5.0, 9.0, 5.0)))])
+    order = count_games(3, [played((2, 0, 1), RankOrder(((1,), (0, 2))))])
+    grades = count_games(3, [played((2, 0, 1), Grades.sampled((5.0, 9.0, 5.0)))])
     assert same_games(order, grades)
     assert order.wins_GG.tolist() == [[0, 1, 1], [0, 0, 0.5], [0, 0.5, 0]]
     assert order.ties == grades.ties == 1
@@ -165,9 +175,9 @@ def test_orders_and_grades_are_games_between_all_pairs() -> None:
 
 
 def test_candidates_graded_alone_meet_afterwards() -> None:
-    unsure = Scores((3.5,), (((3.0, 0.5), (4.0, 0.5)),))
+    unsure = Grades((3.5,), (((3.0, 0.5), (4.0, 0.5)),))
     tally = count_games(
-        4, [played((0,), Scores.sampled((4.0,))), played((1,), Scores.sampled((3.0,))), played((2,), unsure)]
+        4, [played((0,), Grades.sampled((4.0,))), played((1,), Grades.sampled((3.0,))), played((2,), unsure)]
     )
     assert tally.wins_GG[0, 1] == 1
     assert tally.wins_GG[0, 2] == 1, "where the grades differ, 4 is the higher"
@@ -178,14 +188,14 @@ def test_candidates_graded_alone_meet_afterwards() -> None:
 
 
 def test_equal_grades_alone_are_a_tie() -> None:
-    tally = count_games(2, [played((i,), Scores.sampled((4.0,))) for i in range(2)])
+    tally = count_games(2, [played((i,), Grades.sampled((4.0,))) for i in range(2)])
     assert tally.wins_GG[0, 1] == 0.5
     assert tally.ties == 1
 
 
 def test_distributions_of_grades_meet_by_the_chance_that_one_is_higher() -> None:
     low, high = (((1.0, 0.7), (2.0, 0.3)), ((1.0, 0.4), (2.0, 0.6)))
-    tally = count_games(2, [played((0,), Scores((1.3,), (low,))), played((1,), Scores((1.6,), (high,)))])
+    tally = count_games(2, [played((0,), Grades((1.3,), (low,))), played((1,), Grades((1.6,), (high,)))])
     assert tally.wins_GG[1, 0] == pytest.approx(0.42 / (0.42 + 0.12))
     assert tally.log_odds_GG[1, 0] == pytest.approx(np.log(0.42 / 0.12))
 
@@ -221,12 +231,12 @@ def test_hard_games_have_a_fixed_margin() -> None:
         (one_hot(1), 3),
         (soft(0.7, 0.3), 8),
         (soft(0.5, 0.5), None),
-        (Order(((1,), (0,))), 3),
-        (Order(((0, 1),)), None),
-        (Scores.sampled((2.0, 5.0)), 3),
-        (Scores.sampled((5.0, 5.0)), None),
+        (RankOrder(((1,), (0,))), 3),
+        (RankOrder(((0, 1),)), None),
+        (Grades.sampled((2.0, 5.0)), 3),
+        (Grades.sampled((5.0, 5.0)), None),
         (Tie(), None),
-        (Failed("timeout"), None),
+        (NoVerdict("timeout"), None),
     ],
 )
 def test_the_winner_of_a_comparison(outcome: Outcome, winner: int | None) -> None:
@@ -242,7 +252,7 @@ def test_position_consistency_counts_mirrored_comparisons_with_verdicts() -> Non
         played((1, 2), Tie()),
         played((2, 1), Tie()),  # a tie both ways agrees
         played((1, 3), one_hot(0)),
-        played((3, 1), Failed("truncated")),  # no pair
+        played((3, 1), NoVerdict("truncated")),  # no pair
         played((2, 3), one_hot(0)),
         played((3, 2), one_hot(1), repeat=1),  # another vote, no pair
     ]

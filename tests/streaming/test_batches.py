@@ -16,7 +16,7 @@ from mrjudge_reward.errors import EngineError
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.scoring.rewards import RewardShape
 from mrjudge_reward.streaming.scores import INFO_KEYS, Sample, Scored
-from tests.support.cohort import TEXTS, World, direct, run, sample, scripted
+from tests.support.arriving import TEXTS, World, direct, run, sample, scripted
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -1,4 +1,4 @@
-"""Cohorts: whoever comes in whatever order, each sample gets the reward of its whole group, or an honest flag or error."""
+"""Groups that arrive: whoever comes in whatever order, each sample gets its group's reward, or an honest flag or error."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from mrjudge_reward.scoring.rewards import RewardShape
 from mrjudge_reward.scoring.stats import FailureAlarm
 from mrjudge_reward.streaming import groups as cohorts_module
 from mrjudge_reward.streaming.scores import INFO_KEYS, Scored
-from mrjudge_reward.types import Failure, Request
-from tests.support.cohort import TEXTS, World, direct, numbers, run, sample, scripted, taste
+from mrjudge_reward.types import EngineFailure, Request
+from tests.support.arriving import TEXTS, World, direct, numbers, run, sample, scripted, taste
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -50,13 +50,13 @@ class Faulty:
         judge = scripted()
         works = judge.judge
 
-        def moody(groups: Any, ahead: Any = None) -> Any:
+        def moody(groups: Any, early: Any = None) -> Any:
             self.groups += len(groups)
             time.sleep(self.delay_s)
             error = self.errors.pop(0) if self.errors else None
             if error is not None:
                 raise error
-            return works(groups, ahead)
+            return works(groups, early)
 
         judge.judge = moody  # type: ignore[method-assign]
         return judge
@@ -212,9 +212,9 @@ def test_without_identities_copies_are_told_from_members_as_long_as_it_is_open()
         early = [world.send(None, text) for text in (ANSWERS[0], ANSWERS[0], ANSWERS[1], ANSWERS[2], ANSWERS[0])]
         await asyncio.sleep(0.03)
         scored = await asyncio.gather(*early, world.send(None, ANSWERS[3]))
-        assert len(world.cohorts._cohorts["g"].seats) == 4
+        assert len(world.arriving._arriving["g"].seats) == 4
         await asyncio.sleep(0.5)
-        assert world.cohorts.stats.groups == 1
+        assert world.arriving.stats.groups == 1
         late = await world.send(None, "a fifth answer")
         return scored, late
 
@@ -286,8 +286,8 @@ def test_a_prompt_as_identity_may_come_again_at_once():
         texts = [*ANSWERS, *(f"{text} again" for text in ANSWERS)]
         scored = await asyncio.gather(*(world.send(None, text, lasting=False) for text in texts))
         third = await asyncio.gather(*(world.send(None, text, lasting=False) for text in ANSWERS))
-        assert not world.cohorts._cohorts
-        assert not world.cohorts._judged
+        assert not world.arriving._arriving
+        assert not world.arriving._judged
         return scored + third
 
     scored = run(scenario)
@@ -330,7 +330,7 @@ def test_what_the_first_sample_says_of_the_prompt_counts_and_is_kept_once():
                 for i, text in enumerate(ANSWERS)
             )
         )
-        seats = world.cohorts._cohorts["g"].seats.values()
+        seats = world.arriving._arriving["g"].seats.values()
         assert all(seat.sample.prompt is prompts[0] for seat in seats)
         assert {seat.sample.reference for seat in seats} == {"reference 0"}
         assert all("reference 0" in request.messages[-1].text for request in world.engine.requests)
@@ -361,7 +361,7 @@ def test_empty_equal_and_single_answers(answers: list[str], named: bool):
 
 def test_a_group_of_which_nothing_is_known_has_one_neutral_reward():
     def build() -> Judge:
-        return scripted(ScriptedEngine(lambda _: Failure("gone", transient=False)), alarm=FailureAlarm(1.0))
+        return scripted(ScriptedEngine(lambda _: EngineFailure("gone", transient=False)), alarm=FailureAlarm(1.0))
 
     async def scenario() -> list[Scored]:
         world = await World(build).ready()
@@ -375,7 +375,7 @@ def test_a_group_of_which_nothing_is_known_has_one_neutral_reward():
 def test_a_candidate_without_a_verdict_gets_the_mean_and_a_flag():
     def script(request: Request) -> Any:
         text = request.messages[-1].text
-        return Failure("no", transient=False) if ANSWERS[2] in text else {"A": 0.7, "B": 0.3}
+        return EngineFailure("no", transient=False) if ANSWERS[2] in text else {"A": 0.7, "B": 0.3}
 
     def build() -> Judge:
         return scripted(ScriptedEngine(script), schedule="all_pairs", alarm=FailureAlarm(1.0))
@@ -390,28 +390,28 @@ def test_a_candidate_without_a_verdict_gets_the_mean_and_a_flag():
     assert scored[2].info["judge_games"] == 0
 
 
-# -- asking ahead -----------------------------------------------------------------------------------------------------
+# -- asking early -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("schedule", ["adaptive", "ring", "all_pairs", "listwise", "swiss", "knockout", "anchor"])
 @pytest.mark.parametrize("named", [True, False], ids=["named", "anonymous"])
 def test_asking_ahead_changes_neither_rewards_nor_calls(schedule: str, named: bool):
-    async def scenario(ahead: bool) -> tuple[list[float], int]:
-        world = await World(lambda: scripted(schedule=schedule), as_it_arrives=ahead).ready()
+    async def scenario(early: bool) -> tuple[list[float], int]:
+        world = await World(lambda: scripted(schedule=schedule), as_it_arrives=early).ready()
         waiting = []
         for member, text in random.Random(schedule).sample(list(enumerate(TEXTS)), 8):
             waiting.append((member, world.send(member if named else None, text, size=8)))
             await asyncio.sleep(0.002)
         scored = {member: await task for member, task in waiting}
-        assert world.cohorts.stats.calls == len(world.engine.requests)
-        assert world.cohorts.stats.groups == 1
+        assert world.arriving.stats.calls == len(world.engine.requests)
+        assert world.arriving.stats.groups == 1
         return [scored[member].reward for member in range(8)], len(world.engine.requests)
 
     judge = scripted(schedule=schedule)
     whole = direct(judge, TEXTS, numbers(8) if named else None)
     engine: Any = judge.engine
-    for ahead in (False, True):
-        assert run(lambda ahead=ahead: scenario(ahead)) == (whole, len(engine.requests))
+    for early in (False, True):
+        assert run(lambda early=early: scenario(early)) == (whole, len(engine.requests))
 
 
 def test_a_group_waits_for_what_was_asked_ahead_of_it_and_asks_nothing_twice():
@@ -457,7 +457,7 @@ def test_most_of_a_group_is_asked_before_its_last_member_comes():
 
 def test_a_judge_that_fails_ahead_is_asked_again_with_the_group(monkeypatch: pytest.MonkeyPatch):
     judge = scripted()
-    monkeypatch.setattr(judge, "ask_ahead", lambda asked: (_ for _ in ()).throw(RuntimeError("down")))
+    monkeypatch.setattr(judge, "ask_early", lambda asked: (_ for _ in ()).throw(RuntimeError("down")))
 
     async def scenario() -> list[Scored]:
         world = await World(lambda: judge).ready()
@@ -495,7 +495,7 @@ def test_a_judge_that_hangs_ends_in_an_error_and_leaves_nothing_behind():
         world = await World(faulty, judge_deadline_s=0.1).ready()
         waiting = [world.send(member, text) for member, text in enumerate(ANSWERS)]
         outcomes = await asyncio.gather(*waiting, return_exceptions=True)
-        assert not world.cohorts._cohorts
+        assert not world.arriving._arriving
         return outcomes
 
     assert all("within 0.1 s" in str(outcome) for outcome in run(scenario))
@@ -513,7 +513,7 @@ def test_ten_thousand_samples_wait_at_once():
             for group, member in made
         }
         await asyncio.gather(*tasks.values())
-        assert world.cohorts.stats.groups == groups
+        assert world.arriving.stats.groups == groups
         return {key: task.result() for key, task in tasks.items()}
 
     scored = run(scenario)
@@ -531,17 +531,17 @@ def test_what_is_kept_of_judged_groups_is_bounded(monkeypatch: pytest.MonkeyPatc
         stuck = world.send(0, ANSWERS[0], 4, "never whole")  # must not keep the others from being forgotten
         for group in range(20):
             await asyncio.gather(*(world.send(i, text, 2, f"g{group}") for i, text in enumerate(ANSWERS[:2])))
-        kept = world.cohorts._cohorts
+        kept = world.arriving._arriving
         assert set(kept) == {"never whole", *(f"g{group}" for group in range(15, 20))}
-        for cohort in world.cohorts._judged:
-            assert cohort.ahead is None
-            assert not cohort.asking
-            assert not cohort.timers
-            assert not any(seat.waiters or seat.replaced for seat in cohort.seats.values())
-        assert not world.cohorts._tasks
+        for group in world.arriving._judged:
+            assert group.early is None
+            assert not group.asking
+            assert not group.timers
+            assert not any(seat.waiters or seat.replaced for seat in group.seats.values())
+        assert not world.arriving._tasks
         assert not world.queue._tasks
         stuck.cancel()
-        world.cohorts._close(kept["never whole"])
+        world.arriving._close(kept["never whole"])
 
     run(scenario)
 
@@ -557,7 +557,7 @@ SCHEDULES = st.sampled_from(["adaptive", "ring", "all_pairs", "listwise"])
 def test_rewards_are_those_of_the_whole_group_in_any_order(data: Any):
     groups = data.draw(st.lists(st.lists(WORDS, min_size=1, max_size=5), min_size=1, max_size=4), "groups")
     named = data.draw(st.booleans(), "named")
-    schedule, ahead = data.draw(SCHEDULES, "schedule"), data.draw(st.booleans(), "ahead")
+    schedule, early = data.draw(SCHEDULES, "schedule"), data.draw(st.booleans(), "early")
     members = [(g, m) for g, answers in enumerate(groups) for m in range(len(answers))]
     again = data.draw(st.lists(st.sampled_from(members), max_size=4), "again") if named else []
     order = data.draw(st.permutations(members + again), "order")
@@ -569,7 +569,7 @@ def test_rewards_are_those_of_the_whole_group_in_any_order(data: Any):
     ]
 
     async def scenario() -> list[tuple[tuple[int, int], Scored]]:
-        world = World(lambda: scripted(schedule=schedule), settle_s=0.02, as_it_arrives=ahead)
+        world = World(lambda: scripted(schedule=schedule), settle_s=0.02, as_it_arrives=early)
         if data.draw(st.booleans(), "ready"):
             await world.ready()
         waiting = []
@@ -578,9 +578,9 @@ def test_rewards_are_those_of_the_whole_group_in_any_order(data: Any):
             if pause is not None:
                 await asyncio.sleep(pause)
         scored = await asyncio.gather(*waiting)
-        assert world.cohorts.stats.groups == len(groups)
+        assert world.arriving.stats.groups == len(groups)
         if all(len(set(answers) - {"", "..."}) == len(answers) for answers in groups):
-            assert len(world.engine.requests) <= len(engine.requests), "nothing is asked ahead in vain"
+            assert len(world.engine.requests) <= len(engine.requests), "nothing is asked early in vain"
         return list(zip(order, scored, strict=True))
 
     for (g, m), result in run(scenario):

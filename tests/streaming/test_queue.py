@@ -15,8 +15,8 @@ from mrjudge_reward.errors import ConfigError, EngineError, JudgeUnreliableError
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.streaming import queue as judging_queue
 from mrjudge_reward.streaming.queue import JudgingQueue
-from mrjudge_reward.types import Failure, Group, Judgement, Reply, Request
-from tests.support.cohort import PROMPT, TEXTS, numbers, run, scripted, taste
+from mrjudge_reward.types import EngineFailure, Group, Judgement, Reply, Request
+from tests.support.arriving import PROMPT, TEXTS, numbers, run, scripted, taste
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -35,7 +35,7 @@ class Watched(ScriptedEngine):
         self.now = self.most = 0
         self._lock = threading.Lock()
 
-    def _serve(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def _serve(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         with self._lock:
             self.now += 1
             self.most = max(self.most, self.now)
@@ -62,7 +62,7 @@ def test_what_comes_in_one_turn_of_the_loop_is_one_batch():
 
     async def scenario() -> list[list[Judgement]]:
         queue = JudgingQueue(lambda: judge, 30)
-        await queue.ask_ahead(())
+        await queue.ask_early(())
         return await asyncio.gather(*(queue.judge_groups([group(f"g{number}")]) for number in range(50)))
 
     found = run(scenario)
@@ -78,7 +78,7 @@ def test_lanes_run_side_by_side_where_the_engine_allows_it():
 
     async def scenario() -> None:
         queue = JudgingQueue(lambda: scripted(engine, schedule="ring"), 30)
-        await queue.ask_ahead(())
+        await queue.ask_early(())
         await one_by_one(queue, [group(f"g{number}") for number in range(3)])
 
     run(scenario)
@@ -90,7 +90,7 @@ def test_there_is_one_lane_where_the_engine_does_not_allow_several():
 
     async def scenario() -> list[list[Judgement]]:
         queue = JudgingQueue(lambda: scripted(engine, schedule="ring"), 30)
-        await queue.ask_ahead(())
+        await queue.ask_early(())
         return await one_by_one(queue, [group(f"g{number}") for number in range(12)])
 
     found = run(scenario)
@@ -105,7 +105,7 @@ def test_never_more_lanes_than_there_are(monkeypatch: pytest.MonkeyPatch):
 
     async def scenario() -> None:
         queue = JudgingQueue(lambda: scripted(engine, schedule="ring"), 30)
-        await queue.ask_ahead(())
+        await queue.ask_early(())
         await one_by_one(queue, [group(f"g{number}") for number in range(12)])
 
     run(scenario)
@@ -160,7 +160,7 @@ def test_a_judge_that_cannot_be_built_is_told_to_all_and_tried_again(fails: Any,
 
     async def scenario() -> None:
         queue = JudgingQueue(lambda: ways.pop(0)(), 30)
-        await queue.ask_ahead(())  # logged only
+        await queue.ask_early(())  # logged only
         waiting = [queue.judge_groups([group("a")]), queue.judge_groups([group("b")])]
         for outcome in await asyncio.gather(*waiting, return_exceptions=True):
             assert type(outcome) is error
@@ -205,14 +205,14 @@ def test_what_fails_ahead_does_not_fail_the_groups_of_its_batch(monkeypatch: pyt
     def down(asked: Any) -> None:
         raise error
 
-    monkeypatch.setattr(judge, "ask_ahead", down)
+    monkeypatch.setattr(judge, "ask_early", down)
 
     async def scenario() -> list[Any]:
         queue = JudgingQueue(lambda: judge, 30)
-        begun = judge.ahead(PROMPT, 3, "b", numbers(3))
+        begun = judge.early(PROMPT, 3, "b", numbers(3))
         asked = [pair for name, text in zip("012", TEXTS, strict=False) for pair in begun.add(name, text)]
         assert asked
-        return await asyncio.gather(queue.ask_ahead(asked), queue.judge_groups([group("a")]))
+        return await asyncio.gather(queue.ask_early(asked), queue.judge_groups([group("a")]))
 
     _, (judgement,) = run(scenario)
     assert judgement.scores_G == scripted().judge([group("a")])[0].scores_G
@@ -220,7 +220,7 @@ def test_what_fails_ahead_does_not_fail_the_groups_of_its_batch(monkeypatch: pyt
 
 def test_a_judge_that_hangs_ends_in_an_error_for_those_in_work_and_those_that_wait():
     let_go = threading.Event()
-    judge = scripted(ScriptedEngine(lambda _: let_go.wait(20) and Failure("late")), retries=0, audit=False)
+    judge = scripted(ScriptedEngine(lambda _: let_go.wait(20) and EngineFailure("late")), retries=0, audit=False)
     judge.engine.concurrent_calls = False  # type: ignore[attr-defined]
 
     async def scenario() -> None:
@@ -268,7 +268,7 @@ def test_after_closing_everyone_is_refused_and_what_was_in_work_is_finished():
 
     async def scenario() -> None:
         queue = JudgingQueue(lambda: judge, 30)
-        await queue.ask_ahead(())
+        await queue.ask_early(())
         working = asyncio.ensure_future(queue.judge_groups([group("a")]))
         while not engine.most:  # no thread has taken it up
             await asyncio.sleep(0.001)
@@ -279,7 +279,7 @@ def test_after_closing_everyone_is_refused_and_what_was_in_work_is_finished():
             await waiting
         with pytest.raises(EngineError, match="closed"):
             await queue.judge_groups([group("c")])
-        await queue.ask_ahead(())  # logged
+        await queue.ask_early(())  # logged
         assert len((await working)[0].scores_G) == 3
 
     run(scenario)

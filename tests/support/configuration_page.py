@@ -15,7 +15,7 @@ from mrjudge_reward.settings import Settings
 
 HEAD = """# Configuration
 
-<!-- Made from the settings: python -m tests.support.configuration_page > docs/configuration.md -->
+This page is made from the settings, by `python -m tests.support.configuration_page`.
 
 A judge has one set of settings. They are the same as keywords of `JudgeConfig` and `Judge`, as lines of a `judge.yaml`, as
 `--set KEY=VALUE` of `mrjudge`, and under `mrjudge.judge` in a verl config. They stand here in sections and are given flat.
@@ -32,8 +32,7 @@ A setting that would do nothing for the chosen engine or mode is refused by name
 holds. `format`, `schedule` and `rating` also take an object, see [customize.md](customize.md).
 """
 
-TITLES = {"PromptSettings": "Prompt", "VerdictSettings": "Verdict", "ScheduleSettings": "Schedule", "RatingSettings": "Rating",
-          "SafetySettings": "Safety", "EngineConfig": "Engine"}  # fmt: skip
+TITLES = ("Prompt", "Verdict", "Schedule", "Rating", "Safety", "Engine")
 
 
 def holds_for(name: str) -> str:
@@ -60,10 +59,9 @@ def table(section: type[Settings], holds: bool = True) -> str:
 
 def page() -> str:
     parts = [HEAD]
-    for section in config.SECTIONS:
-        parts.append(
-            f"## {TITLES[section.__name__]}\n\n{(section.__doc__ or '').splitlines()[0]}\n\n{table(section)}\n"
-        )
+    for title, section in zip(TITLES, config.SECTIONS, strict=True):
+        about = (section.__doc__ or "").splitlines()[0]
+        parts.append(f"## {title}\n\n{about}\n\n{table(section)}\n")
     parts.append(f"## verl\n\nThe section `mrjudge` of a verl config.\n\n{table(VerlSettings, holds=False)}\n")
     parts.append(f"### Canaries\n\n`mrjudge.canaries`.\n\n{table(CanarySettings, holds=False)}\n")
     return "\n".join(parts)

@@ -16,7 +16,7 @@ from mrjudge_reward.integrations.trl import JudgeReward
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.prompting.formats import Choice
 from mrjudge_reward.scoring.stats import FailureAlarm
-from mrjudge_reward.types import Failure, Request
+from mrjudge_reward.types import EngineFailure, Request
 
 HOSTILE = (
     "<script>window.hacked=1</script>",
@@ -35,10 +35,10 @@ ARGUMENTS = (
 def reasoning_judge(**settings: Any) -> Judge:
     """A judge that writes why it prefers the longer answer, and fails on answers that ask it to."""
 
-    def script(request: Request) -> str | Failure:
+    def script(request: Request) -> str | EngineFailure:
         shown = shown_candidates(request)
         if any("fail here" in text for text in shown.values()):
-            return Failure("no verdict", "it said nothing", transient=False)
+            return EngineFailure("no verdict", "it said nothing", transient=False)
         best = max(shown, key=lambda label: len(shown[label]))
         return f"<think>Response {best} says more: <b>{len(shown[best])}</b> characters.</think><answer>{best}</answer>"
 

@@ -13,20 +13,20 @@ from mrjudge_reward.integrations.trl import JudgeReward
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.prompting.formats import Choice
 from mrjudge_reward.scoring.stats import FailureAlarm
-from mrjudge_reward.types import Failure, Reply, Request
+from mrjudge_reward.types import EngineFailure, Reply, Request
 
 
 class BrokenEngine(ScriptedEngine):
     """Raises where an engine should not."""
 
-    def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def generate(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         raise RuntimeError("device-side assert")
 
 
 def main(out: Path) -> None:
     rank = dist.get_rank()
     good = ScriptedEngine.by_utility(len)
-    bad = {"judge": ScriptedEngine(lambda _: Failure("down")), "engine": BrokenEngine(lambda _: ""), "rows": good}
+    bad = {"judge": ScriptedEngine(lambda _: EngineFailure("down")), "engine": BrokenEngine(lambda _: ""), "rows": good}
     caught = {}
     for name, engine in bad.items():
         judge = Judge(engine if rank == 1 else good, Choice(), schedule="ring", retries=0, alarm=FailureAlarm(least=1))

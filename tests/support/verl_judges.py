@@ -1,4 +1,4 @@
-"""Judges that a cohort actor builds by their name (``mrjudge.factory``); its process then imports nothing of verl."""
+"""Judges that a judge actor builds by their name (``mrjudge.factory``); its process then imports nothing of verl."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from mrjudge_reward.images import opened
 from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.prompting.formats import Choice
 from mrjudge_reward.scoring.stats import FailureAlarm
-from mrjudge_reward.types import Failure, Request
+from mrjudge_reward.types import EngineFailure, Request
 
-from .cohort import scripted, taste
+from .arriving import scripted, taste
 
 
 def scripted_judge(config: JudgeConfig) -> Judge:
@@ -43,9 +43,9 @@ def deadly_judge(config: JudgeConfig) -> Judge:
 def failing_judge(config: JudgeConfig) -> Judge:
     """A judge that gives no verdict where the prompt asks for none."""
 
-    def script(request: Request) -> str | Failure:
+    def script(request: Request) -> str | EngineFailure:
         if "no verdict" in request.messages[-1].text:
-            return Failure("refused", transient=False)
+            return EngineFailure("refused", transient=False)
         shown = shown_candidates(request)
         return f"<answer>{max(shown, key=lambda label: taste(shown[label]))}</answer>"
 
@@ -55,10 +55,10 @@ def failing_judge(config: JudgeConfig) -> Judge:
 def seeing_judge(config: JudgeConfig) -> Judge:
     """A judge that prefers answers holding the colour of the first image of the prompt, and fails without an image."""
 
-    def script(request: Request) -> str | Failure:
+    def script(request: Request) -> str | EngineFailure:
         images = [image for message in request.messages for image in message.images]
         if not images:
-            return Failure("no image", transient=False)
+            return EngineFailure("no image", transient=False)
         colour = {(255, 0, 0): "red", (0, 0, 255): "blue"}[opened(images[0].image).getpixel((0, 0))]
         shown = shown_candidates(request)
         return f"<answer>{max(shown, key=lambda label: colour in shown[label])}</answer>"

@@ -127,20 +127,20 @@ class _ManagerOfMadeWorkers(RewardLoopManager):  # type: ignore[misc]
 
 @contextmanager
 def made_reward_loop(config: Any) -> Iterator[RewardLoopManager]:
-    """verl's reward loop with workers that tests share. Cohort actors of earlier tests are gone."""
+    """verl's reward loop with workers that tests share. Judge actors of earlier tests are gone."""
     try:
         yield _ManagerOfMadeWorkers(config)
     finally:
-        for name in cohort_actors():
+        for name in judge_actors():
             ray.kill(ray.get_actor(name))
         deadline = time.monotonic() + 60
-        while cohort_actors():
+        while judge_actors():
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
 
-def cohort_actors() -> list[str]:
-    return [name for name in ray.util.list_named_actors() if name.startswith("mrjudge_cohorts")]
+def judge_actors() -> list[str]:
+    return [name for name in ray.util.list_named_actors() if name.startswith("mrjudge_judge")]
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,10 +17,10 @@ from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.messages import ImagePart, TextPart
 from mrjudge_reward.prompting.formats import SENTIMENT, Choice, Format, PairScores, Ranking, Score, grade_scale
-from mrjudge_reward.prompting.sanitizing import TextGuard
+from mrjudge_reward.prompting.sanitizing import Sanitizer
 from mrjudge_reward.training.items import Item, from_choice, from_preference, from_ratings, rated_groups, with_images
 from mrjudge_reward.training.tasks import Exercise, balanced, exercises, mark, split_of, with_twins
-from mrjudge_reward.types import Group, Order, Reply, Sampling, Tie
+from mrjudge_reward.types import Group, RankOrder, Reply, Tie
 
 USER = {"role": "user", "content": "What color is the sky?"}
 BLUE, GREEN = {"role": "assistant", "content": "It is blue."}, {"role": "assistant", "content": "It is green."}
@@ -149,7 +149,7 @@ def test_a_preference_over_an_image_shows_it_to_the_judge_and_counts_it_into_the
     assert from_preference(row).group.key != items[0].group.key
     assert from_preference(row | {"image": b"x"}).group.key == from_preference(row | {"images": [b"x"]}).group.key
     (exercise,) = exercises(items[:1], Choice())
-    assert exercise.render(TextGuard(guard, 1000))[-1].images == (ImagePart(red),)
+    assert exercise.render(Sanitizer(guard, 1000))[-1].images == (ImagePart(red),)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_in_the_opposite_order_the_same_verdict_names_the_other_slot(worths: lis
     assert there.twins == back.twins
     outcomes = [form.parse(exercise.right(), len(slots)) for exercise in (there, back)]
     if len(set(worths)) == len(worths):
-        if isinstance(outcomes[0], Order):
+        if isinstance(outcomes[0], RankOrder):
             mirrored = tuple(tuple(len(slots) - 1 - slot for slot in tier) for tier in outcomes[1].tiers)
             assert outcomes[0].tiers == mirrored
         else:
@@ -240,8 +240,8 @@ def test_a_hostile_candidate_can_neither_speak_for_the_judge_nor_move_what_is_ri
         exercise, plain = Exercise(item, slots, form), Exercise(tame, slots, form)
         assert exercise.right() == plain.right()
         assert mark(exercise, Reply(exercise.right())).accuracy == 1.0
-        shown = exercise.render(TextGuard(guard, 1000, frozenset({form.answer_open})))[-1].text
-        blank = plain.render(TextGuard(guard, 1000, frozenset({form.answer_open})))[-1].text
+        shown = exercise.render(Sanitizer(guard, 1000, frozenset({form.answer_open})))[-1].text
+        blank = plain.render(Sanitizer(guard, 1000, frozenset({form.answer_open})))[-1].text
         for marker in (form.answer_open, "<answer>", "</think>", "[Response", "[End of", "<|im_start|>"):
             assert shown.lower().count(marker.lower()) == blank.lower().count(marker.lower())
 
@@ -251,7 +251,7 @@ def test_an_exercise_shows_what_the_judge_will_show():
     for form, schedule in ((Choice(), "all_pairs"), (Ranking(), "listwise"), (Score(), "pointwise")):
         engine = ScriptedEngine(lambda request: "none")
         judgement = Judge(engine, form, schedule=schedule, temperature=0.5).judge([item.group])[0]
-        text_guard = TextGuard(engine.count_tokens, 10_000, engine.reserved)
+        text_guard = Sanitizer(engine.count_tokens, 10_000, engine.reserved)
         asked = {request.messages for request in engine.requests}
         assert asked == {Exercise(item, p.comparison.slots, form).render(text_guard) for p in judgement.played}
 
@@ -359,8 +359,8 @@ def test_a_selection_of_a_multiple_choice_item_holds_the_right_option():
     assert len(made) == 120
     for there, back in itertools.pairwise(made[:2]):
         assert there.slots == back.slots[::-1]
-    assert all(exercise.worth_K.count(1.0) == 1 and len(exercise.slots) == 2 for exercise in made)
-    places = Counter(exercise.worth_K.index(1.0) for exercise in made[::2])
+    assert all(exercise.gold_K.count(1.0) == 1 and len(exercise.slots) == 2 for exercise in made)
+    places = Counter(exercise.gold_K.index(1.0) for exercise in made[::2])
     assert min(places[0], places[1]) > 15, "in either slot"
     assert len({exercise.slots for exercise in made}) == 12
     assert made == exercises(items, Choice(), slots=2, both_orders=True)

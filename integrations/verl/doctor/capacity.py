@@ -10,7 +10,7 @@ from mrjudge_reward.errors import require
 from mrjudge_reward.integrations.verl.settings import SECTION, VerlSettings, is_colocated, served_judge
 from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.judging.token_budget import LEAST_TEXT, UNKNOWN_CONTEXT, common_length
-from mrjudge_reward.prompting.sanitizing import TextGuard
+from mrjudge_reward.prompting.sanitizing import Sanitizer
 from mrjudge_reward.types import Group
 
 CALLS_PER_WORKER = 1000
@@ -142,6 +142,6 @@ def _slots(judge: JudgeConfig, size: int) -> int:
 
 def _template_tokens(judge: JudgeConfig, slots: int) -> int:
     """An estimate: the judge's tokenizer is not loaded."""
-    guard = TextGuard(lambda text: len(text) // _CHARS_PER_TOKEN, 1 << 20)
+    guard = Sanitizer(lambda text: len(text) // _CHARS_PER_TOKEN, 1 << 20)
     frame = judge.judge_format.render(Group.of("", [""], rubric=" ", reference=" "), ("",) * slots, guard)
     return sum(len(message.text) for message in frame) // _CHARS_PER_TOKEN + 64

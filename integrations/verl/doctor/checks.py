@@ -77,7 +77,7 @@ def _manager(config: Mapping[str, Any]) -> Iterator[Check]:
         detail = f"each of the {workers} reward workers has a manager of its own, which sees only parts of groups"
         yield Check("reward workers", "note", detail, {"workers": workers})
     else:
-        yield Check("reward workers", "ok", f"{workers}, which share one cohort actor", {"workers": workers})
+        yield Check("reward workers", "ok", f"{workers}, which share one judge actor", {"workers": workers})
     enabled = reward["reward_model"]["enable"]
     if enabled and not function["path"]:
         yield Check(
@@ -228,7 +228,7 @@ def _judge(config: Mapping[str, Any], settings: VerlSettings, judge: JudgeConfig
     else:
         yield _inside(config, settings, judge)
     if model["enable"] and not served:
-        who = judge.base_url or f"{judge.model} inside the cohort actor"
+        who = judge.base_url or f"{judge.model} inside the judge actor"
         status: Literal["note", "failed"] = "note" if judge.base_url or settings.factory else "failed"
         yield Check(
             "served judge",
@@ -239,14 +239,14 @@ def _judge(config: Mapping[str, Any], settings: VerlSettings, judge: JudgeConfig
 
 
 def _inside(config: Mapping[str, Any], settings: VerlSettings, judge: JudgeConfig) -> Check:
-    """A judge that is loaded in the cohort actor; it is not loaded here."""
+    """A judge that is loaded in the judge actor; it is not loaded here."""
     what = "the embedded model, which only orders texts by sentiment" if judge.embedded else judge.model
     if config["trainer"].get("device", "cuda") == "cpu" or settings.actor_options.get("num_gpus"):
         status: Literal["ok", "note"] = "note" if judge.embedded else "ok"
-        return Check("judge", status, f"{what}, inside the cohort actor {settings.actor_options or ''}".rstrip())
+        return Check("judge", status, f"{what}, inside the judge actor {settings.actor_options or ''}".rstrip())
     return Check(
         "judge",
         "note",
-        f"{what}, inside the cohort actor and on the CPU: Ray shows an actor no GPU unless it asks for a share. Set "
+        f"{what}, inside the judge actor and on the CPU: Ray shows an actor no GPU unless it asks for a share. Set "
         f"{SECTION}.actor_options={{num_gpus: 0.2}}, or let verl serve the judge (reward.reward_model.enable=True)",
     )

@@ -23,7 +23,7 @@ from typing import Any
 from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.errors import EngineError, InputError, require
 from mrjudge_reward.images import Picture
-from mrjudge_reward.types import Failure, Reply, Request, Sampling, Usage
+from mrjudge_reward.types import EngineFailure, Reply, Request, Sampling, Usage
 
 from .batches import Prompt, batches, padded
 from .chat_template import ChatTemplate
@@ -156,9 +156,9 @@ class TransformersEngine(Engine):
 
     # -- the two verbs --------------------------------------------------------------------------------------------
 
-    def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def generate(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         """Let the judge write."""
-        replies: list[Reply | Failure | None] = [None] * len(requests)
+        replies: list[Reply | EngineFailure | None] = [None] * len(requests)
         groups: dict[tuple[Sampling, tuple[str, ...], int | None], list[int]] = {}
         for index, request in enumerate(requests):
             groups.setdefault((request.sampling, request.stop, request.seed), []).append(index)
@@ -173,20 +173,20 @@ class TransformersEngine(Engine):
                     reply = replies[i]
                     if isinstance(reply, Reply) and not requests[i].prefill:
                         replies[i] = replace(reply, text="<think>" + reply.text)
-        return [reply if reply is not None else Failure("no reply") for reply in replies]
+        return [reply if reply is not None else EngineFailure("no reply") for reply in replies]
 
-    def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         """Read the log-probability of each label's first token right after the prefill.
 
         Raises:
             EngineError: if two labels of a request begin with the same token, so that one token cannot tell them apart.
         """
-        replies: list[Reply | Failure | None] = [None] * len(requests)
+        replies: list[Reply | EngineFailure | None] = [None] * len(requests)
         labels = {i: first_label_tokens(self._encode, request) for i, request in enumerate(requests)}
         prompts = self._prompts(requests, range(len(requests)), replies, 1)
         for batch in self._batches(prompts, 1, apart=True):
             self._read([prompts[i] for i in batch], batch, replies, labels)
-        return [reply if reply is not None else Failure("no reply") for reply in replies]
+        return [reply if reply is not None else EngineFailure("no reply") for reply in replies]
 
     # -- prompts and batches --------------------------------------------------------------------------------------
 
@@ -194,33 +194,33 @@ class TransformersEngine(Engine):
         self,
         requests: Sequence[Request],
         indices: Sequence[int],
-        replies: list[Reply | Failure | None],
+        replies: list[Reply | EngineFailure | None],
         new_tokens: int,
     ) -> dict[int, Prompt]:
         """Tokens and images per request; those that cannot be served get their failure instead."""
         prompts: dict[int, Prompt] = {}
         for index in indices:
             prompt = self._prompt(requests[index])
-            if isinstance(prompt, Failure):
+            if isinstance(prompt, EngineFailure):
                 replies[index] = prompt
             elif self.context_tokens is not None and len(prompt) + new_tokens > self.context_tokens:
                 detail = f"{len(prompt)} tokens and {new_tokens} to write do not fit {self.context_tokens}"
-                replies[index] = Failure("context", detail, transient=False)
+                replies[index] = EngineFailure("context", detail, transient=False)
             else:
                 prompts[index] = prompt
         return prompts
 
-    def _prompt(self, request: Request) -> Prompt | Failure:
+    def _prompt(self, request: Request) -> Prompt | EngineFailure:
         try:
             if self._images is None and any(message.images for message in request.messages):
-                return Failure("images", f"this engine judges text only: {self._blind}", transient=False)
+                return EngineFailure("images", f"this engine judges text only: {self._blind}", transient=False)
             pictures = pictures_of(request)
             ids = self._encode(self._chat.text(request))
             return self._images.prompt(ids, pictures) if pictures and self._images else Prompt(ids)
         except InputError as error:
-            return Failure("image", str(error), transient=False)
+            return EngineFailure("image", str(error), transient=False)
         except Exception as error:  # noqa: BLE001  one bad request must not take the batch with it
-            return Failure("chat template", f"{type(error).__name__}: {error}", transient=False)
+            return EngineFailure("chat template", f"{type(error).__name__}: {error}", transient=False)
 
     def _batches(self, prompts: dict[int, Prompt], new_tokens: int, apart: bool = False) -> Iterator[list[int]]:
         return batches(prompts, new_tokens, self.batch_size, self.batch_tokens, apart)
@@ -243,7 +243,7 @@ class TransformersEngine(Engine):
         self,
         prompts: list[Prompt],
         batch: list[int],
-        replies: list[Reply | Failure | None],
+        replies: list[Reply | EngineFailure | None],
         sampling: Sampling,
         stop: tuple[str, ...],
         seed: int | None,
@@ -292,7 +292,7 @@ class TransformersEngine(Engine):
         self,
         prompts: list[Prompt],
         batch: list[int],
-        replies: list[Reply | Failure | None],
+        replies: list[Reply | EngineFailure | None],
         labels: dict[int, list[int]],
     ) -> None:
         torch = require("torch", extra="transformers")
@@ -320,14 +320,14 @@ class TransformersEngine(Engine):
         self,
         prompts: list[Prompt],
         batch: list[int],
-        replies: list[Reply | Failure | None],
+        replies: list[Reply | EngineFailure | None],
         error: str,
         again: Callable[[list[Prompt], list[int]], None],
     ) -> None:
         """Out of memory: try the halves; a single request that does not fit fails alone."""
         require("torch", extra="transformers").cuda.empty_cache()
         if len(batch) == 1:
-            replies[batch[0]] = Failure("out of memory", error[:300], transient=False)
+            replies[batch[0]] = EngineFailure("out of memory", error[:300], transient=False)
             return
         half = len(batch) // 2
         again(prompts[:half], batch[:half])

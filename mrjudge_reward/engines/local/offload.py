@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mrjudge_reward.errors import EngineError, require
-from mrjudge_reward.types import Failure, Reply, Request
+from mrjudge_reward.types import EngineFailure, Reply, Request
 
 from .engine import TransformersEngine
 
@@ -97,17 +97,17 @@ class OffloadEngine(TransformersEngine):
             if self._device.startswith("cuda"):
                 torch.cuda.empty_cache()
 
-    def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def generate(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         """Let the judge write."""
         return self._awake_for(super().generate, requests)
 
-    def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         """Read how likely each label is right after the prefill."""
         return self._awake_for(super().label_logprobs, requests)
 
     def _awake_for(
-        self, verb: Callable[[Sequence[Request]], list[Reply | Failure]], requests: Sequence[Request]
-    ) -> list[Reply | Failure]:
+        self, verb: Callable[[Sequence[Request]], list[Reply | EngineFailure]], requests: Sequence[Request]
+    ) -> list[Reply | EngineFailure]:
         torch = require("torch", extra="transformers")
         with self._moving:  # nobody puts it to sleep in the middle of a call
             stays = self._awake
@@ -115,7 +115,7 @@ class OffloadEngine(TransformersEngine):
                 try:
                     self._move_in()
                 except torch.OutOfMemoryError as error:
-                    return [Failure("out of memory", f"no room for the judge: {error}"[:300])] * len(requests)
+                    return [EngineFailure("out of memory", f"no room for the judge: {error}"[:300])] * len(requests)
                 return verb(requests)
             finally:
                 if not stays:

@@ -28,7 +28,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from mrjudge_reward.errors import EngineError
-from mrjudge_reward.types import Failure, Reply, Request
+from mrjudge_reward.types import EngineFailure, Reply, Request
 
 from .engine import TransformersEngine
 from .model import folder_version
@@ -96,12 +96,12 @@ class SharedBaseEngine(TransformersEngine):
             self._device = str(self._model.device)  # a trainer may move its model after the engine was made
         return super()._padded(prompts)
 
-    def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def generate(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         """Let the judge write."""
         with self._judging():
             return super().generate(requests)
 
-    def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         """Read how likely each label is right after the prefill."""
         with self._judging():
             return super().label_logprobs(requests)

@@ -21,7 +21,7 @@ from typing import Any
 
 from mrjudge_reward.errors import EngineError, require
 from mrjudge_reward.images import Picture, load_picture, opened
-from mrjudge_reward.types import Failure, Request
+from mrjudge_reward.types import EngineFailure, Request
 
 from .batches import IMAGE_BYTES, Prompt, Seen
 
@@ -82,17 +82,17 @@ class ImageReader:
         size = sum(value.numel() * value.element_size() for value in values.values())
         return Seen(ids, types, values, size)
 
-    def prompt(self, ids: list[int], pictures: Sequence[Picture]) -> Prompt | Failure:
+    def prompt(self, ids: list[int], pictures: Sequence[Picture]) -> Prompt | EngineFailure:
         """The tokens of a chat in which one token stands for each picture, with those put in that really do."""
         places = ids.count(self.token_id)
         if places != len(pictures):
             detail = f"the chat template makes {places} places for {len(pictures)} images"
-            return Failure("chat template", detail, transient=False)
+            return EngineFailure("chat template", detail, transient=False)
         try:
             seen = tuple(map(self.seen, pictures))
         except Exception as error:  # noqa: BLE001  e.g. Qwen's, of an image 200 times as wide as high
             detail = f"the judge's processor refuses an image: {type(error).__name__}: {error!s:.300}"
-            return Failure("image", detail, transient=False)
+            return EngineFailure("image", detail, transient=False)
         rest, whole, end = iter(seen), list[int](), 0
         types: dict[str, list[int]] = {name: [] for image in seen for name in image.types}
         for token in ids:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import tenacity
 
 from mrjudge_reward.errors import require
-from mrjudge_reward.types import Failure
+from mrjudge_reward.types import EngineFailure
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -81,7 +81,7 @@ class Connection:
             self._thread.join()
 
     async def post(self, url: str, body: dict[str, Any]) -> Any:
-        """The decoded answer (text, if it is not JSON by its content type), or a ``Failure``.
+        """The decoded answer (text, if it is not JSON by its content type), or a ``EngineFailure``.
 
         When a post comes to its deadline and the server has answered nothing, neither to it nor to another one, since
         it began, the server is down: posts that begin within the next ``min(30 s, deadline)`` fail at once. Any answer,
@@ -89,7 +89,7 @@ class Connection:
         """
         began = self.loop.time()
         if began < self._down_until:
-            return Failure(SERVER_DOWN, self._down_because, transient=False)
+            return EngineFailure(SERVER_DOWN, self._down_because, transient=False)
         last: list[Exception] = []
 
         def again(state: tenacity.RetryCallState) -> bool:
@@ -114,15 +114,15 @@ class Connection:
             if self._answered_at < began:
                 self._down_until = self.loop.time() + min(_LONGEST_DOWN_S, self.deadline_s)
                 self._down_because = f"an earlier request got {detail}"
-            return Failure("timeout", detail, transient=False)
+            return EngineFailure("timeout", detail, transient=False)
         except json.JSONDecodeError as error:
-            return Failure("malformed reply", f"not JSON: {error}")
+            return EngineFailure("malformed reply", f"not JSON: {error}")
         except Exception as error:
             status = getattr(error, "status_code", None)
             if not isinstance(status, int):
                 raise
             transient = _worth_another(error, tries=0)
-            return Failure(f"http {status}", str(getattr(error, "message", error))[:500], transient)
+            return EngineFailure(f"http {status}", str(getattr(error, "message", error))[:500], transient)
 
 
 def _is_answer(error: BaseException | None) -> bool:

@@ -50,7 +50,7 @@ from typing import Any, Literal
 from mrjudge_reward.engines.cancelling import CANCELLED, cancelled, result_of
 from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.errors import ConfigError, EngineError, InputError, require
-from mrjudge_reward.types import Failure, Reply, Request
+from mrjudge_reward.types import EngineFailure, Reply, Request
 
 from .connection import Connection
 from .reading import LabelReader
@@ -135,7 +135,7 @@ class OpenAIEngine(Engine):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
 
-    def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def generate(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         """Let the judge write.
 
         Raises:
@@ -143,15 +143,15 @@ class OpenAIEngine(Engine):
         """
         encoded, replies = _LatestImages(), _unanswered(requests)
 
-        async def write(connection: Connection, request: Request) -> Reply | Failure:
+        async def write(connection: Connection, request: Request) -> Reply | EngineFailure:
             payload = await connection.post("/chat/completions", self._body.of(request, encoded))
-            return payload if isinstance(payload, Failure) else written_reply(payload, request)
+            return payload if isinstance(payload, EngineFailure) else written_reply(payload, request)
 
         if requests:
             self._wait_for(lambda connection: self._each(connection, requests, write, replies))
         return list(replies)
 
-    def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         """Read how likely each label is right after the prefill.
 
         Raises:
@@ -159,7 +159,7 @@ class OpenAIEngine(Engine):
         """
         encoded, replies = _LatestImages(), _unanswered(requests)
 
-        async def read(connection: Connection, request: Request) -> Reply | Failure:
+        async def read(connection: Connection, request: Request) -> Reply | EngineFailure:
             return await self._reader.read(connection, request, encoded)
 
         async def read_all(connection: Connection) -> None:
@@ -234,8 +234,8 @@ class OpenAIEngine(Engine):
         self,
         connection: Connection,
         requests: Sequence[Request],
-        work: Callable[[Connection, Request], Awaitable[Reply | Failure]],
-        replies: list[Reply | Failure],
+        work: Callable[[Connection, Request], Awaitable[Reply | EngineFailure]],
+        replies: list[Reply | EngineFailure],
     ) -> None:
         """Put the reply to each request in its place, in the order of the requests as slots become free."""
         waiting = iter(enumerate(requests))
@@ -246,10 +246,10 @@ class OpenAIEngine(Engine):
                     try:
                         replies[index] = await work(connection, request)
                     except InputError as error:
-                        replies[index] = Failure("image", str(error)[:500], transient=False)
+                        replies[index] = EngineFailure("image", str(error)[:500], transient=False)
                     except Exception as error:  # noqa: BLE001 (one bad request must not cost the batch)
                         lasting = isinstance(error, ValueError | OSError)
-                        replies[index] = Failure(type(error).__name__, str(error)[:500], transient=not lasting)
+                        replies[index] = EngineFailure(type(error).__name__, str(error)[:500], transient=not lasting)
 
         # As many as can be in flight, not one per request: of ten thousand, most would only wait.
         await asyncio.gather(*(serve() for _ in range(min(self.max_concurrency, len(requests)))))
@@ -273,5 +273,5 @@ class _LatestImages(dict[int, str]):
         super().__setitem__(image, url)
 
 
-def _unanswered(requests: Sequence[Request]) -> list[Reply | Failure]:
+def _unanswered(requests: Sequence[Request]) -> list[Reply | EngineFailure]:
     return [CANCELLED] * len(requests)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from mrjudge_reward.errors import EngineError
 from mrjudge_reward.messages import as_messages
-from mrjudge_reward.types import Failure, Reply, Request, Sampling
+from mrjudge_reward.types import EngineFailure, Reply, Request, Sampling
 
 from .connection import SERVER_DOWN, Connection
 from .wire import ChatBody, token_ids, top_tokens, usage_of
@@ -41,7 +41,7 @@ class LabelReader:
         self._ways: dict[bool, _Way] = {}  # by whether the prefill holds a closed reasoning
         self._label_ids: dict[tuple[str, str], int] = {}  # by end of the prefill and label
 
-    async def probe(self, connection: Connection, requests: Sequence[Request]) -> Failure | None:
+    async def probe(self, connection: Connection, requests: Sequence[Request]) -> EngineFailure | None:
         """Find out how labels are read, unless that is known; a failure if the server cannot be asked now.
 
         Raises:
@@ -51,12 +51,12 @@ class LabelReader:
             # A tiny chat with a real prefill: if it is rejected, that is not for the length of the request.
             request = next(request for request in requests if _closed(request) is closed)
             way = await self._find_way(connection, replace(request, messages=as_messages("Answer with a label.")))
-            if isinstance(way, Failure):
+            if isinstance(way, EngineFailure):
                 return way
             self._ways[closed] = way
         return None
 
-    async def _find_way(self, connection: Connection, request: Request) -> _Way | Failure:
+    async def _find_way(self, connection: Connection, request: Request) -> _Way | EngineFailure:
         outcome = await self._ask(connection, request, "ids", {})
         if isinstance(outcome, Reply):
             return "ids"
@@ -80,63 +80,67 @@ class LabelReader:
         )
         return self.refusal
 
-    async def read(self, connection: Connection, request: Request, encoded: dict[int, str]) -> Reply | Failure:
+    async def read(self, connection: Connection, request: Request, encoded: dict[int, str]) -> Reply | EngineFailure:
         """Read one request in the way found by ``probe``."""
         return await self._ask(connection, request, self._ways[_closed(request)], encoded)
 
     async def _ask(
         self, connection: Connection, request: Request, way: _Way, encoded: dict[int, str]
-    ) -> Reply | Failure:
+    ) -> Reply | EngineFailure:
         names: Sequence[str] = request.labels
         fields: dict[str, Any] = {"top_logprobs": self._top_logprobs}
         if way == "ids":
             ids: list[int] = []
             for label in request.labels:
                 found = await self._label_id(connection, request.prefill[-_TAIL:], label)
-                if isinstance(found, Failure):
+                if isinstance(found, EngineFailure):
                     return found
                 ids.append(found)
             if len(set(ids)) < len(ids):
-                return Failure("labels share a token", f"{request.labels} begin with tokens {ids}", transient=False)
+                return EngineFailure(
+                    "labels share a token", f"{request.labels} begin with tokens {ids}", transient=False
+                )
             names = [f"token_id:{number}" for number in ids]
             fields = {"logprob_token_ids": ids, "return_tokens_as_token_ids": True}
         greedy = replace(request, sampling=Sampling(max_tokens=1), stop=(), seed=None)
         body = self._body.of(greedy, encoded, logprobs=True, **{self._body.token_parameter: 1}, **fields)
         payload = await connection.post("/chat/completions", body)
-        tokens = payload if isinstance(payload, Failure) else top_tokens(payload)
-        if isinstance(tokens, Failure):
+        tokens = payload if isinstance(payload, EngineFailure) else top_tokens(payload)
+        if isinstance(tokens, EngineFailure):
             return tokens
         if not tokens:
-            return Failure(_NONE_GIVEN, transient=False)
+            return EngineFailure(_NONE_GIVEN, transient=False)
         missing = [label for label, name in zip(request.labels, names, strict=True) if name not in tokens]
         if missing:
-            return Failure(_MISSING, f"{missing} not among {list(tokens)}"[:500], transient=False)
+            return EngineFailure(_MISSING, f"{missing} not among {list(tokens)}"[:500], transient=False)
         return Reply(label_logprobs=tuple(tokens[name] for name in names), usage=usage_of(payload))
 
-    async def _label_id(self, connection: Connection, tail: str, label: str) -> int | Failure:
+    async def _label_id(self, connection: Connection, tail: str, label: str) -> int | EngineFailure:
         # Where it stands: many tokenizers write "A" at the start of a text and "A" after ">" as different tokens.
         if (tail, label) not in self._label_ids:
             before = await self._tokens(connection, tail) if tail else []
             both = await self._tokens(connection, tail + label)
-            if isinstance(before, Failure):
+            if isinstance(before, EngineFailure):
                 return before
-            if isinstance(both, Failure):
+            if isinstance(both, EngineFailure):
                 return both
             start = len(before)
             if both[:start] != before or len(both) == start:  # the end of the prefill and the label share a token
                 both = await self._tokens(connection, label)
-                if isinstance(both, Failure):
+                if isinstance(both, EngineFailure):
                     return both
                 start = 0
             self._label_ids[tail, label] = both[start]
         return self._label_ids[tail, label]
 
-    async def _tokens(self, connection: Connection, text: str) -> list[int] | Failure:
+    async def _tokens(self, connection: Connection, text: str) -> list[int] | EngineFailure:
         body = {"model": self._body.model, "prompt": text, "add_special_tokens": False}
         payload = await connection.post(self._tokenize_url, body)
-        if isinstance(payload, Failure):
+        if isinstance(payload, EngineFailure):
             down = payload.reason == SERVER_DOWN  # says nothing about what the server offers
-            return payload if payload.transient or down else Failure("no token ids", payload.reason, transient=False)
+            return (
+                payload if payload.transient or down else EngineFailure("no token ids", payload.reason, transient=False)
+            )
         return token_ids(payload)
 
 

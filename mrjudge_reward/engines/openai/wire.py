@@ -1,7 +1,7 @@
 """Requests and replies in the words of the OpenAI chat protocol; no network here.
 
 What is trusted least is the reply: whatever a server, proxy or load balancer sent back becomes a ``Reply`` or a
-``Failure``, and nothing in it is guessed.
+``EngineFailure``, and nothing in it is guessed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal
 from mrjudge_reward.engines import fold_system
 from mrjudge_reward.images import data_url, is_web_address, load_picture
 from mrjudge_reward.messages import Message, TextPart
-from mrjudge_reward.types import Failure, Reply, Request, Usage
+from mrjudge_reward.types import EngineFailure, Reply, Request, Usage
 
 _FLOOR = -9999.0  # what the protocol writes for minus infinity, which JSON does not have
 _STOPPED = frozenset({None, "stop", "eos", "eos_token", "stop_sequence", "end_turn"})
@@ -124,43 +124,43 @@ def usage_of(payload: Any) -> Usage:
     return Usage(count(usage, "prompt_tokens"), cached, count(usage, "completion_tokens"))
 
 
-def choice_of(payload: Any) -> Mapping[str, Any] | Failure:
+def choice_of(payload: Any) -> Mapping[str, Any] | EngineFailure:
     """The one choice of a reply, or why there is none."""
     if isinstance(payload, str):  # JSON that was served under another content type
         try:
             payload = json.loads(payload)
         except ValueError:
-            return Failure("malformed reply", f"not JSON: {_excerpt(payload)}")
+            return EngineFailure("malformed reply", f"not JSON: {_excerpt(payload)}")
     body = _mapping(payload)
     if body.get("error") or body.get("object") == "error":
-        return Failure("server error", _excerpt(body.get("error") or body.get("message")))
+        return EngineFailure("server error", _excerpt(body.get("error") or body.get("message")))
     choices = body.get("choices")
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], Mapping):
-        return Failure("malformed reply", f"expected one choice; got {_excerpt(payload)}")
+        return EngineFailure("malformed reply", f"expected one choice; got {_excerpt(payload)}")
     return choices[0]
 
 
-def written_reply(payload: Any, request: Request) -> Reply | Failure:
+def written_reply(payload: Any, request: Request) -> Reply | EngineFailure:
     """What the judge wrote, with reasoning that a server's parser set apart put back where it came from."""
     choice = choice_of(payload)
-    if isinstance(choice, Failure):
+    if isinstance(choice, EngineFailure):
         return choice
     message, reason = _mapping(choice.get("message")), choice.get("finish_reason")
     content = message.get("content")
     reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
     if reason == "content_filter" or message.get("refusal"):
-        return Failure("refused", _excerpt(message.get("refusal") or content or reason), transient=False)
+        return EngineFailure("refused", _excerpt(message.get("refusal") or content or reason), transient=False)
     if message.get("tool_calls") or message.get("function_call") or reason in ("tool_calls", "function_call"):
-        return Failure("tool call", "the judge called a tool instead of answering")
+        return EngineFailure("tool call", "the judge called a tool instead of answering")
     finish: Literal["stop", "length"] = "stop"
     if reason in ("length", "max_tokens"):
         finish = "length"
     elif not (reason is None or isinstance(reason, str)) or reason not in _STOPPED:
-        return Failure("unknown finish", _excerpt(reason))
+        return EngineFailure("unknown finish", _excerpt(reason))
     if not isinstance(reasoning, str) or not (content is None or isinstance(content, str)):
-        return Failure("malformed reply", f"text expected; got {_excerpt(dict(message))}")
+        return EngineFailure("malformed reply", f"text expected; got {_excerpt(dict(message))}")
     if content is None and finish == "stop" and not reasoning:
-        return Failure("malformed reply", f"neither content nor reasoning; got {_excerpt(dict(message))}")
+        return EngineFailure("malformed reply", f"neither content nor reasoning; got {_excerpt(dict(message))}")
     text = (content or "") if not reasoning else _with_reasoning(reasoning, content or "", finish, request.prefill)
     return Reply(text, finish, usage=usage_of(payload))
 
@@ -174,10 +174,10 @@ def _with_reasoning(reasoning: str, content: str, finish: str, prefill: str) -> 
     return opened if not content and finish == "length" else f"{opened}</think>{content}"
 
 
-def top_tokens(payload: Any) -> dict[str, float] | Failure:
+def top_tokens(payload: Any) -> dict[str, float] | EngineFailure:
     """Log-probability of each token text reported for the first position; empty if the server reports none."""
     choice = choice_of(payload)
-    if isinstance(choice, Failure):
+    if isinstance(choice, EngineFailure):
         return choice
     positions = _sequence(_mapping(choice.get("logprobs")).get("content"))
     if not positions:
@@ -200,9 +200,9 @@ def _names(entry: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def token_ids(payload: Any) -> list[int] | Failure:
+def token_ids(payload: Any) -> list[int] | EngineFailure:
     """Token ids as a ``/tokenize`` endpoint gives them."""
     tokens = _mapping(payload).get("tokens")
     if isinstance(tokens, list) and tokens and all(type(token) is int for token in tokens):
         return tokens
-    return Failure("no token ids", _excerpt(payload), transient=False)
+    return EngineFailure("no token ids", _excerpt(payload), transient=False)

@@ -29,7 +29,7 @@ from mrjudge_reward.engines.local.model import first_label_tokens
 from mrjudge_reward.engines.local.vision import pictures_of
 from mrjudge_reward.errors import EngineError, InputError, require
 from mrjudge_reward.images import Picture, opened
-from mrjudge_reward.types import Failure, Reply, Request, Usage
+from mrjudge_reward.types import EngineFailure, Reply, Request, Usage
 
 from .setup import ADAPTER, VLLMSetup, cannot_sleep
 
@@ -95,7 +95,7 @@ class VLLMEngine(Engine):
 
     # -- the two verbs --------------------------------------------------------------------------------------------
 
-    def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def generate(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         """Let the judge write.
 
         Raises:
@@ -112,17 +112,17 @@ class VLLMEngine(Engine):
                 seed=request.seed if how.temperature > 0 else None,
             )
 
-        def reply(request: Request, output: Any) -> Reply | Failure:
+        def reply(request: Request, output: Any) -> Reply | EngineFailure:
             written = output.outputs[0]
             if written.finish_reason not in ("stop", "length"):
-                return Failure("unknown finish", str(written.finish_reason))
+                return EngineFailure("unknown finish", str(written.finish_reason))
             # What the judge writes is the rest of a reasoning that the reader must see opened.
             opened = "<think>" if self._tokens.chat.opens_thinking and not request.prefill else ""
             return Reply(opened + written.text, written.finish_reason, usage=_usage(output))
 
         return self._serve(requests, params, reply)
 
-    def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         """Read the log-probability of each label's first token right after the prefill.
 
         Raises:
@@ -136,15 +136,17 @@ class VLLMEngine(Engine):
             asked = {"logprobs": len(ids), "logprob_token_ids": ids} if self._exact else {"logprobs": _TOP}
             return self._vllm.SamplingParams(temperature=0.0, max_tokens=1, **asked)
 
-        def reply(request: Request, output: Any) -> Reply | Failure:
+        def reply(request: Request, output: Any) -> Reply | EngineFailure:
             first = (output.outputs[0].logprobs or [{}])[0]
             ids = labels[id(request)]
             missing = [label for label, token in zip(request.labels, ids, strict=True) if token not in first]
             if missing:
-                return Failure("label not in top logprobs", f"{missing} not among {len(first)} tokens", transient=False)
+                return EngineFailure(
+                    "label not in top logprobs", f"{missing} not among {len(first)} tokens", transient=False
+                )
             values = tuple(float(first[token].logprob) for token in ids)
             if not all(map(math.isfinite, values)):
-                return Failure("no log-probabilities", f"{request.labels} have {values}", transient=False)
+                return EngineFailure("no log-probabilities", f"{request.labels} have {values}", transient=False)
             return Reply(label_logprobs=values, usage=_usage(output))
 
         return self._serve(requests, params, reply)
@@ -155,40 +157,40 @@ class VLLMEngine(Engine):
         self,
         requests: Sequence[Request],
         params: Callable[[Request], Any],
-        reply: Callable[[Request, Any], Reply | Failure],
-    ) -> list[Reply | Failure]:
+        reply: Callable[[Request, Any], Reply | EngineFailure],
+    ) -> list[Reply | EngineFailure]:
         prepared = [self._prompt(request, params) for request in requests]
-        ready = [index for index, prompt in enumerate(prepared) if not isinstance(prompt, Failure)]
+        ready = [index for index, prompt in enumerate(prepared) if not isinstance(prompt, EngineFailure)]
         outputs: dict[int, Any] = {}
         with self._lock:
             llm = self._awake()
             if ready:
                 with _own_random_state():
                     outputs = dict(zip(ready, self._run(llm, [prepared[i] for i in ready]), strict=True))
-        replies: list[Reply | Failure] = []
+        replies: list[Reply | EngineFailure] = []
         for index, (request, prompt) in enumerate(zip(requests, prepared, strict=True)):
             output = outputs.get(index, prompt)
-            replies.append(output if isinstance(output, Failure) else reply(request, output))
+            replies.append(output if isinstance(output, EngineFailure) else reply(request, output))
         return replies
 
-    def _prompt(self, request: Request, params: Callable[[Request], Any]) -> _Prompt | Failure:
+    def _prompt(self, request: Request, params: Callable[[Request], Any]) -> _Prompt | EngineFailure:
         """Tokens and settings, or why the request cannot be served."""
         try:
             if not self._sees and any(message.images for message in request.messages):
-                return Failure("images", f"{self._setup.model} judges text only", transient=False)
+                return EngineFailure("images", f"{self._setup.model} judges text only", transient=False)
             pictures = pictures_of(request)
             ids = self._tokens.encode(self._tokens.chat.text(request))
         except InputError as error:
-            return Failure("image", str(error), transient=False)
+            return EngineFailure("image", str(error), transient=False)
         except Exception as error:  # noqa: BLE001  one bad request must not take the batch with it
-            return Failure("chat template", f"{type(error).__name__}: {error}", transient=False)
+            return EngineFailure("chat template", f"{type(error).__name__}: {error}", transient=False)
         try:
             how = params(request)
         except Exception as error:  # noqa: BLE001  e.g. a temperature above vLLM's bound
-            return Failure("invalid request", str(error)[:500], transient=False)
+            return EngineFailure("invalid request", str(error)[:500], transient=False)
         if self.context_tokens is not None and len(ids) + how.max_tokens > self.context_tokens:
             detail = f"{len(ids)} tokens and {how.max_tokens} to write do not fit {self.context_tokens}"
-            return Failure("context", detail, transient=False)
+            return EngineFailure("context", detail, transient=False)
         return ids, how, pictures
 
     def _working(self) -> Any:
@@ -216,7 +218,7 @@ class VLLMEngine(Engine):
         except self._refusals as error:  # one of them is refused, before any has begun
             _forget_requests(llm)
             if len(prompts) == 1:
-                return [Failure("invalid request", str(error)[:500], transient=False)]
+                return [EngineFailure("invalid request", str(error)[:500], transient=False)]
             half = len(prompts) // 2
             return self._run(llm, prompts[:half]) + self._run(llm, prompts[half:])
         except Exception as error:

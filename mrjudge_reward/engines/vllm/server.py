@@ -6,7 +6,7 @@
 The server listens on 127.0.0.1, on a port of its own, and every path wants a random key. It ends with ``close()``, with
 the last reference to the engine, and with this process, also by ``kill -9`` (on Linux at the latest after some seconds).
 
-**Failing.** A server that dies takes the calls in flight with it: each of their requests becomes a ``Failure``
+**Failing.** A server that dies takes the calls in flight with it: each of their requests becomes a ``EngineFailure``
 (``judge server died``, with the end of its log). The next call starts it anew, ``restarts`` times; then calls raise.
 
 **Sleeping.** ``sleep`` waits for the calls in flight; until ``wake`` new ones raise. Which of two engines on one device
@@ -32,7 +32,7 @@ from typing import Any, Literal
 from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.engines.openai.engine import OpenAIEngine
 from mrjudge_reward.errors import ConfigError, EngineError, require
-from mrjudge_reward.types import Failure, Reply, Request
+from mrjudge_reward.types import EngineFailure, Reply, Request
 
 from .child import ServerChild, call_to, command_line, environment, reserve_port
 from .setup import ADAPTER, VLLMSetup, cannot_sleep
@@ -181,7 +181,7 @@ class VLLMServerEngine(Engine):
 
     # -- the two verbs --------------------------------------------------------------------------------------------------
 
-    def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def generate(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         """Let the judge write.
 
         Raises:
@@ -196,7 +196,7 @@ class VLLMServerEngine(Engine):
             for request, reply in zip(requests, replies, strict=True)
         ]
 
-    def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         """Read how likely each label is right after the prefill.
 
         Raises:
@@ -204,7 +204,9 @@ class VLLMServerEngine(Engine):
         """
         return self._call("label_logprobs", requests)
 
-    def _call(self, verb: Literal["generate", "label_logprobs"], requests: Sequence[Request]) -> list[Reply | Failure]:
+    def _call(
+        self, verb: Literal["generate", "label_logprobs"], requests: Sequence[Request]
+    ) -> list[Reply | EngineFailure]:
         if not requests:
             return []
         with self._lock:
@@ -218,7 +220,7 @@ class VLLMServerEngine(Engine):
             except EngineError:
                 if not child.died:
                     raise
-        return [Failure(DIED, child.died)] * len(requests)
+        return [EngineFailure(DIED, child.died)] * len(requests)
 
     # -- the device -------------------------------------------------------------------------------------------------------
 

@@ -139,9 +139,9 @@ def charts_of(run: RunLog, trainer: TrainerLogs) -> list[dict[str, Any]]:
             **share,
         ),
         chart(
-            "Markers disarmed",
+            "Markers sanitized",
             "Completions that held a verdict tag, a section header or a chat token.",
-            [line("disarmed", metric("disarmed_rate"))],
+            [line("sanitized", metric("sanitized_rate"))],
             **share,
         ),
         _seconds(run, train, trainer),
@@ -269,8 +269,8 @@ def findings_of(run: RunLog) -> list[dict[str, str]]:
     if whole.comparisons and whole.failed / whole.comparisons > 0.05:
         reasons = ", ".join(f"{reason} ({count})" for reason, count in whole.reasons.most_common(3))
         found.append(("bad", f"{whole.failed / whole.comparisons:.0%} of all judgements failed: {reasons}."))
-    if now["disarmed_rate"] > 0.02 and now["disarmed_rate"] > 2 * begun["disarmed_rate"]:
-        said = f"{begun['disarmed_rate']:.0%} of the completions at first, {now['disarmed_rate']:.0%} at last"
+    if now["sanitized_rate"] > 0.02 and now["sanitized_rate"] > 2 * begun["sanitized_rate"]:
+        said = f"{begun['sanitized_rate']:.0%} of the completions at first, {now['sanitized_rate']:.0%} at last"
         found.append(("bad", f"The policy writes more and more of what would speak for the judge: {said}."))
     if now["length_correlation"] > 0.3:
         found.append(("warn", f"Long answers are paid for: correlation {now['length_correlation']:.2f} inside groups."))

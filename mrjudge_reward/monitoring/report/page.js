@@ -269,8 +269,8 @@
     const failed = failedOf(group);
     const marks = [];
     if (failed) marks.push(["bad", failed === group.verdicts.length ? "all failed" : `${failed} failed`]);
-    const disarmed = group.candidates.filter((one) => one.marks.includes("disarmed")).length;
-    if (disarmed) marks.push(["warn", `${disarmed} disarmed`]);
+    const sanitized = group.candidates.filter((one) => one.marks.includes("sanitized")).length;
+    if (sanitized) marks.push(["warn", `${sanitized} sanitized`]);
     return marks;
   }
   const buttons = data.groups.map((group, index) => {
@@ -321,8 +321,8 @@
   }
 
   function candidateOf(one, index) {
-    const tags = one.marks.map((mark) => el("span", { class: `tag ${mark === "disarmed" ? "warn" : ""}` },
-      mark === "disarmed" ? "markers disarmed" : "no answer: loses unseen"));
+    const tags = one.marks.map((mark) => el("span", { class: `tag ${mark === "sanitized" ? "warn" : ""}` },
+      mark === "sanitized" ? "markers sanitized" : "no answer: loses unseen"));
     if (one.chars > one.text.length) tags.push(el("span", { class: "tag" }, `cut: ${one.chars.toLocaleString("en")} characters`));
     if (!known(one.score)) tags.push(el("span", { class: "tag bad" }, "no score"));
     return el("section", { class: "candidate" },

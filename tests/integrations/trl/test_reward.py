@@ -12,7 +12,7 @@ from PIL import Image
 from mrjudge_reward import (
     Choice,
     ConfigError,
-    Failure,
+    EngineFailure,
     FailureAlarm,
     InputError,
     Judge,
@@ -106,7 +106,7 @@ def test_the_text_of_a_completion(completion: Any, text: str) -> None:
 
 def test_one_prompts_failure_does_not_touch_another() -> None:
     def script(request: Request) -> Any:
-        return Failure("down") if "bad" in request.messages[-1].text else "<answer>A</answer>"
+        return EngineFailure("down") if "bad" in request.messages[-1].text else "<answer>A</answer>"
 
     reward = JudgeReward(judge(script), num_generations=2, on_abstain="none")
     rewards = reward(["bad", "bad", "good", "good"], ["a", "b", "c", "d"])
@@ -117,7 +117,7 @@ def test_one_prompts_failure_does_not_touch_another() -> None:
 
 def test_without_a_trainer_unknown_scores_take_their_groups_mean() -> None:
     """Nobody can tell whether a second reward function would turn None into 0."""
-    reward = JudgeReward(judge(lambda _: Failure("down")), num_generations=2)
+    reward = JudgeReward(judge(lambda _: EngineFailure("down")), num_generations=2)
     assert reward(["p", "p"], ["a", "b"]) == [0.0, 0.0]
 
 

@@ -11,7 +11,16 @@ import pytest
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from mrjudge_reward import Choice, ConfigError, Failure, FailureAlarm, InputError, Judge, JudgeConfig, ScriptedEngine
+from mrjudge_reward import (
+    Choice,
+    ConfigError,
+    EngineFailure,
+    FailureAlarm,
+    InputError,
+    Judge,
+    JudgeConfig,
+    ScriptedEngine,
+)
 from mrjudge_reward.integrations.trl import SelectingRollout
 from mrjudge_reward.integrations.trl.reward import JUDGED, JudgedRow, JudgeReward
 from tests.support.trl_setup import PROMPTS, grpo_like, logged, prompt_dataset, tiny_policy
@@ -90,7 +99,9 @@ def test_chat_prompts_and_evaluation_of_another_group_size(smol_tokenizer: Any, 
 
 
 def test_a_judge_that_fails_leaves_rows_without_reward_and_steps_without_gradient(smol_tokenizer: Any, tmp_path: Path):
-    reward = Watched(scripted(lambda request: Failure("timeout", transient=False)), num_generations=4, name="judge")
+    reward = Watched(
+        scripted(lambda request: EngineFailure("timeout", transient=False)), num_generations=4, name="judge"
+    )
     trainer = trained(smol_tokenizer, reward, tmp_path, SelectingRollout(reward, candidates=6), max_steps=1)
     assert reward.calls[0][1] == [None] * 8
     assert logged(trainer, "judge/failed_rate") == [1.0]

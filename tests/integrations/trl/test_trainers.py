@@ -18,7 +18,7 @@ from mrjudge_reward.integrations.trl import JudgeReward
 from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.prompting.formats import Choice
 from mrjudge_reward.scoring.stats import METRICS, FailureAlarm
-from mrjudge_reward.types import Failure, Request
+from mrjudge_reward.types import EngineFailure, Request
 from tests.support.trl_setup import PROMPTS, common, grpo_like, logged, prompt_dataset, tiny_policy
 
 
@@ -133,9 +133,9 @@ def failing_judge(share_that_works: int) -> tuple[Judge, ScriptedEngine]:
 
     def script(request: Request) -> Any:
         if share_that_works == 0:
-            return Failure("down")
+            return EngineFailure("down")
         seen = len(engine.requests)
-        return working.script(request) if seen % 3 else Failure("down")
+        return working.script(request) if seen % 3 else EngineFailure("down")
 
     engine = ScriptedEngine(script)
     return Judge(engine, Choice(), schedule="ring", retries=0, alarm=FailureAlarm(max_fraction=1.0)), engine

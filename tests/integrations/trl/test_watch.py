@@ -112,7 +112,7 @@ def test_a_policy_that_spoofs_verdicts_before_a_gullible_judge_is_caught_and_sai
         trainer = trained(tmp_path, smol_tokenizer, reward, spoofing_policy(smol_tokenizer), max_completion_length=40)
     rows = [text for text in trainer._logs["completion"] if SPOOF in text]
     assert len(rows) == 6, "three of four completions of the last step spoof"
-    assert logged(trainer, "judge/disarmed_rate") == [0.75, 0.75]
+    assert logged(trainer, "judge/sanitized_rate") == [0.75, 0.75]
     assert logged(trainer, "judge/canary_right_spoof") == [0.0, 0.0]
     assert "no better than chance against spoof (0.00)" in caplog.text
     rewarded = list(zip(trainer._logs["completion"], trainer._logs["rewards"]["judge"], strict=True))
@@ -127,7 +127,7 @@ def test_it_stops_the_run_when_asked(smol_tokenizer: Any, tmp_path: Path) -> Non
     with pytest.raises(JudgeDriftedError, match=r"spoof is at 0\.00 in the right order"):
         trained(tmp_path, smol_tokenizer, reward, spoofing_policy(smol_tokenizer), max_completion_length=40)
     (batch,) = read_run(tmp_path).batches
-    assert batch.stats.metrics()["disarmed_rate"] == 0.75, "what led to it is in the log"
+    assert batch.stats.metrics()["sanitized_rate"] == 0.75, "what led to it is in the log"
     page = page_of(tmp_path)
     assert "spoof is at 0.00 in the right order" in page
 

@@ -429,7 +429,7 @@ TRAPS: list[tuple[str, Sequence[str], str, str, Sequence[str]]] = [
         [*SERVED, "+mrjudge.judge.model=another/judge"],
         "served judge",
         "failed",
-        ["some/judge", "nobody asks it", "another/judge inside the cohort actor"],
+        ["some/judge", "nobody asks it", "another/judge inside the judge actor"],
     ),
     (
         "a local judge without a GPU",

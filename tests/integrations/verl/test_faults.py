@@ -27,8 +27,8 @@ from tests.support.verl_judges import scripted_judge
 from tests.support.verl_setup import (
     Rollout,
     Streaming,
-    cohort_actors,
     expected,
+    judge_actors,
     made_reward_loop,
     rollouts,
     verl_config,
@@ -78,10 +78,10 @@ def test_members_that_never_come_or_come_too_late(streaming: Any):
         assert info(again)["judge_partial"] == 1
 
 
-def test_a_killed_cohort_actor_is_made_again_and_its_groups_meet_once_more(streaming: Any):
+def test_a_killed_judge_actor_is_made_again_and_its_groups_meet_once_more(streaming: Any):
     with streaming(factory=f"{JUDGES}:slow_judge", deadline_s=60.0) as stream:
         stream.all(rollouts(1, 4))  # all is up
-        (name,) = (name for name in cohort_actors() if is_alive(name))
+        (name,) = (name for name in judge_actors() if is_alive(name))
         made = rollouts(30, 4)
 
         async def run() -> dict[Rollout, float]:

@@ -17,15 +17,15 @@ from tensordict import TensorDict
 from verl import DataProto
 
 from mrjudge_reward.errors import ConfigError, EngineError, InputError
-from mrjudge_reward.integrations.verl import actor as verl_cohorts
+from mrjudge_reward.integrations.verl import actor as verl_actor
 from mrjudge_reward.integrations.verl import reward_manager as verl_reward
-from mrjudge_reward.integrations.verl.actor import CohortClient
+from mrjudge_reward.integrations.verl.actor import JudgeActorClient
 from mrjudge_reward.integrations.verl.reward_manager import JudgeRewardManager, prompt_hash
 from mrjudge_reward.integrations.verl.settings import VerlSettings
 from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.messages import ImagePart, TextPart, as_messages
 from mrjudge_reward.streaming.scores import INFO_KEYS, Sample, Scored
-from tests.support.cohort import run, sample
+from tests.support.arriving import run, sample
 from tests.support.verl_setup import colocated, verl_config
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Which?"}]
@@ -67,7 +67,7 @@ def test_a_row_of_the_v1_trainer():
     found = manager().sample_of(rows([5, 6], session_id=3, mrjudge_group_size=4, index=0))
     assert found == Sample("u1", "3", 4, as_messages(CHAT), "t5 t6", 2)
     assert pickle.loads(pickle.dumps(found)) == found
-    for value in (found.cohort, found.member, found.answer):
+    for value in (found.group, found.member, found.answer):
         assert type(value) is str, "numpy's own types stay out of what travels"
     assert type(found.size) is type(found.length) is int
 
@@ -114,9 +114,9 @@ def test_the_size_of_a_group(fields: dict[str, Any], size: int):
 
 def test_identities():
     assert manager().sample_of(rows([1], session_id=None)).member is None
-    assert manager().sample_of(rows([1], attempt=2)).cohort == "u1/2"
+    assert manager().sample_of(rows([1], attempt=2)).group == "u1/2"
     nameless = manager().sample_of(rows([1], uid=None))
-    assert nameless.cohort == f"prompt-{prompt_hash(as_messages(CHAT))}"
+    assert nameless.group == f"prompt-{prompt_hash(as_messages(CHAT))}"
     assert not nameless.lasting
     assert manager().sample_of(rows([1])).lasting
 
@@ -225,7 +225,7 @@ class Actors:
 
 
 @pytest.fixture
-def client(monkeypatch: pytest.MonkeyPatch) -> Callable[..., CohortClient]:
+def client(monkeypatch: pytest.MonkeyPatch) -> Callable[..., JudgeActorClient]:
     real_sleep = asyncio.sleep
 
     class Quick:
@@ -236,10 +236,10 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Callable[..., CohortClient]:
         async def sleep(seconds: float) -> None:
             await real_sleep(seconds / 100)
 
-    monkeypatch.setattr(verl_cohorts, "asyncio", Quick())
+    monkeypatch.setattr(verl_actor, "asyncio", Quick())
 
-    def made(*answers: Any, **settings: Any) -> CohortClient:
-        mine = CohortClient(JudgeConfig(), VerlSettings(**settings))
+    def made(*answers: Any, **settings: Any) -> JudgeActorClient:
+        mine = JudgeActorClient(JudgeConfig(), VerlSettings(**settings))
         mine._maker = Actors(*answers)
         return mine
 
@@ -257,10 +257,10 @@ def task_error(cause: Exception) -> Exception:
         ((RayActorError(), RayActorError(), RayActorError()), EngineError, "died 3 times under the same sample"),
         ((task_error(ConfigError("no such model")),), ConfigError, "no such model"),
         ((task_error(EngineError("down")),), EngineError, "down"),
-        ((task_error(TimeoutError("slow")),), EngineError, "the cohort actor: TimeoutError"),
-        ((task_error(ValueError("odd")),), EngineError, "the cohort actor: ValueError"),
+        ((task_error(TimeoutError("slow")),), EngineError, "the judge actor: TimeoutError"),
+        ((task_error(ValueError("odd")),), EngineError, "the judge actor: ValueError"),
         ((ray.exceptions.RaySystemError("lost"),), EngineError, "cannot be reached"),
-        ((None,), EngineError, "no answer of the cohort actor within"),
+        ((None,), EngineError, "no answer of the judge actor within"),
     ],
     ids=str,
 )
@@ -286,8 +286,8 @@ def test_a_dead_actor_is_made_again_once_for_all_that_waited(client: Any):
 def test_actor_options_that_ray_does_not_take_are_told_at_once():
     for options in ({"num_gpu": 1}, {"name": "mine"}, {"max_concurrency": 5}):
         with pytest.raises(ConfigError, match="actor_options"):
-            CohortClient(JudgeConfig(), VerlSettings(actor_options=options))
-    CohortClient(JudgeConfig(), VerlSettings(actor_options={"num_gpus": 0.5, "num_cpus": 1}))
+            JudgeActorClient(JudgeConfig(), VerlSettings(actor_options=options))
+    JudgeActorClient(JudgeConfig(), VerlSettings(actor_options={"num_gpus": 0.5, "num_cpus": 1}))
 
 
 def test_workers_of_a_run_agree_on_the_actors_name_and_other_runs_have_another():

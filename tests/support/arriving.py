@@ -1,4 +1,4 @@
-"""A judge behind a queue, cohorts on top, and a loop that is clean when a test has ended."""
+"""A judge behind a queue, groups on top, and a loop that is clean when a test has ended."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from mrjudge_reward.judge import Judge
 from mrjudge_reward.messages import as_messages
 from mrjudge_reward.prompting.formats import Choice
 from mrjudge_reward.scoring.rewards import RewardShape, reward_group
-from mrjudge_reward.streaming.batches import CohortBatches
-from mrjudge_reward.streaming.groups import Cohorts
+from mrjudge_reward.streaming.batches import SharedBatches
+from mrjudge_reward.streaming.groups import ArrivingGroups
 from mrjudge_reward.streaming.queue import JudgingQueue
 from mrjudge_reward.streaming.scores import Sample, Scored
 from mrjudge_reward.types import Group
@@ -36,9 +36,9 @@ def scripted(engine: ScriptedEngine | None = None, **settings: Any) -> Judge:
     return Judge(engine or ScriptedEngine.by_utility(taste, 0.7), Choice(), **(defaults | settings))  # type: ignore[arg-type]
 
 
-def sample(member: int | str | None, answer: str, size: int = 4, cohort: str = "g", **fields: Any) -> Sample:
+def sample(member: int | str | None, answer: str, size: int = 4, group: str = "g", **fields: Any) -> Sample:
     fields = {"prompt": PROMPT, "length": len(answer)} | fields
-    return Sample(cohort, None if member is None else str(member), size, answer=answer, **fields)
+    return Sample(group, None if member is None else str(member), size, answer=answer, **fields)
 
 
 def direct(judge: Judge, answers: Sequence[str], names: Sequence[str] | None = None, key: str = "g") -> list[float]:
@@ -53,7 +53,7 @@ def numbers(count: int) -> list[str]:
 
 
 class World:
-    """Cohorts and batches over one queue."""
+    """ArrivingGroups and batches over one queue."""
 
     def __init__(
         self,
@@ -67,16 +67,16 @@ class World:
     ) -> None:
         self.queue = JudgingQueue(build, judge_deadline_s)
         _open.append(self)
-        self.cohorts = Cohorts(self.queue, shape=shape, **({"deadline_s": 30.0, "settle_s": 0.03} | settings))
-        self.batches = CohortBatches(self.queue, shape=shape, sizes=sizes, deadline_s=batch_deadline_s)
+        self.arriving = ArrivingGroups(self.queue, shape=shape, **({"deadline_s": 30.0, "settle_s": 0.03} | settings))
+        self.batches = SharedBatches(self.queue, shape=shape, sizes=sizes, deadline_s=batch_deadline_s)
 
     async def ready(self) -> World:
-        await self.queue.ask_ahead(())
+        await self.queue.ask_early(())
         return self
 
     def send(self, *args: Any, **fields: Any) -> asyncio.Task[Scored]:
         given = args[0] if isinstance(args[0], Sample) else sample(*args, **fields)
-        return asyncio.get_running_loop().create_task(self.cohorts.join(given))
+        return asyncio.get_running_loop().create_task(self.arriving.join(given))
 
     @property
     def engine(self) -> ScriptedEngine:
