@@ -58,10 +58,15 @@ chromium:
 demo: $(VENV)/.installed
 	@$(BIN)/python -W ignore -m recipes.policy.demo $(if $(STEPS),--steps $(STEPS))
 
+# mypy looks at the package as it is imported: integrations/ is mrjudge_reward.integrations.
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy mrjudge_reward integrations recipes $(filter-out tests/benchmarks/test_%,$(wildcard tests/benchmarks/*.py))
+	@rm -rf .mypy_tree && mkdir -p .mypy_tree/tests && cp -rs $(CURDIR)/mrjudge_reward $(CURDIR)/recipes .mypy_tree && \
+	  cp -rs $(CURDIR)/integrations .mypy_tree/mrjudge_reward && cp -rs $(CURDIR)/tests/benchmarks $(CURDIR)/tests/support \
+	  $(CURDIR)/tests/__init__.py .mypy_tree/tests
+	cd .mypy_tree && $(abspath $(BIN))/mypy --config-file ../pyproject.toml -p mrjudge_reward -p recipes \
+	  $(patsubst tests/benchmarks/%.py,-m tests.benchmarks.%,$(filter-out tests/benchmarks/test_% tests/benchmarks/__%,$(wildcard tests/benchmarks/*.py)))
 
 # Everything a change can break. Two workers take whole files, long ones first (see tests/conftest.py).
 test: lint chromium
@@ -93,4 +98,4 @@ bench: setup
 	$(BIN)/python -m tests.benchmarks.images
 
 clean:
-	rm -rf $(VENV) build *.egg-info recipes/verl/cpu/vllm_name/build recipes/verl/cpu/vllm_name/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
+	rm -rf $(VENV) build *.egg-info recipes/verl/cpu/vllm_name/build recipes/verl/cpu/vllm_name/*.egg-info .pytest_cache .mypy_cache .mypy_tree .ruff_cache .hypothesis .coverage*

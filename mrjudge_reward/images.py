@@ -155,6 +155,8 @@ def given_as(image: Any) -> str:
     elif hasattr(image, "tobytes") and hasattr(image, "mode"):  # PIL
         palette = image.getpalette() if getattr(image, "mode", "") == "P" else None
         content = f"{image.mode}{image.size}{palette}".encode() + image.tobytes()
+    elif hasattr(image, "tobytes") and hasattr(image, "shape"):  # an array
+        content = f"{image.dtype}{image.shape}".encode() + image.tobytes()
     else:
         raise InputError(f"an image must be a PIL image, bytes, a path or a URL; got {type(image).__name__}")
     return hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -76,14 +76,14 @@ class Judge:
         **named: Any,
     ) -> None:
         if settings is None:
-            settings = JudgeSettings(**{"model": engine.identity, "format": format, **named})
+            settings = JudgeSettings(**{"model": engine.name, "format": format, **named})
         elif named or format != "auto":
             raise ConfigError("give settings, or settings by name, not both")
         if settings.verdict_mode != "generate" and not engine.can_read:
-            raise ConfigError(f"{engine.identity} cannot read label probabilities; use verdict='generate'")
+            raise ConfigError(f"{engine.name} cannot read label probabilities; use verdict='generate'")
         if (cache is not None or settings.cache is not None) and engine.weights_may_change:
             raise ConfigError(
-                f"{engine.identity} is a loaded model whose weights may change, so its replies cannot be kept: leave out "
+                f"{engine.name} is a loaded model whose weights may change, so its replies cannot be kept: leave out "
                 "the cache, or give the engine the model's name"
             )
         self.engine = engine

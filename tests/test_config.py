@@ -408,8 +408,8 @@ def test_a_weight_is_a_number(name: str, value: float):
 
 def test_a_judge_by_itself_has_the_defaults_of_a_config():
     engine = ScriptedEngine.by_utility(len)
-    assert Judge(engine).settings == JudgeSettings(model=engine.identity)
-    assert Judge(engine, "score", seed=3).settings == JudgeSettings(model=engine.identity, format="score", seed=3)
+    assert Judge(engine).settings == JudgeSettings(model=engine.name)
+    assert Judge(engine, "score", seed=3).settings == JudgeSettings(model=engine.name, format="score", seed=3)
     with pytest.raises(ConfigError, match="not both"):
         Judge(engine, settings=JudgeSettings(model="m"), seed=3)
 

@@ -10,7 +10,9 @@ import pickle
 import shutil
 import subprocess
 import sys
+import sysconfig
 import typing
+import venv
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -207,27 +209,24 @@ def test_an_installed_package_is_returned_and_a_broken_one_shows_its_own_error(
 # -- what is shipped --------------------------------------------------------------------------------------------------
 
 
-def test_a_wheel_holds_the_templates_the_type_marker_and_the_integrations(tmp_path: Path):
-    tree = tmp_path / "tree"
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    tree = folder / "tree"
     tree.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
     for name in ("mrjudge_reward", "integrations"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-    command = [
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-        "-w",
-        str(tmp_path),
-        str(tree),
-    ]
-    built = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, check=False)
+    quiet = ("--quiet", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder))
+    command = [sys.executable, "-m", "pip", "wheel", *quiet, str(tree)]
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
-    (wheel,) = tmp_path.glob("*.whl")
+    (made,) = folder.glob("*.whl")
+    return made
+
+
+def test_a_wheel_holds_the_templates_the_type_marker_and_the_integrations(wheel: Path):
     with zipfile.ZipFile(wheel) as archive:
         held = set(archive.namelist())
     expected = {f"mrjudge_reward/{path.relative_to(PACKAGE)}" for path in PACKAGE.rglob("*.py")}
@@ -239,3 +238,35 @@ def test_a_wheel_holds_the_templates_the_type_marker_and_the_integrations(tmp_pa
     expected |= {"mrjudge_reward/py.typed", "mrjudge_reward/integrations/trl/reward.py"}
     assert expected - held == set()
     assert not [name for name in held if name.startswith(("tests/", "integrations/", "recipes/", "benchmarks/"))]
+
+
+PUBLIC = """
+import importlib.metadata, sys
+import mrjudge_reward
+from mrjudge_reward.integrations import trl
+
+names = [getattr(mrjudge_reward, name) for name in mrjudge_reward.__all__]
+ours = (trl.JudgeReward, trl.SelectingRollout, trl.SharedBaseJudgeReward, trl.JudgeOnlineDPOTrainer)
+judge = mrjudge_reward.Judge(mrjudge_reward.ScriptedEngine.by_utility(len))
+assert judge.rank("Greet me.", ["Hi", "Good morning to you"]).best == 1
+scripts = importlib.metadata.distribution("mrjudge-reward").entry_points
+for script in scripts:
+    script.load()
+from mrjudge_reward.integrations import verl
+verl.JudgeRewardManager, verl.compute_score
+print(mrjudge_reward.__file__, len(names), len(scripts))
+"""
+
+
+def test_every_public_name_can_be_imported_from_a_wheel_in_a_fresh_environment(wheel: Path, tmp_path: Path):
+    venv.create(tmp_path / "fresh")  # without pip
+    (site,) = (tmp_path / "fresh").glob("lib/python*/site-packages")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    (site / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")  # other packages, and no editable install
+    command = [tmp_path / "fresh" / "bin" / "python", "-W", "ignore", "-c", PUBLIC]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    where, names, scripts = done.stdout.split()[-3:]
+    assert Path(where).is_relative_to(site)
+    assert (int(names), int(scripts)) == (len(mrjudge_reward.__all__), 2)

@@ -46,8 +46,10 @@ from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
 from mrjudge_reward.errors import ConfigError, InputError
+from mrjudge_reward.images import bare, given_as
 from mrjudge_reward.messages import ImagePart, Message, Part, TextPart, as_messages, final_answer
 from mrjudge_reward.streaming.scores import Sample, Scored
+from mrjudge_reward.streaming.waiting import refuse, serve
 
 from .actor import MANY, JudgeActorClient
 from .settings import VALIDATION_SPLITS, VerlSettings, is_colocated, served_judge
@@ -149,13 +151,10 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
             try:
                 scored = await self.client.join_share([sample for sample, _ in share], _worker_number(), self.workers)
             except Exception as error:  # noqa: BLE001  told to every row
-                for _, waiter in share:
-                    if not waiter.done():
-                        waiter.set_exception(error)
+                refuse((waiter for _, waiter in share), error)
                 return
             for (_, waiter), result in zip(share, scored, strict=True):
-                if not waiter.done():
-                    waiter.set_result(result)
+                serve([waiter], result)
 
         task = asyncio.get_running_loop().create_task(deliver())
         self._tasks.add(task)
@@ -235,35 +234,21 @@ def _prompt(row: Mapping[str, Any]) -> tuple[Message, ...]:
     users = [index for index, message in enumerate(messages) if message.role == "user"]
     if len(images) and users and not any(message.images for message in messages):
         last = messages[users[-1]]
-        shown: tuple[Part, ...] = tuple(ImagePart(_bare(image)) for image in images)
+        shown: tuple[Part, ...] = tuple(ImagePart(bare(image)) for image in images)
         messages[users[-1]] = Message(last.role, (*shown, *last.content))
     return tuple(messages)
 
 
-def _bare(image: Any) -> Any:
-    return image.get("bytes") or image.get("path") if isinstance(image, Mapping) else image
-
-
 def prompt_hash(prompt: Sequence[Message]) -> str:
     """Identity of a prompt, its images included."""
-    found = hashlib.blake2b(digest_size=16)
-    for message in prompt:
-        found.update(f"{message.role!r} {len(message.content)}\n".encode())
-        for part in message.content:
-            kind, content = ("text", part.text.encode()) if isinstance(part, TextPart) else _image_content(part.image)
-            found.update(f"{kind} {len(content)}\n".encode() + content)  # lengths, so that no text can look like two
-    return found.hexdigest()
-
-
-def _image_content(image: Any) -> tuple[str, bytes]:
-    """What kind of image it is, and its bytes."""
-    if isinstance(image, bytes):
-        return "bytes", image
-    if hasattr(image, "getpalette"):  # PIL
-        return f"image {image.mode} {image.size}", bytes(image.tobytes()) + bytes(image.getpalette() or ())
-    if hasattr(image, "tobytes"):
-        return f"array {getattr(image, 'shape', '')} {getattr(image, 'dtype', '')}", bytes(image.tobytes())
-    return "path", str(image).encode()
+    shown = [
+        (
+            message.role,
+            [part.text if isinstance(part, TextPart) else (given_as(part.image),) for part in message.content],
+        )
+        for message in prompt
+    ]
+    return hashlib.blake2b(repr(shown).encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
 def _text_at(row: Mapping[str, Any], path: str | None) -> str | None:

@@ -206,7 +206,7 @@ def _memory(config: JudgeConfig) -> Check:
 
 
 def _engine(config: JudgeConfig, engine: Engine) -> Iterator[Check]:
-    yield Check("engine", "ok", engine.identity)
+    yield Check("engine", "ok", engine.name)
     size = engine.context_tokens
     unknown = "unknown, taken to be 16384 tokens; set context_tokens if it is less"
     yield Check("context", "ok" if size else "note", f"{size} tokens" if size else unknown, {"tokens": size})

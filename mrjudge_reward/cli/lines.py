@@ -49,7 +49,7 @@ def say(message: str) -> None:
 
 
 @dataclass(frozen=True)
-class Item:
+class InputLine:
     """An input line: a group, or what is wrong with it. The digest is of its content and of the judge's settings."""
 
     line: int
@@ -163,7 +163,7 @@ def _image_contents(group: Group) -> list[str]:
 
 def read_items(
     stream: BinaryIO, name: str, config: JudgeConfig, counts: Counts, folder: Path = Path()
-) -> Iterator[Item]:
+) -> Iterator[InputLine]:
     """The input lines, in order; what is wrong with one is said at once and kept in its place.
 
     Args:
@@ -195,10 +195,10 @@ def read_items(
             counts.bad += 1
             say(f"{name}, line {line}: {fault}")
         digest = hashlib.blake2b(settings + json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
-        yield Item(line, key, digest, group, fault)
+        yield InputLine(line, key, digest, group, fault)
 
 
-def skip_finished(output: Path, items: Iterator[Item], counts: Counts) -> int:
+def skip_finished(output: Path, items: Iterator[InputLine], counts: Counts) -> int:
     """Skip the input lines whose results are there, and say how many bytes of the output to keep."""
     keep = 0
     with output.open("rb") as file:
@@ -234,7 +234,7 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _encoded(item: Item, judgement: Judgement | None, counts: Counts) -> bytes:
+def _encoded(item: InputLine, judgement: Judgement | None, counts: Counts) -> bytes:
     record: dict[str, Any] = {"id": item.id, "line": item.line, "error": item.error}
     if judgement is not None:
         failed = sum(played.verdict.failed for played in judgement.played)
@@ -252,7 +252,7 @@ def _encoded(item: Item, judgement: Judgement | None, counts: Counts) -> bytes:
     return text.encode(errors="backslashreplace") + b"\n"  # half a surrogate pair becomes its JSON escape
 
 
-def _judged(judge: Judge | None, batch: list[Item], counts: Counts) -> bytes:
+def _judged(judge: Judge | None, batch: list[InputLine], counts: Counts) -> bytes:
     groups = [item.group for item in batch if item.group is not None]
     judgements = iter(judge.judge(groups) if judge is not None and groups else ())
     return b"".join(_encoded(item, next(judgements) if item.group else None, counts) for item in batch)
@@ -268,7 +268,7 @@ def _progress(sink: BinaryIO) -> Progress:
 
 
 def write_all(
-    config: JudgeConfig, items: Iterator[Item], chunk: int, sink: BinaryIO, keep: int | None, counts: Counts
+    config: JudgeConfig, items: Iterator[InputLine], chunk: int, sink: BinaryIO, keep: int | None, counts: Counts
 ) -> None:
     """Judge in chunks and write each as soon as it is judged; what is beyond ``keep`` goes before the first write."""
     judge: Judge | None = None

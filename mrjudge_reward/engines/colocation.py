@@ -196,7 +196,7 @@ class ColocatedEngine(Engine):
             engine = build()
             if not isinstance(engine, SleepingEngine):
                 engine.close()
-                raise ConfigError(f"{engine.identity} cannot sleep, so it cannot share a device")
+                raise ConfigError(f"{engine.name} cannot sleep, so it cannot share a device")
             self.engine: SleepingEngine = engine
             try:
                 self._put_to_sleep()
@@ -204,7 +204,7 @@ class ColocatedEngine(Engine):
                 engine.close()
                 raise
             self.turns, self.awake_s = 1, time.perf_counter() - started
-        self.identity = self._device.who = engine.identity
+        self.identity, self._device.who = engine.identity, engine.name
         self.reserved, self.context_tokens = engine.reserved, engine.context_tokens
         self.can_read = engine.can_read
         self.concurrent_calls, self.weights_may_change = engine.concurrent_calls, engine.weights_may_change
@@ -266,6 +266,11 @@ class ColocatedEngine(Engine):
         """Read how likely each label is right after the prefill."""
         with self.session():
             return self.engine.label_logprobs(requests)
+
+    @property
+    def name(self) -> str:
+        """Of the engine within."""
+        return self.engine.name
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text; needs no turn."""

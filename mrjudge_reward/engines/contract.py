@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
 from mrjudge_reward.images import Picture
 from mrjudge_reward.types import EngineFailure, Reply, Request
+
+_FOLDERS = re.compile(r"/(?:[^/\s+]+/)+")
 
 
 @runtime_checkable
@@ -18,7 +21,8 @@ class Engine(Protocol):
     ``EngineFailure`` stands in its place.
 
     Attributes:
-        identity: model, adapter and precision; part of the cache key.
+        identity: everything that decides what the judge says (model, revision, adapter, precision, tokenizer), and not
+            where it runs; part of the cache key. Shown to nobody: see ``name``.
         can_read: whether ``label_logprobs`` works.
         reserved: strings that its tokenizer turns into special tokens; rendering neutralises them.
         context_tokens: the most tokens a request and its reply may hold together; None if unknown.
@@ -50,6 +54,11 @@ class Engine(Protocol):
     def close(self) -> None:
         """Release connections and devices; safe to call twice."""
         ...
+
+    @property
+    def name(self) -> str:
+        """What is logged and shown: no folder of this machine, no credentials, no fields of requests."""
+        return _FOLDERS.sub("", self.identity)
 
     # -- hooks --------------------------------------------------------------------------------------------------------
 

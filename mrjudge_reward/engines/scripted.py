@@ -16,6 +16,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
+import numpy as np
+
 from mrjudge_reward.types import EngineFailure, Reply, Request, Usage
 
 from .contract import Engine
@@ -30,11 +32,10 @@ def shown_candidates(request: Request) -> dict[str, str]:
     return dict(_RESPONSE.findall(request.messages[-1].text))
 
 
-def _softmax(values: Mapping[str, float]) -> dict[str, float]:
-    top = max(values.values())
-    weights = {label: math.exp(max(-700.0, value - top)) for label, value in values.items()}  # never quite 0
-    total = sum(weights.values())
-    return {label: weight / total for label, weight in weights.items()}
+def _softmax(utilities: Mapping[str, float]) -> dict[str, float]:
+    values = np.array(list(utilities.values()))
+    logprobs = np.maximum(values - np.logaddexp.reduce(values), -700.0)  # never quite 0
+    return dict(zip(utilities, map(float, np.exp(logprobs)), strict=True))
 
 
 class ScriptedEngine(Engine):

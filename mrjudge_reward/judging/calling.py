@@ -46,7 +46,7 @@ def ask(engine: Engine, verb: Verb, requests: Sequence[Request], cache: ReplyCac
         batch = [requests[first[key]] for key in open_keys]
         replies = engine.generate(batch) if verb == "generate" else engine.label_logprobs(batch)
         if len(replies) != len(batch):
-            raise EngineError(f"{engine.identity} returned {len(replies)} replies to {len(batch)} requests")
+            raise EngineError(f"{engine.name} returned {len(replies)} replies to {len(batch)} requests")
         fresh = dict(zip(open_keys, replies, strict=True))
         if cache is not None:
             cache.put({key: reply for key, reply in fresh.items() if isinstance(reply, Reply)})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,9 +17,7 @@ from .run_log import RunLogWriter, log_name, read_run
 def described(judge: Judge) -> dict[str, Any]:
     """A judge's settings, as a reader of its log wants to know them."""
     return {
-        "judge": re.sub(
-            r"/(?:[^/\s+]+/)+", "", judge.engine.identity
-        ),  # a report is passed on: no folders of this machine
+        "judge": judge.engine.name,
         "format": type(judge.format).__name__,
         "schedule": judge.schedule.name,
         "rating": judge.rating.name,
@@ -38,7 +35,7 @@ class RunMonitor:
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None, name: str, canaries: Canaries | None) -> None:
-        self._folder = folder
+        self.folder = folder
         self._name = name
         self._canaries = canaries
         self._writer: RunLogWriter | None = None
@@ -66,10 +63,10 @@ class RunMonitor:
 
     def _first_report(self) -> CanaryReport | None:
         """The measurement before training, from the log of a run that goes on."""
-        if self._folder is None:
+        if self.folder is None:
             return None
         try:
-            batches = read_run(self._folder, log_name(self._name)).batches
+            batches = read_run(self.folder, log_name(self._name)).batches
             return next((CanaryReport.read(batch.canaries) for batch in batches if batch.canaries), None)
         except (InputError, OSError, TypeError, KeyError):  # no log yet, or none that can be read
             return None
@@ -78,8 +75,8 @@ class RunMonitor:
 
     def writer(self, rank: int) -> RunLogWriter | None:
         """Of the log; None where none is written."""
-        if self._writer is None and self._folder is not None:
-            self._writer = RunLogWriter(self._folder, self._name, rank)
+        if self._writer is None and self.folder is not None:
+            self._writer = RunLogWriter(self.folder, self._name, rank)
         return self._writer
 
     def log(

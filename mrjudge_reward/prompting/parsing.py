@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.types import NoVerdict
 
@@ -51,10 +53,7 @@ def softmax(logprobs: Sequence[float]) -> tuple[float, ...] | NoVerdict:
     """Softmax over the offered labels."""
     if not all(math.isfinite(value) for value in logprobs):
         return NoVerdict("unreadable label", f"log-probabilities {tuple(logprobs)!r:.200}")
-    top = max(logprobs)
-    weights = [math.exp(value - top) for value in logprobs]
-    total = sum(weights)
-    return tuple(weight / total for weight in weights)
+    return tuple(map(float, np.exp(np.subtract(logprobs, np.logaddexp.reduce(logprobs)))))
 
 
 def check_labels(labels: tuple[str, ...], least: int) -> None:

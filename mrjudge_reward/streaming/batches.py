@@ -26,6 +26,7 @@ from mrjudge_reward.scoring.stats import JudgeStats
 
 from .queue import JudgingQueue
 from .scores import Sample, Scored, Scorer, group_of
+from .waiting import refuse, serve
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,10 @@ class _Batch:
     workers: int
     shares: dict[int, _Share] = field(default_factory=dict)
     timer: asyncio.TimerHandle | None = None
+
+    @property
+    def waiters(self) -> list[asyncio.Future[list[Scored]]]:
+        return [waiter for share in self.shares.values() for waiter in share.waiters]
 
 
 class SharedBatches:
@@ -102,7 +107,7 @@ class SharedBatches:
 
     def _give_up(self, batch: _Batch) -> None:
         self._end(batch)
-        _refuse(batch, EngineError("another batch began before all workers had sent their share of this"))
+        refuse(batch.waiters, EngineError("another batch began before all workers had sent their share of this"))
 
     def _close(self, batch: _Batch) -> None:
         self._end(batch)
@@ -121,14 +126,12 @@ class SharedBatches:
                 [sample for share in shares for sample in share.samples], len(shares), len(shares) == batch.workers
             )
         except Exception as error:  # noqa: BLE001  told to all that wait
-            _refuse(batch, error)
+            refuse(batch.waiters, error)
             return
         results = iter(scored)
         for share in shares:
             own = [next(results) for _ in share.samples]
-            for waiter in share.waiters:
-                if not waiter.done():
-                    waiter.set_result(own)
+            serve(share.waiters, own)
 
     async def _scored(self, samples: Sequence[Sample], workers: int, complete: bool) -> list[Scored]:
         first = self._first_copy(samples, workers) if complete else len(samples)
@@ -173,13 +176,6 @@ class SharedBatches:
         if samples[indices[0]].lasting:
             return False
         return self._sizes == {1} or any(count % size == 0 for size in self._sizes if size > 1)
-
-
-def _refuse(batch: _Batch, error: Exception) -> None:
-    for share in batch.shares.values():
-        for waiter in share.waiters:
-            if not waiter.done():
-                waiter.set_exception(error)
 
 
 def _contents(samples: Sequence[Sample]) -> list[tuple[str, str | None, str]]:

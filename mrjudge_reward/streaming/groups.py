@@ -36,6 +36,7 @@ from mrjudge_reward.scoring.stats import JudgeStats
 
 from .queue import JudgingQueue
 from .scores import INFO_KEYS, Sample, Scored, Scorer, group_of
+from .waiting import refuse, serve
 
 __all__ = ["INFO_KEYS", "KEPT", "ArrivingGroups", "Sample", "Scored"]
 
@@ -300,15 +301,11 @@ def _hand_out(seats: Iterable[_Seat], scored: Sequence[Scored], mean: Scored) ->
     for seat, result in zip(seats, scored, strict=True):
         seat.scored = result
         for waiters, reward in ((seat.waiters, result), (seat.replaced, mean)):
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_result(reward)
+            serve(waiters, reward)
         seat.waiters, seat.replaced = [], []
 
 
 def _refuse(seats: Iterable[_Seat], error: Exception) -> None:
     for seat in seats:
-        for waiter in seat.waiters + seat.replaced:
-            if not waiter.done():
-                waiter.set_exception(error)
+        refuse(seat.waiters + seat.replaced, error)
         seat.waiters, seat.replaced = [], []

@@ -19,7 +19,7 @@ LINE_GROUPS = 16
 NAME = "judge"
 
 
-class StreamMonitor:
+class StreamMonitor(RunMonitor):
     """Counts groups; every ``LINE_GROUPS`` of them, or every batch, is a "step" of the log, and canaries' ``every`` counts
     groups as well. A judge that is asked from several threads measures in one of them.
 
@@ -29,32 +29,31 @@ class StreamMonitor:
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None, canaries: Canaries | None = None) -> None:
-        self._folder = folder
-        self._watch = RunMonitor(folder, NAME, canaries)
+        super().__init__(folder, NAME, canaries)
         self._lock = threading.Lock()
         self._seen = 0
         self._step: int | None = None
         self._waiting: list[tuple[Judgement, Sequence[float | None], Sequence[int]]] = []
         self._measured: CanaryReport | None = None
 
-    def due(self, groups: int) -> bool:
-        """Whether canaries are to be judged with these groups."""
+    def come(self, groups: int) -> bool:
+        """So many groups are to be judged; whether canaries are to be judged with them."""
         with self._lock:
             self._seen += groups
-            return groups > 0 and self._watch.due(self._seen)
+            return groups > 0 and self.due(self._seen)
 
-    def measure(self, judge: Judge) -> None:
+    def check(self, judge: Judge) -> None:
         """Judge the canaries.
 
         Raises:
             JudgeDriftedError: if the judge fails them and they are set to stop the run.
         """
-        report = self._watch.measure(judge, self._seen)
+        report = self.measure(judge, self._seen)
         with self._lock:
             self._measured = report
-        self._watch.stop_if_asked(report)
+        self.stop_if_asked(report)
 
-    def add(
+    def judged(
         self,
         judge: Judge,
         judgements: Sequence[Judgement],
@@ -62,7 +61,7 @@ class StreamMonitor:
         lengths: Sequence[Sequence[int]],
     ) -> None:
         """Groups were judged and rewarded."""
-        if self._folder is None:
+        if self.folder is None:
             return
         with self._lock:
             self._waiting += zip(judgements, rewards, lengths, strict=True)
@@ -71,15 +70,15 @@ class StreamMonitor:
             waiting, self._waiting = self._waiting, []
             measured, self._measured = self._measured, None
             self._step = (self._step if self._step is not None else self._last_step()) + 1
-            self._watch.log(
+            self.log(
                 0, self._step, "train", judge, [judgement for judgement, _, _ in waiting],
                 [rewards_G for _, rewards_G, _ in waiting], [lengths_G for _, _, lengths_G in waiting], measured,
             )  # fmt: skip
 
     def _last_step(self) -> int:
         """Where the log of a run that goes on ends."""
-        assert self._folder is not None
+        assert self.folder is not None
         try:
-            return max((batch.step for batch in read_run(self._folder, log_name(NAME)).batches), default=0)
+            return max((batch.step for batch in read_run(self.folder, log_name(NAME)).batches), default=0)
         except (InputError, OSError):
             return 0

@@ -16,6 +16,7 @@ from mrjudge_reward.judging.early import EarlyComparisons
 from mrjudge_reward.types import Group, Judgement
 
 from .log import StreamMonitor
+from .waiting import refuse, serve
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +32,6 @@ class _Work:
     asked: Sequence[Asked] = ()
     groups: Sequence[Group] = ()
     early: Sequence[EarlyComparisons | None] = field(default_factory=list)
-
-
-def _refuse(batch: Sequence[_Work], error: Exception) -> None:
-    for work in batch:
-        if not work.done.done():
-            work.done.set_exception(error)
 
 
 class JudgingQueue:
@@ -71,14 +66,19 @@ class JudgingQueue:
 
     async def judge_groups(
         self, groups: Sequence[Group], early: Sequence[EarlyComparisons | None] | None = None
-    ) -> list[Judgement]:
+    ) -> tuple[Judge, list[Judgement]]:
         """Judge groups in one batch.
+
+        Returns:
+            Who judged, and a judgement per group.
 
         Raises:
             MRJudgeError: whatever the judge raised; an ``EngineError`` if it took too long.
         """
         begun = list(early) if early is not None else [None] * len(groups)
-        return await self._submit(_Work(asyncio.get_running_loop().create_future(), (), groups, begun))
+        judgements = await self._submit(_Work(asyncio.get_running_loop().create_future(), (), groups, begun))
+        assert self.judge is not None
+        return self.judge, judgements
 
     async def _submit(self, work: _Work) -> list[Judgement]:
         if self._closed:
@@ -110,14 +110,13 @@ class JudgingQueue:
             judgements = iter(await loop.run_in_executor(self._threads, self._judge, batch))
             for work in batch:
                 answer = [next(judgements) for _ in work.groups]
-                if not work.done.done():
-                    work.done.set_result(answer)
+                serve([work.done], answer)
         except asyncio.CancelledError:
             if not self._closed:
                 raise
-            _refuse(batch, EngineError(_CLOSED))  # before a thread had taken it up
+            refuse((work.done for work in batch), EngineError(_CLOSED))  # before a thread had taken it up
         except Exception as error:  # noqa: BLE001  told to all that wait for it
-            _refuse(batch, error)
+            refuse((work.done for work in batch), error)
         finally:
             self._busy -= 1
             self._start()
@@ -133,11 +132,11 @@ class JudgingQueue:
                     logger.warning("asking early failed: %s: %s", type(error).__name__, error)
             groups = [group for work in batch for group in work.groups]
             begun = [early for work in batch for early in work.early]
-            due = self.log.due(len(groups))
+            due = self.log.come(len(groups))
             with self.judge.engine.session() if due else nullcontext():  # a colocated judge wakes once for both
                 judgements = self.judge.judge(groups, begun) if groups else []
                 if due:
-                    self.log.measure(self.judge)
+                    self.log.check(self.judge)
             return judgements
         except MRJudgeError:
             raise
@@ -147,7 +146,7 @@ class JudgingQueue:
     def close(self) -> None:
         """Release the judge. Work that waits is refused, and work in progress is not waited for."""
         self._closed = True
-        _refuse(self._waiting, EngineError(_CLOSED))
+        refuse((work.done for work in self._waiting), EngineError(_CLOSED))
         self._waiting = []
         self._threads.shutdown(wait=False, cancel_futures=True)
         if self.judge is not None:

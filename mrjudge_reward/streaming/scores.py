@@ -94,7 +94,7 @@ class Scorer:
         self.stats = JudgeStats()
         self._unreported = JudgeStats()
         self._next_report = -math.inf
-        self._queue = queue
+        self._queue, self._log = queue, queue.log
         self._shape = shape
 
     async def score(
@@ -115,15 +115,13 @@ class Scorer:
         Raises:
             MRJudgeError: if the judge raised.
         """
-        judgements = await self._queue.judge_groups(groups, early)
-        scored = list(map(self._scored, judgements, lengths, partial))
-        if (judge := self._queue.judge) is not None:
-            self._queue.log.add(judge, judgements, [[one.reward for one in group] for group in scored], lengths)
+        judge, judgements = await self._queue.judge_groups(groups, early)
+        neutral = judge.rating.neutral or 0.0
+        scored = [self._scored(*of_group, neutral) for of_group in zip(judgements, lengths, partial, strict=True)]
+        self._log.judged(judge, judgements, [[one.reward for one in group] for group in scored], lengths)
         return scored
 
-    def _scored(self, judgement: Judgement, lengths_G: Sequence[int], partial: bool) -> list[Scored]:
-        assert self._queue.judge is not None
-        neutral = self._queue.judge.rating.neutral or 0.0
+    def _scored(self, judgement: Judgement, lengths_G: Sequence[int], partial: bool, neutral: float) -> list[Scored]:
         rewards = reward_group(judgement, self._shape, "group_mean", lengths_G, neutral)
         stats = JudgeStats.of([judgement], [rewards.rewards_G], [lengths_G])
         self.stats += stats

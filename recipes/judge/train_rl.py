@@ -190,7 +190,7 @@ class Marks:
         completion_ids: Sequence[Sequence[int]],
         exercise: Sequence[int],
         log_metric: Callable[[str, float], None] | None = None,
-        **_: Any,
+        **columns: Any,
     ) -> list[float]:
         """Rewards of one rank's rows; the marks of the opposite order may come from another rank."""
         texts = [said if isinstance(said, str) else said[-1]["content"] for said in completions]
@@ -200,8 +200,8 @@ class Marks:
         _, world = rank_and_world()
         every = [row for rows in gather(own, world) for row in rows]
         accuracies: dict[Any, dict[tuple[int, ...], list[float]]] = defaultdict(lambda: defaultdict(list))
-        for number, one in every:
-            asked = self.book[number][1]
+        for row_number, one in every:
+            asked = self.book[row_number][1]
             accuracies[asked.twins][asked.slots].append(one.accuracy)
         rewards = []
         for number, one in own:

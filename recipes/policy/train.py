@@ -28,7 +28,7 @@ from pydantic import Field, PositiveInt
 
 from mrjudge_reward.engines.embedded import embedded_model_path
 from mrjudge_reward.errors import ConfigError, InputError
-from mrjudge_reward.integrations.trl import JudgeReward
+from mrjudge_reward.integrations.trl import JudgeReward, SharedBaseJudgeReward
 from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.settings import Settings
 from recipes.common.config import read_config
@@ -113,8 +113,6 @@ def reward_of(recipe: PolicyRecipe, settings: Any) -> JudgeReward:
     values = {"seed": settings.seed, **recipe.judge}
     if not recipe.shared_base:
         return JudgeReward(JudgeConfig(**values).build(), **sizes)
-    from mrjudge_reward.integrations.trl import SharedBaseJudgeReward
-
     config = JudgeConfig(**{"model": recipe.model, **values})
     if config.model != recipe.model:
         raise ConfigError(f"the judge is of {config.model}, the policy of {recipe.model}: they cannot share a base")
@@ -155,7 +153,7 @@ def online_trainer(recipe: PolicyRecipe, prompts: Sequence[Prompt]) -> tuple[Any
             peft_config=lora,
             **more,
         )
-    if recipe.shared_base:
+    if isinstance(reward, SharedBaseJudgeReward):
         reward.attach(trainer)
     trainer.remove_callback(transformers.PrinterCallback)
     log = Path(settings.output_dir) / "log.jsonl"

@@ -48,7 +48,7 @@ def main() -> None:
     pairs = draw_pairs(args.pairs, args.seed)
     groups = [Group.of("Write a sentence about a film.", [a.text, b.text], str(i)) for i, (a, b) in enumerate(pairs)]
     alone = JudgeConfig().build()
-    choice = Judge(alone.engine, Choice(), schedule="all_pairs", verdict="read")
+    choice = Judge(alone.engine, Choice(), schedule="all_pairs", verdict="logprobs")
     print(f"{len(pairs)} pairs, seed {args.seed}\n{'judged':<34}{'right [95 % interval]':<28}{'seconds':>8}")
     for name, judge in (("alone, sentiment (the default)", alone), ("as a choice, both orders", choice)):
         started = time.perf_counter()

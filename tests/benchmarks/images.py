@@ -156,7 +156,12 @@ def main() -> None:
             for way in WAYS:
                 asked = ["--stage", stage, "--way", way, "--path", str(path), "--comparisons", str(given.comparisons)]
                 asked += ["--quick"] if given.quick else []
-                done = subprocess.run([sys.executable, __file__, *asked], capture_output=True, text=True, check=True)
+                done = subprocess.run(
+                    [sys.executable, "-m", "tests.benchmarks.images", *asked],
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                )
                 row = json.loads(done.stdout.splitlines()[-1])
                 times.append(row["milliseconds"])
                 print(f"{stage:16} {way:12} {row['milliseconds']:16.2f} {row['mebibytes']:12.1f}", flush=True)

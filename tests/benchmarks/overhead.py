@@ -62,10 +62,10 @@ from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.engines.embedded import embedded_model_path
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.engines.vllm.setup import JudgeTokenizer, VLLMSetup, cpu_build
-from mrjudge_reward.judging import comparisons as asking
-from mrjudge_reward.judging.comparisons import Asker
-from mrjudge_reward.judging.tournament import Run
-from mrjudge_reward.types import EngineFailure, Reply, Request, Sampling
+from mrjudge_reward.judging import comparisons as comparisons_module
+from mrjudge_reward.judging.comparisons import Comparer
+from mrjudge_reward.judging.tournament import Tournament
+from mrjudge_reward.types import EngineFailure, Reply, Request
 
 REQUIRED = 0.97
 """Of the raw engine's judgements per second, what a judge must reach."""
@@ -103,18 +103,23 @@ def groups_of(size: int, count: int, words: int) -> list[Group]:
 # -- against the raw engine -------------------------------------------------------------------------------------------
 
 
-class Watched:
+class Watched(Engine):
     """A real engine whose calls are kept and timed, and whose written texts end in a verdict."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.identity, self.reserved = engine.identity, engine.reserved
         self.context_tokens, self.can_read = engine.context_tokens, engine.can_read
-        self.count_tokens, self.close = engine.count_tokens, engine.close
         self.calls: list[tuple[Verb, Sequence[Request]]] = []
         self.seconds = 0.0
         self.prompt_tokens = 0
         self._prefer = ScriptedEngine.by_utility(len).script
+
+    def count_tokens(self, text: str) -> int:
+        return self.engine.count_tokens(text)
+
+    def close(self) -> None:
+        self.engine.close()
 
     def _call(self, verb: Verb, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         began = time.perf_counter()
@@ -199,7 +204,10 @@ def duel(
 ) -> Duel:
     verdict, schedule = case
     watched = Watched(engine)
-    judge = Judge(watched, Choice(), schedule=schedule, verdict=verdict, sampling=Sampling(1.0, 1.0, max_tokens))
+    writing: dict[str, Any] = (
+        {"temperature": 1.0, "top_p": 1.0, "max_tokens": max_tokens} if verdict == "generate" else {}
+    )
+    judge = Judge(watched, Choice(), schedule=schedule, verdict=verdict, audit=False, **writing)
 
     def turn(work: Callable[[], object]) -> float:
         if name == "vllm":
@@ -247,7 +255,7 @@ def duels(name: str, quick: bool) -> list[Duel]:
         engine = TransformersEngine(path, dtype="float32")
     # A turn takes seconds: longer than a clock's grain, and shorter than most of what disturbs a machine.
     size, words, max_tokens, turns = (2, 10, 2, 1) if quick else (4, 40, 16, 10) if name == "vllm" else (3, 40, 16, 5)
-    cases: tuple[tuple[VerdictMode, str], ...] = (("read", "adaptive"), ("sampled", "ring"))
+    cases: tuple[tuple[VerdictMode, str], ...] = (("logprobs", "adaptive"), ("generate", "ring"))
     found = [duel(engine, name, case, groups_of(size, 1, words), max_tokens, turns) for case in cases]
     engine.close()
     return found
@@ -274,7 +282,7 @@ def environment(name: str) -> dict[str, str]:
 # -- own time ---------------------------------------------------------------------------------------------------------
 
 
-class Instant:
+class Instant(Engine):
     """Answers at once: a verdict that depends on the request alone, after a reasoning of its own."""
 
     identity = "instant"
@@ -372,7 +380,7 @@ def embedded_tokenizer() -> JudgeTokenizer:
 def own_time(size: int, schedule: str, verdict: VerdictMode, candidates: int, repeats: int) -> Own:
     tokens = embedded_tokenizer()
     engine = Instant(lambda text: len(tokens.encode(text)), tokens.reserved, text(Random(1), 60))
-    judge = Judge(engine, Choice(), schedule=schedule, verdict=verdict)
+    judge = Judge(engine, Choice(), schedule=schedule, verdict=verdict, audit=False)
     groups = groups_of(size, max(1, candidates // size), 180)
     comparisons = sum(len(judgement.played) for judgement in judge.judge(groups))
     per_us = 1e6 / comparisons
@@ -389,15 +397,15 @@ def own_time(size: int, schedule: str, verdict: VerdictMode, candidates: int, re
         with ExitStack() as patched:
             for owner, name, stage in (
                 (Judge, "judge", "rest"),
-                (Asker, "render", "render"),
+                (Comparer, "render", "render"),
                 (engine, "count_tokens", "tokens"),
-                (asking, "ask", "keys"),
+                (comparisons_module, "ask", "keys"),
                 (engine, "generate", "engine"),
                 (engine, "label_logprobs", "engine"),
                 (Choice, "parse", "verdict"),
                 (Choice, "from_logprobs", "verdict"),
-                (Run, "advance", "schedule"),
-                (Judge, "_finish", "rating"),
+                (Tournament, "next_round", "schedule"),
+                (Judge, "_judgement", "rating"),
             ):
                 patched.enter_context(patch.object(owner, name, clock.around(getattr(owner, name), stage)))
             gc.collect()
@@ -459,7 +467,7 @@ def process_peak_bytes() -> int:
 def memory(schedule: str, comparisons: int, traced: bool) -> dict[str, int]:
     """One measurement; runs in a process of its own, because a process's peak never falls."""
     engine = Instant(lambda text: len(text) // 4 + 1, rationale=text(Random(1), 240))
-    judge = Judge(engine, Choice(), schedule=schedule)
+    judge = Judge(engine, Choice(), schedule=schedule, audit=False)
     per_group = len(judge.judge(groups_of(8, 1, 180))[0].played)
     groups = groups_of(8, round(comparisons / per_group), 180)
     gc.collect()
@@ -487,7 +495,13 @@ def in_child(task: dict[str, Any], **environment: str) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         answer, log = Path(folder) / "answer.json", Path(folder) / "log.txt"
         with log.open("w") as output:
-            command = [sys.executable, __file__, "--task", json.dumps({**task, "answer": str(answer)})]
+            command = [
+                sys.executable,
+                "-m",
+                "tests.benchmarks.overhead",
+                "--task",
+                json.dumps({**task, "answer": str(answer)}),
+            ]
             ended = subprocess.run(command, env=environment or None, stdout=output, stderr=output, check=False)
         if not answer.is_file():  # vLLM may complain on its way out; what counts is that it answered
             raise SystemExit(f"{task} ended with {ended.returncode}:\n{log.read_text(errors='replace')[-3000:]}")
@@ -575,7 +589,7 @@ def main() -> None:
             print(*(row.line() for row in fought[name]), sep="\n", flush=True)
     if "own" in options.parts:
         print(f"\nOur own time per comparison\n{OWN_HEADER}", flush=True)
-        verdicts: tuple[VerdictMode, ...] = ("read", "sampled")
+        verdicts: tuple[VerdictMode, ...] = ("logprobs", "generate")
         for size, schedule, verdict in product((4,) if quick else (4, 8, 16), OWN_SCHEDULES, verdicts):
             own.append(own_time(size, schedule, verdict, 16 if quick else 256, 2 if quick else 7))
             print(own[-1].line(), flush=True)

@@ -65,7 +65,6 @@ from mrjudge_reward.engines.vllm.server import VLLMServerEngine
 from mrjudge_reward.engines.vllm.setup import cpu_build
 from mrjudge_reward.prompting.sanitizing import Sanitizer
 from mrjudge_reward.scoring.stats import FailureAlarm
-from mrjudge_reward.types import Sampling
 
 from .prefix import review_groups, start_in_environment
 from .schedules import standard_error, tau_a
@@ -267,13 +266,15 @@ class Bench:
         row = self.rows[f"ours, {schedule}"]
         # By default a judge raises when most of its verdicts fail.
         alarm = FailureAlarm(max_fraction=1.0)
+        written = {"verdict": "generate", "max_tokens": self.written, "temperature": 0, "top_p": 1.0}
+        how: dict[str, Any] = written if self.written else {"verdict": "logprobs"}
         judge = Judge(
             self.engine,
             FORMAT,
             schedule=schedule,
-            verdict="sampled" if self.written else "read",
-            sampling=Sampling(max_tokens=self.written) if self.written else Sampling(),
+            audit=False,
             alarm=alarm,
+            **how,
         )
         began = time.perf_counter()
         judgements = judge.judge(groups)
@@ -382,7 +383,7 @@ def main() -> None:
     lengths = (8, 12) if args.quick else (12, 20)
     tables: dict[str, Bench] = {}
     with server(1024 if args.quick else 2048) as engine:
-        Judge(engine, FORMAT, schedule="ring", verdict="read").judge(review_groups(1, 3, 0, lengths, seed=-1))
+        Judge(engine, FORMAT, schedule="ring", verdict="logprobs").judge(review_groups(1, 3, 0, lengths, seed=-1))
         print(f"\nRead: {repeats} repeats of {count} groups of {size}, at most {CONCURRENCY} calls in flight")
         tables["read"] = read = Bench(engine)
         rounds = [review_groups(count, size, 0, lengths, seed=number) for number in range(repeats)]

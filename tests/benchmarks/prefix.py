@@ -114,7 +114,7 @@ def in_waves(batches: Batches, groups: int) -> list[list[Request]]:
 
 
 @dataclass
-class Reordered:
+class Reordered(Engine):
     """An engine that sends each batch in another order, and notes what it was asked, for how long and at what cost."""
 
     engine: Engine
@@ -126,8 +126,16 @@ class Reordered:
 
     def __post_init__(self) -> None:
         self.identity, self.reserved, self.can_read = self.engine.identity, self.engine.reserved, self.engine.can_read
-        self.context_tokens, self.count_tokens = self.engine.context_tokens, self.engine.count_tokens
-        self.generate, self.close = self.engine.generate, self.engine.close
+        self.context_tokens = self.engine.context_tokens
+
+    def generate(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
+        return self.engine.generate(requests)
+
+    def count_tokens(self, text: str) -> int:
+        return self.engine.count_tokens(text)
+
+    def close(self) -> None:
+        self.engine.close()
 
     def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         """The replies, in the order of the requests."""
@@ -306,7 +314,7 @@ class Bench:
     def use(self, name: str, blocks: int) -> None:
         self.close()
         self.engine, self.cache = build(blocks + 1, self.context), (name, blocks * BLOCK)  # vLLM keeps one to itself
-        Judge(self.engine, schedule="ring", verdict="read").judge(self.groups[:1])  # the first steps are slow
+        Judge(self.engine, schedule="ring", verdict="logprobs").judge(self.groups[:1])  # the first steps are slow
 
     def close(self) -> None:
         if self.engine is not None:
@@ -361,7 +369,7 @@ def measure(groups: list[Group], context: int) -> list[Row]:
     bench = Bench(groups, context)
 
     def judging(schedule: str, format: Choice = Choice()) -> Callable[[Reordered], object]:  # noqa: B008  frozen
-        return lambda engine: Judge(engine, format, schedule=schedule, verdict="read").judge(groups)
+        return lambda engine: Judge(engine, format, schedule=schedule, verdict="logprobs", audit=False).judge(groups)
 
     bench.use("roomy", ROOMY)
     recorded: dict[str, list[list[Request]]] = {}
@@ -395,7 +403,7 @@ def at_scale(count: int, size: int, texts: tuple[int, tuple[int, int]]) -> list[
     for schedule in SCHEDULES:
         scripted = ScriptedEngine.by_utility(lambda text: zlib.crc32(text.encode()))
         watched = Reordered(scripted, in_order)
-        Judge(watched, schedule=schedule, verdict="read").judge(groups)
+        Judge(watched, schedule=schedule, verdict="logprobs", audit=False).judge(groups)
         ours, ids = watched.batches, {request: encode(request) for batch in watched.batches for request in batch}
         mixed = [[batch[place] for place in shuffled(number, len(batch))] for number, batch in enumerate(ours)]
         orders = {"ours": ours, "shuffled": mixed, "back": there_and_back(ours), "waves": in_waves(ours, WAVE)}
@@ -419,7 +427,7 @@ def start_in_environment(threads: int) -> None:
     own = {"VLLM_LOGGING_LEVEL": "ERROR", "OMP_NUM_THREADS": str(threads)}
     wanted = environment("vllm") | own | os.environ
     if not wanted.items() <= os.environ.items():
-        os.execve(sys.executable, [sys.executable, *sys.argv], wanted)
+        os.execve(sys.executable, sys.orig_argv, wanted)
 
 
 def main() -> None:

@@ -77,7 +77,7 @@ def batch(groups: int, size: int) -> list[Group]:
 
 def judged(engine: ThinkingServer, schedule: str, groups: Sequence[Group]) -> tuple[float, list[Judgement]]:
     """Seconds, and what came out."""
-    judge = Judge(engine, Choice(), schedule=schedule, verdict="read", thinking_tokens=0)
+    judge = Judge(engine, Choice(), schedule=schedule, verdict="logprobs", audit=False)
     began = time.perf_counter()
     judgements = judge.judge(groups)
     return time.perf_counter() - began, judgements

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import re
@@ -12,19 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from mrjudge_reward import Judge
+from mrjudge_reward import Judge, ScriptedEngine
 from mrjudge_reward.scoring.schedules import SCHEDULES
 from tests.support import ROOT
-
-BENCHMARKS = ROOT / "benchmarks"
 
 
 def printed_by(*command: str) -> str:
     """What a benchmark prints; it must end well."""
-    script, *arguments = command
+    name, *arguments = command
     paths = [str(ROOT / "tests/support/sklearn_hidden"), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / script), *arguments], env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        [sys.executable, "-m", f"tests.benchmarks.{name}", *arguments],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True, text=True, check=False, timeout=580,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -32,7 +30,7 @@ def printed_by(*command: str) -> str:
 
 
 def test_the_schedules_benchmark_prints_every_schedule_and_its_requirements(tmp_path: Path) -> None:
-    printed = printed_by("schedules.py", "--quick", "--json", str(tmp_path / "rows.json"))
+    printed = printed_by("schedules", "--quick", "--json", str(tmp_path / "rows.json"))
     table, _, requirements = printed.partition("Requirements")
     shown = {line.split()[0] for line in table.splitlines() if line.strip()}
     assert set(SCHEDULES) - {"pointwise"} <= shown
@@ -46,16 +44,15 @@ def test_the_schedules_benchmark_prints_every_schedule_and_its_requirements(tmp_
 
 
 def test_every_requirement_of_groups_of_eight_passes_and_the_default_is_the_one_found_best() -> None:
-    requirements = printed_by("schedules.py", "--sizes", "8", "--groups", "200").partition("Requirements")[2]
+    requirements = printed_by("schedules", "--sizes", "8", "--groups", "200").partition("Requirements")[2]
     statuses = re.findall(r"^(\S+) +\([ab]\) G=8 ", requirements, re.MULTILINE)
     assert statuses == ["PASS"] * 6, requirements
     found = re.findall(r"^default for soft verdicts: (\w+),", requirements, re.MULTILINE)
     assert found == ["adaptive"]
-    assert inspect.signature(Judge).parameters["schedule"].default == "adaptive"
+    assert Judge(ScriptedEngine.by_utility(len)).schedule.name == "adaptive"
 
 
 def test_a_requirement_that_fails_ends_the_schedules_benchmark_with_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
     from . import schedules
 
     monkeypatch.setitem(schedules.REQUIRED_SHARE, 8, 2.0)
@@ -69,7 +66,7 @@ def test_a_requirement_that_fails_ends_the_schedules_benchmark_with_code_1(monke
 
 @pytest.mark.usefixtures("smol_path")
 def test_the_embedded_judge_benchmark_prints_its_four_rows() -> None:
-    printed = printed_by("embedded_judge.py", "--pairs", "3")
+    printed = printed_by("embedded_judge", "--pairs", "3")
     share = r"[01]\.\d{3} \[-?\d\.\d{3}, \d\.\d{3}\]"
     for name in (
         "alone, sentiment (the default)",
@@ -82,7 +79,7 @@ def test_the_embedded_judge_benchmark_prints_its_four_rows() -> None:
 
 def test_the_arrivals_benchmark_prints_three_ways_for_each_schedule() -> None:
     small = ("--groups", "4", "--size", "4", "--median", "0.2", "--think", "0.01", "--slots", "4", "--no-ray")
-    printed = printed_by("verl_arrivals.py", *small, "--schedules", "ring", "adaptive")
+    printed = printed_by("verl_arrivals", *small, "--schedules", "ring", "adaptive")
     rows = re.findall(
         r"^(ring|adaptive) +(at the end of the batch|group by group|as it arrives)", printed, re.MULTILINE
     )
@@ -100,7 +97,7 @@ def test_the_arrivals_benchmark_prints_three_ways_for_each_schedule() -> None:
     ids=["small", "as used"],
 )
 def test_the_images_benchmark_shows_that_a_shared_image_is_processed_once(size: tuple[str, ...]) -> None:
-    printed = printed_by("images.py", *size)
+    printed = printed_by("images", *size)
     ratios = [float(ratio) for ratio in re.findall(r"ratio of the times ([.\d]+)", printed)]
     assert len(ratios) == 2
     assert max(ratios) < 0.6, printed  # at least four times the work against little more than one

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from .test_benchmarks import BENCHMARKS, printed_by
+from .test_benchmarks import printed_by
 
 needs_vllm = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None, reason="needs vLLM, which `make setup` installs"
@@ -34,7 +34,7 @@ def assert_rows_of_a_duel(printed: str, rows: list[dict[str, Any]], engine: str)
 @pytest.mark.usefixtures("smol_path")
 def test_the_overhead_benchmark_prints_its_three_tables_and_its_requirements(engine: str, tmp_path: Path) -> None:
     written = tmp_path / "rows.json"
-    printed = printed_by("overhead.py", "--quick", "--engines", engine, "--json", str(written))
+    printed = printed_by("overhead", "--quick", "--engines", engine, "--json", str(written))
     speed, own, memory, requirements = re.split(r"\n(?:Our own time|Memory of one call|Requirements).*\n", printed)
 
     assert len(re.findall(r"^ +4  (?:adaptive|ring|all_pairs) +(?:read|sampled) +\d+ +\d+ ", own, re.MULTILINE)) == 6
@@ -52,7 +52,6 @@ def test_the_overhead_benchmark_prints_its_three_tables_and_its_requirements(eng
 
 
 def test_a_requirement_that_fails_ends_the_overhead_benchmark_with_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
     from . import overhead
 
     def findings(judge_s: float) -> list[overhead.Finding]:

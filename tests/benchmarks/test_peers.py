@@ -9,10 +9,8 @@ import asyncio
 import importlib.util
 import json
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import openai
@@ -22,7 +20,8 @@ from mrjudge_reward import Group
 from mrjudge_reward.engines.vllm.setup import cpu_build
 from tests.support.judge_server import JudgeServer
 
-from .test_benchmarks import BENCHMARKS, printed_by
+from . import peers
+from .test_benchmarks import printed_by
 
 needs_vllm = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None or not cpu_build(),
@@ -31,15 +30,7 @@ needs_vllm = pytest.mark.skipif(
 GROUPS = [Group.of(f"Question {g}?", ["six", "three", "seventeen", "four"], str(g)) for g in range(2)]
 
 
-@pytest.fixture
-def peers(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
-    from . import peers as module
-
-    return module
-
-
-def found_by(peers: ModuleType, name: str, server: JudgeServer, written: int = 32) -> Any:
+def found_by(name: str, server: JudgeServer, written: int = 32) -> Any:
     """What a pattern brings back from a server."""
 
     async def run() -> Any:
@@ -49,7 +40,7 @@ def found_by(peers: ModuleType, name: str, server: JudgeServer, written: int = 3
     return asyncio.run(run())
 
 
-def scores(peers: ModuleType, answers: Any, read: bool) -> list[float]:
+def scores(answers: Any, read: bool) -> list[float]:
     found: list[float] = peers.share_of_wins(answers, 4, read).round(6).tolist()
     return found
 
@@ -58,43 +49,41 @@ def scores(peers: ModuleType, answers: Any, read: bool) -> list[float]:
     ("name", "calls", "at_once"),
     [("one by one", 6, 1), ("all, gathered", 12, 24), ("ring, gathered", 4, 8), ("listwise, once", 1, 2)],
 )
-def test_a_pattern_makes_its_calls_one_by_one_or_all_at_once_and_finds_who_wins(
-    peers: ModuleType, name: str, calls: int, at_once: int
-):
+def test_a_pattern_makes_its_calls_one_by_one_or_all_at_once_and_finds_who_wins(name: str, calls: int, at_once: int):
     with JudgeServer(delay_s=0.5 if at_once > 1 else 0.0) as server:
-        found = found_by(peers, name, server)
+        found = found_by(name, server)
         assert len(server.requests) == calls * len(GROUPS)
         assert server.most_in_flight == at_once
     for answers in found:
         assert len(answers) == calls
-        won = scores(peers, answers, read=False)
+        won = scores(answers, read=False)
         assert won[2] == max(won) == 1
         assert won[0] == min(won) == 0
 
 
-def test_no_more_calls_are_in_flight_than_allowed(peers: ModuleType, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(peers, "CONCURRENCY", 3)
+def test_no_more_calls_are_in_flight_than_allowed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("CONCURRENCY", 3)
     with JudgeServer(delay_s=0.02) as server:
-        found_by(peers, "all, gathered", server)
+        found_by("all, gathered", server)
         assert server.most_in_flight == 3
 
 
 @pytest.mark.parametrize("name", ["one by one", "all, gathered", "ring, gathered", "listwise, once"])
-def test_a_pattern_turns_failed_verdicts_into_equal_shares(peers: ModuleType, name: str):
+def test_a_pattern_turns_failed_verdicts_into_equal_shares(name: str):
     with JudgeServer(faults=lambda call: "off_menu") as server:
-        found = found_by(peers, name, server)
+        found = found_by(name, server)
     assert all(answer.parsed is None and answer.missing for answers in found for _, answer in answers)
     size = 4 if name == "listwise, once" else 2
-    assert scores(peers, found[0], read=False) == [1 / size] * 4
+    assert scores(found[0], read=False) == [1 / size] * 4
 
 
-def test_a_read_call_gives_the_share_of_each_label_and_zero_for_one_that_was_not_seen(peers: ModuleType):
+def test_a_read_call_gives_the_share_of_each_label_and_zero_for_one_that_was_not_seen():
     with JudgeServer() as server:  # A has .7, B .2, C .1; a D is not among the likely
-        ((pair, answer), *_), _ = found_by(peers, "one by one", server, written=0)
+        ((pair, answer), *_), _ = found_by("one by one", server, written=0)
         assert pair == (0, 1)
         assert answer.shares_K == pytest.approx([7 / 9, 2 / 9])
         assert (answer.parsed, answer.missing) == (0, False)
-        ((_, everyone),), _ = found_by(peers, "listwise, once", server, written=0)
+        ((_, everyone),), _ = found_by("listwise, once", server, written=0)
         assert everyone.shares_K == pytest.approx([0.7, 0.2, 0.1, 0.0])
         assert everyone.missing, "it counts as a failed verdict"
         bodies: list[Mapping[str, Any]] = server.requests
@@ -128,5 +117,5 @@ def test_the_benchmark_against_other_patterns_starts_a_server_and_prints_both_ta
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
-    printed = printed_by("peers.py", "--quick", "--json", str(tmp_path / "rows.json"))
+    printed = printed_by("peers", "--quick", "--json", str(tmp_path / "rows.json"))
     assert_both_tables(printed, json.loads((tmp_path / "rows.json").read_text()))

@@ -8,11 +8,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import sys
 from itertools import chain
 from pathlib import Path
 from random import Random
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,7 +19,8 @@ from mrjudge_reward import Group, Judge
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.engines.vllm.setup import cpu_build
 
-from .test_benchmarks import BENCHMARKS, printed_by
+from . import prefix
+from .test_benchmarks import printed_by
 
 needs_vllm = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None or not cpu_build(),
@@ -29,30 +28,22 @@ needs_vllm = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
-def prefix(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
-    from . import prefix as module
-
-    return module
-
-
-def judged(prefix: ModuleType, groups: int, schedule: str, order: Any) -> Any:
+def judged(groups: int, schedule: str, order: Any) -> Any:
     """Recorded batches of a judge that prefers the longer one."""
     engine = prefix.Reordered(ScriptedEngine.by_utility(len), order)
     many = [Group.of(f"Question {g}?", [f"{g}: " + "x" * n for n in range(1, 6)], str(g)) for g in range(groups)]
-    judgements = Judge(engine, schedule=schedule, verdict="read").judge(many)
+    judgements = Judge(engine, schedule=schedule, verdict="logprobs", audit=False).judge(many)
     assert all(judgement.order == (4, 3, 2, 1, 0) for judgement in judgements)
     return engine.batches
 
 
-def test_a_shuffled_batch_gets_its_replies_in_the_order_asked(prefix: ModuleType):
+def test_a_shuffled_batch_gets_its_replies_in_the_order_asked():
     assert prefix.shuffled(0, 20) != list(range(20))
-    assert judged(prefix, 3, "all_pairs", prefix.shuffled) == judged(prefix, 3, "all_pairs", prefix.in_order)
+    assert judged(3, "all_pairs", prefix.shuffled) == judged(3, "all_pairs", prefix.in_order)
 
 
-def test_waves_ask_the_same_requests_with_each_group_in_its_own_rounds(prefix: ModuleType):
-    batches = judged(prefix, 4, "adaptive", prefix.in_order)
+def test_waves_ask_the_same_requests_with_each_group_in_its_own_rounds():
+    batches = judged(4, "adaptive", prefix.in_order)
     waves = prefix.in_waves(batches, 2)
     assert len(waves) == 2 * len(batches)
     assert sorted(map(repr, chain(*waves))) == sorted(map(repr, chain(*batches)))
@@ -65,7 +56,7 @@ def test_waves_ask_the_same_requests_with_each_group_in_its_own_rounds(prefix: M
     assert halves[0].isdisjoint(halves[1])
 
 
-def test_there_and_back_turns_every_second_batch(prefix: ModuleType):
+def test_there_and_back_turns_every_second_batch():
     assert prefix.there_and_back(["abc", "de", "fg"]) == [list("abc"), list("ed"), list("fg")]
 
 
@@ -84,15 +75,11 @@ OTHER = [*SHARED, *range(200, 296)]
         ([LONG, [0, *LONG]], 0, "a block is its tokens after all that stands before them"),
     ],
 )
-def test_the_bound_counts_full_blocks_at_the_start(
-    prefix: ModuleType, prompts: list[list[int]], share: float, why: str
-):
+def test_the_bound_counts_full_blocks_at_the_start(prompts: list[list[int]], share: float, why: str):
     assert prefix.bound(prompts) == pytest.approx(share), why
 
 
-def test_a_roomy_simulated_cache_reaches_the_bound_in_any_order_and_a_tight_one_only_among_neighbours(
-    prefix: ModuleType,
-):
+def test_a_roomy_simulated_cache_reaches_the_bound_in_any_order_and_a_tight_one_only_among_neighbours():
     rng = Random(0)
     groups = [[rng.randrange(1000) for _ in range(96)] for _ in range(6)]
     ordered = [[*group, *(rng.randrange(1000) for _ in range(40))] for group in groups for _ in range(6)]
@@ -132,5 +119,5 @@ def test_the_prefix_benchmark_starts_itself_anew_and_prints_each_schedule_in_bot
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
-    printed = printed_by("prefix.py", "--quick", "--json", str(tmp_path / "rows.json"))
+    printed = printed_by("prefix", "--quick", "--json", str(tmp_path / "rows.json"))
     assert_each_schedule_in_both_orders_and_caches(printed, json.loads((tmp_path / "rows.json").read_text()))

@@ -105,7 +105,7 @@ def arrivals(args: argparse.Namespace) -> None:
             ("comparison", "as it arrives"),
         ):
             engine = ThinkingServer(args.slots, args.think)
-            judge = Judge(engine, Choice(), schedule=schedule, verdict="read")
+            judge = Judge(engine, Choice(), schedule=schedule, verdict="logprobs", audit=False)
             seconds = asyncio.run(step(judge, times, way))
             end = end or seconds
             print(f"{schedule:<10}{name:<34}{seconds:>9.2f}{seconds - slowest:>20.2f}{seconds / end:>19.3f}")

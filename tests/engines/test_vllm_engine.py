@@ -37,7 +37,6 @@ from mrjudge_reward.messages import ImagePart, Message, TextPart
 from mrjudge_reward.messages import as_messages as chat
 from mrjudge_reward.prompting.formats import SENTIMENT, Choice
 from mrjudge_reward.types import EngineFailure, Group, Preference, Reply, Request, Sampling
-from tests.benchmarks.test_benchmarks import BENCHMARKS
 from tests.benchmarks.test_overhead import assert_rows_of_a_duel
 from tests.benchmarks.test_peers import assert_both_tables
 from tests.benchmarks.test_prefix import assert_each_schedule_in_both_orders_and_caches
@@ -720,7 +719,6 @@ def test_a_pickled_engine_is_a_description_without_the_key_and_without_a_server(
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
     """Runs a benchmark in this process and returns what it printed and wrote."""
-    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
 
     def run(module: Any, **replaced: Any) -> tuple[str, Any]:
         for name, value in replaced.items():

@@ -25,6 +25,10 @@ def group(key: str, size: int = 3) -> Group:
     return Group.of(PROMPT, [f"{text} of {key}" for text in TEXTS[:size]], key, names=numbers(size))
 
 
+async def judged(queue: JudgingQueue, groups: list[Group]) -> list[Judgement]:
+    return (await queue.judge_groups(groups))[1]
+
+
 class Watched(ScriptedEngine):
     """An engine that takes its time and tells how many calls it had at once."""
 
@@ -52,7 +56,7 @@ async def one_by_one(queue: JudgingQueue, groups: Sequence[Group]) -> list[list[
     """Hand groups in, each in a turn of the loop of its own."""
     waiting = []
     for one in groups:
-        waiting.append(asyncio.ensure_future(queue.judge_groups([one])))
+        waiting.append(asyncio.ensure_future(judged(queue, [one])))
         await asyncio.sleep(0.002)
     return await asyncio.gather(*waiting)
 
@@ -63,7 +67,7 @@ def test_what_comes_in_one_turn_of_the_loop_is_one_batch():
     async def scenario() -> list[list[Judgement]]:
         queue = JudgingQueue(lambda: judge, 30)
         await queue.ask_early(())
-        return await asyncio.gather(*(queue.judge_groups([group(f"g{number}")]) for number in range(50)))
+        return await asyncio.gather(*(judged(queue, [group(f"g{number}")]) for number in range(50)))
 
     found = run(scenario)
     engine: Any = judge.engine
@@ -161,11 +165,11 @@ def test_a_judge_that_cannot_be_built_is_told_to_all_and_tried_again(fails: Any,
     async def scenario() -> None:
         queue = JudgingQueue(lambda: ways.pop(0)(), 30)
         await queue.ask_early(())  # logged only
-        waiting = [queue.judge_groups([group("a")]), queue.judge_groups([group("b")])]
+        waiting = [judged(queue, [group("a")]), judged(queue, [group("b")])]
         for outcome in await asyncio.gather(*waiting, return_exceptions=True):
             assert type(outcome) is error
             assert message in str(outcome)
-        (judgement,) = await queue.judge_groups([group("a")])
+        (judgement,) = await judged(queue, [group("a")])
         assert judgement.scores_G == scripted().judge([group("a")])[0].scores_G
 
     run(scenario)
@@ -186,7 +190,7 @@ def test_a_judge_that_raises_is_told_to_all_of_its_batch_and_works_on(monkeypatc
     async def scenario() -> list[list[Any]]:
         queue = JudgingQueue(lambda: judge, 30)
         return [
-            list(await asyncio.gather(*(queue.judge_groups([group(key)]) for key in "ab"), return_exceptions=True))
+            list(await asyncio.gather(*(judged(queue, [group(key)]) for key in "ab"), return_exceptions=True))
             for _ in range(3)
         ]
 
@@ -212,7 +216,7 @@ def test_what_fails_ahead_does_not_fail_the_groups_of_its_batch(monkeypatch: pyt
         begun = judge.early(PROMPT, 3, "b", numbers(3))
         asked = [pair for name, text in zip("012", TEXTS, strict=False) for pair in begun.add(name, text)]
         assert asked
-        return await asyncio.gather(queue.ask_early(asked), queue.judge_groups([group("a")]))
+        return await asyncio.gather(queue.ask_early(asked), judged(queue, [group("a")]))
 
     _, (judgement,) = run(scenario)
     assert judgement.scores_G == scripted().judge([group("a")])[0].scores_G
@@ -226,9 +230,9 @@ def test_a_judge_that_hangs_ends_in_an_error_for_those_in_work_and_those_that_wa
     async def scenario() -> None:
         queue = JudgingQueue(lambda: judge, 0.2)
         began = time.monotonic()
-        asked = asyncio.ensure_future(queue.judge_groups([group("a")]))
+        asked = asyncio.ensure_future(judged(queue, [group("a")]))
         await asyncio.sleep(0.05)
-        behind = asyncio.ensure_future(queue.judge_groups([group("b")]))
+        behind = asyncio.ensure_future(judged(queue, [group("b")]))
         for outcome in await asyncio.gather(asked, behind, return_exceptions=True):
             assert isinstance(outcome, EngineError)
             assert "within 0.2 s" in str(outcome)
@@ -236,7 +240,7 @@ def test_a_judge_that_hangs_ends_in_an_error_for_those_in_work_and_those_that_wa
         assert not queue._waiting
         let_go.set()
         await asyncio.sleep(0.1)
-        (judgement,) = await queue.judge_groups([group("c")])
+        (judgement,) = await judged(queue, [group("c")])
         assert judgement.scores_G == (None,) * 3, "the lane is free again"
 
     run(scenario)
@@ -247,9 +251,9 @@ def test_whoever_no_longer_waits_is_not_judged():
 
     async def scenario() -> None:
         queue = JudgingQueue(lambda: scripted(engine, schedule="ring"), 30)
-        working = asyncio.ensure_future(queue.judge_groups([group("a")]))
+        working = asyncio.ensure_future(judged(queue, [group("a")]))
         await asyncio.sleep(0.005)
-        cancelled = asyncio.ensure_future(queue.judge_groups([group("b")]))
+        cancelled = asyncio.ensure_future(judged(queue, [group("b")]))
         await asyncio.sleep(0)
         cancelled.cancel()
         await working
@@ -269,16 +273,16 @@ def test_after_closing_everyone_is_refused_and_what_was_in_work_is_finished():
     async def scenario() -> None:
         queue = JudgingQueue(lambda: judge, 30)
         await queue.ask_early(())
-        working = asyncio.ensure_future(queue.judge_groups([group("a")]))
+        working = asyncio.ensure_future(judged(queue, [group("a")]))
         while not engine.most:  # no thread has taken it up
             await asyncio.sleep(0.001)
-        waiting = asyncio.ensure_future(queue.judge_groups([group("b")]))
+        waiting = asyncio.ensure_future(judged(queue, [group("b")]))
         await asyncio.sleep(0)
         queue.close()
         with pytest.raises(EngineError, match="closed"):
             await waiting
         with pytest.raises(EngineError, match="closed"):
-            await queue.judge_groups([group("c")])
+            await judged(queue, [group("c")])
         await queue.ask_early(())  # logged
         assert len((await working)[0].scores_G) == 3
 
@@ -292,7 +296,7 @@ def test_work_that_no_thread_has_taken_up_is_refused_when_the_queue_is_closed(ha
         queue = JudgingQueue(scripted, 30)
         free = threading.Event()
         held = [queue._threads.submit(free.wait, 20) for _ in range(judging_queue.LANES)]
-        handed = asyncio.ensure_future(queue.judge_groups([group("a")]))
+        handed = asyncio.ensure_future(judged(queue, [group("a")]))
         while not (queue._threads._work_queue.qsize() if handed_over else queue._busy):
             await asyncio.sleep(0)
         queue.close()
@@ -308,6 +312,6 @@ def test_work_that_no_thread_has_taken_up_is_refused_when_the_queue_is_closed(ha
 
 def test_no_groups_are_no_work():
     async def scenario() -> list[Judgement]:
-        return await JudgingQueue(scripted, 30).judge_groups([])
+        return await judged(JudgingQueue(scripted, 30), [])
 
     assert run(scenario) == []

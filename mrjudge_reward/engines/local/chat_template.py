@@ -7,13 +7,14 @@ images first. The latter cannot show which candidate an image belongs to, so a t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from mrjudge_reward.engines import fold_system
 from mrjudge_reward.errors import EngineError, InputError
 from mrjudge_reward.messages import ImagePart, Message, TextPart
-from mrjudge_reward.types import Request
+from mrjudge_reward.types import EngineFailure, Reply, Request
 
 _SYSTEM, _USER = Message("system", (TextPart("be the judge"),)), Message("user", (TextPart("which is better"),))
 _BETWEEN = Message("user", (TextPart("the first one"), ImagePart(""), TextPart("the second one")))
@@ -87,6 +88,12 @@ class ChatTemplate:
         if prefill.startswith("<think>"):  # the template opened it already
             return text + prefill.removeprefix("<think>").lstrip("\n")
         return f"{text}\n</think>\n\n{prefill}"  # an answer must not stand inside the reasoning
+
+    def whole_reply(self, request: Request, reply: Reply | EngineFailure) -> Reply | EngineFailure:
+        """A reply as its reader must see it: where the template opened the reasoning, the judge wrote the rest of it."""
+        if self.opens_thinking and not request.prefill and isinstance(reply, Reply):
+            return replace(reply, text="<think>" + reply.text)
+        return reply
 
 
 def _parts(turn: Message) -> list[dict[str, str]]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -166,14 +165,10 @@ class TransformersEngine(Engine):
             prompts = self._prompts(requests, indices, replies, sampling.max_tokens)
             for batch in self._batches(prompts, sampling.max_tokens):
                 self._write([prompts[i] for i in batch], batch, replies, sampling, stop, seed)
-            if (
-                self._chat.opens_thinking
-            ):  # what the judge writes is the rest of a reasoning that the reader must see opened
-                for i in indices:
-                    reply = replies[i]
-                    if isinstance(reply, Reply) and not requests[i].prefill:
-                        replies[i] = replace(reply, text="<think>" + reply.text)
-        return [reply if reply is not None else EngineFailure("no reply") for reply in replies]
+        return [
+            self._chat.whole_reply(request, reply) if reply is not None else EngineFailure("no reply")
+            for request, reply in zip(requests, replies, strict=True)
+        ]
 
     def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         """Read the log-probability of each label's first token right after the prefill.
@@ -235,7 +230,7 @@ class TransformersEngine(Engine):
         """The model for one call: by one thread, without gradients, in eval mode."""
         with self._lock:
             if self._model is None:
-                raise EngineError(f"{self.identity} was closed")
+                raise EngineError(f"{self.name} was closed")
             with require("torch", extra="transformers").no_grad(), _in_eval_mode(self._model):
                 yield self._model
 

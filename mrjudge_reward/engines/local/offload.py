@@ -71,12 +71,12 @@ class OffloadEngine(TransformersEngine):
         try:
             self._move_in()
         except torch.OutOfMemoryError as error:
-            raise EngineError(f"no room on {self._device} for the judge {self.identity}: {error}") from error
+            raise EngineError(f"no room on {self._device} for the judge {self.name}: {error}") from error
 
     def _move_in(self) -> None:
         with self._moving:
             if self._model is None:
-                raise EngineError(f"{self.identity} was closed")
+                raise EngineError(f"{self.name} was closed")
             if self._awake:
                 return
             try:

@@ -111,7 +111,7 @@ class SharedBaseEngine(TransformersEngine):
         """The judge's adapter alone is active, for a whole call: switching costs some 0.1 s."""
         with self._turn:
             if self._model is None:
-                raise EngineError(f"{self.identity} was closed")
+                raise EngineError(f"{self.name} was closed")
             check_usable(self._model)
             with kept(self._model), self._visitor.present() if self._visitor else _adapters_off(self._model):
                 self._model.generation_config.use_cache = True  # trainers may turn it off

@@ -114,7 +114,7 @@ class OpenAIEngine(Engine):
         self.context_tokens = context_tokens
         self.extra_body = dict(extra_body or {})
         self.can_read = can_read is not False
-        self.identity = f"openai:{model}@{self.base_url}"
+        self.identity = f"openai:{model}"  # not the address: the same judge elsewhere says the same
         if self.extra_body:
             self.identity += " " + json.dumps(self.extra_body, sort_keys=True, default=repr)
         if fold_system:
@@ -134,6 +134,11 @@ class OpenAIEngine(Engine):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
+
+    @property
+    def name(self) -> str:
+        """The model as the server knows it."""
+        return f"openai:{self.model}"
 
     def generate(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         """Let the judge write.
@@ -226,7 +231,7 @@ class OpenAIEngine(Engine):
             result_of(future)
         except concurrent.futures.CancelledError:
             if not cancelled():
-                raise EngineError(f"{self.identity} was closed while requests were in flight") from None
+                raise EngineError(f"{self.name} was closed while requests were in flight") from None
         finally:
             future.cancel()  # does nothing unless an interrupt ended the wait
 

@@ -31,7 +31,7 @@ from mrjudge_reward.errors import EngineError, InputError, require
 from mrjudge_reward.images import Picture, opened
 from mrjudge_reward.types import EngineFailure, Reply, Request, Usage
 
-from .setup import ADAPTER, VLLMSetup, cannot_sleep
+from .setup import ADAPTER, VLLMSetup, cannot_sleep, wake_in_steps
 
 logger = logging.getLogger(__name__)
 
@@ -116,9 +116,8 @@ class VLLMEngine(Engine):
             written = output.outputs[0]
             if written.finish_reason not in ("stop", "length"):
                 return EngineFailure("unknown finish", str(written.finish_reason))
-            # What the judge writes is the rest of a reasoning that the reader must see opened.
-            opened = "<think>" if self._tokens.chat.opens_thinking and not request.prefill else ""
-            return Reply(opened + written.text, written.finish_reason, usage=_usage(output))
+            said = Reply(written.text, written.finish_reason, usage=_usage(output))
+            return self._tokens.chat.whole_reply(request, said)
 
         return self._serve(requests, params, reply)
 
@@ -195,15 +194,15 @@ class VLLMEngine(Engine):
 
     def _working(self) -> Any:
         if self._broken:
-            raise EngineError(f"{self.identity} is broken since {self._broken}; build it anew")
+            raise EngineError(f"{self.name} is broken since {self._broken}; build it anew")
         if self._llm is None:
-            raise EngineError(f"{self.identity} was closed")
+            raise EngineError(f"{self.name} was closed")
         return self._llm
 
     def _awake(self) -> Any:
         llm = self._working()
         if self._asleep is not False:
-            raise EngineError(f"{self.identity} is asleep; call wake() first")
+            raise EngineError(f"{self.name} is asleep; call wake() first")
         return llm
 
     def _run(self, llm: Any, prompts: list[Any]) -> list[Any]:
@@ -223,7 +222,7 @@ class VLLMEngine(Engine):
             return self._run(llm, prompts[:half]) + self._run(llm, prompts[half:])
         except Exception as error:
             self._broken = f"{type(error).__name__}: {error}"[:500]
-            raise EngineError(f"{self.identity}: vLLM failed: {self._broken}") from error
+            raise EngineError(f"{self.name}: vLLM failed: {self._broken}") from error
         except BaseException:  # an interrupt: what is left would be answered in the next call
             _forget_requests(llm)
             raise
@@ -233,7 +232,7 @@ class VLLMEngine(Engine):
         )
         if not answered:
             self._broken = f"it gave {len(outputs)} answers to {len(prompts)} requests, or other ones"
-            raise EngineError(f"{self.identity}: {self._broken}")
+            raise EngineError(f"{self.name}: {self._broken}")
         return list(outputs)
 
     # -- the device ---------------------------------------------------------------------------------------------------
@@ -252,7 +251,7 @@ class VLLMEngine(Engine):
             why, llm = cannot_sleep(self._setup), self._working()
             if why and not self._told:
                 self._told = True
-                logger.warning("%s keeps its memory while it sleeps: %s", self.identity, why)
+                logger.warning("%s keeps its memory while it sleeps: %s", self.name, why)
             if self._setup.enable_sleep_mode:
                 self._asleep = None
                 with self._breaks_if_it_fails("going to sleep"):
@@ -271,12 +270,11 @@ class VLLMEngine(Engine):
             llm = self._working()
             self._asleep = None
             with self._breaks_if_it_fails("waking"):
-                if self._setup.sleep_level == 2 and self._setup.frees_memory:
-                    llm.wake_up(tags=["weights"])
-                    llm.collective_rpc("reload_weights")
-                    llm.wake_up(tags=["kv_cache"])
-                else:
-                    llm.wake_up()
+                wake_in_steps(
+                    self._setup,
+                    lambda tag: llm.wake_up(tags=None if tag is None else [tag]),
+                    lambda: llm.collective_rpc("reload_weights"),
+                )
             self._asleep = False  # not before: a sleeping vLLM would never answer
 
     @contextmanager
@@ -285,7 +283,7 @@ class VLLMEngine(Engine):
             yield
         except Exception as error:
             self._broken = f"{what} failed: {type(error).__name__}: {error}"[:500]
-            raise EngineError(f"{self.identity}: {self._broken}") from error
+            raise EngineError(f"{self.name}: {self._broken}") from error
 
     def close(self) -> None:
         """Let go of the model; safe to call twice."""

@@ -25,7 +25,6 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +34,7 @@ from mrjudge_reward.errors import ConfigError, EngineError, require
 from mrjudge_reward.types import EngineFailure, Reply, Request
 
 from .child import ServerChild, call_to, command_line, environment, reserve_port
-from .setup import ADAPTER, VLLMSetup, cannot_sleep
+from .setup import ADAPTER, VLLMSetup, cannot_sleep, wake_in_steps
 
 logger = logging.getLogger(__name__)
 
@@ -156,14 +155,14 @@ class VLLMServerEngine(Engine):
     def _serving(self) -> ServerChild:
         """The server, started anew if it died."""
         if self._closed:
-            raise EngineError(f"{self.identity} was closed")
+            raise EngineError(f"{self.name} was closed")
         if self._child is not None and not self._child.died:
             return self._child
         if self._child is not None:
             if time.monotonic() - self._started_at > _RENEWED_AFTER_S:
                 self._restarts_left = self._restarts
             if self._restarts_left == 0:
-                raise EngineError(f"{self.identity}: {self._child.died}")
+                raise EngineError(f"{self.name}: {self._child.died}")
             self._restarts_left -= 1
             logger.warning("starting the judge server again: %s", self._child.died)
             self._child.stop()
@@ -188,13 +187,7 @@ class VLLMServerEngine(Engine):
             EngineError: if the engine is asleep or closed, or its server died too often or cannot be started anew.
         """
         replies = self._call("generate", requests)
-        if not self._tokens.chat.opens_thinking:
-            return replies
-        # What the judge writes is the rest of a reasoning that the reader must see opened.
-        return [
-            replace(reply, text="<think>" + reply.text) if isinstance(reply, Reply) and not request.prefill else reply
-            for request, reply in zip(requests, replies, strict=True)
-        ]
+        return [self._tokens.chat.whole_reply(*pair) for pair in zip(requests, replies, strict=True)]
 
     def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         """Read how likely each label is right after the prefill.
@@ -211,7 +204,7 @@ class VLLMServerEngine(Engine):
             return []
         with self._lock:
             if self._asleep is not False:
-                raise EngineError(f"{self.identity} is asleep; call wake() first")
+                raise EngineError(f"{self.name} is asleep; call wake() first")
             child = self._serving()
             child.begin()
         with call_to(child) as client:
@@ -237,7 +230,7 @@ class VLLMServerEngine(Engine):
             why = cannot_sleep(self._setup)
             if why and not self._told:
                 self._told = True
-                logger.warning("%s keeps its memory while it sleeps: %s", self.identity, why)
+                logger.warning("%s keeps its memory while it sleeps: %s", self.name, why)
             if not self._setup.enable_sleep_mode:
                 return
             child = self._child
@@ -265,12 +258,11 @@ class VLLMServerEngine(Engine):
             else:
                 self._asleep = None
                 with child.ended_if_this_fails("wake"):
-                    if self._setup.sleep_level == 2 and self._setup.frees_memory:
-                        child.ask("POST", "/wake_up?tags=weights")
-                        child.ask("POST", "/collective_rpc", {"method": "reload_weights"})
-                        child.ask("POST", "/wake_up?tags=kv_cache")
-                    else:
-                        child.ask("POST", "/wake_up")
+                    wake_in_steps(
+                        self._setup,
+                        lambda tag: child.ask("POST", "/wake_up" if tag is None else f"/wake_up?tags={tag}"),
+                        lambda: child.ask("POST", "/collective_rpc", {"method": "reload_weights"}),
+                    )
             self._asleep = False
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -166,6 +166,22 @@ def cannot_sleep(setup: VLLMSetup) -> str:
     if not setup.enable_sleep_mode:
         return "it was built without enable_sleep_mode"
     return "" if setup.frees_memory else "vLLM cannot put a model to sleep on a CPU"
+
+
+def wake_in_steps(setup: VLLMSetup, wake_up: Callable[[str | None], object], reload: Callable[[], object]) -> None:
+    """Wake vLLM up; weights that were dropped are read again before the cache takes its memory.
+
+    Args:
+        setup: says how it slept.
+        wake_up: wakes what is named by a tag; None for everything.
+        reload: reads the weights again.
+    """
+    if setup.sleep_level == 2 and setup.frees_memory:
+        wake_up("weights")
+        reload()
+        wake_up("kv_cache")
+    else:
+        wake_up(None)
 
 
 def _lora_rank(adapter: str) -> dict[str, int]:
