@@ -22,6 +22,7 @@ from pydantic import BeforeValidator, Field, NonNegativeInt, PlainValidator, Pos
 
 from mrjudge_reward.engines.engine_config import EngineConfig
 from mrjudge_reward.prompting.formats import SENTIMENT, Choice, Format, PairScores, Ranking, Score
+from mrjudge_reward.prompting.rendering import asks_for
 from mrjudge_reward.scoring.ratings import RATINGS, Rating
 from mrjudge_reward.scoring.rewards import RewardShape
 from mrjudge_reward.scoring.schedules import SCHEDULES, Limits, Schedule
@@ -169,10 +170,10 @@ class JudgeSettings(PromptSettings, VerdictSettings, ScheduleSettings, RatingSet
 
     def __init__(self, **values: Any) -> None:
         super().__init__(**values)
-        _check_together(self)
         for name, (holds, where) in ONLY.items():
             if self.is_set(name) and not holds(self):
                 raise ConfigError(f"{name} does nothing here: it is for {where}; remove it")
+        _check_together(self)
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -308,7 +309,8 @@ ONLY: dict[str, tuple[Holds, str]] = {
 
 def _check_together(it: JudgeSettings) -> None:
     """Raise ConfigError where settings contradict each other."""
-    form, schedule, mode, name = it.judge_format, it.judge_schedule, it.verdict_mode, type(it.judge_format).__name__
+    form: Any = it.judge_format
+    schedule, mode, name = it.judge_schedule, it.verdict_mode, type(form).__name__
     if schedule.alone != (form.max_slots == 1):
         raise ConfigError(
             f"schedule {schedule.name!r} does not fit format {name}: a format that grades one response alone goes with "
@@ -322,6 +324,13 @@ def _check_together(it: JudgeSettings) -> None:
         raise ConfigError("a cascade compares both orders of candidates; a format that grades alone has no order")
     if it.judge_rating.neutral is None and not hasattr(form, "grades"):
         raise ConfigError(f"rating {it.judge_rating.name!r} needs a format that grades; {name} does not")
+    if (it.answer_open is None) != (it.answer_close is None):
+        raise ConfigError("answer_open and answer_close go together: the verdict stands between them")
+    if it.answer_open is not None and mode != "logprobs" and not asks_for(form.template, it.answer_open):
+        raise ConfigError(
+            f"the wording {form.template!r} does not ask the judge to write {it.answer_open!r}, so no verdict would be "
+            "found: give a template that does"
+        )
     if it.votes > 1 and mode != "logprobs" and it.temperature == 0:
         raise ConfigError("votes > 1 at temperature 0 would ask the very same thing again; raise the temperature")
     if it.votes > 1 and mode == "logprobs" and (it.thinking_tokens == 0 or it.temperature == 0):

@@ -32,8 +32,7 @@ from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.judging.comparisons import Asked, Comparer
 from mrjudge_reward.judging.early import EarlyComparisons
 from mrjudge_reward.judging.parallel import shares, side_by_side
-from mrjudge_reward.judging.seeds import digest
-from mrjudge_reward.judging.tournament import Tournament, is_degenerate, players_of
+from mrjudge_reward.judging.tournament import Tournament, digest, is_degenerate, players_of
 from mrjudge_reward.prompting.formats import Format
 from mrjudge_reward.scoring.ratings import rate
 from mrjudge_reward.scoring.stats import FailureAlarm
@@ -92,6 +91,7 @@ class Judge:
         self.cache = cache if cache is not None or settings.cache is None else ReplyCache(settings.cache)
         self.alarm = alarm or FailureAlarm(settings.max_failed_fraction, settings.failure_window)
         self._comparer = Comparer(engine, settings, self.cache)
+        self._limits, self._audits = settings.limits, settings.audits
 
     # -- public ---------------------------------------------------------------------------------------------------
 
@@ -240,10 +240,10 @@ class Judge:
         return tournament
 
     def _tournament(self, group: Group, players: tuple[str, ...], first_vote: int = 0) -> Tournament:
-        plan = self.schedule.plan(len(players), self.settings.limits, Random(digest(self.settings.seed, group.key)))
+        plan = self.schedule.plan(len(players), self._limits, Random(digest(self.settings.seed, group.key)))
         tournament = Tournament(group, players, plan, first_vote)
         if len(players) >= self.format.min_slots:
-            tournament.begin(self.settings.audits)
+            tournament.begin(self._audits)
         return tournament
 
     def _play(self, tournaments: Sequence[Tournament]) -> None:

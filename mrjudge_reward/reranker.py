@@ -29,7 +29,7 @@ from random import Random
 from statistics import fmean
 from typing import Any, Literal, TypeAlias, get_args
 
-from mrjudge_reward.judging.seeds import digest
+from mrjudge_reward.judging.tournament import digest
 
 from .errors import ConfigError, InputError
 from .judge import Judge

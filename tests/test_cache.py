@@ -21,7 +21,7 @@ from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import ConfigError, EngineError
 from mrjudge_reward.judge import Judge
-from mrjudge_reward.judging.calling import ask
+from mrjudge_reward.judging.comparisons import ask
 from mrjudge_reward.messages import ImagePart, Message, TextPart, as_messages
 from mrjudge_reward.types import EngineFailure, Group, Reply, Request, Sampling, Usage
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pickle
 import re
+from importlib import resources
 from pathlib import Path
 from random import Random
 from typing import Any, get_args
@@ -377,12 +378,27 @@ def test_a_setting_that_would_do_nothing_is_refused_by_name(judge: dict[str, Any
         {"model": "m", "engine": "vllm_server", "deadline_s": 9.0, "max_concurrency": 3, "revision": "v2"},
         {"model": "m", "engine": "offload", "turn_wait_s": 9.0, "batch_size": 4},
         {"model": "m", "schedule": "listwise", "max_slots": 4, "both_orders": True},
-        SERVER | {"answer_open": "[[", "answer_close": "]]", "token_parameter": "max_completion_tokens"},
+        SERVER | {"verdict": "logprobs", "answer_open": "[[", "answer_close": "]]"},
+        SERVER | {"token_parameter": "max_completion_tokens", "answer_open": "<answer>", "answer_close": "</answer>"},
         {"model": "m", "format": "pair_scores", "grades": {"1": 1.0, "2": 2.0}, "labels": ["1", "2"]},
     ],
 )  # fmt: skip
 def test_where_it_does_something_it_is_taken(settings: dict[str, Any]):
     JudgeConfig(**settings)
+
+
+def test_markers_that_the_wording_does_not_ask_for_are_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match="go together"):
+        JudgeConfig(model="m", answer_open="[[")
+    markers = {"answer_open": "[[", "answer_close": "]]"}
+    with pytest.raises(ConfigError, match="does not ask the judge to write"):
+        JudgeConfig(model="m", **markers)
+    wording = resources.files("mrjudge_reward.prompting.templates").joinpath("choice.txt").read_text(encoding="utf-8")
+    (tmp_path / "own.txt").write_text(wording.replace("<answer>", "[[").replace("</answer>", "]]"), "utf-8")
+    judge = JudgeConfig(model="m", template=str(tmp_path / "own.txt"), **markers).build(
+        ScriptedEngine(lambda _: "[[A]]")
+    )
+    assert not judge.rank("q", ["a", "b"]).played[0].verdict.failed
 
 
 @pytest.mark.parametrize("address", ["localhost:8000", "127.0.0.1:8000/v1", "file:///etc", "", "//host/v1"])

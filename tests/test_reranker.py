@@ -24,7 +24,7 @@ from mrjudge_reward import (
     ScriptedEngine,
 )
 from mrjudge_reward.engines.scripted import shown_candidates
-from mrjudge_reward.judging.seeds import digest
+from mrjudge_reward.judging.tournament import digest
 from mrjudge_reward.reranker import Reranker, combined, part_of, select
 
 

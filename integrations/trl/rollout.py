@@ -35,7 +35,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mrjudge_reward.errors import ConfigError
-from mrjudge_reward.judging.seeds import digest
+from mrjudge_reward.judging.tournament import digest
 from mrjudge_reward.reranker import How, select
 from mrjudge_reward.types import Group, Judgement
 

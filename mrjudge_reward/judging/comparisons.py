@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from mrjudge_reward.cache import ReplyCache, Verb
+from mrjudge_reward.cache import ReplyCache, Verb, request_key
 from mrjudge_reward.config import JudgeSettings
+from mrjudge_reward.engines.cancelling import cancelled
 from mrjudge_reward.engines.contract import Engine
+from mrjudge_reward.errors import EngineError
 from mrjudge_reward.images import Album
 from mrjudge_reward.messages import Message
 from mrjudge_reward.prompting.formats import read_reply
@@ -33,19 +35,26 @@ from mrjudge_reward.types import (
     JudgedComparison,
     NoVerdict,
     Preference,
+    Reply,
     Request,
     Sampling,
     Verdict,
 )
 
-from .calling import Answer, ask
 from .group_images import BAD, image_tokens
-from .seeds import digest
 from .token_budget import TokenBudget
-from .tournament import Tournament
+from .tournament import Tournament, digest
 
 Asked: TypeAlias = tuple[Tournament, Comparison]
 """A comparison of a group, in the numbers of its players."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A reply and whether the engine was asked for it (as against the cache or a twin in the same batch)."""
+
+    reply: Reply | EngineFailure
+    fresh: bool
 
 
 class Comparer:
@@ -59,10 +68,10 @@ class Comparer:
 
     def __init__(self, engine: Engine, settings: JudgeSettings, cache: ReplyCache | None = None) -> None:
         self.engine, self.settings, self.cache = engine, settings, cache
-        self.format, self.sampling = settings.judge_format, settings.sampling
+        self.format, self.mode, self.sampling = settings.judge_format, settings.verdict_mode, settings.sampling
         self._reserved = engine.reserved | {self.format.answer_open}
         self._album = Album(settings.max_pixels)
-        writes = settings.thinking_tokens + 16 if settings.verdict_mode == "logprobs" else settings.max_tokens
+        writes = settings.thinking_tokens + 16 if self.mode == "logprobs" else settings.max_tokens
         self.budget = TokenBudget(engine, self.format, writes, self._reserved, settings.max_candidate_tokens)
 
     def decide(self, asked: Sequence[Asked]) -> list[list[JudgedComparison]]:
@@ -89,9 +98,9 @@ class Comparer:
         return NoVerdict(BAD, why) if why else None
 
     def _decide(self, asked: Sequence[Asked]) -> list[list[JudgedComparison]]:
-        if self.settings.verdict_mode == "cascade":
+        if self.mode == "cascade":
             return self._cascade(asked)
-        way = self._generate if self.settings.verdict_mode == "generate" else self._think_and_read
+        way = self._generate if self.mode == "generate" else self._think_and_read
         verdicts = self._with_retries(asked, way)
         return [
             [JudgedComparison(comparison, verdict)] for (_, comparison), verdict in zip(asked, verdicts, strict=True)
@@ -208,7 +217,7 @@ class Comparer:
     def _ask(self, verb: Verb, asked: Sequence[Asked], requests: Sequence[Request]) -> list[Answer]:
         answers = ask(self.engine, verb, requests, self.cache)
         for (tournament, _), answer in zip(asked, answers, strict=True):
-            tournament.spent.count(answer)
+            tournament.spent.count(answer.reply, answer.fresh)
         return answers
 
     def _seed(self, comparison: Comparison, attempt: int) -> int | None:
@@ -230,6 +239,46 @@ class Comparer:
         guard = tournament.guard(1 << 20, self.engine.count_tokens, self._reserved)
         for text in tournament.players:
             guard(text, headers)
+
+
+def ask(engine: Engine, verb: Verb, requests: Sequence[Request], cache: ReplyCache | None = None) -> list[Answer]:
+    """One engine call for a whole batch: each distinct request once, none that the cache knows.
+
+    Requests go to the engine sorted by their text, so that neighbours share the longest prefix and an engine with a prefix
+    cache computes it once. What was answered before the call was cancelled is in the cache.
+
+    Returns:
+        As many answers as requests, in their order.
+
+    Raises:
+        EngineError: if the engine returns another number of replies than requests, or judging was cancelled: what was
+            not answered then has failed for a reason that says nothing.
+    """
+    if cancelled():
+        raise EngineError("judging was cancelled")
+    first = {request: index for index, request in reversed(list(enumerate(requests)))}
+    known: dict[Request, Reply | EngineFailure] = {}
+    if cache is not None:
+        keys = {request: request_key(engine, verb, request) for request in first}
+        kept = cache.get(list(keys.values()))
+        known = {request: kept[key] for request, key in keys.items() if key in kept}
+    batch = sorted((request for request in first if request not in known), key=_reading_order)
+    if batch:
+        replies = engine.generate(batch) if verb == "generate" else engine.label_logprobs(batch)
+        if len(replies) != len(batch):
+            raise EngineError(f"{engine.name} returned {len(replies)} replies to {len(batch)} requests")
+        fresh = dict(zip(batch, replies, strict=True))
+        if cache is not None:
+            cache.put({keys[request]: reply for request, reply in fresh.items() if isinstance(reply, Reply)})
+        known |= fresh
+    if cancelled():
+        raise EngineError("judging was cancelled")
+    asked = {first[request] for request in batch}
+    return [Answer(known[request], index in asked) for index, request in enumerate(requests)]
+
+
+def _reading_order(request: Request) -> tuple[str, ...]:
+    return (*(message.text for message in request.messages), request.prefill)
 
 
 def _closed_thought(text: str) -> str:

@@ -7,6 +7,7 @@ text or name), so the order in which candidates arrive carries no information. C
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -17,14 +18,18 @@ from mrjudge_reward.images import Album
 from mrjudge_reward.prompting.sanitizing import Sanitizer
 from mrjudge_reward.scoring.schedules import Plan
 from mrjudge_reward.scoring.tally import GameCount, Tally
-from mrjudge_reward.types import Comparison, EngineFailure, Group, JudgedComparison, Usage, Verdict
+from mrjudge_reward.types import Comparison, EngineFailure, Group, JudgedComparison, Reply, Usage, Verdict
 
-from .calling import Answer
 from .group_images import GroupImages, load_images
-from .seeds import digest
 
 _Shown: TypeAlias = tuple[tuple[str, ...], int]
 """The texts of a comparison in slot order, and its vote."""
+
+
+def digest(*parts: object) -> int:
+    """A number that depends on the parts alone, on every machine and in every process: what slots, schedules and sampling
+    are drawn from."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big")
 
 
 def is_degenerate(text: str) -> bool:
@@ -53,12 +58,12 @@ class Spent:
     cache_hits: int = 0
     usage: Usage = field(default_factory=Usage)
 
-    def count(self, answer: Answer) -> None:
-        """An answer has come."""
-        self.calls += answer.fresh
-        self.cache_hits += not answer.fresh
-        if answer.fresh and not isinstance(answer.reply, EngineFailure):
-            self.usage += answer.reply.usage
+    def count(self, reply: Reply | EngineFailure, fresh: bool) -> None:
+        """A reply has come, from the engine or not."""
+        self.calls += fresh
+        self.cache_hits += not fresh
+        if fresh and isinstance(reply, Reply):
+            self.usage += reply.usage
 
     def __iadd__(self, other: Spent) -> Spent:
         self.calls += other.calls

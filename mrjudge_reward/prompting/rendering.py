@@ -103,6 +103,12 @@ def load_template(name: str) -> Template:
     )  # fmt: skip
 
 
+def asks_for(template: str, marker: str) -> bool:
+    """Whether a wording shows the judge this marker."""
+    wording = load_template(template)
+    return marker in wording.system + wording.user
+
+
 def _fill(text: str, values: Mapping[str, str]) -> str:
     return _PLACEHOLDER.sub(lambda match: values.get(match.group(1), ""), text)
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from mrjudge_reward.cache import ReplyCache
 from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.errors import EngineError
-from mrjudge_reward.judging.calling import ask
-from mrjudge_reward.judging.seeds import digest
+from mrjudge_reward.judging.comparisons import ask
+from mrjudge_reward.judging.tournament import digest
 from mrjudge_reward.messages import Message, TextPart
 from mrjudge_reward.prompting.formats import Choice, read_reply
 from mrjudge_reward.prompting.parsing import THINK_CLOSE, THINK_OPEN

@@ -40,8 +40,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from mrjudge_reward.errors import ConfigError, InputError, MRJudgeError
 from mrjudge_reward.judge import Judge, JudgeConfig
-from mrjudge_reward.judging.seeds import digest
-from mrjudge_reward.judging.tournament import is_degenerate
+from mrjudge_reward.judging.tournament import digest, is_degenerate
 from mrjudge_reward.messages import as_messages, final_answer
 from mrjudge_reward.scoring.tally import MAX_GROUP
 from mrjudge_reward.settings import Settings

@@ -49,7 +49,7 @@ from pydantic import Field, PositiveInt
 
 from mrjudge_reward.errors import ConfigError, InputError, require
 from mrjudge_reward.judge import Judge, JudgeConfig
-from mrjudge_reward.judging.seeds import digest
+from mrjudge_reward.judging.tournament import digest
 from mrjudge_reward.messages import final_answer
 from mrjudge_reward.reranker import Reranker, combined
 from mrjudge_reward.settings import Settings

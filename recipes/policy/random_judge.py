@@ -6,7 +6,7 @@ from random import Random
 
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.judge import Judge
-from mrjudge_reward.judging.seeds import digest
+from mrjudge_reward.judging.tournament import digest
 from mrjudge_reward.prompting.formats import Choice
 from mrjudge_reward.types import Request
 

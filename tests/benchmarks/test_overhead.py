@@ -18,7 +18,7 @@ needs_vllm = pytest.mark.skipif(
 
 
 def assert_rows_of_a_duel(printed: str, rows: list[dict[str, Any]], engine: str) -> None:
-    cases = [("read", "adaptive"), ("sampled", "ring")]
+    cases = [("logprobs", "adaptive"), ("generate", "ring")]
     number = r"\d+\.\d+"
     spread = rf"{number} \[{number}, {number}\]"
     for verdict, schedule in cases:
@@ -37,7 +37,9 @@ def test_the_overhead_benchmark_prints_its_three_tables_and_its_requirements(eng
     printed = printed_by("overhead", "--quick", "--engines", engine, "--json", str(written))
     speed, own, memory, requirements = re.split(r"\n(?:Our own time|Memory of one call|Requirements).*\n", printed)
 
-    assert len(re.findall(r"^ +4  (?:adaptive|ring|all_pairs) +(?:read|sampled) +\d+ +\d+ ", own, re.MULTILINE)) == 6
+    assert (
+        len(re.findall(r"^ +4  (?:adaptive|ring|all_pairs) +(?:logprobs|generate) +\d+ +\d+ ", own, re.MULTILINE)) == 6
+    )
     assert re.findall(r"^(\w+) +\d+ +\d+\.\d", memory, re.MULTILINE) == ["adaptive"] * 2 + ["all_pairs"] * 2
     assert len(re.findall(rf"^(?:PASS|FAIL)  {engine}: ", requirements, re.MULTILINE)) == 2, requirements
 
@@ -56,7 +58,7 @@ def test_a_requirement_that_fails_ends_the_overhead_benchmark_with_code_1(monkey
 
     def findings(judge_s: float) -> list[overhead.Finding]:
         turns = ([1.0, 1.0, 1.0, 1.0], [judge_s, judge_s, 2.0], [1.0, 1.0, 2.0])  # the last was disturbed
-        return overhead.speed_findings("vllm", [overhead.Duel("vllm", "read", "ring", 8, 1, 300.0, *turns)])
+        return overhead.speed_findings("vllm", [overhead.Duel("vllm", "logprobs", "ring", 8, 1, 300.0, *turns)])
 
     assert [finding.status for finding in findings(1.01)] == ["PASS", "PASS"]
     assert overhead.exit_code(findings(1.01)) == 0

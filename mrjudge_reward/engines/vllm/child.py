@@ -80,7 +80,7 @@ def environment(api_key: str, device: str | None, sleeps: bool, base: Mapping[st
     """
     child = {name: value for name, value in base.items() if name not in _OF_A_LAUNCHER}
     child["VLLM_API_KEY"] = api_key
-    root = str(Path(__file__).parents[2])  # the middleware must be found where this package is found
+    root = str(Path(__file__).parents[3])  # the middleware must be found where this package is found
     child["PYTHONPATH"] = os.pathsep.join(filter(None, (root, base.get("PYTHONPATH"))))
     if sleeps:
         child["VLLM_SERVER_DEV_MODE"] = "1"
