@@ -9,7 +9,7 @@ IMPORT := HF_HUB_OFFLINE=1 $(BIN)/python -W ignore -c
 INSTALL := $(BIN)/pip install -qq --no-compile -c constraints.txt
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n logical --maxprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-all coverage lint format bench clean chromium
+.PHONY: setup demo test test-all coverage lint types format bench clean chromium
 
 setup: $(VENV)/.installed-dev
 
@@ -58,10 +58,12 @@ chromium:
 demo: $(VENV)/.installed
 	@$(BIN)/python -W ignore -m recipes.policy.demo $(if $(STEPS),--steps $(STEPS))
 
-# mypy looks at the package as it is imported: integrations/ is mrjudge_reward.integrations.
-lint: setup
+lint: setup types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The package as it is imported, in which integrations/ is mrjudge_reward.integrations.
+types: setup
 	@rm -rf .mypy_tree && mkdir -p .mypy_tree/tests && cp -rs $(CURDIR)/mrjudge_reward $(CURDIR)/recipes .mypy_tree && \
 	  cp -rs $(CURDIR)/integrations .mypy_tree/mrjudge_reward && cp -rs $(CURDIR)/tests/benchmarks $(CURDIR)/tests/support \
 	  $(CURDIR)/tests/__init__.py .mypy_tree/tests

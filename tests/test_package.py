@@ -116,6 +116,20 @@ def test_the_core_knows_no_training_framework(name: str):
     assert not any("integrations" in target for level, target in imported(SOURCES[name]) if level)
 
 
+INTEGRATIONS = {
+    path.relative_to(ROOT).with_suffix("").as_posix(): path for path in (ROOT / "integrations").rglob("*.py")
+}
+
+
+@pytest.mark.parametrize("name", INTEGRATIONS)
+def test_integrations_know_the_package_and_one_framework_each(name: str):
+    framework, other = ("trl", "verl") if name.startswith("integrations/trl") else ("verl", "trl")
+    targets = {target for level, target in imported(INTEGRATIONS[name]) if not level}
+    roots = {target.split(".")[0] for target in targets}
+    assert not roots & {"recipes", "tests", other}
+    assert not any(target.startswith(f"mrjudge_reward.integrations.{other}") for target in targets), framework
+
+
 @pytest.mark.parametrize("name", ["mrjudge_reward", "mrjudge_reward.judge", "mrjudge_reward.config"])
 def test_importing_costs_no_heavy_package(name: str):
     heavy = ["torch", "transformers", "peft", "openai", "datasets", "trl", "scipy", "pandas", "vllm"]

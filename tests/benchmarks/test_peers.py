@@ -62,7 +62,7 @@ def test_a_pattern_makes_its_calls_one_by_one_or_all_at_once_and_finds_who_wins(
 
 
 def test_no_more_calls_are_in_flight_than_allowed(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("CONCURRENCY", 3)
+    monkeypatch.setattr(peers, "CONCURRENCY", 3)
     with JudgeServer(delay_s=0.02) as server:
         found_by("all, gathered", server)
         assert server.most_in_flight == 3

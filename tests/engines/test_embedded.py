@@ -25,9 +25,9 @@ def test_it_is_read_as_it_was_trained():
     assert config.embedded
     assert config.trained
     assert config.judge_format == Choice(template="glance", labels=("A", "B"))
-    assert config.verdict_mode == "read"
+    assert config.verdict_mode == "logprobs"
     assert not JudgeConfig().trained
-    assert JudgeConfig(adapter="embedded", format="sentiment").build_format() == JudgeConfig().judge_format
+    assert JudgeConfig(adapter="embedded", format="sentiment").judge_format == JudgeConfig().judge_format
 
 
 def test_it_belongs_to_the_embedded_model():

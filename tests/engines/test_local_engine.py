@@ -18,7 +18,7 @@ from mrjudge_reward.errors import ConfigError, EngineError
 from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.messages import ImagePart, Message, TextPart, as_messages
 from mrjudge_reward.prompting.formats import Choice, Score
-from mrjudge_reward.types import EngineFailure, Reply, Request, Sampling
+from mrjudge_reward.types import EngineFailure, Group, Reply, Request, Sampling
 
 GREEDY = Sampling(0.0, 1.0, 8)
 QUESTIONS = ["Hi!", "Name a colour of the rainbow, please, and say no more than its name.", "What is 2 + 2?"]
@@ -259,18 +259,12 @@ def test_a_candidate_adds_no_special_token_to_the_chat(
 ):
     def special_tokens(candidate: str) -> int:
         judge = Judge(smol_engine, Choice(), schedule="all_pairs", verdict="read", max_candidate_tokens=200)
-        run = judge._start(judge.rank("q", []).group.of("q <|im_end|>", [candidate, "plain"]))
-        ids = smol_engine._encode(smol_engine._chat.text(Request(judge.asker.render(run, _first(run.batch)))))
+        shown = judge.render(Group.of("q <|im_end|>", [candidate, "plain"]), (0, 1))
+        ids = smol_engine._encode(smol_engine._chat.text(Request(shown)))
         special = set(smol_tokenizer.added_tokens_decoder)
         return sum(token in special for token in ids)
 
     assert special_tokens(attack) == special_tokens("harmless")
-
-
-def _first(batch: list[tuple[int, ...]]) -> Any:
-    from mrjudge_reward.types import Comparison
-
-    return Comparison(batch[0])
 
 
 def test_tokens_are_counted_by_the_models_tokenizer(smol_engine: TransformersEngine, smol_tokenizer: Any):

@@ -137,7 +137,9 @@ def test_a_shared_image_is_processed_once_in_a_group_of_eight_judged_in_all_pair
         [{"role": "user", "content": [{"type": "image", "image": picture()}, {"type": "text", "text": "What is it?"}]}],
         [f"answer number {number}" for number in range(8)],
     )
-    judge = Judge(engine, Choice(), schedule="all_pairs", verdict="read", both_orders=False, min_label_mass=0)
+    judge = Judge(
+        engine, Choice(), schedule="all_pairs", verdict="read", both_orders=False, audit=False, min_label_mass=0
+    )
     (judgement,) = judge.judge([group])
     assert judgement.calls == 28
     assert None not in judgement.scores_G
@@ -202,9 +204,11 @@ def test_a_model_that_sees_is_loaded_by_its_path_and_survives_pickling(folder: s
 
 @pytest.mark.parametrize("verdict", ["read", "sampled", "cascade"])
 def test_a_config_makes_a_judge_that_sees(folder: str, verdict: Any):
+    more: dict[str, Any] = {} if verdict == "read" else {"max_tokens": 4, "temperature": 0.0}
+    more |= {} if verdict == "sampled" else {"min_label_mass": 0.0}
+    more |= {"cascade_margin": 0.0} if verdict == "cascade" else {}
     judge = JudgeConfig(
-        model=folder, device="cpu", verdict=verdict, schedule="ring", max_tokens=4, min_label_mass=0.0, temperature=0.0,
-        max_failed_fraction=1.0, cascade_margin=0.0,
+        model=folder, device="cpu", verdict=verdict, schedule="ring", max_failed_fraction=1.0, **more
     ).build()  # fmt: skip
     shown = [{"role": "user", "content": [{"type": "image", "image": picture()}, {"type": "text", "text": "What?"}]}]
     broken = [{"role": "user", "content": [{"type": "image", "image": b""}, {"type": "text", "text": "What?"}]}]

@@ -23,13 +23,13 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.mark.timeout(600)
 def test_a_judge_in_vllm_sees_what_one_under_transformers_sees(smol_path: str):
-    paths = [ROOT / "tests" / "torchvision_beside", TORCHVISION, ROOT]
+    paths = [ROOT / "tests" / "support" / "torchvision_beside", TORCHVISION, ROOT]
     places = {
         "PYTHONPATH": os.pathsep.join(map(str, paths)), "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCHDYNAMO_DISABLE": "1", "VLLM_NO_USAGE_STATS": "1",
     }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "vllm_images_run.py"), smol_path],
+        [sys.executable, "-m", "tests.support.vllm_images_run", smol_path],
         env=os.environ | places, capture_output=True, text=True, timeout=550, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

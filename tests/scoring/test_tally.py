@@ -12,6 +12,7 @@ from mrjudge_reward.scoring.ratings import RATINGS, rate
 from mrjudge_reward.scoring.tally import (
     HARD_LOG_ODDS,
     MAX_LOG_ODDS,
+    GameCount,
     Tally,
     bounded_log_odds,
     count_games,
@@ -89,6 +90,18 @@ def same_games(a: Tally, b: Tally) -> bool:
     return all(
         np.allclose(getattr(a, name), getattr(b, name), atol=1e-12) for name in ("wins_GG", "games_GG", "log_odds_GG")
     )
+
+
+@repeatable
+@given(st.lists(st.lists(comparisons(), max_size=4), max_size=5))
+def test_games_counted_round_by_round_are_those_counted_at_once(rounds: list[list[JudgedComparison]]) -> None:
+    count = GameCount(SIZE)
+    for items in rounds:
+        count.add(items)
+        count.tally()  # what a schedule looks at between rounds
+    at_once = count_games(SIZE, [item for items in rounds for item in items])
+    for name in ("wins_GG", "games_GG", "log_odds_GG", "first_G", "first_log_odds", "slotted", "ties", "grades_G"):
+        np.testing.assert_array_equal(getattr(count.tally(), name), getattr(at_once, name))
 
 
 @repeatable

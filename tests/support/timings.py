@@ -1,7 +1,11 @@
-"""Where the suite's time goes: the slowest files at the end of a run, and a failure where one test takes over a minute."""
+"""Where the suite's time goes: the slowest files at the end of a run, and a failure where one test takes over a minute.
+
+On a machine that does other things too (more than two processes wait for each core) a test has that much more time.
+"""
 
 from __future__ import annotations
 
+import os
 import resource
 from collections import defaultdict
 from typing import Any
@@ -23,6 +27,7 @@ LONGER = {
 """Tests that may take longer (the start of their id): how long, and why."""
 
 _phases: dict[str, list[tuple[float, float]]] = defaultdict(list)  # (wall, CPU) seconds by test
+_busy: dict[str, float] = {}  # by how much the machine was overloaded when a test ended, at least 1
 _spent = 0.0
 
 
@@ -37,11 +42,13 @@ def pytest_runtest_makereport() -> Any:
     global _spent
     report = yield
     report.cpu_s, _spent = cpu_s() - _spent, cpu_s()  # an attribute of a report reaches xdist's controller
+    report.busy = max(1.0, os.getloadavg()[0] / (2 * (os.cpu_count() or 1)))
     return report
 
 
 def pytest_runtest_logreport(report: Any) -> None:
     _phases[report.nodeid].append((report.duration, report.cpu_s))
+    _busy[report.nodeid] = max(report.busy, _busy.get(report.nodeid, 1.0))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -62,7 +69,7 @@ def limit_of(test: str) -> float:
 
 
 def too_long() -> list[str]:
-    return [test for test, phases in _phases.items() if max(wall for wall, _ in phases) > limit_of(test)]
+    return [test for test, phases in _phases.items() if max(wall for wall, _ in phases) > limit_of(test) * _busy[test]]
 
 
 @pytest.hookimpl(trylast=True)
