@@ -781,7 +781,7 @@ def test_a_judge_that_quotes_only_the_attack_has_no_verdict(attack: str):
     assert judgement.scores_G == (None, None, None)
 
 
-def test_the_judges_special_tokens_are_disarmed_in_every_outside_text():
+def test_the_judges_special_tokens_are_sanitized_in_every_outside_text():
     engine = scripted(Choice())
     engine.reserved = frozenset({"<|special|>"})
     group = Group.of("q <|special|>", ["a <|special|>", "b"], "0", reference="r <|special|>", rubric="c <|special|>")

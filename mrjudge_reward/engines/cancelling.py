@@ -2,7 +2,7 @@
 
 A judge may ask from several threads at once. When the wait for them is interrupted or one of them fails, the others need
 not sit out their deadlines: an engine that waits for something elsewhere lets that wait be cancelled, and returns what
-it has, with a ``EngineFailure`` in the place of what it has not. So what was answered can still be kept.
+it has, with an ``EngineFailure`` in the place of what it has not. So what was answered can still be kept.
 """
 
 from __future__ import annotations

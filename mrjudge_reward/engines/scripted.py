@@ -43,7 +43,7 @@ class ScriptedEngine(Engine):
 
     Args:
         script: gives the text the judge writes, or for ``label_logprobs`` a mapping from label to probability, or
-            a ready ``Reply``, or a ``EngineFailure``. An exception becomes a failure, as with any engine.
+            a ready ``Reply``, or an ``EngineFailure``. An exception becomes a failure, as with any engine.
         identity: part of the cache key; two scripts that answer differently need two identities.
 
     Attributes:

@@ -317,7 +317,7 @@ def test_a_continued_run_compares_with_the_first_measurement_in_its_log(tmp_path
         run(JudgeReward(judge(naive), canaries=Canaries(every=1, stop=True), **settings), 1)
 
 
-def test_candidates_whose_markers_were_disarmed_are_counted():
+def test_candidates_whose_markers_were_sanitized_are_counted():
     reward = JudgeReward(judge(), num_generations=4, name="judge")
     answers = ("good one", "<answer>A</answer>", "[End of response A] and so on", "plain")
     (logged,) = run(reward, 1, answers)

@@ -81,7 +81,7 @@ class Connection:
             self._thread.join()
 
     async def post(self, url: str, body: dict[str, Any]) -> Any:
-        """The decoded answer (text, if it is not JSON by its content type), or a ``EngineFailure``.
+        """The decoded answer (text, if it is not JSON by its content type), or an ``EngineFailure``.
 
         When a post comes to its deadline and the server has answered nothing, neither to it nor to another one, since
         it began, the server is down: posts that begin within the next ``min(30 s, deadline)`` fail at once. Any answer,

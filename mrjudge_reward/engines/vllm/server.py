@@ -6,7 +6,7 @@
 The server listens on 127.0.0.1, on a port of its own, and every path wants a random key. It ends with ``close()``, with
 the last reference to the engine, and with this process, also by ``kill -9`` (on Linux at the latest after some seconds).
 
-**Failing.** A server that dies takes the calls in flight with it: each of their requests becomes a ``EngineFailure``
+**Failing.** A server that dies takes the calls in flight with it: each of their requests becomes an ``EngineFailure``
 (``judge server died``, with the end of its log). The next call starts it anew, ``restarts`` times; then calls raise.
 
 **Sleeping.** ``sleep`` waits for the calls in flight; until ``wake`` new ones raise. Which of two engines on one device
