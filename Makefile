@@ -64,9 +64,8 @@ lint: setup types
 
 # The package as it is imported, in which integrations/ is mrjudge_reward.integrations.
 types: setup
-	@rm -rf .mypy_tree && mkdir -p .mypy_tree/tests && cp -rs $(CURDIR)/mrjudge_reward $(CURDIR)/recipes .mypy_tree && \
-	  cp -rs $(CURDIR)/integrations .mypy_tree/mrjudge_reward && cp -rs $(CURDIR)/tests/benchmarks $(CURDIR)/tests/support \
-	  $(CURDIR)/tests/__init__.py .mypy_tree/tests
+	@rm -rf .mypy_tree && mkdir -p .mypy_tree/mrjudge_reward && ln -s $(CURDIR)/mrjudge_reward/* $(CURDIR)/integrations \
+	  .mypy_tree/mrjudge_reward && ln -s $(CURDIR)/recipes $(CURDIR)/tests .mypy_tree
 	cd .mypy_tree && $(abspath $(BIN))/mypy --config-file ../pyproject.toml -p mrjudge_reward -p recipes \
 	  $(patsubst tests/benchmarks/%.py,-m tests.benchmarks.%,$(filter-out tests/benchmarks/test_% tests/benchmarks/__%,$(wildcard tests/benchmarks/*.py)))
 

@@ -39,6 +39,10 @@ _OLD_MODES = {"sampled": "generate", "read": "logprobs"}
 """Further names of modes."""
 
 
+def _mode(value: Any) -> Any:
+    return _OLD_MODES.get(value, value) if isinstance(value, str) else value
+
+
 def _named(known: Mapping[str, object], kind: type, *more: str) -> PlainValidator:
     """A name out of several, or an object."""
 
@@ -51,7 +55,8 @@ def _named(known: Mapping[str, object], kind: type, *more: str) -> PlainValidato
 
 
 def _format(value: Any) -> Any:
-    if value in get_args(FormatName) or all(hasattr(value, name) for name in ("render", "parse", "max_slots")):
+    an_object = not isinstance(value, type) and all(hasattr(value, name) for name in ("render", "parse", "max_slots"))
+    if an_object or value in get_args(FormatName):
         return value
     raise ValueError(f"there is no {value!r}; choose {', '.join(get_args(FormatName))}, or give a Format")
 
@@ -88,9 +93,7 @@ class PromptSettings(Settings):
 class VerdictSettings(Settings):
     """How a verdict is reached."""
 
-    verdict: Annotated[Literal["auto", VerdictMode], BeforeValidator(lambda value: _OLD_MODES.get(value, value))] = (
-        "auto"
-    )
+    verdict: Annotated[Literal["auto", VerdictMode], BeforeValidator(_mode)] = "auto"
     """``generate``: the judge writes, and is parsed. ``logprobs``: it thinks up to ``thinking_tokens``, and the label
     probabilities are read. ``cascade``: both orders are read without thinking, and the judge thinks only where these
     contradict each other or are closer than ``cascade_margin``. ``auto`` is ``logprobs`` for the embedded model or where

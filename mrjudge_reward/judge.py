@@ -78,6 +78,11 @@ class Judge:
             settings = JudgeSettings(**{"model": engine.name, "format": format, **named})
         elif named or format != "auto":
             raise ConfigError("give settings, or settings by name, not both")
+        for given, name in ((cache, "cache"), (alarm, "max_failed_fraction"), (alarm, "failure_window")):
+            if given is not None and settings.is_set(name):
+                raise ConfigError(
+                    f"the setting {name} would do nothing beside the {type(given).__name__} that is given"
+                )
         if settings.verdict_mode != "generate" and not engine.can_read:
             raise ConfigError(f"{engine.name} cannot read label probabilities; use verdict='generate'")
         if (cache is not None or settings.cache is not None) and engine.weights_may_change:

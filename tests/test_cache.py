@@ -14,7 +14,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from mrjudge_reward.cache import ReplyCache, request_key
 from mrjudge_reward.engines.contract import Engine
@@ -408,3 +410,15 @@ def test_asking_without_a_cache_still_asks_each_request_once():
     engine: Engine = ScriptedEngine(lambda _: "fine")
     answers = ask(engine, "generate", [request()] * 1000)
     assert sum(answer.fresh for answer in answers) == 1
+
+
+@pytest.mark.parametrize("image", [
+    Image.new("RGB", (2, 2)), Image.new("P", (2, 2)), b"bytes", bytearray(b"bytes"), "a.png", Path("a.png"),
+    np.zeros((2, 2, 3), np.uint8), {"bytes": b"bytes"}, "data:image/png;base64,AA==", "https://example.org/a.png",
+])  # fmt: skip
+def test_requests_that_show_an_image_of_any_kind_are_asked_once(image: Any):
+    engine = ScriptedEngine(lambda _: "seen")
+    asked = [Request((Message("user", (ImagePart(image), TextPart("Which?"))),)) for _ in range(3)]
+    answers = ask(engine, "generate", asked)
+    assert [answer.fresh for answer in answers] == [True, False, False]
+    assert engine.batches == [1]

@@ -10,8 +10,10 @@ from pathlib import Path
 from random import Random
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 
+from mrjudge_reward.cache import ReplyCache
 from mrjudge_reward.config import ONLY, SECTIONS, JudgeSettings
 from mrjudge_reward.engines import engine_config
 from mrjudge_reward.engines.scripted import ScriptedEngine
@@ -21,6 +23,7 @@ from mrjudge_reward.prompting.formats import SENTIMENT, Choice, Format, PairScor
 from mrjudge_reward.scoring.ratings import Rating
 from mrjudge_reward.scoring.rewards import RewardShape
 from mrjudge_reward.scoring.schedules import Limits, Plan, Schedule
+from mrjudge_reward.scoring.stats import FailureAlarm
 from mrjudge_reward.types import Sampling
 
 
@@ -433,6 +436,46 @@ def test_a_judge_by_itself_has_the_defaults_of_a_config():
 @pytest.mark.parametrize(("old", "new"), [("sampled", "generate"), ("read", "logprobs"), ("cascade", "cascade")])
 def test_earlier_words_for_verdicts_are_taken(old: str, new: str):
     assert JudgeConfig(model="m", verdict=old).verdict == JudgeConfig(model="m", verdict=new).verdict == new
+
+
+@pytest.mark.parametrize("name", ["verdict", "schedule", "rating", "format"])
+@pytest.mark.parametrize("value", [["ring"], {"a": 1}, 7, None, 1.5, b"ring", True, (), Choice, len])
+def test_what_is_neither_a_name_nor_an_object_is_refused_as_a_setting(name: str, value: Any):
+    with pytest.raises(ConfigError, match=f"{name}: "):
+        JudgeConfig(model="m", **{name: value})
+
+
+def test_an_object_and_its_setting_are_not_given_both(tmp_path: Path):
+    engine = ScriptedEngine.by_utility(len)
+    for named in ({"max_failed_fraction": 0.1}, {"failure_window": 8}):
+        with pytest.raises(ConfigError, match="would do nothing beside the FailureAlarm"):
+            Judge(engine, alarm=FailureAlarm(), **named)
+    cache = ReplyCache(tmp_path / "one.db")
+    with pytest.raises(ConfigError, match="would do nothing beside the ReplyCache"):
+        Judge(engine, cache=cache, settings=JudgeSettings(model="m", cache=str(tmp_path / "other.db")))
+    cache.close()
+
+
+@pytest.mark.parametrize(
+    "slots", [(0, 0), (0, 3), (-1, 0), (1, 2, 1), (5, 6), (0, -3), (2, 2), (3,), (-1,), (0, 1, 2, 3)]
+)
+@pytest.mark.parametrize("late", [False, True])
+def test_a_schedule_that_compares_what_is_not_there_is_refused(slots: tuple[int, ...], late: bool):
+    def odd(size: int, limits: Limits, rng: Random) -> Plan:
+        if late:
+            yield [(0, 1)]
+        yield [slots]
+
+    with pytest.raises(ConfigError, match=re.escape(f"asks to compare {slots}")):
+        Judge(ScriptedEngine.by_utility(len), schedule=Schedule("odd", odd, looks=True)).rank("q", ["a", "bb", "ccc"])
+
+
+def test_a_rating_that_comes_to_nothing_leaves_candidates_without_a_score():
+    for value in (float("nan"), float("inf"), float("-inf")):
+        broken = Rating("broken", lambda tally, value=value: np.array([value, 1.0, 2.0]))
+        scores = Judge(ScriptedEngine.by_utility(len), rating=broken).rank("q", ["a", "bb", "ccc"]).scores_G
+        assert sorted(score for score in scores if score is not None) == [1.0, 2.0]
+        assert scores.count(None) == 1
 
 
 def test_a_schedule_a_rating_and_a_format_of_ones_own_are_taken():

@@ -277,6 +277,12 @@ def test_readme_ranks_with_one_file_and_reports_the_run_that_it_trains(reader: R
     assert (read.folder / "runs" / "first" / "report.html").stat().st_size > 10_000
 
 
+def test_the_quickstart_ranks_with_the_embedded_judge(reader: Reader) -> None:
+    ran = reader.read("docs/quickstart.md").ran
+    (ranked,) = [printed for command, printed in ran.items() if command.endswith("| mrjudge rank")]
+    assert yaml.safe_load(ranked)["best"] == 1
+
+
 def test_pages_on_images_show_the_judge_what_they_say(reader: Reader) -> None:
     requests = reader.read("docs/images.md").server.requests
     shown = [str(body["messages"][-1]["content"]).count("'image_url':") for body in requests]

@@ -256,25 +256,26 @@ def ask(engine: Engine, verb: Verb, requests: Sequence[Request], cache: ReplyCac
     """
     if cancelled():
         raise EngineError("judging was cancelled")
-    first = {request: index for index, request in reversed(list(enumerate(requests)))}
-    known: dict[Request, Reply | EngineFailure] = {}
-    if cache is not None:
-        keys = {request: request_key(engine, verb, request) for request in first}
-        kept = cache.get(list(keys.values()))
-        known = {request: kept[key] for request, key in keys.items() if key in kept}
-    batch = sorted((request for request in first if request not in known), key=_reading_order)
-    if batch:
+    keys = [request_key(engine, verb, request) for request in requests]  # not the requests: images have no hash
+    first: dict[bytes, int] = {}
+    for index, key in enumerate(keys):
+        first.setdefault(key, index)
+    known: dict[bytes, Reply | EngineFailure] = dict(cache.get(list(first))) if cache is not None else {}
+    open_keys = [key for key in first if key not in known]
+    open_keys.sort(key=lambda key: _reading_order(requests[first[key]]))
+    if open_keys:
+        batch = [requests[first[key]] for key in open_keys]
         replies = engine.generate(batch) if verb == "generate" else engine.label_logprobs(batch)
         if len(replies) != len(batch):
             raise EngineError(f"{engine.name} returned {len(replies)} replies to {len(batch)} requests")
-        fresh = dict(zip(batch, replies, strict=True))
+        fresh = dict(zip(open_keys, replies, strict=True))
         if cache is not None:
-            cache.put({keys[request]: reply for request, reply in fresh.items() if isinstance(reply, Reply)})
+            cache.put({key: reply for key, reply in fresh.items() if isinstance(reply, Reply)})
         known |= fresh
     if cancelled():
         raise EngineError("judging was cancelled")
-    asked = {first[request] for request in batch}
-    return [Answer(known[request], index in asked) for index, request in enumerate(requests)]
+    asked = {first[key] for key in open_keys}
+    return [Answer(known[key], index in asked) for index, key in enumerate(keys)]
 
 
 def _reading_order(request: Request) -> tuple[str, ...]:

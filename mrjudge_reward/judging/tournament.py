@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.images import Album
 from mrjudge_reward.prompting.sanitizing import Sanitizer
 from mrjudge_reward.scoring.schedules import Plan
@@ -153,7 +154,7 @@ class Tournament:
         Args:
             audit: show the mirror image of its first comparison as well, where it mirrors none.
         """
-        self.round = next(self._plan, []) if self._plan is not None else []
+        self.round = self._checked(next(self._plan, [])) if self._plan is not None else []
         if audit and self.round and set(self.round).isdisjoint(slots[::-1] for slots in self.round):
             self.round.append(self.round[0][::-1])
 
@@ -174,9 +175,17 @@ class Tournament:
         """Ask the schedule for the next round, given what was played."""
         assert self._plan is not None
         try:
-            self.round = self._plan.send(self.tally())
+            self.round = self._checked(self._plan.send(self.tally()))
         except StopIteration:
             self.round = []
+
+    def _checked(self, comparisons: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        for slots in comparisons:
+            if len(set(slots)) != len(slots) or not all(0 <= slot < self.size for slot in slots):
+                raise ConfigError(
+                    f"the schedule asks to compare {slots}; a comparison is of different candidates, 0 to {self.size - 1}"
+                )
+        return comparisons
 
     def tally(self) -> Tally:
         """The games of what was played."""

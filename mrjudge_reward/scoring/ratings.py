@@ -178,6 +178,8 @@ def rate(rating: Rating, tally: Tally) -> list[float | None]:
     if tally.size == 0:
         return []
     scores_G = rating.fit(tally)
-    known_G = np.isfinite(scores_G) if rating.neutral is None else tally.games_G > 0
+    known_G = np.isfinite(scores_G)  # a fit that came to nothing says nothing
+    if rating.neutral is not None:
+        known_G &= tally.games_G > 0
     # Rounding keeps equal candidates equal: a solver's last bits are not a preference.
     return [round(float(score), 9) if known else None for score, known in zip(scores_G, known_G, strict=True)]

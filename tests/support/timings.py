@@ -1,11 +1,7 @@
-"""Where the suite's time goes: the slowest files at the end of a run, and a failure where one test takes over a minute.
-
-On a machine that does other things too (more than two processes wait for each core) a test has that much more time.
-"""
+"""Where the suite's time goes: the slowest files at the end of a run, and a failure where one test takes over a minute."""
 
 from __future__ import annotations
 
-import os
 import resource
 from collections import defaultdict
 from typing import Any
@@ -19,6 +15,7 @@ LIMIT_S = 60
 LONGER = {
     "tests/integrations/verl/test_training.py": (400, "a dozen processes of verl, Ray, vLLM start one after the other"),
     "tests/integrations/trl/test_colocated.py": (150, "TRL's vLLM and the judge's start one after the other"),
+    "tests/integrations/trl/test_two_ranks.py": (150, "torchrun starts two processes, each of which imports TRL"),
     "tests/engines/test_vllm_engine.py": (150, "servers of vLLM are started, killed and started anew"),
     "tests/engines/test_vllm_images.py": (150, "vLLM starts with an image processor in a process of its own"),
     "tests/integrations/verl/test_streaming.py": (150, "five reward workers import verl"),
@@ -27,7 +24,6 @@ LONGER = {
 """Tests that may take longer (the start of their id): how long, and why."""
 
 _phases: dict[str, list[tuple[float, float]]] = defaultdict(list)  # (wall, CPU) seconds by test
-_busy: dict[str, float] = {}  # by how much the machine was overloaded when a test ended, at least 1
 _spent = 0.0
 
 
@@ -42,13 +38,11 @@ def pytest_runtest_makereport() -> Any:
     global _spent
     report = yield
     report.cpu_s, _spent = cpu_s() - _spent, cpu_s()  # an attribute of a report reaches xdist's controller
-    report.busy = max(1.0, os.getloadavg()[0] / (2 * (os.cpu_count() or 1)))
     return report
 
 
 def pytest_runtest_logreport(report: Any) -> None:
     _phases[report.nodeid].append((report.duration, report.cpu_s))
-    _busy[report.nodeid] = max(report.busy, _busy.get(report.nodeid, 1.0))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -69,7 +63,7 @@ def limit_of(test: str) -> float:
 
 
 def too_long() -> list[str]:
-    return [test for test, phases in _phases.items() if max(wall for wall, _ in phases) > limit_of(test) * _busy[test]]
+    return [test for test, phases in _phases.items() if max(wall for wall, _ in phases) > limit_of(test)]
 
 
 @pytest.hookimpl(trylast=True)
