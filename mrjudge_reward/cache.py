@@ -42,6 +42,12 @@ def _is_locked(error: BaseException) -> bool:
 
 def request_key(engine: Engine, verb: Verb, request: Request) -> bytes:
     """The identity of a judge call, 32 bytes."""
+    content = (engine.identity, verb, *request_content(request), request.seed)
+    return hashlib.blake2b(repr(content).encode(), digest_size=32).digest()
+
+
+def request_content(request: Request) -> tuple[object, ...]:
+    """What a request asks, whatever its seed; images by their content. Its ``repr`` tells requests apart."""
     messages = tuple(
         (
             message.role,
@@ -49,8 +55,7 @@ def request_key(engine: Engine, verb: Verb, request: Request) -> bytes:
         )
         for message in request.messages
     )
-    rest = (request.prefill, request.labels, request.sampling, request.stop, request.seed)
-    return hashlib.blake2b(repr((engine.identity, verb, messages, rest)).encode(), digest_size=32).digest()
+    return messages, request.prefill, request.labels, request.sampling, request.stop
 
 
 class ReplyCache:

@@ -70,7 +70,9 @@ class PromptSettings(Settings):
 
     format: Annotated[FormatName | Format, PlainValidator(_format)] = "auto"
     """What the judge is asked: a name, or a ``Format`` of one's own. ``auto`` is ``sentiment`` for the untrained embedded
-    model, which does that well; any other model chooses the best, after MR. Judge."""
+    model, which does that well. Any other model chooses the best, after MR. Judge, where its verdict is read; where it
+    writes it grades each response (``pair_scores``), because grades tell by how much. A ``template`` or ``tie_label`` of
+    one's own is for ``choice``."""
     template: str | None = None
     """Name or path of another wording; None for the format's own."""
     labels: list[str] | None = None
@@ -95,9 +97,10 @@ class VerdictSettings(Settings):
 
     verdict: Annotated[Literal["auto", VerdictMode], BeforeValidator(_mode)] = "auto"
     """``generate``: the judge writes, and is parsed. ``logprobs``: it thinks up to ``thinking_tokens``, and the label
-    probabilities are read. ``cascade``: both orders are read without thinking, and the judge thinks only where these
-    contradict each other or are closer than ``cascade_margin``. ``auto`` is ``logprobs`` for the embedded model or where
-    ``thinking_tokens`` is set, else ``generate``."""
+    probabilities are read. ``cascade``: both orders are read without thinking, and the judge thinks as well where together
+    they are closer than ``cascade_margin``. ``auto`` reads where engine and format can and ``votes`` is 1, because that
+    orders best for its calls (``docs/results.md``), and has the judge write what could not be read; else it is ``generate``.
+    A judge trained to reason is asked to by ``thinking_tokens`` or ``generate``."""
     temperature: Annotated[float, Field(ge=0, le=5)] = 0.6
     """Of what the judge writes; 0 is greedy. 0.6 is what reasoning models are published with."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
@@ -107,13 +110,14 @@ class VerdictSettings(Settings):
     thinking_tokens: NonNegativeInt = 0
     """Cap on the reasoning before label probabilities are read; 0 to read at once."""
     cascade_margin: _Weight = 1.0
-    """Log-odds between the two best, below which a quick read is not trusted."""
+    """Log-odds between the two best, both orders together, below which quick reads are not enough."""
     min_label_mass: Annotated[float, Field(ge=0, lt=1)] = 1e-4
     """Labels that have less probability together are no verdict: the judge was about to write something else."""
     votes: PositiveInt = 1
     """How often each comparison is asked, with different seeds."""
     retries: NonNegativeInt = 1
-    """How often a failed comparison is asked again, where that can go differently."""
+    """How often a failed comparison is asked again, where that can go differently. 0 also never opens the answer after
+    what a judge wrote without a verdict."""
     seed: int = 0
     """Of slots, schedules and sampling."""
 
@@ -212,8 +216,12 @@ class JudgeSettings(PromptSettings, VerdictSettings, ScheduleSettings, RatingSet
         """Name of a built-in format, with ``auto`` resolved; empty for a format of one's own."""
         if not isinstance(self.format, str):
             return ""
-        untrained = self.embedded and not self.trained
-        return self.format if self.format != "auto" else ("sentiment" if untrained else "choice")
+        if self.format != "auto":
+            return self.format
+        if self.embedded and not self.trained:
+            return "sentiment"
+        chooses = self.verdict_mode != "generate" or self.trained or self.template is not None or self.tie_label
+        return "choice" if chooses else "pair_scores"
 
     @property
     def judge_format(self) -> Format:
@@ -254,13 +262,38 @@ class JudgeSettings(PromptSettings, VerdictSettings, ScheduleSettings, RatingSet
         """How verdicts are taken, with ``auto`` resolved."""
         if self.verdict != "auto":
             return self.verdict
-        reads = self.judge_format.readable and (self.embedded or self.thinking_tokens > 0)
+        form = self.format if not isinstance(self.format, str) else _FORMATS.get(self.format, _FORMATS["choice"])
+        reads = form.readable and (
+            self.embedded or self.votes == 1 or self.thinking_tokens > 0
+        )  # votes are on what it wrote
         return "logprobs" if reads else "generate"
+
+    def settled(self, can_read: bool) -> JudgeSettings:
+        """These settings for an engine of which it is known whether it reads: there ``auto`` is what it is for it."""
+        if can_read or self.verdict != "auto":
+            return self
+        return self.model_copy(update={"verdict": "generate"})
+
+    @property
+    def writes_unread(self) -> bool:
+        """Whether the judge writes a verdict that could not be read."""
+        at_once = self.verdict_mode == "logprobs" and self.thinking_tokens == 0
+        return self.verdict == "auto" and at_once and not self.embedded and self.retries > 0
+
+    @property
+    def writes_verdicts(self) -> bool:
+        """Whether the judge ever writes a verdict, and is parsed."""
+        return self.verdict_mode != "logprobs" or self.writes_unread
 
     @property
     def writes(self) -> bool:
         """Whether the judge ever writes, so that its sampling matters."""
-        return self.verdict_mode != "logprobs" or self.thinking_tokens > 0
+        return self.writes_verdicts or self.thinking_tokens > 0
+
+    @property
+    def reply_tokens(self) -> int:
+        """The most tokens that the judge writes."""
+        return self.max_tokens if self.writes_verdicts else self.thinking_tokens + 16
 
     @property
     def audits(self) -> bool:
@@ -294,10 +327,10 @@ ONLY: dict[str, tuple[Holds, str]] = {
     "tie_label": (_built_in("choice"), "format choice"),
     "answer_open": (_built_in(), "formats of this package"),
     "answer_close": (_built_in(), "formats of this package"),
-    "temperature": (lambda it: it.writes, "a judge that writes (verdict generate or cascade, or thinking_tokens)"),
-    "top_p": (lambda it: it.writes, "a judge that writes (verdict generate or cascade, or thinking_tokens)"),
+    "temperature": (lambda it: it.writes, "a judge that writes (verdict auto, generate or cascade, or thinking_tokens)"),
+    "top_p": (lambda it: it.writes, "a judge that writes (verdict auto, generate or cascade, or thinking_tokens)"),
     "max_tokens": (
-        lambda it: it.verdict_mode != "logprobs", "verdict generate or cascade; with logprobs set thinking_tokens",
+        lambda it: it.writes_verdicts, "verdict auto, generate or cascade; with logprobs set thinking_tokens",
     ),
     "thinking_tokens": (
         lambda it: it.verdict_mode == "logprobs", "verdict logprobs; elsewhere reasoning is bounded by max_tokens",
@@ -329,7 +362,7 @@ def _check_together(it: JudgeSettings) -> None:
         raise ConfigError(f"rating {it.judge_rating.name!r} needs a format that grades; {name} does not")
     if (it.answer_open is None) != (it.answer_close is None):
         raise ConfigError("answer_open and answer_close go together: the verdict stands between them")
-    if it.answer_open is not None and mode != "logprobs" and not asks_for(form.template, it.answer_open):
+    if it.answer_open is not None and it.writes_verdicts and not asks_for(form.template, it.answer_open):
         raise ConfigError(
             f"the wording {form.template!r} does not ask the judge to write {it.answer_open!r}, so no verdict would be "
             "found: give a template that does"

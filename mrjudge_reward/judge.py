@@ -22,7 +22,9 @@ score None. When more than ``max_failed_fraction`` of the latest comparisons fai
 from __future__ import annotations
 
 import copy
+import logging
 import os
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from random import Random
@@ -31,6 +33,7 @@ from typing import Any
 from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.judging.comparisons import Asked, Comparer
 from mrjudge_reward.judging.early import EarlyComparisons
+from mrjudge_reward.judging.label_mass import LabelMassWatch
 from mrjudge_reward.judging.parallel import shares, side_by_side
 from mrjudge_reward.judging.tournament import Tournament, digest, is_degenerate, players_of
 from mrjudge_reward.prompting.formats import Format
@@ -43,6 +46,10 @@ from .config import JudgeSettings
 from .errors import ConfigError, InputError
 from .messages import Message, Part
 from .types import Comparison, Group, JudgedComparison, Judgement, NoVerdict, Verdict
+
+logger = logging.getLogger(__name__)
+
+_SETTLING = threading.Lock()  # not the judge's own: a judge is pickled and copied
 
 
 class Judge:
@@ -83,7 +90,7 @@ class Judge:
                 raise ConfigError(
                     f"the setting {name} would do nothing beside the {type(given).__name__} that is given"
                 )
-        if settings.verdict_mode != "generate" and not engine.can_read:
+        if settings.verdict not in ("auto", "generate") and not engine.can_read:
             raise ConfigError(f"{engine.name} cannot read label probabilities; use verdict='generate'")
         if (cache is not None or settings.cache is not None) and engine.weights_may_change:
             raise ConfigError(
@@ -91,12 +98,32 @@ class Judge:
                 "the cache, or give the engine the model's name"
             )
         self.engine = engine
-        self.settings = settings
-        self.format, self.schedule, self.rating = settings.judge_format, settings.judge_schedule, settings.judge_rating
         self.cache = cache if cache is not None or settings.cache is None else ReplyCache(settings.cache)
         self.alarm = alarm or FailureAlarm(settings.max_failed_fraction, settings.failure_window)
-        self._comparer = Comparer(engine, settings, self.cache)
+        self._label_mass = LabelMassWatch()
+        self._set_up(settings.settled(engine.can_read))
+
+    def _set_up(self, settings: JudgeSettings) -> None:
+        self.settings = settings
+        self.format, self.schedule, self.rating = settings.judge_format, settings.judge_schedule, settings.judge_rating
+        self._comparer = Comparer(self.engine, settings, self.cache)
         self._limits, self._audits = settings.limits, settings.audits
+        self._settled = settings.verdict != "auto" or settings.verdict_mode == "generate"
+
+    def settle(self) -> None:
+        """Find out whether the engine reads labels where ``verdict`` is ``auto`` and that is not known yet, by asking a
+        server with a tiny chat. Where it cannot, the judge writes; ``format`` and ``settings`` are then those of a judge
+        that writes. Happens by itself before anything is judged."""
+        if self._settled:
+            return
+        with _SETTLING:
+            if self._settled:
+                return
+            reads = self.engine.reads_labels()
+            if reads is False:
+                logger.info("%s cannot read label probabilities, so the judge writes its verdicts", self.engine.name)
+                self._set_up(self.settings.settled(can_read=False))
+            self._settled = reads is not None
 
     # -- public ---------------------------------------------------------------------------------------------------
 
@@ -123,6 +150,7 @@ class Judge:
             JudgeUnreliableError: if too many judgements failed.
         """
         started = time.perf_counter()
+        self.settle()
         firsts = first_votes if first_votes is not None else [0] * len(groups)
         begun = early if early is not None else [None] * len(groups)
         tournaments = [self._begin(*of_group) for of_group in zip(groups, begun, firsts, strict=True)]
@@ -152,6 +180,7 @@ class Judge:
         Args:
             size: how many candidates there will be.
         """
+        self.settle()
         order = None
         if names is not None:
             order = sorted(names, key=lambda name: (digest(self.settings.seed, key, name), name))
@@ -183,8 +212,8 @@ class Judge:
     def compare(self, asked: Sequence[tuple[Group, Comparison]]) -> list[Verdict]:
         """Verdicts on comparisons of one's own choosing, all in one batch: for measuring a judge.
 
-        No schedule, no rating and no alarm; retries, cache and the way to a verdict are the judge's own. Of a cascade that
-        trusts its quick reads it is the one in the order asked for.
+        No schedule, no rating and no alarm; retries, cache and the way to a verdict are the judge's own. Of a cascade it is
+        what the judge wrote, or its quick read in the order asked for where that was enough.
 
         Args:
             asked: groups, and candidates of theirs in slot order.
@@ -192,16 +221,20 @@ class Judge:
         Returns:
             As many verdicts, in their order.
         """
+        self.settle()
         tournaments = {id(group): Tournament(group, group.candidates) for group, _ in asked}
         with self.engine.session():
             decided = self._comparer.decide([(tournaments[id(group)], comparison) for group, comparison in asked])
-        return [items[0].verdict for items in decided]
+        return [
+            [item.verdict for item in items if item.comparison == comparison][-1]
+            for (_, comparison), items in zip(asked, decided, strict=True)
+        ]
 
     def apart(self) -> Judge:
         """The same judge for measuring it beside a run: it asks anew what a cache would know, and its failures count for
         nobody's alarm. It shares the engine; close this one, not that."""
         twin = copy.copy(self)
-        twin.cache, twin.alarm = None, FailureAlarm(max_fraction=1.0)
+        twin.cache, twin.alarm, twin._label_mass = None, FailureAlarm(max_fraction=1.0), LabelMassWatch()
         twin._comparer = Comparer(self.engine, self.settings)
         return twin
 
@@ -220,10 +253,12 @@ class Judge:
         Raises:
             ConfigError: if not.
         """
+        self.settle()
         self._comparer.budget.check(self.format.min_slots)
 
     def render(self, group: Group, slots: Sequence[int]) -> tuple[Message, ...]:
         """What the judge would be shown of these candidates of a group, in slot order."""
+        self.settle()
         return self._comparer.render(Tournament(group, group.candidates), Comparison(tuple(slots)))
 
     def close(self) -> None:
@@ -264,6 +299,7 @@ class Judge:
                 tournament.record(items)
             # After every round, not at the end: a dead judge is not asked for the rounds that are left.
             self.alarm.observe(item.verdict.outcome for items in decided for item in items)
+            self._label_mass.observe(item.verdict for items in decided for item in items)
             for tournament in tournaments:
                 if tournament.round:
                     tournament.next_round()

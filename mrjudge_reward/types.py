@@ -196,11 +196,23 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a comparison came to: scored, tie or failed, always with the judge's own text and its cost."""
+    """What a comparison came to: scored, tie or failed, always with the judge's own text and its cost.
+
+    Attributes:
+        outcome: what the judge says.
+        rationale: what it wrote.
+        usage: tokens.
+        label_mass: where labels were read, their probability together, 0..1; None where nothing was read.
+        likeliest: where labels were read, the judge's likeliest token in their place, if the engine tells.
+        opened: the judge wrote no verdict; its answer was opened after what it wrote, and read.
+    """
 
     outcome: Outcome
     rationale: str = ""
     usage: Usage = Usage()
+    label_mass: float | None = None
+    likeliest: str = ""
+    opened: bool = False
 
     @property
     def failed(self) -> bool:
@@ -257,7 +269,7 @@ class Reply:
     """What an engine returns for one request.
 
     Attributes:
-        text: what was written, without the prefill.
+        text: what was written, without the prefill; where labels were read, the likeliest token, if the engine tells.
         finish: ``"stop"`` if the judge ended by itself (or at a stop string), ``"length"`` at the cap.
         label_logprobs: log-probability of each requested label as the next token(s); not renormalised.
         usage: tokens.

@@ -217,24 +217,29 @@ def test_the_embedded_model_is_read_pointwise_for_sentiment():
     assert ways(judge) == (SENTIMENT, "pointwise", "logprobs")
 
 
-def test_any_other_model_writes_its_choices_and_meets_adaptively():
+def test_any_other_model_is_read_and_meets_adaptively():
     judge = build(model="org/judge")
-    assert ways(judge) == (Choice(), "adaptive", "generate")
+    assert ways(judge) == (Choice(), "adaptive", "logprobs")
     assert judge.settings.sampling == Sampling(0.6, 0.95, 1024)
 
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"model": "m", "format": "score"}, (Score(), "pointwise", "generate")),
-        ({"model": "m", "format": "score", "verdict": "read"}, (Score(), "pointwise", "logprobs")),
+        ({"model": "m", "format": "score"}, (Score(), "pointwise", "logprobs")),
+        ({"model": "m", "format": "score", "verdict": "sampled"}, (Score(), "pointwise", "generate")),
+        ({"model": "m", "verdict": "sampled"}, (PairScores(), "adaptive", "generate")),
+        ({"model": "m", "votes": 3}, (PairScores(), "adaptive", "generate")),
+        ({"model": "m", "votes": 3, "thinking_tokens": 8}, (Choice(), "adaptive", "logprobs")),
+        ({"model": "m", "verdict": "sampled", "tie_label": "tie"}, (Choice(tie_label="tie"), "adaptive", "generate")),
+        ({"model": "m", "verdict": "sampled", "template": "choice"}, (Choice(), "adaptive", "generate")),
         ({"model": "m", "format": "ranking", "schedule": "listwise"}, (Ranking(), "listwise", "generate")),
         ({"model": "m", "format": "pair_scores"}, (PairScores(), "adaptive", "generate")),
         ({"model": "m", "verdict": "cascade"}, (Choice(), "adaptive", "cascade")),
-        ({"model": "m", "format": "sentiment"}, (SENTIMENT, "pointwise", "generate")),
+        ({"model": "m", "format": "sentiment"}, (SENTIMENT, "pointwise", "logprobs")),
         ({"format": "choice"}, (Choice(), "adaptive", "logprobs")),
         ({"format": "ranking"}, (Ranking(), "adaptive", "generate")),
-        ({"base_url": "http://127.0.0.1:1/v1", "model": "m"}, (Choice(), "adaptive", "generate")),
+        ({"base_url": "http://127.0.0.1:1/v1", "model": "m"}, (Choice(), "adaptive", "logprobs")),
     ],
 )
 def test_auto_follows_the_format_and_the_model(settings: dict[str, Any], expected: tuple[Any, str, str]):
@@ -360,7 +365,8 @@ ALONE = {"model": "m", "format": "score"}
         ({"model": "m", "engine": "vllm"}, {"deadline_s": 9.0}), ({"model": "m", "engine": "vllm"}, {"batch_size": 4}),
         ({"model": "m", "engine": "vllm"}, {"turn_wait_s": 9.0}),
         (WRITES, {"cascade_margin": 7.0}), (WRITES, {"min_label_mass": 0.1}), (WRITES, {"thinking_tokens": 9}),
-        (WRITES, {"max_slots": 4}), (WRITES, {"grades": {"1": 1.0, "2": 2.0}}),
+        (WRITES, {"max_slots": 4}), (READS, {"grades": {"1": 1.0, "2": 2.0}}),
+        (WRITES | {"tie_label": "tie"}, {"grades": {"1": 1.0, "2": 2.0}}),
         (READS, {"max_tokens": 7}), (READS, {"temperature": 0.0}), (READS, {"top_p": 0.5}),
         (ALONE, {"both_orders": True}), (ALONE, {"labels": ["1", "2"]}),
         ({"model": "m", "format": Choice()}, {"answer_open": "[["}),
@@ -484,7 +490,12 @@ def test_a_schedule_a_rating_and_a_format_of_ones_own_are_taken():
 
     firsts = Rating("wins", lambda tally: tally.wins_GG.sum(axis=1))
     judge = Judge(
-        ScriptedEngine.by_utility(len), Choice(), schedule=Schedule("chain", chain), rating=firsts, audit=False
+        ScriptedEngine.by_utility(len),
+        Choice(),
+        schedule=Schedule("chain", chain),
+        rating=firsts,
+        verdict="generate",
+        audit=False,
     )
     assert sorted(judge.rank("q", ["a", "bbb", "cc"]).scores_G) == [0.0, 1.0, 1.0]
     assert judge.settings.judge_schedule.name == "chain"

@@ -205,8 +205,8 @@ def test_a_group_of_one_has_nobody_to_meet_and_no_score(schedule: str):
 
 
 def test_a_group_of_one_can_be_graded():
-    judgement = Judge(scripted(Score()), Score(), schedule="pointwise", rating="mean_score").rank("q", ["alone"])
-    assert judgement.scores_G[0] in {1.0, 2.0, 3.0, 4.0, 5.0}
+    judge = Judge(scripted(Score()), Score(), schedule="pointwise", rating="mean_score", verdict="generate")
+    assert judge.rank("q", ["alone"]).scores_G[0] in {1.0, 2.0, 3.0, 4.0, 5.0}
 
 
 @pytest.mark.parametrize(("format", "schedule"), EVERY_WAY)
@@ -379,20 +379,20 @@ def test_votes_are_asked_with_different_seeds():
     engine = scripted(Choice())
     judgement = Judge(engine, schedule="all_pairs", votes=3, **WARM).rank("q", ["a", "b"])
     assert engine.batches == [6]
-    assert len({request.seed for request in engine.requests}) == 3
+    assert len({request.seed for request in engine.requests}) == 6, "three votes on each of two requests"
     assert sorted(item.comparison.repeat for item in judgement.played) == [0, 0, 1, 1, 2, 2]
 
 
 def test_a_greedy_judge_needs_no_seed_and_another_run_seed_gives_other_seeds():
     greedy = scripted(Choice())
-    Judge(greedy, schedule="all_pairs", temperature=0).rank("q", ["a", "b"])
+    Judge(greedy, schedule="all_pairs", verdict="generate", temperature=0).rank("q", ["a", "b"])
     assert {request.seed for request in greedy.requests} == {None}
     seeds = set()
     for seed in (0, 1):
         engine = scripted(Choice())
-        Judge(engine, schedule="all_pairs", **WARM, seed=seed).rank("q", ["a", "b"])
+        Judge(engine, schedule="all_pairs", verdict="generate", **WARM, seed=seed).rank("q", ["a", "b"])
         seeds |= {request.seed for request in engine.requests}
-    assert len(seeds) == 2
+    assert len(seeds) == 4
 
 
 def test_requests_that_share_a_question_are_neighbours():
@@ -700,13 +700,13 @@ def test_a_sure_glance_is_taken_as_two_soft_games_without_thinking():
         (lambda first, second: 0.5, "no winner at all"),
     ],
 )
-def test_a_contradictory_or_close_glance_leads_to_one_written_verdict(p_first: Any, why: str):
+def test_quick_reads_that_are_close_together_lead_to_one_written_verdict_as_well(p_first: Any, why: str):
     judge, engine = cascade(p_first)
     judgement = judge.rank("q", ["bad", "good"])
     assert engine.batches == [2, 1], why
-    assert len(judgement.played) == 1
-    assert judgement.played[0].verdict.outcome == Preference((1.0, 0.0))
-    assert len(judgement.quick_reads) == 2
+    assert len(judgement.played) == 3
+    assert judgement.played[2].verdict.outcome == Preference((1.0, 0.0))
+    assert judgement.played[:2] == judgement.quick_reads, "what was read is a verdict too, however close"
     assert judgement.calls == 3
 
 
@@ -734,9 +734,15 @@ def test_the_margin_decides_how_often_the_judge_thinks():
 def test_position_bias_alone_leads_to_thinking():
     engine = ScriptedEngine.by_utility(lambda text: 0.0, position_bias=3.0)
     judgement = Judge(engine, schedule="all_pairs", verdict="cascade").rank("q", ["a", "b", "c"])
-    assert len(engine.batches) == 2
-    assert all(not item.verdict.outcome.soft for item in judgement.played)  # type: ignore[union-attr]
+    assert engine.batches == [6, 6]
     assert set(judgement.scores_G) == {0.0}, "who is first every time is no better"
+
+
+def test_a_judge_that_names_one_slot_and_still_tells_them_apart_needs_no_thinking():
+    engine = ScriptedEngine.by_utility(lambda text: {"good": 2.0, "bad": 0.0}[text], position_bias=5.0)
+    judgement = Judge(engine, schedule="all_pairs", verdict="cascade").rank("q", ["bad", "good"])
+    assert engine.batches == [2]
+    assert judgement.order == (1, 0)
 
 
 # -- hostile candidates -----------------------------------------------------------------------------------------------
@@ -908,7 +914,7 @@ def test_comparisons_of_ones_own_choosing_are_asked_as_they_are_in_one_batch():
     engine = ScriptedEngine.by_utility(len)
     groups = [Group.of("q", ["a", "bbb", "cc"], "1"), Group.of("r", ["dd", ""], "2")]
     asked = [(groups[0], Comparison((2, 1))), (groups[1], Comparison((0, 1))), (groups[0], Comparison((0, 1, 2)))]
-    verdicts = Judge(engine, retries=0).compare(asked)
+    verdicts = Judge(engine, verdict="generate", retries=0).compare(asked)
     assert [verdict.outcome for verdict in verdicts] == [
         Preference((0.0, 1.0)),
         Preference((1.0, 0.0)),

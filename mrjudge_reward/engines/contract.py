@@ -23,7 +23,9 @@ class Engine(Protocol):
     Attributes:
         identity: everything that decides what the judge says (model, revision, adapter, precision, tokenizer), and not
             where it runs; part of the cache key. Shown to nobody: see ``name``.
-        can_read: whether ``label_logprobs`` works.
+        can_read: whether ``label_logprobs`` works, as far as is known (see ``reads_labels``).
+        repeats_reads: whether a request read again has the same probabilities, as with a model of one's own. What could
+            not be read is then not read again.
         reserved: strings that its tokenizer turns into special tokens; rendering neutralises them.
         context_tokens: the most tokens a request and its reply may hold together; None if unknown.
         concurrent_calls: whether calls may come from several threads at once. The judge then lets groups go through
@@ -34,6 +36,7 @@ class Engine(Protocol):
 
     identity: str
     can_read: bool
+    repeats_reads: bool = True
     reserved: frozenset[str] = frozenset()
     context_tokens: int | None = None
     concurrent_calls: bool = False
@@ -65,6 +68,10 @@ class Engine(Protocol):
     def session(self) -> AbstractContextManager[Any]:
         """Held around all calls of one judging, so that an engine that sleeps wakes once for all of them."""
         return nullcontext()
+
+    def reads_labels(self) -> bool | None:
+        """Whether ``label_logprobs`` works; a server that was never asked is asked. None if it does not answer."""
+        return self.can_read
 
     def image_tokens(self, picture: Picture) -> int | None:
         """How many tokens a loaded image takes; None where only an estimate can be made."""

@@ -18,6 +18,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from mrjudge_reward.messages import as_messages
 from mrjudge_reward.types import EngineFailure, Reply, Request, Usage
 
 from .contract import Engine
@@ -25,6 +26,8 @@ from .contract import Engine
 Script: TypeAlias = Callable[[Request], str | Mapping[str, float] | Reply | EngineFailure]
 
 _RESPONSE = re.compile(r"^\[Response ?(\w*)\]\n(.*?)\n\[End of response ?\1\]$", re.DOTALL | re.MULTILINE)
+
+_PROBE = "Which?\n[Response A]\none\n[End of response A]\n[Response B]\ntwo\n[End of response B]"
 
 
 def shown_candidates(request: Request) -> dict[str, str]:
@@ -45,6 +48,7 @@ class ScriptedEngine(Engine):
         script: gives the text the judge writes, or for ``label_logprobs`` a mapping from label to probability, or
             a ready ``Reply``, or an ``EngineFailure``. An exception becomes a failure, as with any engine.
         identity: part of the cache key; two scripts that answer differently need two identities.
+        reads: whether the script gives probabilities where labels are asked for; None to call it once and see.
 
     Attributes:
         batches: the size of every batch received, in order.
@@ -54,9 +58,10 @@ class ScriptedEngine(Engine):
     can_read = True
     concurrent_calls = True
 
-    def __init__(self, script: Script, identity: str = "scripted") -> None:
+    def __init__(self, script: Script, identity: str = "scripted", reads: bool | None = None) -> None:
         self.script = script
         self.identity = identity
+        self._reads = reads
         self.batches: list[int] = []
         self.requests: list[Request] = []
 
@@ -88,7 +93,7 @@ class ScriptedEngine(Engine):
             best = max(values, key=lambda label: values[label])
             return f"<think>compared {len(values)}</think><answer>{best}</answer>"
 
-        return cls(script, identity)
+        return cls(script, identity, reads=True)
 
     def _answer(self, request: Request) -> Reply | EngineFailure:
         self.requests.append(request)
@@ -117,6 +122,17 @@ class ScriptedEngine(Engine):
     def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         """Call the script on each request; it must give a mapping from label to probability."""
         return self._serve(requests)
+
+    def reads_labels(self) -> bool:
+        """Whether the script gives probabilities where labels are asked for; it is shown a small comparison to see."""
+        if self._reads is None:
+            try:
+                answer = self.script(Request(as_messages(_PROBE), prefill="<answer>", labels=("A", "B")))
+            except Exception:  # noqa: BLE001  a script that expects a comparison, and writes about it
+                answer = ""
+            given = answer.label_logprobs is not None if isinstance(answer, Reply) else isinstance(answer, Mapping)
+            self._reads = given
+        return self._reads
 
     def count_tokens(self, text: str) -> int:
         """Words, roughly: a quarter of the characters."""

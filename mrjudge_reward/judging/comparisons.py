@@ -2,10 +2,10 @@
 
 The three ways share everything but what is asked:
 
-* ``generate``: the judge writes its reasoning and a verdict, which is parsed;
+* ``generate``: the judge writes its reasoning and a verdict, which is parsed; where it wrote none, its answer is opened
+  after what it wrote, and read if the engine can;
 * ``logprobs``: it reasons up to a cap (or not at all), then the probabilities of the labels are read;
-* ``cascade``: both orders are read without reasoning, and the judge reasons only where these contradict each other or are
-  close.
+* ``cascade``: both orders are read without reasoning, and the judge reasons as well where together they are close.
 
 All groups of a round go to the engine together. A failed comparison is asked again where that can help, and stays failed
 otherwise.
@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from mrjudge_reward.cache import ReplyCache, Verb, request_key
+from mrjudge_reward.cache import ReplyCache, Verb, request_content, request_key
 from mrjudge_reward.config import JudgeSettings
 from mrjudge_reward.engines.cancelling import cancelled
 from mrjudge_reward.engines.contract import Engine
@@ -26,7 +26,7 @@ from mrjudge_reward.errors import EngineError
 from mrjudge_reward.images import Album
 from mrjudge_reward.messages import Message
 from mrjudge_reward.prompting.formats import read_reply
-from mrjudge_reward.prompting.parsing import THINK_CLOSE, THINK_OPEN
+from mrjudge_reward.prompting.parsing import THINK_CLOSE, THINK_OPEN, after_thinking
 from mrjudge_reward.prompting.rendering import load_template
 from mrjudge_reward.scoring.tally import bounded_log_odds
 from mrjudge_reward.types import (
@@ -47,6 +47,16 @@ from .tournament import Tournament, digest
 
 Asked: TypeAlias = tuple[Tournament, Comparison]
 """A comparison of a group, in the numbers of its players."""
+
+
+UNREAD = frozenset({
+    "labels improbable", "label not in top logprobs", "label missing", "labels share a token", "unreadable label",
+    "no log-probabilities", "no token ids", "malformed reply",
+})  # fmt: skip
+"""Failures of a read that say nothing about what the judge would write."""
+
+UNWRITTEN = frozenset({"no verdict", "truncated", "unclosed thinking", "unclosed verdict"})
+"""Failures of a judge that never came to its verdict."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +81,15 @@ class Comparer:
         self.format, self.mode, self.sampling = settings.judge_format, settings.verdict_mode, settings.sampling
         self._reserved = engine.reserved | {self.format.answer_open}
         self._album = Album(settings.max_pixels)
-        writes = settings.thinking_tokens + 16 if self.mode == "logprobs" else settings.max_tokens
-        self.budget = TokenBudget(engine, self.format, writes, self._reserved, settings.max_candidate_tokens)
+        self.budget = TokenBudget(
+            engine, self.format, settings.reply_tokens, self._reserved, settings.max_candidate_tokens
+        )
 
     def decide(self, asked: Sequence[Asked]) -> list[list[JudgedComparison]]:
         """What each comparison came to, as games in the players' numbers.
 
-        A cascade returns both quick reads as games of their own where it trusts them, each once. What shows a bad image has
-        failed without being asked.
+        A cascade returns both quick reads as games of their own, each once, and what the judge wrote where that was needed.
+        What shows a bad image has failed without being asked.
         """
         faults = [self._image_fault(*pair) for pair in asked]
         decided = iter(self._decide([pair for pair, fault in zip(asked, faults, strict=True) if fault is None]))
@@ -100,15 +111,19 @@ class Comparer:
     def _decide(self, asked: Sequence[Asked]) -> list[list[JudgedComparison]]:
         if self.mode == "cascade":
             return self._cascade(asked)
-        way = self._generate if self.mode == "generate" else self._think_and_read
-        verdicts = self._with_retries(asked, way)
+        verdicts = self._with_retries(asked, self._generate if self.mode == "generate" else self._think_and_read)
+        if self.settings.writes_unread:
+            unread = [i for i, verdict in enumerate(verdicts) if _reason(verdict) in UNREAD]
+            written = self._with_retries([asked[i] for i in unread], self._generate)
+            for index, verdict in zip(unread, written, strict=True):
+                verdicts[index] = replace(verdict, usage=verdicts[index].usage + verdict.usage)
         return [
             [JudgedComparison(comparison, verdict)] for (_, comparison), verdict in zip(asked, verdicts, strict=True)
         ]
 
     def _cascade(self, asked: Sequence[Asked]) -> list[list[JudgedComparison]]:
         both = [(one, order) for one, comparison in asked for order in (comparison, comparison.swap())]
-        verdicts = self._read(both, [""] * len(both))
+        verdicts = self._with_retries(both, self._read_at_once)
         reads = [JudgedComparison(comparison, verdict) for (_, comparison), verdict in zip(both, verdicts, strict=True)]
         scheduled = {(id(tournament), comparison) for tournament, comparison in asked}
         decided: list[list[JudgedComparison]] = []
@@ -118,12 +133,15 @@ class Comparer:
             # Where the mirror image is scheduled too, it brings its own quick read: none may count twice.
             own = pair[:1] if (id(tournament), comparison.swap()) in scheduled else pair
             tournament.read_quickly(own)
-            decided.append(own if _agree(pair[0], pair[1], self.settings.cascade_margin) else [])
-            if not decided[-1]:
+            margin = _margin(pair[0], pair[1])
+            # One order alone would count a liking for a slot. Both together are a verdict, however close.
+            decided.append([] if margin is None else own)
+            if margin is None or margin < self.settings.cascade_margin:
                 unsure.append(index)
         thought = self._with_retries([asked[index] for index in unsure], self._generate)
         for index, verdict in zip(unsure, thought, strict=True):
-            decided[index] = [JudgedComparison(asked[index][1], verdict)]
+            if not (verdict.failed and decided[index]):
+                decided[index] = [*decided[index], JudgedComparison(asked[index][1], verdict)]
         return decided
 
     def _with_retries(
@@ -143,7 +161,7 @@ class Comparer:
 
     def _generate(self, asked: Sequence[Asked], attempt: int) -> list[Verdict]:
         requests = [
-            Request(self.render(*pair), sampling=self.sampling, seed=self._seed(pair[1], attempt)) for pair in asked
+            self._seeded(Request(self.render(*pair), sampling=self.sampling), pair[1], attempt) for pair in asked
         ]
         verdicts: list[Verdict] = []
         for (_, comparison), answer in zip(asked, self._ask("generate", asked, requests), strict=True):
@@ -153,22 +171,31 @@ class Comparer:
             verdict = read_reply(self.format, answer.reply, len(comparison.slots))
             # A greedy judge repeats itself, and one that ran into the cap mostly will again.
             if verdict.failed and self.sampling.temperature > 0 and answer.reply.finish != "length":
-                assert isinstance(verdict.outcome, NoVerdict)
-                verdict = replace(verdict, outcome=replace(verdict.outcome, transient=True))
+                verdict = _passing(verdict)
             verdicts.append(verdict)
+        return self._opened(asked, verdicts)
+
+    def _opened(self, asked: Sequence[Asked], verdicts: list[Verdict]) -> list[Verdict]:
+        """The verdicts, with those read that the judge never came to write."""
+        unwritten = [i for i, verdict in enumerate(verdicts) if _reason(verdict) in UNWRITTEN]
+        if not unwritten or not self.settings.retries or not self.format.readable or not self.engine.reads_labels():
+            return verdicts
+        begun = [_up_to_its_verdict(verdicts[i].rationale, self.format.answer_open) for i in unwritten]
+        for index, read in zip(unwritten, self._read([asked[i] for i in unwritten], begun), strict=True):
+            wrote = verdicts[index]
+            opened = wrote if read.failed else replace(read, rationale=wrote.rationale, opened=True)
+            verdicts[index] = replace(opened, usage=wrote.usage + read.usage)
         return verdicts
 
     def _think_and_read(self, asked: Sequence[Asked], attempt: int) -> list[Verdict]:
         if self.settings.thinking_tokens == 0:
-            return self._read(asked, [""] * len(asked))
+            return self._read_at_once(asked, attempt)
         # The judge opens its reasoning itself: templates of thinking models rewrite a turn that was opened for them.
         sampling = Sampling(self.sampling.temperature, self.sampling.top_p, self.settings.thinking_tokens)
         requests = [
-            Request(
-                self.render(*pair), sampling=sampling, stop=(THINK_CLOSE,), seed=self._seed(pair[1], attempt)
-            )
+            self._seeded(Request(self.render(*pair), sampling=sampling, stop=(THINK_CLOSE,)), pair[1], attempt)
             for pair in asked
-        ]  # fmt: skip
+        ]
         answers = self._ask("generate", asked, requests)
         failed = {
             i: _not_served(answer.reply) for i, answer in enumerate(answers) if isinstance(answer.reply, EngineFailure)
@@ -176,13 +203,21 @@ class Comparer:
         thoughts = {i: answer.reply for i, answer in enumerate(answers) if not isinstance(answer.reply, EngineFailure)}
         closed = [_closed_thought(reply.text) for reply in thoughts.values()]
         read = self._read([asked[i] for i in thoughts], closed)
+        if sampling.temperature > 0:  # another thought may lead to a verdict
+            read = [_passing(verdict) if _reason(verdict) in UNREAD else verdict for verdict in read]
         verdicts = failed | {
             i: replace(verdict, usage=verdict.usage + thoughts[i].usage)
             for i, verdict in zip(thoughts, read, strict=True)
         }
         return [verdicts[i] for i in range(len(asked))]
 
-    def _read(self, asked: Sequence[Asked], thoughts: Sequence[str]) -> list[Verdict]:
+    def _read_at_once(self, asked: Sequence[Asked], attempt: int) -> list[Verdict]:
+        verdicts = self._read(asked, [""] * len(asked), attempt)
+        if self.engine.repeats_reads:
+            return verdicts
+        return [_passing(verdict) if _reason(verdict) in UNREAD else verdict for verdict in verdicts]
+
+    def _read(self, asked: Sequence[Asked], thoughts: Sequence[str], attempt: int = 0) -> list[Verdict]:
         """Open the answer after each thought and read the offered labels."""
         if not asked:
             return []
@@ -191,6 +226,7 @@ class Comparer:
                 self.render(*pair),
                 prefill=thought + self.format.answer_open,
                 labels=self.format.read_labels(len(pair[1].slots)),
+                seed=attempt or None,  # of no use but to tell it from the read that failed
             )
             for pair, thought in zip(asked, thoughts, strict=True)
         ]
@@ -207,10 +243,11 @@ class Comparer:
         if reply.label_logprobs is None:
             return Verdict(NoVerdict("malformed reply", "no label log-probabilities"), thought, reply.usage)
         mass = sum(map(math.exp, reply.label_logprobs))
+        outcome = self.format.from_logprobs(reply.label_logprobs, slots)
         if mass < self.settings.min_label_mass:
-            detail = f"together {mass:.1e}: the judge was about to write something else"
-            return Verdict(NoVerdict("labels improbable", detail), thought, reply.usage)
-        return Verdict(self.format.from_logprobs(reply.label_logprobs, slots), thought, reply.usage)
+            instead = repr(reply.text) if reply.text else "something else"
+            outcome = NoVerdict("labels improbable", f"together {mass:.1e}: the judge was about to write {instead:.60}")
+        return Verdict(outcome, thought, reply.usage, label_mass=mass, likeliest=reply.text)
 
     # -- requests -----------------------------------------------------------------------------------------------------
 
@@ -220,11 +257,12 @@ class Comparer:
             tournament.spent.count(answer.reply, answer.fresh)
         return answers
 
-    def _seed(self, comparison: Comparison, attempt: int) -> int | None:
+    def _seeded(self, request: Request, comparison: Comparison, attempt: int) -> Request:
         # Not of the group's key: identical comparisons of different groups stay identical, and are asked once.
         if self.sampling.temperature == 0:
-            return None
-        return digest(self.settings.seed, comparison.repeat, attempt) % 2**31
+            return request
+        seed = digest(self.settings.seed, request_content(request), comparison.repeat, attempt)
+        return replace(request, seed=seed % 2**31)
 
     def render(self, tournament: Tournament, comparison: Comparison) -> tuple[Message, ...]:
         """The chat that shows a comparison, outside texts made safe and short enough."""
@@ -288,17 +326,32 @@ def _closed_thought(text: str) -> str:
     return f"{THINK_OPEN}\n{body}\n{THINK_CLOSE}\n\n"
 
 
+def _up_to_its_verdict(text: str, answer_open: str) -> str:
+    """What a judge wrote, as far as it can stand before a verdict that is opened for it."""
+    if isinstance(after_thinking(text), NoVerdict):
+        return _closed_thought(text)
+    return text.removesuffix(answer_open).rstrip() + "\n" if text.strip() else ""
+
+
+def _reason(verdict: Verdict) -> str:
+    return verdict.outcome.reason if isinstance(verdict.outcome, NoVerdict) else ""
+
+
+def _passing(verdict: Verdict) -> Verdict:
+    """A verdict that, if it failed, may come out otherwise."""
+    outcome = verdict.outcome
+    return replace(verdict, outcome=replace(outcome, transient=True)) if isinstance(outcome, NoVerdict) else verdict
+
+
 def _not_served(failure: EngineFailure, rationale: str = "") -> Verdict:
     return Verdict(NoVerdict(failure.reason, failure.detail, failure.transient), rationale)
 
 
-def _agree(forward: JudgedComparison, backward: JudgedComparison, margin: float) -> bool:
-    """Whether two mirrored quick reads name the same winner, together by at least ``margin`` in log-odds."""
+def _margin(forward: JudgedComparison, backward: JudgedComparison) -> float | None:
+    """Log-odds between the two best of two mirrored quick reads together, in which a liking for a slot cancels out."""
     p, q = forward.verdict.outcome, backward.verdict.outcome
     if not isinstance(p, Preference) or not isinstance(q, Preference):
-        return False
-    one, two = p.probabilities_K, q.probabilities_K[::-1]
-    if one.index(max(one)) != two.index(max(two)):
-        return False
-    mean = sorted(((a + b) / 2 for a, b in zip(one, two, strict=True)), reverse=True)
-    return bounded_log_odds(mean[0], mean[1]) >= margin
+        return None
+    both = zip(p.probabilities_K, q.probabilities_K[::-1], strict=True)
+    first, second = sorted((math.sqrt(a * b) for a, b in both), reverse=True)[:2]
+    return bounded_log_odds(first, second)

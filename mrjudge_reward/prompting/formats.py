@@ -267,14 +267,20 @@ class PairScores:
         )  # fmt: skip
 
     def parse(self, text: str, slots: int) -> Outcome:
-        """One allowed grade per slot, no more and no fewer."""
+        """One allowed grade per slot, no more and no fewer; or the label of the best one, which is a verdict as well."""
         answers = answers_in(text, self.answer_open, self.answer_close, every=True)
         if isinstance(answers, NoVerdict):
             return answers
+        if len(answers) == 1 and isinstance(chosen := self._choice.parse(text, slots), Preference):
+            return chosen
         if len(answers) != slots:
             return NoVerdict("wrong count", f"{len(answers)} scores for {slots} responses")
         values = _graded(answers, self.grades)
         return values if isinstance(values, NoVerdict) else Grades.sampled(values)
+
+    @property
+    def _choice(self) -> Choice:
+        return Choice(labels=self.labels, answer_open=self.answer_open, answer_close=self.answer_close)
 
     def read_labels(self, slots: int) -> tuple[str, ...]:
         """Not readable."""

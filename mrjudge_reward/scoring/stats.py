@@ -26,6 +26,8 @@ METRICS = (
     "zero_spread_groups",
     "length_correlation",
     "sanitized_rate",
+    "label_mass",
+    "opened_rate",
 )
 """Names of the metrics, the same on every rank at every step."""
 
@@ -47,6 +49,9 @@ class JudgeStats:
         length_correlations, length_groups: sum over groups of the correlation of reward with length, and how many groups
             have one (both vary).
         sanitized: candidates that held a marker which had to be made harmless (``Judgement.sanitized``).
+        reads: verdicts read from label probabilities.
+        label_masses: sum over these of the probability of the labels together.
+        opened: verdicts that the judge did not come to write, and that were read after what it wrote.
         reasons: failures by reason.
     """
 
@@ -67,6 +72,9 @@ class JudgeStats:
     length_correlations: float = 0.0
     length_groups: int = 0
     sanitized: int = 0
+    reads: int = 0
+    label_masses: float = 0.0
+    opened: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
 
     @classmethod
@@ -126,6 +134,8 @@ class JudgeStats:
             "zero_spread_groups": float(self.zero_spread_groups),
             "length_correlation": self.length_correlations / self.length_groups if self.length_groups else math.nan,
             "sanitized_rate": self.sanitized / max(1, self.candidates),
+            "label_mass": self.label_masses / self.reads if self.reads else math.nan,
+            "opened_rate": self.opened / max(1, self.comparisons),
         }
 
 
@@ -164,6 +174,7 @@ def _count(judgement: Judgement, correlation: float | None) -> JudgeStats:
     asked = judgement.quick_reads or judgement.played
     agreeing, mirrored = position_consistency(asked)
     scores = [score for score in judgement.scores_G if score is not None]
+    masses = [item.verdict.label_mass for item in asked if item.verdict.label_mass is not None]
     return JudgeStats(
         candidates=len(judgement.scores_G),
         comparisons=len(judgement.played),
@@ -180,6 +191,9 @@ def _count(judgement: Judgement, correlation: float | None) -> JudgeStats:
         length_correlations=correlation or 0.0,
         length_groups=int(correlation is not None),
         sanitized=len(judgement.sanitized),
+        reads=len(masses),
+        label_masses=sum(masses),
+        opened=sum(item.verdict.opened for item in judgement.played),
         reasons=Counter(
             item.verdict.outcome.reason for item in judgement.played if isinstance(item.verdict.outcome, NoVerdict)
         ),

@@ -132,7 +132,7 @@ def test_failures_that_may_pass_are_asked_again_and_the_alarm_counts_each_once()
         return f"<answer>{max(shown, key=lambda label: taste(shown[label]))}</answer>"
 
     alarm = FailureAlarm(0.0, window=64, least=1)
-    mine = judge("all_pairs", ScriptedEngine(flaky), retries=0, alarm=alarm)
+    mine = judge("all_pairs", ScriptedEngine(flaky, reads=False), retries=0, alarm=alarm)
     found, asked = arriving(mine, TEXTS[:4], 0, named(TEXTS[:4]))
     assert asked == 12
     assert not any(item.verdict.failed for item in found.played), "the three that failed were asked again"

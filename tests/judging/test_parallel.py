@@ -158,9 +158,9 @@ def test_only_what_failed_in_passing_is_asked_again() -> None:
         return f"<answer>{max(shown, key=lambda label: taste(shown[label]))}</answer>"
 
     side = ScriptedEngine(flaky)
-    found = Judge(side, alarm=FailureAlarm(1.0)).judge([group(i) for i in range(8)])
+    found = Judge(side, verdict="generate", alarm=FailureAlarm(1.0)).judge([group(i) for i in range(8)])
     plain = ScriptedEngine.by_utility(taste)
-    expected = Judge(plain).judge([group(i) for i in range(8)])
+    expected = Judge(plain, verdict="generate").judge([group(i) for i in range(8)])
     assert failed
     assert [one.scores_G for one in found] == [one.scores_G for one in expected]
     assert len(side.requests) == len(plain.requests) + len(failed)
@@ -283,7 +283,7 @@ def test_an_error_cancels_what_others_wait_for_at_a_server_and_the_engine_stays_
         remote = OpenAIEngine("judge", server.base_url, max_concurrency=3, deadline_s=LONG_S)
         alarm = FailureAlarm(0.0, window=1)
         with pytest.raises(JudgeUnreliableError, match="no verdict"):
-            Judge(remote, schedule="swiss", audit=False, retries=0, alarm=alarm).judge(groups)
+            Judge(remote, verdict="generate", schedule="swiss", audit=False, retries=0, alarm=alarm).judge(groups)
         server.answer = longest_wins
         assert isinstance(remote.generate([Request((Message("user", (TextPart("Which?"),)),))])[0], Reply), (
             "a free slot"

@@ -303,7 +303,8 @@ class TransformersEngine(Engine):
             return
         for row, (index, prompt) in enumerate(zip(batch, prompts, strict=True)):
             values = tuple(logprobs[row, labels[index]].tolist())
-            replies[index] = Reply(label_logprobs=values, usage=Usage(len(prompt), 0, 1))
+            likeliest = self._tokenizer.decode(int(logprobs[row].argmax()))
+            replies[index] = Reply(likeliest, label_logprobs=values, usage=Usage(len(prompt), 0, 1))
 
     def _shown(self, prompts: Sequence[Prompt], ids: Any) -> dict[str, Any]:
         """What the model takes of the images of a batch."""

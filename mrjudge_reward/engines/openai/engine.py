@@ -50,6 +50,7 @@ from typing import Any, Literal
 from mrjudge_reward.engines.cancelling import CANCELLED, cancelled, result_of
 from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.errors import ConfigError, EngineError, InputError, require
+from mrjudge_reward.messages import as_messages
 from mrjudge_reward.types import EngineFailure, Reply, Request
 
 from .connection import Connection
@@ -81,6 +82,7 @@ class OpenAIEngine(Engine):
     """
 
     concurrent_calls = True
+    repeats_reads = False
     """Calls of several threads share the connections and ``max_concurrency``."""
 
     def __init__(
@@ -185,6 +187,28 @@ class OpenAIEngine(Engine):
             return list(replies)
         finally:
             self.can_read = not self._reader.refusal
+
+    def reads_labels(self) -> bool | None:
+        """Whether labels can be read; a server that was never asked is asked with a tiny chat.
+
+        Returns:
+            None if the server does not answer, so that nothing is known yet.
+        """
+        probe = Request(as_messages("Which?"), prefill="<answer>", labels=("A", "B"))
+        found: list[EngineFailure | None] = []
+
+        async def ask(connection: Connection) -> None:
+            async with connection.probing:
+                found.append(await self._reader.probe(connection, [probe]))
+
+        if not self._reader.refusal:
+            try:
+                self._wait_for(ask)
+            except EngineError:
+                if not self._reader.refusal:
+                    raise
+        self.can_read = not self._reader.refusal
+        return None if found[-1:] != [None] and self.can_read else self.can_read
 
     def count_tokens(self, text: str) -> int:
         """An upper estimate: three ASCII characters to a token, and every byte of anything else one."""

@@ -11,7 +11,7 @@ from mrjudge_reward.messages import as_messages
 from mrjudge_reward.types import EngineFailure, Reply, Request, Sampling
 
 from .connection import SERVER_DOWN, Connection
-from .wire import ChatBody, token_ids, top_tokens, usage_of
+from .wire import ChatBody, choice_of, token_ids, top_tokens, usage_of
 
 _REJECTED = frozenset({"http 400", "http 422", "http 501"})
 _TAIL = 8  # characters before a label that can change how it is tokenized
@@ -113,7 +113,9 @@ class LabelReader:
         missing = [label for label, name in zip(request.labels, names, strict=True) if name not in tokens]
         if missing:
             return EngineFailure(_MISSING, f"{missing} not among {list(tokens)}"[:500], transient=False)
-        return Reply(label_logprobs=tuple(tokens[name] for name in names), usage=usage_of(payload))
+        said = choice_of(payload)
+        likeliest = "" if isinstance(said, EngineFailure) else str((said.get("message") or {}).get("content") or "")
+        return Reply(likeliest, label_logprobs=tuple(tokens[name] for name in names), usage=usage_of(payload))
 
     async def _label_id(self, connection: Connection, tail: str, label: str) -> int | EngineFailure:
         # Where it stands: many tokenizers write "A" at the start of a text and "A" after ">" as different tokens.

@@ -146,7 +146,7 @@ class VLLMEngine(Engine):
             values = tuple(float(first[token].logprob) for token in ids)
             if not all(map(math.isfinite, values)):
                 return EngineFailure("no log-probabilities", f"{request.labels} have {values}", transient=False)
-            return Reply(label_logprobs=values, usage=_usage(output))
+            return Reply(output.outputs[0].text, label_logprobs=values, usage=_usage(output))
 
         return self._serve(requests, params, reply)
 
