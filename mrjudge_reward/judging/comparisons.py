@@ -26,8 +26,8 @@ from mrjudge_reward.errors import EngineError
 from mrjudge_reward.images import Album
 from mrjudge_reward.messages import Message
 from mrjudge_reward.prompting.formats import read_reply
-from mrjudge_reward.prompting.parsing import THINK_CLOSE, THINK_OPEN
 from mrjudge_reward.prompting.rendering import load_template
+from mrjudge_reward.reasoning import THINK_CLOSE, THINK_OPEN
 from mrjudge_reward.scoring.tally import bounded_log_odds
 from mrjudge_reward.types import (
     Comparison,
