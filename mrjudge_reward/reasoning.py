@@ -9,13 +9,13 @@ A close that nothing opened ends reasoning as well, because chat templates open 
 ('', True)
 
 Some tokenizers hold these marks as special tokens, which decoding usually skips, so that reasoning would be read as the
-answer: ``hidden_tokens`` and ``decode_marked`` keep them.
+answer: ``hidden_tokens`` names the others, and ``decode_marked`` and ``without_hidden`` drop these alone.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -107,6 +107,14 @@ def closing_of(opening: str) -> str:
     return close.upper() if opening.isupper() or "START_" in opening else close
 
 
+def thought_in(text: str) -> str:
+    """The reasoning that a text begins with, without its marks, whether it has any or not."""
+    text = text.lstrip()
+    opening = next((mark for mark in _PAIRS if text.lower().startswith(mark)), "")
+    closes = [_PAIRS[opening]] if opening else _OPENED_BY
+    return re.split("|".join(map(re.escape, closes)), text[len(opening) :], maxsplit=1, flags=re.IGNORECASE)[0].strip()
+
+
 def hidden_tokens(tokenizer: Any) -> dict[int, str]:
     """Special tokens that are no marks of reasoning, by id; empty where no mark is a special token.
 
@@ -123,7 +131,7 @@ def hidden_tokens(tokenizer: Any) -> dict[int, str]:
     return {number: content for number, content in special.items() if content not in marks} if marks else {}
 
 
-def decode_marked(tokenizer: Any, ids: Sequence[int], hidden: dict[int, str] | None = None) -> str:
+def decode_marked(tokenizer: Any, ids: Sequence[int], hidden: Mapping[int, str] | None = None) -> str:
     """Text of tokens without special ones, except marks of reasoning.
 
     Args:
@@ -135,3 +143,10 @@ def decode_marked(tokenizer: Any, ids: Sequence[int], hidden: dict[int, str] | N
     if not hidden:
         return str(tokenizer.decode(ids, skip_special_tokens=True))
     return str(tokenizer.decode([token for token in map(int, ids) if token not in hidden], skip_special_tokens=False))
+
+
+def without_hidden(text: str, hidden: Mapping[int, str]) -> str:
+    """A text that was decoded with all its special tokens, without the hidden ones."""
+    for content in hidden.values():
+        text = text.replace(content, "")
+    return text

@@ -27,7 +27,7 @@ from mrjudge_reward.images import Album
 from mrjudge_reward.messages import Message
 from mrjudge_reward.prompting.formats import read_reply
 from mrjudge_reward.prompting.rendering import load_template
-from mrjudge_reward.reasoning import THINK_CLOSE, THINK_OPEN
+from mrjudge_reward.reasoning import THINK_CLOSE, THINK_OPEN, thought_in
 from mrjudge_reward.scoring.tally import bounded_log_odds
 from mrjudge_reward.types import (
     Comparison,
@@ -284,8 +284,7 @@ def _reading_order(request: Request) -> tuple[str, ...]:
 
 def _closed_thought(text: str) -> str:
     """Reasoning as a closed section, whether the judge (or its server) wrote the tags or not."""
-    body = text.lstrip().removeprefix(THINK_OPEN).partition(THINK_CLOSE)[0].strip()
-    return f"{THINK_OPEN}\n{body}\n{THINK_CLOSE}\n\n"
+    return f"{THINK_OPEN}\n{thought_in(text)}\n{THINK_CLOSE}\n\n"
 
 
 def _not_served(failure: EngineFailure, rationale: str = "") -> Verdict:
