@@ -440,11 +440,10 @@ class JudgeReward:
     ) -> None:
         stats = self.last_stats
         if stats.abstained or stats.failed:
-            reasons = ", ".join(f"{reason} ({count})" for reason, count in stats.reasons.most_common(3))
             logger.warning(
                 "%s: %d of %d judgements failed, %d of %d completions left without a score%s",
                 self.__name__, stats.failed, stats.comparisons, stats.abstained, stats.candidates,
-                f"; {reasons}" if reasons else "",
+                f"; {stats.failures}" if stats.failures else "",
             )  # fmt: skip
         if log_metric is not None:
             for name, value in (stats.metrics() | (canaries.metrics() if canaries is not None else {})).items():

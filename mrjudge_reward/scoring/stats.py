@@ -48,6 +48,7 @@ class JudgeStats:
             have one (both vary).
         sanitized: candidates that held a marker which had to be made harmless (``Judgement.sanitized``).
         reasons: failures by reason.
+        rejected: what the judge said instead of a verdict (``NoVerdict.rejected``), how often.
     """
 
     groups: int = 0
@@ -68,6 +69,7 @@ class JudgeStats:
     length_groups: int = 0
     sanitized: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)
 
     @classmethod
     def of(
@@ -95,12 +97,19 @@ class JudgeStats:
 
     def record(self) -> dict[str, Any]:
         """As plain values for JSON."""
-        return {**vars(self), "usage": asdict(self.usage), "reasons": dict(self.reasons)}
+        counts = {"reasons": dict(self.reasons), "rejected": dict(self.rejected.most_common(10))}
+        return {**vars(self), "usage": asdict(self.usage), **counts}
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> JudgeStats:
         """Stats from their ``record``, also by way of JSON."""
-        return cls(**{**record, "usage": Usage(**record["usage"]), "reasons": Counter(record["reasons"])})
+        counts = {name: Counter(record.get(name, {})) for name in ("reasons", "rejected")}
+        return cls(**{**record, "usage": Usage(**record["usage"]), **counts})
+
+    @property
+    def failures(self) -> str:
+        """The most frequent reasons for failures, and texts that were no verdict; empty without a failure."""
+        return most_frequent(self.reasons, self.rejected)
 
     def __add__(self, other: JudgeStats) -> JudgeStats:
         values = {name: getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__}
@@ -127,6 +136,17 @@ class JudgeStats:
             "length_correlation": self.length_correlations / self.length_groups if self.length_groups else math.nan,
             "sanitized_rate": self.sanitized / max(1, self.candidates),
         }
+
+
+def most_frequent(reasons: Counter[str], rejected: Counter[str]) -> str:
+    """Counted reasons and rejected texts in words.
+
+    >>> most_frequent(Counter({"off-menu label": 12}), Counter({"I prefer B.": 12}))
+    "off-menu label (12); most often rejected: 'I prefer B.' (12)"
+    """
+    said = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
+    texts = ", ".join(f"{text!r} ({count})" for text, count in rejected.most_common(3))
+    return f"{said}; most often rejected: {texts}" if texts else said
 
 
 def is_tie(item: JudgedComparison) -> bool:
@@ -164,10 +184,11 @@ def _count(judgement: Judgement, correlation: float | None) -> JudgeStats:
     asked = judgement.quick_reads or judgement.played
     agreeing, mirrored = position_consistency(asked)
     scores = [score for score in judgement.scores_G if score is not None]
+    failed = [item.verdict.outcome for item in judgement.played if isinstance(item.verdict.outcome, NoVerdict)]
     return JudgeStats(
         candidates=len(judgement.scores_G),
         comparisons=len(judgement.played),
-        failed=sum(item.verdict.failed for item in judgement.played),
+        failed=len(failed),
         tied=sum(is_tie(item) for item in judgement.played),
         agreeing=agreeing,
         mirrored=mirrored,
@@ -180,9 +201,8 @@ def _count(judgement: Judgement, correlation: float | None) -> JudgeStats:
         length_correlations=correlation or 0.0,
         length_groups=int(correlation is not None),
         sanitized=len(judgement.sanitized),
-        reasons=Counter(
-            item.verdict.outcome.reason for item in judgement.played if isinstance(item.verdict.outcome, NoVerdict)
-        ),
+        reasons=Counter(outcome.reason for outcome in failed),
+        rejected=Counter(outcome.rejected for outcome in failed if outcome.rejected),
     )
 
 
@@ -224,11 +244,14 @@ class FailureAlarm:
             if seen < min(self.least, self.window) or len(failed) <= self.max_fraction * seen:
                 return
             self._latest.clear()
-        counts = Counter(outcome.reason for outcome in failed).most_common(3)
-        advice = "raise max_tokens" if counts[0][0] == "truncated" else "check the judge (mrjudge doctor)"
+        reasons = Counter(outcome.reason for outcome in failed)
+        rejected = Counter(outcome.rejected for outcome in failed if outcome.rejected)
+        advice = (
+            "raise max_tokens" if reasons.most_common(1)[0][0] == "truncated" else "check the judge (mrjudge doctor)"
+        )
         raise JudgeUnreliableError(
             f"{len(failed)} of the last {seen} judgements failed (limit {self.max_fraction:.0%}); most often: "
-            f"{', '.join(f'{reason} ({count})' for reason, count in counts)}; latest: {failed[-1].reason}: "
+            f"{most_frequent(reasons, rejected)}; latest: {failed[-1].reason}: "
             f"{failed[-1].detail or 'no detail'}. Rewards from so few verdicts would be noise: {advice}, or raise "
             "max_failed_fraction."
         )
