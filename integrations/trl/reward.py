@@ -115,7 +115,7 @@ def completion_text(completion: Completion) -> str:
 def _texts(completions: Sequence[Completion], ids: Sequence[Sequence[int]] | None, trainer: Any) -> list[str]:
     """Texts of completions, with marks of reasoning that TRL skipped in decoding because they are special tokens."""
     texts = [completion_text(completion) for completion in completions]
-    tokenizer = getattr(trainer, "processing_class", None)
+    tokenizer: Any = getattr(trainer, "processing_class", None)
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     hidden = hidden_tokens(tokenizer)
     if not hidden or ids is None:

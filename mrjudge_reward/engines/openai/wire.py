@@ -170,11 +170,14 @@ def _parts(content: Any) -> tuple[str, Any]:
     parts = [_mapping(part) for part in content] if isinstance(content, list) else []
     if not all(part.get("type") in ("text", "thinking") for part in parts) or not parts:
         return "", content
-    texts = [(part["type"], part.get(part["type"])) for part in parts]
-    flat = [(kind, _parts(text)[1] if kind == "thinking" else text) for kind, text in texts]
-    if not all(isinstance(text, str) for _, text in flat):
-        return "", content
-    return "".join(t for kind, t in flat if kind == "thinking"), "".join(t for kind, t in flat if kind == "text")
+    said: dict[str, str] = {"thinking": "", "text": ""}
+    for part in parts:
+        text = part.get(part["type"])
+        text = _parts(text)[1] if part["type"] == "thinking" else text
+        if not isinstance(text, str):
+            return "", content
+        said[part["type"]] += text
+    return said["thinking"], said["text"]
 
 
 def _with_reasoning(reasoning: str, content: str, finish: str, prefill: str) -> str:
