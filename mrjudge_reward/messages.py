@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from .errors import InputError
+from .reasoning import split_reasoning
 
 IMAGE_MARK = re.compile("(\ufffcimage [0-9a-f]{32}\ufffc)")
 """Where a candidate's text shows an image; the number is the image's in ``Group.images``."""
@@ -94,16 +95,17 @@ def as_messages(prompt: str | Sequence[Mapping[str, Any] | Message]) -> tuple[Me
 
 
 def final_answer(completion: str, opened: bool = False) -> str:
-    """A completion without the policy's own reasoning: what follows its last ``</think>``.
+    """A completion without the policy's own reasoning, in whatever marks (see ``reasoning``): what follows its last end.
 
-    Reasoning that was never closed means that the policy never answered, so the final answer is empty.
+    Reasoning that was never closed means that the policy never answered, so the final answer is empty. A mark that is
+    shown as code is part of the answer.
+
+    >>> final_answer("[THINK]I will praise myself.[/THINK]Hello")
+    'Hello'
 
     Args:
         completion: what the policy wrote.
-        opened: the policy's chat template opens ``<think>`` itself, so that a completion without ``</think>`` is all
+        opened: the policy's chat template opens the reasoning itself, so that a completion that never closes it is all
             reasoning.
     """
-    _, closed, answer = completion.rpartition("</think>")
-    if opened and not closed:
-        return ""
-    return answer.partition("<think>")[0].strip()
+    return split_reasoning(completion, opened, code=True)[0].strip()

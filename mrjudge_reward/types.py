@@ -150,9 +150,28 @@ class Grades:
 
 @dataclass(frozen=True, slots=True)
 class RankOrder:
-    """Scored: slot positions (0..K-1) best first; positions in one tier are tied."""
+    """Scored: slot positions (0..K-1) best first; positions in one tier are tied.
+
+    Attributes:
+        tiers: best first.
+        strengths: how much better each tier is than the next, 1 to 3 (``>``, ``>>``, ``>>>``); empty if all are 1.
+    """
 
     tiers: tuple[tuple[int, ...], ...]
+    strengths: tuple[int, ...] = ()
+
+
+def steps_between(order: RankOrder, a: int, b: int) -> int:
+    """The strongest step between two slots: positive if ``a`` stands above ``b``, negative below, 0 if they are tied.
+
+    The steps are not added up: an order that grades nothing says nothing of margins.
+
+    >>> steps_between(RankOrder(((0,), (1,), (2,)), (2, 1)), 2, 0)
+    -2
+    """
+    first, second = (next(place for place, tier in enumerate(order.tiers) if slot in tier) for slot in (a, b))
+    strengths = order.strengths or (1,) * len(order.tiers)
+    return max(strengths[first:second], default=0) - max(strengths[second:first], default=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,11 +187,13 @@ class NoVerdict:
         reason: short and countable, e.g. ``"truncated"``, ``"no verdict"``, ``"timeout"``.
         detail: what was seen, for a human.
         transient: whether asking again could go differently: the engine says so, or the judge samples what it writes.
+        rejected: a short excerpt of what the judge said instead of a verdict, to be counted.
     """
 
     reason: str
     detail: str = ""
     transient: bool = False
+    rejected: str = field(default="", repr=False, compare=False)
 
 
 Outcome: TypeAlias = Preference | Grades | RankOrder | Tie | NoVerdict

@@ -43,6 +43,7 @@ from mrjudge_reward.messages import Message, as_messages, final_answer
 from mrjudge_reward.monitoring.canaries import Canaries, CanaryReport
 from mrjudge_reward.monitoring.explain import verdict_line
 from mrjudge_reward.monitoring.monitor import RunMonitor
+from mrjudge_reward.reasoning import decode_marked, hidden_tokens
 from mrjudge_reward.reranker import part_of
 from mrjudge_reward.scoring.rewards import OnAbstain, RewardShape, reward_group
 from mrjudge_reward.scoring.stats import JudgeStats
@@ -111,6 +112,20 @@ def completion_text(completion: Completion) -> str:
     return turns[-1].text if turns else ""
 
 
+def _texts(completions: Sequence[Completion], ids: Sequence[Sequence[int]] | None, trainer: Any) -> list[str]:
+    """Texts of completions, with marks of reasoning that TRL skipped in decoding because they are special tokens."""
+    texts = [completion_text(completion) for completion in completions]
+    tokenizer: Any = getattr(trainer, "processing_class", None)
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    hidden = hidden_tokens(tokenizer)
+    if not hidden or ids is None:
+        return texts
+    return [  # where TRL did more than decode, as with tools, its text stands
+        decode_marked(tokenizer, row, hidden) if tokenizer.decode(row, skip_special_tokens=True) == text else text
+        for text, row in zip(texts, ids, strict=True)
+    ]
+
+
 def _with_images(prompt: Prompt, columns: Mapping[str, Sequence[Any]], row: int) -> Prompt | tuple[Message, ...]:
     """A prompt with the images of its dataset columns, unless it shows images already (TRL puts them in for itself)."""
     images = columns["images"][row] if "images" in columns else None
@@ -133,9 +148,9 @@ class JudgeReward:
         on_abstain: what stands for an unknown score: ``"none"``, ``"group_mean"``, or ``"auto"`` (see the module).
         shape: centring and length term; None for the config's own.
         reference_column, rubric_column: dataset columns shown to the judge as reference answer and criteria.
-        thinking: what becomes of the policy's own reasoning: ``"strip"`` judges what follows its last ``</think>``,
-            ``"opened"`` does too and knows that the policy's template opens ``<think>`` itself, so that a completion
-            without ``</think>`` holds no answer, ``"keep"`` judges everything.
+        thinking: what becomes of the policy's own reasoning: ``"strip"`` judges what follows it (``final_answer``),
+            ``"opened"`` does too and knows that the policy's template opens the reasoning itself, so that a completion
+            that never closes it holds no answer, ``"keep"`` judges everything.
         name: of the metrics; every instance has its own.
         log_dir: folder for the run's log, which ``mrjudge report`` shows (see ``monitoring.run_log``); the trainer's
             ``output_dir`` is a good one. What the trainer logs goes in too. None for no log.
@@ -245,7 +260,8 @@ class JudgeReward:
 
         def prepare() -> list[_Row]:
             self._check_trainer(trainer, training, size)
-            rows = self._rows(prompts, completions, completion_ids, columns)
+            texts = _texts(completions, completion_ids, trainer)
+            rows = self._rows(prompts, texts, completion_ids, columns)
             half = len(rows) // 2
             pairs = zip(rows[:half], rows[half:], strict=True) if self.layout == "halves" else ()
             return [row for pair in pairs for row in pair] or rows
@@ -293,13 +309,13 @@ class JudgeReward:
     def _rows(
         self,
         prompts: Sequence[Prompt],
-        completions: Sequence[Completion],
+        completions: Sequence[str],
         completion_ids: Sequence[Sequence[int]] | None,
         columns: Mapping[str, Any],
     ) -> list[_Row]:
         if len(prompts) != len(completions):
             raise InputError(f"{len(prompts)} prompts for {len(completions)} completions")
-        answers = [self.answer_of(completion_text(completion)) for completion in completions]
+        answers = [self.answer_of(completion) for completion in completions]
         lengths = [len(ids) for ids in completion_ids] if completion_ids is not None else [len(a) for a in answers]
 
         def column(name: str | None) -> Sequence[Any]:
@@ -424,11 +440,10 @@ class JudgeReward:
     ) -> None:
         stats = self.last_stats
         if stats.abstained or stats.failed:
-            reasons = ", ".join(f"{reason} ({count})" for reason, count in stats.reasons.most_common(3))
             logger.warning(
                 "%s: %d of %d judgements failed, %d of %d completions left without a score%s",
                 self.__name__, stats.failed, stats.comparisons, stats.abstained, stats.candidates,
-                f"; {reasons}" if reasons else "",
+                f"; {stats.failures}" if stats.failures else "",
             )  # fmt: skip
         if log_metric is not None:
             for name, value in (stats.metrics() | (canaries.metrics() if canaries is not None else {})).items():

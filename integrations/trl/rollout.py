@@ -36,6 +36,7 @@ from typing import Any
 
 from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.judging.tournament import digest
+from mrjudge_reward.reasoning import decode_marked, hidden_tokens
 from mrjudge_reward.reranker import How, select
 from mrjudge_reward.types import Group, Judgement
 
@@ -103,7 +104,9 @@ class SelectingRollout:
                 "per_device_train_batch_size * steps_per_generation must be a multiple of num_generations"
             )
         output = _generated([prompt for prompt in heads for _ in range(self.candidates)], trainer, self.candidates)
-        texts = trainer.processing_class.batch_decode(output["completion_ids"], skip_special_tokens=True)
+        tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
+        hidden = hidden_tokens(tokenizer)
+        texts = [decode_marked(tokenizer, ids, hidden) for ids in output["completion_ids"]]
         rank, world = rank_and_world()
         key = f"rollout/{int(getattr(trainer.state, 'global_step', 0))}/{self._calls}/{rank}"
         self._calls += 1

@@ -48,6 +48,7 @@ from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.images import bare, given_as
 from mrjudge_reward.messages import ImagePart, Message, Part, TextPart, as_messages, final_answer
+from mrjudge_reward.reasoning import decode_marked
 from mrjudge_reward.streaming.scores import Sample, Scored
 from mrjudge_reward.streaming.waiting import refuse, serve
 
@@ -197,7 +198,7 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
             mask = item.batch["attention_mask"]
             length = mask[mask.shape[-1] - responses.shape[-1] :].sum()
         ids = responses[: int(length)]
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True)), int(length)
+        return decode_marked(self.tokenizer, ids), int(length)
 
     def _size(self, row: Mapping[str, Any]) -> int:
         for key in ("mrjudge_group_size", "__rollout_n__"):

@@ -26,8 +26,9 @@ from mrjudge_reward.errors import EngineError
 from mrjudge_reward.images import Album
 from mrjudge_reward.messages import Message
 from mrjudge_reward.prompting.formats import read_reply
-from mrjudge_reward.prompting.parsing import THINK_CLOSE, THINK_OPEN, after_thinking
+from mrjudge_reward.prompting.parsing import after_thinking
 from mrjudge_reward.prompting.rendering import load_template
+from mrjudge_reward.reasoning import THINK_CLOSE, THINK_OPEN, thought_in
 from mrjudge_reward.scoring.tally import bounded_log_odds
 from mrjudge_reward.types import (
     Comparison,
@@ -322,8 +323,7 @@ def _reading_order(request: Request) -> tuple[str, ...]:
 
 def _closed_thought(text: str) -> str:
     """Reasoning as a closed section, whether the judge (or its server) wrote the tags or not."""
-    body = text.lstrip().removeprefix(THINK_OPEN).partition(THINK_CLOSE)[0].strip()
-    return f"{THINK_OPEN}\n{body}\n{THINK_CLOSE}\n\n"
+    return f"{THINK_OPEN}\n{thought_in(text)}\n{THINK_CLOSE}\n\n"
 
 
 def _up_to_its_verdict(text: str, answer_open: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import zip_longest
 from typing import Any
 
 from mrjudge_reward.types import Grades, JudgedComparison, NoVerdict, Preference, RankOrder, Tie
@@ -26,8 +27,10 @@ def verdict_line(item: JudgedComparison, limit: int = 400) -> str:
             said = " ".join(f"{value:.2f}" for value in p)
         case Grades(values):
             said = " ".join(f"{value:g}" if value == int(value) else f"{value:.2f}" for value in values)
-        case RankOrder(tiers):
-            said = " > ".join(" = ".join(f"#{item.comparison.slots[at]}" for at in tier) for tier in tiers)
+        case RankOrder(tiers, strengths):
+            named = [" = ".join(f"#{item.comparison.slots[at]}" for at in tier) for tier in tiers]
+            steps = [f" {'>' * strength} " for strength in strengths or (1,) * (len(tiers) - 1)]
+            said = "".join(part for pair in zip_longest(named, steps, fillvalue="") for part in pair)
         case Tie():
             said = "tie"
         case NoVerdict(reason):

@@ -2,10 +2,10 @@
 
 A verdict is reached in one of two ways (design: sampled and read):
 
-* *sampled*: the judge writes reasoning and a verdict; :func:`read_reply` parses it strictly. Everything up to the last
-  ``</think>`` is dropped; the **last** labelled verdict counts and is validated, after matching, against the labels
-  that were offered. Anything else is :class:`~mrjudge_reward.types.NoVerdict`: no repair of short rankings, no stray
-  letter, no falling back to an earlier mention. A judge that failed says nothing about the response.
+* *sampled*: the judge writes reasoning and a verdict; :func:`read_reply` parses it strictly. The reasoning is dropped
+  (``reasoning``); the **last** labelled verdict counts and is validated, after one closed normalisation (``normalising``),
+  against the labels that were offered. Anything else is :class:`~mrjudge_reward.types.NoVerdict`: no repair of short
+  rankings, no stray letter, no falling back to an earlier mention. A judge that failed says nothing about the response.
 * *read*: the answer is opened for the judge and the probabilities of the offered labels are taken from it, which gives
   a soft verdict that needs no parsing.
 
@@ -27,6 +27,7 @@ NoVerdict(reason='off-menu label', detail="'C' is none of A, B", transient=False
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
@@ -36,7 +37,8 @@ from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.messages import Message
 from mrjudge_reward.types import Grades, Group, NoVerdict, Outcome, Preference, RankOrder, Reply, Tie, Verdict
 
-from .parsing import answers_in, check_labels, check_markers, softmax
+from .normalising import grade_meant, label_meant, peeled
+from .parsing import answers_in, check_labels, check_markers, no_verdict, softmax
 from .rendering import build_chat, load_template
 from .sanitizing import Sanitizer
 
@@ -135,12 +137,11 @@ class Choice:
         answers = answers_in(text, self.answer_open, self.answer_close)
         if isinstance(answers, NoVerdict):
             return answers
-        if self.tie_label and answers[-1] == self.tie_label.strip():
-            return Tie()
         offered = [label.strip() for label in self.labels[:slots]]
-        if answers[-1] not in offered:
-            return NoVerdict("off-menu label", f"{answers[-1]!r:.60} is none of {', '.join(offered)}")
-        return Preference(tuple(float(label == answers[-1]) for label in offered))
+        chosen = label_meant(answers[-1], [*offered, *(tie.strip() for tie in self._tie)])
+        if chosen is None:
+            return _off_menu(answers[-1], offered)
+        return Tie() if chosen == slots else Preference(tuple(float(slot == chosen) for slot in range(slots)))
 
     def read_labels(self, slots: int) -> tuple[str, ...]:
         """The labels offered, and the tie label last where there is one."""
@@ -157,7 +158,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Order all K, best first; ``=`` joins equals."""
+    """Order all K, best first; ``=`` joins equals, ``>>`` and ``>>>`` are stronger steps (Arena-Hard, arXiv 2406.11939).
+
+    >>> Ranking(answer_open="[[", answer_close="]]").parse("My final verdict is: [[A>>B]]", 2)
+    RankOrder(tiers=((0,), (1,)), strengths=(2,))
+    """
 
     template: str = "ranking"
     labels: tuple[str, ...] = tuple(ascii_uppercase[:16])
@@ -190,20 +195,12 @@ class Ranking:
         answers = answers_in(text, self.answer_open, self.answer_close)
         if isinstance(answers, NoVerdict):
             return answers
-        names = 1 + sum(answers[-1].count(mark) for mark in ">=")
-        if names > slots:
-            return NoVerdict("wrong count", f"{names} labels, {slots} were offered")
-        tiers = [[label.strip() for label in tier.split("=")] for tier in answers[-1].split(">")]
         offered = [label.strip() for label in self.labels[:slots]]
-        named = [label for tier in tiers for label in tier]
-        strangers = [label for label in named if label not in offered]
-        if strangers:
-            return NoVerdict("off-menu label", f"{strangers[0]!r:.60} is none of {', '.join(offered)}")
-        if len(named) != slots or len(set(named)) != slots:
-            return NoVerdict("wrong count", f"{len(named)} labels, {len(set(named))} different, {slots} were offered")
-        if len(tiers) == 1:
-            return Tie()
-        return RankOrder(tuple(tuple(offered.index(label) for label in tier) for tier in tiers))
+        if len(answers[-1]) > 100 * slots + sum(map(len, offered)):
+            return _off_menu(answers[-1], offered)
+        # What stands around the whole is dropped only where it cannot belong to a label: "(A) > (B)".
+        outcomes = [_order(said, offered) for said in peeled(answers[-1])]
+        return next((outcome for outcome in outcomes if not isinstance(outcome, NoVerdict)), outcomes[0])
 
     def read_labels(self, slots: int) -> tuple[str, ...]:
         """Not readable."""
@@ -214,6 +211,42 @@ class Ranking:
     def from_logprobs(self, logprobs: Sequence[float], slots: int) -> Outcome:
         """Not readable."""
         raise ConfigError("a ranking cannot be read from label probabilities")
+
+
+def _off_menu(said: str, offered: Sequence[str]) -> NoVerdict:
+    return no_verdict("off-menu label", said, f"{said!r:.60} is none of {', '.join(offered)}")
+
+
+_STEP = re.compile(r"(>+|=)")
+
+
+def _order(said: str, offered: Sequence[str]) -> Outcome:
+    """The order in a text of labels and signs; commas alone stand for ``>``."""
+    commas = said.count(",") == len(offered) - 1 and not _STEP.search(said)
+    pieces = _STEP.split(said.replace(",", ">") if commas else said)
+    labels, steps = pieces[::2], pieces[1::2]
+    if len(labels) > len(offered):
+        return no_verdict("wrong count", said, f"{len(labels)} labels, {len(offered)} were offered")
+    named = [label_meant(label, offered) for label in labels]
+    if None in named or any(len(step) > 3 for step in steps):
+        strange = next((label.strip() for label, slot in zip(labels, named, strict=True) if slot is None), said)
+        return no_verdict("off-menu label", said, f"{strange!r:.60} is none of {', '.join(offered)}")
+    slots = [slot for slot in named if slot is not None]
+    if len(slots) != len(offered) or len(set(slots)) != len(slots):
+        return no_verdict(
+            "wrong count", said, f"{len(slots)} labels, {len(set(slots))} different, {len(offered)} were offered"
+        )
+    tiers, strengths = [[slots[0]]], []
+    for step, slot in zip(steps, slots[1:], strict=True):
+        if step == "=":
+            tiers[-1].append(slot)
+        else:
+            tiers.append([slot])
+            strengths.append(len(step))
+    if not strengths:
+        return Tie()
+    graded = any(strength > 1 for strength in strengths)
+    return RankOrder(tuple(map(tuple, tiers)), tuple(strengths) if graded else ())
 
 
 _Grades: TypeAlias = tuple[tuple[str, float], ...]
@@ -271,10 +304,12 @@ class PairScores:
         answers = answers_in(text, self.answer_open, self.answer_close, every=True)
         if isinstance(answers, NoVerdict):
             return answers
-        if len(answers) == 1 and isinstance(chosen := self._choice.parse(text, slots), Preference):
-            return chosen
+        if len(answers) == 1 and isinstance(_graded(answers, self.grades), NoVerdict):
+            chosen = self._choice.parse(text, slots)
+            if isinstance(chosen, Preference):
+                return chosen
         if len(answers) != slots:
-            return NoVerdict("wrong count", f"{len(answers)} scores for {slots} responses")
+            return no_verdict("wrong count", " | ".join(answers), f"{len(answers)} scores for {slots} responses")
         values = _graded(answers, self.grades)
         return values if isinstance(values, NoVerdict) else Grades.sampled(values)
 
@@ -292,11 +327,10 @@ class PairScores:
 
 
 def _graded(answers: Sequence[str], grades: _Grades) -> list[float] | NoVerdict:
-    scale = {label.strip(): value for label, value in grades}
-    strange = [answer for answer in answers if answer not in scale]
-    if strange:
-        return NoVerdict("off-menu label", f"{strange[0]!r:.60} is none of {', '.join(scale)}")
-    return [scale[answer] for answer in answers]
+    labels = [label.strip() for label, _ in grades]
+    meant = [grade_meant(answer, labels) for answer in answers]
+    strange = [answer for answer, grade in zip(answers, meant, strict=True) if grade is None]
+    return _off_menu(strange[0], labels) if strange else [grades[grade][1] for grade in meant if grade is not None]
 
 
 @dataclass(frozen=True)

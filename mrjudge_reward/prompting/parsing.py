@@ -6,46 +6,60 @@ Nothing is repaired here. Whatever is not plainly a closed answer after closed r
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from mrjudge_reward.errors import ConfigError
+from mrjudge_reward.reasoning import split_reasoning
 from mrjudge_reward.types import NoVerdict
 
-THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+_EXCERPT = 60
+
+
+def excerpt(text: str) -> str:
+    """The end of a text, on one line."""
+    return " ".join(text[-4 * _EXCERPT :].split())[-_EXCERPT:]
+
+
+def no_verdict(reason: str, said: str, detail: str = "") -> NoVerdict:
+    """A failure that keeps the end of what the judge said instead, so that frequent ones can be counted."""
+    return NoVerdict(reason, detail or f"it ends: {excerpt(said)!r}", rejected=excerpt(said))
 
 
 def after_thinking(text: str) -> str | NoVerdict:
-    """What a judge wrote after its reasoning; failed if the reasoning was never closed.
-
-    A tag in another case (``</THINK>``) closes nothing, and leaves open whether the reasoning is over.
-    """
-    section = text.rpartition(THINK_CLOSE)[2]
-    lowered = section.lower()
-    if THINK_OPEN in lowered or THINK_CLOSE in lowered:
-        return NoVerdict("unclosed thinking")
-    return section
+    """What a judge wrote after its reasoning; failed if the reasoning was never closed."""
+    section, left_open = split_reasoning(text)
+    return NoVerdict("unclosed thinking") if left_open else section
 
 
 def answers_in(text: str, opening: str, closing: str, every: bool = False) -> list[str] | NoVerdict:
     """Contents of all answer markers after the reasoning, in order.
 
-    The last one must be closed (with ``every``, each must be), and no marker in another case may follow it (stand
-    anywhere), which would leave open what the judge meant. An empty ``closing`` means that an answer runs to the end
-    of its line.
+    The last one must be closed (with ``every``, each must be). Tags and brackets are markers in any case. A marker that
+    is a word ("Sentiment:") is one as it stands alone, because candidates' texts hold such words too; in another case it
+    may not follow (with ``every``, stand anywhere), which would leave open what the judge meant. An empty ``closing``
+    means that an answer runs to the end of its line.
     """
     section = after_thinking(text)
     if isinstance(section, NoVerdict):
         return section
+    tag, lowered = "<" in opening or "[" in opening, section.lower()
+    for marker in (opening, closing):
+        if tag and lowered.count(marker.lower()) != section.count(marker):
+            same = marker.replace("\\", r"\\")
+            section = re.sub(re.escape(marker), same, section, flags=re.IGNORECASE | re.ASCII)
     pieces = section.split(opening)[1:]
     if not pieces:
-        return NoVerdict("no verdict")
+        if section.strip() or not text.strip():
+            return no_verdict("no verdict", section)
+        return no_verdict("no verdict", text, f"nothing follows its reasoning, which ends: {excerpt(text)!r}")
     if not all(closing in piece for piece in (pieces if every else pieces[-1:])):
-        return NoVerdict("unclosed verdict")
+        return no_verdict("unclosed verdict", pieces[-1])
     checked = section if every else pieces[-1]
-    if checked.lower().count(opening.lower()) != checked.count(opening):
-        return NoVerdict("malformed marker", f"{opening} in another case")
+    if not tag and checked.lower().count(opening.lower()) != checked.count(opening):
+        return no_verdict("malformed marker", checked, f"{opening} in another case")
     return [piece.partition(closing or "\n")[0].strip() for piece in pieces]
 
 

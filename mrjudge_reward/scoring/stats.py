@@ -53,6 +53,7 @@ class JudgeStats:
         label_masses: sum over these of the probability of the labels together.
         opened: verdicts that the judge did not come to write, and that were read after what it wrote.
         reasons: failures by reason.
+        rejected: what the judge said instead of a verdict (``NoVerdict.rejected``), how often.
     """
 
     groups: int = 0
@@ -76,6 +77,7 @@ class JudgeStats:
     label_masses: float = 0.0
     opened: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)
 
     @classmethod
     def of(
@@ -103,12 +105,19 @@ class JudgeStats:
 
     def record(self) -> dict[str, Any]:
         """As plain values for JSON."""
-        return {**vars(self), "usage": asdict(self.usage), "reasons": dict(self.reasons)}
+        counts = {"reasons": dict(self.reasons), "rejected": dict(self.rejected.most_common(10))}
+        return {**vars(self), "usage": asdict(self.usage), **counts}
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> JudgeStats:
         """Stats from their ``record``, also by way of JSON."""
-        return cls(**{**record, "usage": Usage(**record["usage"]), "reasons": Counter(record["reasons"])})
+        counts = {name: Counter(record.get(name, {})) for name in ("reasons", "rejected")}
+        return cls(**{**record, "usage": Usage(**record["usage"]), **counts})
+
+    @property
+    def failures(self) -> str:
+        """The most frequent reasons for failures, and texts that were no verdict; empty without a failure."""
+        return most_frequent(self.reasons, self.rejected)
 
     def __add__(self, other: JudgeStats) -> JudgeStats:
         values = {name: getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__}
@@ -137,6 +146,17 @@ class JudgeStats:
             "label_mass": self.label_masses / self.reads if self.reads else math.nan,
             "opened_rate": self.opened / max(1, self.comparisons),
         }
+
+
+def most_frequent(reasons: Counter[str], rejected: Counter[str]) -> str:
+    """Counted reasons and rejected texts in words.
+
+    >>> most_frequent(Counter({"off-menu label": 12}), Counter({"I prefer B.": 12}))
+    "off-menu label (12); most often rejected: 'I prefer B.' (12)"
+    """
+    said = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
+    texts = ", ".join(f"{text!r} ({count})" for text, count in rejected.most_common(3))
+    return f"{said}; most often rejected: {texts}" if texts else said
 
 
 def is_tie(item: JudgedComparison) -> bool:
@@ -175,10 +195,11 @@ def _count(judgement: Judgement, correlation: float | None) -> JudgeStats:
     agreeing, mirrored = position_consistency(asked)
     scores = [score for score in judgement.scores_G if score is not None]
     masses = [item.verdict.label_mass for item in asked if item.verdict.label_mass is not None]
+    failed = [item.verdict.outcome for item in judgement.played if isinstance(item.verdict.outcome, NoVerdict)]
     return JudgeStats(
         candidates=len(judgement.scores_G),
         comparisons=len(judgement.played),
-        failed=sum(item.verdict.failed for item in judgement.played),
+        failed=len(failed),
         tied=sum(is_tie(item) for item in judgement.played),
         agreeing=agreeing,
         mirrored=mirrored,
@@ -194,9 +215,8 @@ def _count(judgement: Judgement, correlation: float | None) -> JudgeStats:
         reads=len(masses),
         label_masses=sum(masses),
         opened=sum(item.verdict.opened for item in judgement.played),
-        reasons=Counter(
-            item.verdict.outcome.reason for item in judgement.played if isinstance(item.verdict.outcome, NoVerdict)
-        ),
+        reasons=Counter(outcome.reason for outcome in failed),
+        rejected=Counter(outcome.rejected for outcome in failed if outcome.rejected),
     )
 
 
@@ -238,11 +258,14 @@ class FailureAlarm:
             if seen < min(self.least, self.window) or len(failed) <= self.max_fraction * seen:
                 return
             self._latest.clear()
-        counts = Counter(outcome.reason for outcome in failed).most_common(3)
-        advice = "raise max_tokens" if counts[0][0] == "truncated" else "check the judge (mrjudge doctor)"
+        reasons = Counter(outcome.reason for outcome in failed)
+        rejected = Counter(outcome.rejected for outcome in failed if outcome.rejected)
+        advice = (
+            "raise max_tokens" if reasons.most_common(1)[0][0] == "truncated" else "check the judge (mrjudge doctor)"
+        )
         raise JudgeUnreliableError(
             f"{len(failed)} of the last {seen} judgements failed (limit {self.max_fraction:.0%}); most often: "
-            f"{', '.join(f'{reason} ({count})' for reason, count in counts)}; latest: {failed[-1].reason}: "
+            f"{most_frequent(reasons, rejected)}; latest: {failed[-1].reason}: "
             f"{failed[-1].detail or 'no detail'}. Rewards from so few verdicts would be noise: {advice}, or raise "
             "max_failed_fraction."
         )

@@ -7,11 +7,11 @@ verdict                           games
 ================================  =========================================================================
 Preference over K slots           slots i and j met with weight p_i + p_j, and i won p_i of it. One-hot, that
                                   is K-1 games which the winner won; soft, its expectation
-RankOrder, Scores of K slots          K(K-1)/2 games, won by the higher; equals are a tie
-Scores of single slots            candidates graded alone meet afterwards: the game is P(i > j | they differ)
+RankOrder, Grades of K slots      K(K-1)/2 games, won by the higher; equals are a tie
+Grades of single slots            candidates graded alone meet afterwards: the game is P(i > j | they differ)
                                   under their grade distributions, averaged over votes
 Tie                               every pair of slots tied
-NoVerdict                            no game
+NoVerdict                         no game
 ================================  =========================================================================
 
 A tie is half a win each. A hard disagreement between the two orders of a pair needs no special rule: a win each way
@@ -33,7 +33,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from mrjudge_reward.types import Grades, JudgedComparison, Outcome, Preference, RankOrder, Tie
+from mrjudge_reward.types import Grades, JudgedComparison, Outcome, Preference, RankOrder, Tie, steps_between
 
 Matrix = NDArray[np.float64]
 
@@ -41,7 +41,10 @@ MAX_LOG_ODDS = 8.0
 """Bound of one game's log-odds. Beyond p = .9997 a probability read from a language model carries no more news."""
 
 HARD_LOG_ODDS = 2.0
-"""Log-odds credited to a game that was won outright, about .88: a sampled verdict shows the side, not the margin."""
+"""Log-odds credited to a game that was won outright, about .88: a sampled verdict shows the side, not the margin.
+
+A graded one shows a margin: each further ``>`` counts as much again (``>>`` about .98), within ``MAX_LOG_ODDS``.
+"""
 
 MAX_GROUP = 4096
 """Largest group; the matrices of one group are dense, G by G."""
@@ -145,12 +148,12 @@ class GameCount:
         self._first_log_odds += weight * log_odds
         self._slotted += weight
 
-    def _hard(self, i: int, j: int, difference: float) -> None:
-        """A game whose side is known but not its margin; a difference of 0 is a tie."""
+    def _hard(self, i: int, j: int, difference: float, strength: int = 1) -> None:
+        """A game whose side is known but not its margin, except by grade; a difference of 0 is a tie."""
         if difference == 0:
             self._ties += 1
         sign = difference / abs(difference) if difference else 0.0
-        self._game(i, j, (1 + sign) / 2, 1.0, sign * HARD_LOG_ODDS)
+        self._game(i, j, (1 + sign) / 2, 1.0, sign * HARD_LOG_ODDS * strength)
 
     def _matrix(self, cells: dict[int, float]) -> Matrix:
         flat = np.zeros(self.size * self.size)
@@ -163,10 +166,10 @@ class GameCount:
             case Tie():
                 for a, b in pairs:
                     self._hard(slots[a], slots[b], 0.0)
-            case RankOrder(tiers):
-                place = {position: tier for tier, positions in enumerate(tiers) for position in positions}
+            case RankOrder():
                 for a, b in pairs:
-                    self._hard(slots[a], slots[b], place[b] - place[a])
+                    steps = steps_between(outcome, a, b)
+                    self._hard(slots[a], slots[b], steps, abs(steps))
             case Grades(values):
                 for a, b in pairs:
                     self._hard(slots[a], slots[b], values[a] - values[b])

@@ -29,8 +29,8 @@ from pydantic import Field, NonNegativeInt
 from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.messages import Message, as_messages
 from mrjudge_reward.prompting.formats import Choice, Format, PairScores, Ranking, Score
-from mrjudge_reward.prompting.parsing import THINK_CLOSE, THINK_OPEN
 from mrjudge_reward.prompting.sanitizing import neutralise
+from mrjudge_reward.reasoning import THINK_CLOSE, THINK_OPEN
 from mrjudge_reward.settings import Settings
 from mrjudge_reward.types import NoVerdict
 from recipes.common.journal import write_lines, write_text

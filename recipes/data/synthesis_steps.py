@@ -18,9 +18,9 @@ from mrjudge_reward.judging.comparisons import ask
 from mrjudge_reward.judging.tournament import digest
 from mrjudge_reward.messages import Message, TextPart
 from mrjudge_reward.prompting.formats import Choice, read_reply
-from mrjudge_reward.prompting.parsing import THINK_CLOSE, THINK_OPEN
 from mrjudge_reward.prompting.rendering import conversation_text
 from mrjudge_reward.prompting.sanitizing import Sanitizer, neutralise, visible
+from mrjudge_reward.reasoning import THINK_CLOSE, THINK_OPEN
 from mrjudge_reward.training.items import Item, from_choice
 from mrjudge_reward.training.tasks import Exercise
 from mrjudge_reward.types import EngineFailure, NoVerdict, Preference, Reply, Request, Sampling

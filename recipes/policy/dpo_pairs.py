@@ -238,7 +238,7 @@ def swapped(outcome: Outcome) -> Outcome:
     if isinstance(outcome, Grades):
         return Grades(outcome.values_K[::-1], outcome.grades_K[::-1])
     if isinstance(outcome, RankOrder):
-        return RankOrder(tuple(tuple(1 - slot for slot in tier) for tier in outcome.tiers))
+        return RankOrder(tuple(tuple(1 - slot for slot in tier) for tier in outcome.tiers), outcome.strengths)
     return outcome
 
 

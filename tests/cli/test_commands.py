@@ -25,7 +25,16 @@ from mrjudge_reward.cli.lines import say
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.monitoring.explain import verdict_line
-from mrjudge_reward.types import Comparison, EngineFailure, JudgedComparison, NoVerdict, Request, Tie, Verdict
+from mrjudge_reward.types import (
+    Comparison,
+    EngineFailure,
+    JudgedComparison,
+    NoVerdict,
+    RankOrder,
+    Request,
+    Tie,
+    Verdict,
+)
 
 SCRIPTED = ("--set", "model=scripted")
 GROUPS = [{"id": f"g{i}", "prompt": f"Question {i}?", "candidates": ["a", f"a long one {i}", "abc"]} for i in range(5)]
@@ -269,6 +278,11 @@ def test_no_control_character_of_a_judge_reaches_the_output(monkeypatch: pytest.
     assert "\\u009b31m é\u202e" in output
     (line,) = records(output)
     assert (line["id"], line["rationale"]) == ("\x9bx", written)
+
+
+def test_a_verdict_line_shows_how_strong_each_step_is() -> None:
+    order = RankOrder(((1,), (0, 2)), (2,))
+    assert verdict_line(JudgedComparison(Comparison((4, 5, 6)), Verdict(order))) == "[#4 #5 #6] #5 >> #4 = #6"
 
 
 def test_a_verdict_line_shows_control_characters_and_bidi_overrides_instead_of_obeying_them() -> None:

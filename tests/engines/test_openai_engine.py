@@ -605,6 +605,10 @@ def payload(message: dict[str, Any], finish: Any = "stop") -> dict[str, Any]:
     return {"choices": [{"message": message, "finish_reason": finish}]}
 
 
+def thinking(said: Any) -> dict[str, Any]:
+    return {"type": "thinking", "thinking": said}
+
+
 @pytest.mark.parametrize(
     ("message", "finish", "prefill", "expected"),
     [
@@ -617,16 +621,29 @@ def payload(message: dict[str, Any], finish: Any = "stop") -> dict[str, Any]:
         ({"content": "A", "reasoning": "why"}, "stop", "", ("<think>why</think>A", "stop")),
         ({"content": None, "reasoning_content": "why"}, "length", "", ("<think>why", "length")),
         ({"content": None, "reasoning_content": "why"}, "stop", "", ("<think>why</think>", "stop")),
+        # content in parts
+        ({"content": [{"type": "text", "text": "A"}]}, "stop", "", ("A", "stop")),
+        ({"content": [{"type": "text", "text": "A"}, {"type": "text", "text": "B"}]}, "stop", "", ("AB", "stop")),
+        ({"content": [thinking([{"type": "text", "text": "why"}]), {"type": "text", "text": "A"}]}, "stop", "",
+         ("<think>why</think>A", "stop")),
+        ({"content": [thinking("why"), {"type": "text", "text": "A"}]}, "stop", "", ("<think>why</think>A", "stop")),
+        ({"content": [thinking([{"type": "text", "text": "why"}])]}, "length", "", ("<think>why", "length")),
+        ({"content": [thinking([])]}, "stop", "", None),
+        ({"content": [{"type": "image_url", "image_url": {}}]}, "stop", "", None),
+        ({"content": [{"type": "text", "text": 1}]}, "stop", "", None),
         # the prefill opened the reasoning itself
         ({"content": "A", "reasoning_content": "why"}, "stop", "<think>", ("why</think>A", "stop")),
         # the prefill closed it: the parser took the verdict for reasoning
         ({"content": None, "reasoning": "A</answer>"}, "stop", "<think></think><answer>", ("A</answer>", "stop")),
     ],
-)
+)  # fmt: skip
 def test_reasoning_set_apart_by_the_server_is_put_back(
-    message: dict[str, Any], finish: Any, prefill: str, expected: tuple[str, str]
+    message: dict[str, Any], finish: Any, prefill: str, expected: tuple[str, str] | None
 ) -> None:
     reply = written_reply(payload(message, finish), ask(prefill=prefill))
+    if expected is None:
+        assert isinstance(reply, EngineFailure)
+        return
     assert isinstance(reply, Reply)
     assert (reply.text, reply.finish) == expected
 

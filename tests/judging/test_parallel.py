@@ -199,7 +199,8 @@ def test_a_group_ends_while_another_waits_for_its_first_round() -> None:
                     quick_is_done.set()
             return super()._serve(requests)
 
-    judgements = Judge(engine(True, Slow), schedule="swiss", audit=False).judge([group("slow"), group("quick")])
+    judge = Judge(engine(True, Slow), verdict="generate", schedule="swiss", audit=False)
+    judgements = judge.judge([group("slow"), group("quick")])
     assert rounds == [3, 3, 3]
     assert [len(judgement.played) for judgement in judgements] == [9, 9]
 

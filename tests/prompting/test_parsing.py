@@ -1,6 +1,6 @@
 """What counts as a verdict: a table of judge outputs with the reason beside each.
 
-Anything that is not exactly an offered label in the last closed marker after closed thinking has no verdict.
+Anything that is not plainly an offered label in the last closed marker after closed reasoning has no verdict.
 """
 
 from __future__ import annotations
@@ -8,8 +8,11 @@ from __future__ import annotations
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mrjudge_reward.errors import ConfigError
+from mrjudge_reward.messages import final_answer
 from mrjudge_reward.prompting.formats import (
     SENTIMENT,
     Choice,
@@ -26,6 +29,8 @@ from mrjudge_reward.types import Grades, NoVerdict, Preference, RankOrder, Reply
 CHOICE, RANKING, PAIR, SCORE = Choice(), Ranking(), PairScores(), Score()
 TIED = Choice(labels=("A", "B"), tie_label="C")
 BRACKETS = Choice(answer_open="[[", answer_close="]]")
+GRADED = Ranking(labels=("A", "B"), answer_open="[[", answer_close="]]")
+AMBIGUOUS, NAMED = Choice(labels=("a", "A", "(b)", "Option b")), Choice(labels=("Response 1", "Response 2"))
 
 FIRST, SECOND, THIRD = ("chose", 0), ("chose", 1), ("chose", 2)
 TIE = ("tie",)
@@ -51,8 +56,8 @@ def told(outcome):
         case Preference(probabilities_K=values, soft=False):
             assert sorted(values) == [0.0] * (len(values) - 1) + [1.0]
             return ("chose", values.index(1.0))
-        case RankOrder(tiers=tiers):
-            return ("ranked", *tiers)
+        case RankOrder(tiers=tiers, strengths=strengths):
+            return ("ranked", *tiers, *(("by", strengths) if strengths else ()))
         case Grades(values_K=values, grades_K=grades):
             assert grades == tuple(((value, 1.0),) for value in values)
             return ("scored", *values)
@@ -83,19 +88,19 @@ TABLE = [
     (CHOICE, 2, "<answer>A</answer> or rather <answer>C</answer>", STRANGE, "off-menu last: no falling back"),
     (CHOICE, 2, "<answer>A</answer> hmm <answer></answer>", STRANGE, "empty last: no falling back"),
     (CHOICE, 2, "<answer>A</answer> hmm <answer>B", UNCLOSED, "unclosed last: no falling back"),
-    (CHOICE, 2, "<answer>A</answer> hmm <ANSWER>B</ANSWER>", CARELESS, "last in another case: no falling back"),
+    (CHOICE, 2, "<answer>A</answer> hmm <ANSWER>B</ANSWER>", SECOND, "last in another case"),
     (CHOICE, 2, "I use <answer> tags. <answer>B</answer>", SECOND, "an earlier mention of the tag itself"),
     (CHOICE, 2, "<answer>A<answer>B</answer></answer>", SECOND, "nested answers: the last one opened"),
     # --- Choice: labels -----------------------------------------------------------------------------------------
-    (CHOICE, 2, "<answer>a</answer>", STRANGE, "lower case"),
-    (CHOICE, 2, "<answer>(A)</answer>", STRANGE, "round brackets"),
-    (CHOICE, 2, "<answer>[A]</answer>", STRANGE, "square brackets"),
-    (CHOICE, 2, "<answer>**A**</answer>", STRANGE, "bold"),
-    (CHOICE, 2, "<answer>`A`</answer>", STRANGE, "code"),
-    (CHOICE, 2, "<answer>```\nA\n```</answer>", STRANGE, "a code fence inside the answer"),
-    (CHOICE, 2, "<answer>A.</answer>", STRANGE, "a full stop"),
-    (CHOICE, 2, "<answer>'A'</answer>", STRANGE, "quotes"),
-    (CHOICE, 2, "<answer>Response A</answer>", STRANGE, "a word before the label"),
+    (CHOICE, 2, "<answer>a</answer>", FIRST, "lower case"),
+    (CHOICE, 2, "<answer>(A)</answer>", FIRST, "round brackets"),
+    (CHOICE, 2, "<answer>[A]</answer>", FIRST, "square brackets"),
+    (CHOICE, 2, "<answer>**A**</answer>", FIRST, "bold"),
+    (CHOICE, 2, "<answer>`A`</answer>", FIRST, "code"),
+    (CHOICE, 2, "<answer>```\nA\n```</answer>", FIRST, "a code fence inside the answer"),
+    (CHOICE, 2, "<answer>A.</answer>", FIRST, "a full stop"),
+    (CHOICE, 2, "<answer>'A'</answer>", FIRST, "quotes"),
+    (CHOICE, 2, "<answer>Response A</answer>", FIRST, "a word before the label"),
     (CHOICE, 2, "<answer>A, because it is right</answer>", STRANGE, "the reason inside the answer"),
     (CHOICE, 2, "<answer>A or B</answer>", STRANGE, "two labels"),
     (CHOICE, 2, "<answer>AB</answer>", STRANGE, "two labels run together"),
@@ -115,6 +120,42 @@ TABLE = [
     (CHOICE, 2, "<answer> \n </answer>", STRANGE, "blank answer"),
     (CHOICE, 2, "<answer>None</answer>", STRANGE, "None as a label"),
     (CHOICE, 2, "<answer>null</answer>", STRANGE, "null as a label"),
+    (CHOICE, 2, "<answer>[Response A]</answer>", FIRST, "a word and brackets"),
+    (CHOICE, 2, "<answer>**Response B**.</answer>", SECOND, "bold, a word and a full stop"),
+    (CHOICE, 2, "<answer>Option: b</answer>", SECOND, "a colon and lower case"),
+    (CHOICE, 2, "<answer>\\boxed{\\text{B}}</answer>", SECOND, "LaTeX in LaTeX"),
+    (CHOICE, 2, "<answer>“B”</answer>", SECOND, "curly quotes"),
+    (CHOICE, 2, '<answer>"B."</answer>', SECOND, "a full stop within quotes"),
+    (CHOICE, 2, "<answer>{B}</answer>", SECOND, "braces"),
+    (CHOICE, 2, "<answer>$B$</answer>", SECOND, "a formula"),
+    (CHOICE, 2, "<answer>*candidate A*</answer>", FIRST, "italics"),
+    (CHOICE, 2, "<answer>Label\nA</answer>", FIRST, "a word on a line of its own"),
+    (CHOICE, 2, "<answer>not A</answer>", STRANGE, "negated"),
+    (CHOICE, 2, "<answer>A?</answer>", STRANGE, "a question"),
+    (CHOICE, 2, "<answer>A...</answer>", STRANGE, "it trails off"),
+    (CHOICE, 2, "<answer>~~A~~</answer>", STRANGE, "struck out"),
+    (CHOICE, 2, "<answer>(A) or (B)</answer>", STRANGE, "two in brackets"),
+    (CHOICE, 2, '<answer>"A" "B"</answer>', STRANGE, "two in quotes"),
+    (CHOICE, 2, "<answer>*A*, *B*</answer>", STRANGE, "two in italics"),
+    (CHOICE, 2, "<answer>A and B</answer>", STRANGE, "both"),
+    (CHOICE, 2, "<answer>Response</answer>", STRANGE, "the word without a label"),
+    (CHOICE, 2, "<answer>ResponseA</answer>", STRANGE, "no space after the word"),
+    (CHOICE, 2, "<answer>Responses A</answer>", STRANGE, "a plural"),
+    (CHOICE, 2, "<answer>(A</answer>", STRANGE, "half a pair of brackets"),
+    (CHOICE, 2, "<answer>[A)</answer>", STRANGE, "brackets that do not match"),
+    (CHOICE, 2, "<answer>**A*</answer>", STRANGE, "emphasis that does not match"),
+    (CHOICE, 2, "<answer>-A</answer>", STRANGE, "a minus"),
+    (CHOICE, 16, "<answer>\u212a</answer>", STRANGE, "the Kelvin sign for K"),
+    (AMBIGUOUS, 4, "<answer>a</answer>", FIRST, "as it stands, a small letter"),
+    (AMBIGUOUS, 4, "<answer>**A**</answer>", SECOND, "case tells labels apart"),
+    (AMBIGUOUS, 4, "<answer>(b)</answer>", THIRD, "as it stands, in brackets"),
+    (AMBIGUOUS, 4, "<answer>Option b</answer>", ("chose", 3), "as it stands, with its word"),
+    (AMBIGUOUS, 4, "<answer>b</answer>", STRANGE, "what two labels have in common"),
+    (AMBIGUOUS, 4, "<answer>[b]</answer>", STRANGE, "neither of two look-alikes"),
+    (NAMED, 2, "<answer>response 2</answer>", SECOND, "a label that holds the word"),
+    (NAMED, 2, "<answer>2</answer>", SECOND, "a label without its word"),
+    (NAMED, 2, "<answer>Option 2</answer>", SECOND, "a label with another word"),
+    (NAMED, 2, "<answer>3</answer>", STRANGE, "a number that was not offered"),
     # --- Choice: prose and markers ------------------------------------------------------------------------------
     (CHOICE, 2, "", NONE, "nothing"),
     (CHOICE, 2, " \n\t", NONE, "white space only"),
@@ -133,8 +174,8 @@ TABLE = [
     (CHOICE, 2, "</answer>A<answer>", UNCLOSED, "markers the wrong way round"),
     (CHOICE, 2, "<answer>A", UNCLOSED, "unclosed answer"),
     (CHOICE, 2, "<answer>A<answer>", UNCLOSED, "opened again for closed"),
-    (CHOICE, 2, "<answer>A</ANSWER>", UNCLOSED, "upper-case closing marker"),
-    (CHOICE, 2, "<ANSWER>A</ANSWER>", NONE, "upper-case markers"),
+    (CHOICE, 2, "<answer>A</ANSWER>", FIRST, "upper-case closing marker"),
+    (CHOICE, 2, "<ANSWER>A</ANSWER>", FIRST, "upper-case markers"),
     (CHOICE, 2, "<answer>A</ answer>", UNCLOSED, "closing marker with a space"),
     (CHOICE, 2, "< answer >A</ answer >", NONE, "markers with spaces"),
     (CHOICE, 2, "<ans\u200bwer>A</answer>", NONE, "zero-width space inside the marker"),
@@ -155,15 +196,23 @@ TABLE = [
     (CHOICE, 2, "<think>a<think>b</think>c</think><answer>B</answer>", SECOND, "nested thinking"),
     (CHOICE, 2, "<think>a<think>b</think><answer>B</answer>", SECOND, "the last close ends it all"),
     (CHOICE, 2, "<think>a</think> as it <think>s <answer>B</answer>", OPEN, "a quoted tag counts as thinking"),
-    (CHOICE, 2, "<think>a</THINK><answer>B</answer>", OPEN, "upper-case close closes nothing"),
-    (CHOICE, 2, "so <answer>A</answer></Think>", OPEN, "capital close after a verdict: thinking or not?"),
+    (CHOICE, 2, "<think>a</THINK><answer>B</answer>", SECOND, "upper-case close"),
+    (CHOICE, 2, "so <answer>A</answer></Think>", NONE, "capital close after a verdict: it was thinking"),
     (CHOICE, 2, "<THINK>so <answer>A</answer>", OPEN, "upper-case thinking, unclosed"),
     (CHOICE, 2, "<think>so</think", OPEN, "a close that lacks its last character"),
     (CHOICE, 2, "</think><think>", OPEN, "tags the wrong way round"),
+    (CHOICE, 2, "<think>a [THINK] or </thinking> <answer>A</answer>", OPEN, "other families' marks close nothing"),
+    (CHOICE, 2, "<think>a [THINK] b</think><answer>B</answer>", SECOND, "other families' marks are text inside"),
+    (CHOICE, 2, "[THINK]a </think> <answer>A</answer>", OPEN, "a tag quoted inside bracketed reasoning"),
+    (CHOICE, 2, "<think>it says `</think>` <answer>A</answer>", OPEN, "a close quoted as code inside"),
+    (CHOICE, 2, "<think>a</think> It opens `<think>` twice. <answer>B</answer>", SECOND, "an opening quoted as code"),
+    (CHOICE, 2, "analysis: A is rude. <answer>B</answer>", SECOND, "a word that is no channel"),
+    (CHOICE, 2, "I am thinking of reasoning. <answer>B</answer>", SECOND, "words that are no marks"),
+    (CHOICE, 2, "<thinker>a</thinker><answer>B</answer>", SECOND, "a tag that begins alike"),
     # --- ties ---------------------------------------------------------------------------------------------------
     (TIED, 2, "<answer>C</answer>", TIE, "tie label offered"),
     (TIED, 2, "<answer> C </answer>", TIE, "tie label with spaces"),
-    (TIED, 2, "<answer>c</answer>", STRANGE, "tie label in lower case"),
+    (TIED, 2, "<answer>c</answer>", TIE, "tie label in lower case"),
     (TIED, 2, "<answer>tie</answer>", STRANGE, "a tie in other words"),
     (TIED, 2, "This is a tie", NONE, "a tie in prose"),
     (TIED, 2, "<answer>C</answer><answer>A</answer>", FIRST, "a tie revised"),
@@ -202,13 +251,13 @@ TABLE = [
     (RANKING, 3, "<answer>A == B</answer>", STRANGE, "a doubled sign"),
     (RANKING, 3, "<answer>A >= B > C</answer>", COUNT, "at least as good as"),
     (RANKING, 3, "<answer>A < B < C</answer>", STRANGE, "worst first"),
-    (RANKING, 3, "<answer>A, B, C</answer>", STRANGE, "commas"),
+    (RANKING, 3, "<answer>A, B, C</answer>", ranked((0,), (1,), (2,)), "commas"),
     (RANKING, 3, "<answer>A B C</answer>", STRANGE, "spaces"),
     (RANKING, 3, "<answer>ABC</answer>", STRANGE, "run together"),
     (RANKING, 3, "<answer>1. A\n2. B\n3. C</answer>", STRANGE, "a numbered list"),
-    (RANKING, 3, "<answer>b > a > c</answer>", STRANGE, "lower case"),
-    (RANKING, 2, "<answer>**A** > **B**</answer>", STRANGE, "bold"),
-    (RANKING, 2, "<answer>Response A > Response B</answer>", STRANGE, "words before the labels"),
+    (RANKING, 3, "<answer>b > a > c</answer>", ranked((1,), (0,), (2,)), "lower case"),
+    (RANKING, 2, "<answer>**A** > **B**</answer>", ranked((0,), (1,)), "bold"),
+    (RANKING, 2, "<answer>Response A > Response B</answer>", ranked((0,), (1,)), "words before the labels"),
     (RANKING, 2, "<answer>A \uff1e B</answer>", STRANGE, "full-width sign"),
     (RANKING, 2, "<answer>A &gt; B</answer>", STRANGE, "HTML-escaped sign"),
     (RANKING, 2, "<answer>\u0410 > B</answer>", STRANGE, "Cyrillic A"),
@@ -216,6 +265,32 @@ TABLE = [
     (RANKING, 2, "A > B", NONE, "no marker"),
     (RANKING, 2, "<answer>A > B", UNCLOSED, "unclosed"),
     (RANKING, 2, "<think>A > B <answer>A > B</answer>", OPEN, "unclosed thinking"),
+    (RANKING, 2, "<answer>A>>B</answer>", ranked((0,), (1,), "by", (2,)), "a strong step"),
+    (RANKING, 2, "<answer>B >>> A</answer>", ranked((1,), (0,), "by", (3,)), "the strongest step"),
+    (RANKING, 3, "<answer>C>>A=B</answer>", ranked((2,), (0, 1), "by", (2,)), "a strong step above a tie"),
+    (RANKING, 4, "<answer>B>>A>C=D</answer>", ranked((1,), (0,), (2, 3), "by", (2, 1)), "steps of two strengths"),
+    (RANKING, 2, "<answer>Response A >> Response B.</answer>", ranked((0,), (1,), "by", (2,)), "graded, with words"),
+    (RANKING, 2, "<answer>**A>>B**</answer>", ranked((0,), (1,), "by", (2,)), "graded, bold as a whole"),
+    (GRADED, 2, "My final verdict is: [[A>>B]]", ranked((0,), (1,), "by", (2,)), "in the manner of Arena-Hard"),
+    (GRADED, 2, "[[A>B]]", ranked((0,), (1,)), "slightly better"),
+    (GRADED, 2, "[[A=B]]", TIE, "as good"),
+    (GRADED, 2, "[[B>>A]] would be harsh: [[B>A]]", ranked((1,), (0,)), "graded, then toned down"),
+    (GRADED, 2, "[[A>>>>B]]", STRANGE, "stronger than there is"),
+    (GRADED, 2, "[[A>>A]]", COUNT, "stronger than itself"),
+    (GRADED, 2, "[[A>>C]]", STRANGE, "graded, a label not offered"),
+    (GRADED, 2, "[[A<<B]]", STRANGE, "graded the wrong way round"),
+    (RANKING, 3, "<answer>A>>B</answer>", COUNT, "graded and short"),
+    (RANKING, 3, "<answer>(A > B > C)</answer>", ranked((0,), (1,), (2,)), "brackets around all"),
+    (RANKING, 2, "<answer>(B) > (A)</answer>", ranked((1,), (0,)), "brackets around each"),
+    (RANKING, 3, "<answer>A > B > C.</answer>", ranked((0,), (1,), (2,)), "a full stop"),
+    (RANKING, 3, "<answer>Response B, Response A, Response C</answer>", ranked((1,), (0,), (2,)), "commas and words"),
+    (RANKING, 3, "<answer>`B`, `A`, `C`.</answer>", ranked((1,), (0,), (2,)), "commas, code and a full stop"),
+    (RANKING, 3, "<answer>A, B > C</answer>", STRANGE, "a comma among signs"),
+    (RANKING, 3, "<answer>A, B and C</answer>", STRANGE, "a list in words"),
+    (RANKING, 3, "<answer>A, B</answer>", STRANGE, "commas, short"),
+    (RANKING, 3, "<answer>A, B, B</answer>", COUNT, "commas, one twice"),
+    (RANKING, 3, "<answer>A > B or C</answer>", STRANGE, "undecided"),
+    (RANKING, 3, "<answer>Neither > A > B</answer>", STRANGE, "a word for a label"),
     # --- PairScores ---------------------------------------------------------------------------------------------
     (PAIR, 2, "<think>x</think><answer>3</answer><answer>8</answer>", scored(3, 8), "one score each"),
     (PAIR, 2, "<answer> 3 </answer>\n\n<answer>10\n</answer>", scored(3, 10), "white space"),
@@ -230,8 +305,8 @@ TABLE = [
     (PAIR, 2, "<answer>3<answer>8</answer>", UNCLOSED, "an earlier score unclosed"),
     (PAIR, 2, "<answer>3<answer>4</answer><answer>8</answer>", UNCLOSED, "one unclosed, one too many"),
     (PAIR, 2, "<answer>3</answer><answer>8", UNCLOSED, "the last score unclosed"),
-    (PAIR, 2, "<ANSWER>3</ANSWER><answer>4</answer><answer>8</answer>", CARELESS, "whose is the upper-case one?"),
-    (PAIR, 2, "<answer>3</answer><ANSWER>4</ANSWER><answer>8</answer>", CARELESS, "upper case in between"),
+    (PAIR, 2, "<ANSWER>3</ANSWER><answer>4</answer><answer>8</answer>", COUNT, "an upper-case one too many"),
+    (PAIR, 2, "<answer>3</answer><ANSWER>4</ANSWER><answer>8</answer>", COUNT, "upper case in between"),
     (PAIR, 2, "<answer>0</answer><answer>8</answer>", STRANGE, "below the scale"),
     (PAIR, 2, "<answer>3</answer><answer>11</answer>", STRANGE, "above the scale"),
     (PAIR, 2, "<answer>3.5</answer><answer>8</answer>", STRANGE, "between two grades"),
@@ -246,7 +321,7 @@ TABLE = [
     (SCORE, 1, "<answer>2</answer> No, <answer>4</answer>", scored(4), "changed midway"),
     (SCORE, 1, "<answer>2</answer> No, <answer>9</answer>", STRANGE, "off the scale last: no falling back"),
     (SCORE, 1, "<answer>3.5</answer>", STRANGE, "between two grades"),
-    (SCORE, 1, "<answer>4.0</answer>", STRANGE, "a decimal"),
+    (SCORE, 1, "<answer>4.0</answer>", scored(4), "a decimal"),
     (SCORE, 1, "<answer>04</answer>", STRANGE, "a leading zero"),
     (SCORE, 1, "<answer>11</answer>", STRANGE, "above the scale"),
     (SCORE, 1, "<answer>0</answer>", STRANGE, "below the scale"),
@@ -265,10 +340,34 @@ TABLE = [
     (SCORE, 1, "<answer>inf</answer>", STRANGE, "infinity"),
     (SCORE, 1, "<answer>four</answer>", STRANGE, "in words"),
     (SCORE, 1, "<answer>IV</answer>", STRANGE, "Roman"),
-    (SCORE, 1, "<answer>**4**</answer>", STRANGE, "bold"),
+    (SCORE, 1, "<answer>**4**</answer>", scored(4), "bold"),
     (SCORE, 1, "4", NONE, "no marker"),
     (SCORE, 1, "<answer>4", UNCLOSED, "unclosed"),
     (SCORE, 1, "<think>4 <answer>4</answer>", OPEN, "unclosed thinking"),
+    (SCORE, 1, "<answer>4.00</answer>", scored(4), "decimals that say nothing"),
+    (SCORE, 1, "<answer>4/5</answer>", scored(4), "of the top"),
+    (SCORE, 1, "<answer> 4 / 5 </answer>", scored(4), "of the top, spaced"),
+    (SCORE, 1, "<answer>4.0/5.0</answer>", scored(4), "of the top, with decimals"),
+    (SCORE, 1, "<answer>(4/5).</answer>", scored(4), "of the top, in brackets, with a full stop"),
+    (SCORE, 1, "<answer>\\boxed{4}</answer>", scored(4), "boxed"),
+    (SCORE, 1, "<answer>Score: 4</answer>", scored(4), "a word before"),
+    (SCORE, 1, "<answer>`4`</answer>", scored(4), "code"),
+    (SCORE, 1, "<answer>$4$</answer>", scored(4), "a formula"),
+    (SCORE, 1, "<answer>“4”</answer>", scored(4), "curly quotes"),
+    (SCORE, 1, "<answer>4.5</answer>", STRANGE, "half a grade"),
+    (SCORE, 1, "<answer>4.0000000001</answer>", STRANGE, "nearly a grade"),
+    (SCORE, 1, "<answer>9/5</answer>", STRANGE, "more than the top, of the top"),
+    (SCORE, 1, "<answer>4/6</answer>", STRANGE, "of another top"),
+    (SCORE, 1, "<answer>4/5/5</answer>", STRANGE, "a fraction too many"),
+    (SCORE, 1, "<answer>4,5</answer>", STRANGE, "a comma"),
+    (SCORE, 1, "<answer>Response 4</answer>", STRANGE, "a number of a response"),
+    (SCORE, 1, "<answer>4..</answer>", STRANGE, "it trails off"),
+    (SCORE, 1, "<answer>not 4</answer>", STRANGE, "negated"),
+    (SCORE, 1, "<answer>4 or 5</answer>", STRANGE, "two grades"),
+    (SCORE, 1, "<answer>4%</answer>", STRANGE, "a percentage"),
+    (PAIR, 2, "<answer>8/10</answer><answer>**7.0**</answer>", scored(8, 7), "of the top, and bold"),
+    (PAIR, 2, "<ANSWER>8</ANSWER><Answer>7</Answer>", scored(8, 7), "markers in two cases"),
+    (PAIR, 2, "<answer>8/5</answer><answer>7</answer>", STRANGE, "of another top"),
     # --- an answer that runs to the end of its line -------------------------------------------------------------
     (SENTIMENT, 1, "Sentiment: positive", scored(1), "a word to the end of the text"),
     (SENTIMENT, 1, "Sentiment:negative\n", scored(0), "no space, a line"),
@@ -280,8 +379,8 @@ TABLE = [
     (SENTIMENT, 1, "Sentiment: negative\nSENTIMENT: positive", CARELESS, "last in another case: no falling back"),
     (SENTIMENT, 1, "Sentiment:\npositive", STRANGE, "the word on the next line"),
     (SENTIMENT, 1, "Sentiment: positive, mostly", STRANGE, "more on the line"),
-    (SENTIMENT, 1, "Sentiment: Positive", STRANGE, "a capital"),
-    (SENTIMENT, 1, "Sentiment: positive.", STRANGE, "a full stop"),
+    (SENTIMENT, 1, "Sentiment: Positive", scored(1), "a capital"),
+    (SENTIMENT, 1, "Sentiment: positive.", scored(1), "a full stop"),
     (SENTIMENT, 1, "Sentiment: not positive", STRANGE, "negated"),
     (SENTIMENT, 1, "Sentiment: positive\u2028", scored(1), "a Unicode line end is white space"),
     (SENTIMENT, 1, "positive", NONE, "no marker"),
@@ -350,6 +449,80 @@ def test_what_follows_the_thinking_is_returned_as_it_stands():
     assert after_thinking("<think>a</think> b ") == " b "
     assert after_thinking("no tags") == "no tags"
     assert after_thinking("<think>") == NoVerdict("unclosed thinking")
+
+
+MARKS = [
+    ("<think>", "</think>"), ("<Think>", "</THINK>"), ("<thinking>", "</thinking>"), ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"), ("<reflection>", "</reflection>"), ("[THINK]", "[/THINK]"),
+    ("<seed:think>", "</seed:think>"), ("<mm:think>", "</mm:think>"), ("◁think▷", "◁/think▷"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"), ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|inner_prefix|>", "<|inner_suffix|>"), ("<|channel>thought\n", "<channel|>"),
+    ("<|open|>think<|sep|>", "<|close|>think<|sep|>"),
+    ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+    ("<|start|>assistant<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final <|constrain|>x<|message|>"),  # noqa: E501
+    ("analysis", "assistantfinal"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("opened", "closed"), MARKS, ids=[opened for opened, _ in MARKS])
+def test_a_verdict_inside_reasoning_never_counts_whatever_marks_it(opened, closed):
+    mention = "The form is <answer>A</answer>; A is rude, "
+    assert told(CHOICE.parse(f"{opened}{mention}{closed}<answer>B</answer>", 2)) == SECOND
+    assert told(CHOICE.parse(f"{opened}{mention}{closed}I cannot decide.", 2)) == NONE
+    assert told(CHOICE.parse(f"{opened}{mention}", 2)) == OPEN
+    if opened != "analysis":  # a word, unless it comes first
+        assert told(CHOICE.parse(f"{opened}{closed}<answer>B</answer>{opened}or not?", 2)) == OPEN
+    if "channel|" not in closed and closed != "assistantfinal":
+        assert told(CHOICE.parse(f"{mention}{closed}<answer>B</answer>", 2)) == SECOND, "the template opened it"
+    for other, end in MARKS:
+        if other.lower() != opened.lower() and "channel|>" not in other + opened:
+            assert told(CHOICE.parse(f"{opened}{mention}{end} {mention}", 2)) == OPEN, f"{end} is text inside {opened}"
+
+
+@pytest.mark.parametrize(("opened", "closed"), MARKS, ids=[opened for opened, _ in MARKS])
+def test_a_policy_is_judged_by_what_follows_its_reasoning(opened, closed):
+    assert final_answer(f"{opened}I will praise myself.{closed}Hello") == "Hello"
+    assert final_answer(f"{opened}I will praise myself.") == ""
+    if opened != "analysis":  # which no template opens
+        assert final_answer(f"I will praise myself.{closed}Hello", opened=True) == "Hello"
+    assert final_answer("I will praise myself.", opened=True) == ""
+
+
+@pytest.mark.parametrize(
+    ("written", "answer"),
+    [
+        ("R1 writes `<think>` first.", "R1 writes `<think>` first."),
+        ("<think>a</think>Use `text.split('</think>')`.", "Use `text.split('</think>')`."),
+        ("```\n<think>\n```\nopens it.", "```\n<think>\n```\nopens it."),
+        ("<think>so ``` is a fence</think>Hello `x`", "Hello `x`"),
+        ("Hello <think>or not", "Hello"),
+        ("<|channel|>final<|message|>Hello<|return|>", "Hello"),
+        ("<|start_thinking|>a<|end_thinking|><|START_RESPONSE|>Hello<|END_RESPONSE|>", "Hello"),
+        ("<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>commentary<|message|>b<|end|>", ""),
+    ],
+)
+def test_marks_shown_as_code_are_part_of_a_policys_answer(written, answer):
+    assert final_answer(written) == answer
+
+
+WORDS = st.sampled_from([" or ", " and ", " not ", "\\boxed{", "."])
+NOISE = WORDS | st.text(" \n.,;:*`\"'“”()[]{}$\\>=?!-/", max_size=4)
+
+
+@given(st.lists(NOISE, min_size=3, max_size=3), st.permutations(["A", "B"]), st.data())
+def test_a_text_that_names_two_labels_is_no_choice(noise, names, data):
+    first, second = (data.draw(st.sampled_from([n, n.lower(), f"Response {n}", f"({n})", f"**{n}**"])) for n in names)
+    said = f"{noise[0]}{first}{noise[1]}{second}{noise[2]}"
+    assert isinstance(CHOICE.parse(f"<answer>{said}</answer>", 2), NoVerdict)
+
+
+@given(st.text("AB12ab ./*`\"'()[]{}$\\:>=,", max_size=12))
+def test_what_is_read_names_its_label_and_no_other(said):
+    for format in (CHOICE, Choice(labels=("1", "2")), Choice(labels=("A", "a", "(A)", "B"))):
+        outcome = format.parse(f"<answer>{said}</answer>", 2)
+        if isinstance(outcome, Preference):
+            letters = [letter for letter in said if letter.isalnum()]
+            assert "".join(letters).lower() == format.labels[outcome.probabilities_K.index(1.0)].strip("()").lower()
 
 
 MEGABYTE = 1_000_000

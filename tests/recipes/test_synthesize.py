@@ -20,7 +20,7 @@ import pytest
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import ConfigError, EngineError, InputError
 from mrjudge_reward.prompting.formats import Choice
-from mrjudge_reward.prompting.parsing import THINK_OPEN
+from mrjudge_reward.reasoning import THINK_OPEN
 from mrjudge_reward.types import EngineFailure, NoVerdict, Preference, Reply, Request
 from recipes.common.config import read_config
 from recipes.common.journal import Journal

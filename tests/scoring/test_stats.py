@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import pickle
+from collections import Counter
 
 import pytest
 
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import JudgeUnreliableError
 from mrjudge_reward.judge import Judge
-from mrjudge_reward.prompting.formats import SENTIMENT
+from mrjudge_reward.prompting.formats import SENTIMENT, Choice
 from mrjudge_reward.scoring.stats import METRICS, FailureAlarm, JudgeStats, is_tie
 from mrjudge_reward.types import (
     Comparison,
@@ -119,6 +120,29 @@ def test_stats_of_two_ranks_add_up_to_the_stats_of_the_whole_batch():
     two = [judged(played(TIMEOUT), scores=(None, None), calls=3, seconds=2.0, usage=Usage(5, 0, 1))]
     assert JudgeStats.of(one) + JudgeStats.of(two) == JudgeStats.of(one + two)
     assert (JudgeStats.of(one) + JudgeStats()) == JudgeStats.of(one)
+
+
+def test_rejected_texts_are_counted_and_the_most_frequent_ones_are_named():
+    prefers, other = (Choice().parse(f"<answer>{said}</answer>", 2) for said in ("I prefer B.", "Hm"))
+    failed = [played(prefers), played(prefers), played(other), played(TIMEOUT), played(FIRST)]
+    stats = JudgeStats.of([judged(*failed)])
+    assert stats.rejected == {"I prefer B.": 2, "Hm": 1}
+    assert stats.failures == "off-menu label (3), timeout (1); most often rejected: 'I prefer B.' (2), 'Hm' (1)"
+    assert JudgeStats.of([judged(played(FIRST))]).failures == ""
+    with pytest.raises(JudgeUnreliableError, match=r"most often rejected: 'I prefer B\.' \(2\)"):
+        FailureAlarm(0.5, window=5, least=5).observe(outcomes(*failed))
+    many = JudgeStats(rejected=Counter({str(number): number for number in range(1, 100)}))
+    assert list(many.record()["rejected"]) == [str(number) for number in range(99, 89, -1)], "a log line stays short"
+    old = {name: value for name, value in stats.record().items() if name != "rejected"}
+    assert JudgeStats.read(old).rejected == {}, "of a log from before they were counted"
+
+
+def test_what_was_rejected_is_kept_short_and_changes_no_verdict():
+    for text in ("no verdict " * 50, "<answer>" + "x" * 500 + "</answer>", "<answer>A > B", "<think>A</think>"):
+        outcome = Choice().parse(text, 2)
+        assert 0 < len(outcome.rejected) <= 60
+        assert outcome == NoVerdict(outcome.reason, outcome.detail)
+        assert "rejected" not in repr(outcome)
 
 
 def test_stats_survive_pickling():

@@ -30,6 +30,7 @@ from mrjudge_reward.types import (
     RankOrder,
     Tie,
     Verdict,
+    steps_between,
 )
 
 SIZE = 5
@@ -57,7 +58,7 @@ def mirrored(outcome: Outcome) -> Outcome:
             return Grades(values[::-1], grades[::-1])
         case RankOrder(tiers):
             last = sum(map(len, tiers)) - 1
-            return RankOrder(tuple(tuple(last - position for position in tier) for tier in tiers))
+            return RankOrder(tuple(tuple(last - position for position in tier) for tier in tiers), outcome.strengths)
         case _:
             return outcome
 
@@ -76,7 +77,9 @@ def comparisons(draw: st.DrawFn) -> JudgedComparison:
         case "order":
             tier_of = draw(st.lists(st.integers(0, 2), min_size=count, max_size=count))
             tiers = (tuple(k for k in range(count) if tier_of[k] == tier) for tier in range(3))
-            outcome = RankOrder(tuple(tier for tier in tiers if tier))
+            tiers = [tier for tier in tiers if tier]
+            strengths = tuple(draw(st.lists(st.integers(1, 3), min_size=len(tiers) - 1, max_size=len(tiers) - 1)))
+            outcome = RankOrder(tuple(tiers), strengths)
         case "scores":
             outcome = Grades.sampled(draw(st.lists(st.integers(1, 10).map(float), min_size=count, max_size=count)))
         case "tie":
@@ -187,6 +190,29 @@ def test_orders_and_grades_are_games_between_all_pairs() -> None:
     assert grades.grades_G.tolist() == [9, 5, 5]
 
 
+def test_a_stronger_step_credits_a_larger_margin_and_the_same_win() -> None:
+    plain = count_games(3, [played((2, 0, 1), RankOrder(((1,), (0,), (2,))))])
+    graded = count_games(3, [played((2, 0, 1), RankOrder(((1,), (0,), (2,)), (2, 1)))])
+    assert (plain.wins_GG == graded.wins_GG).all()
+    assert plain.log_odds_GG[0].tolist() == [0, HARD_LOG_ODDS, HARD_LOG_ODDS]
+    assert graded.log_odds_GG[0].tolist() == [0, 2 * HARD_LOG_ODDS, 2 * HARD_LOG_ODDS], "0 leads by the strongest step"
+    assert graded.log_odds_GG[2, 1] == HARD_LOG_ODDS
+    assert 3 * HARD_LOG_ODDS <= MAX_LOG_ODDS
+
+
+@pytest.mark.parametrize(
+    ("order", "steps"),
+    [
+        (RankOrder(((0,), (1,), (2,))), {(0, 1): 1, (0, 2): 1, (2, 0): -1}),
+        (RankOrder(((0,), (1,), (2,)), (3, 1)), {(0, 1): 3, (1, 2): 1, (0, 2): 3, (2, 0): -3, (1, 0): -3}),
+        (RankOrder(((1,), (0, 2)), (2,)), {(1, 0): 2, (0, 1): -2, (0, 2): 0}),
+        (RankOrder(((0, 1, 2),)), {(0, 1): 0, (2, 1): 0}),
+    ],
+)
+def test_the_steps_between_two_slots(order: RankOrder, steps: dict[tuple[int, int], int]) -> None:
+    assert {pair: steps_between(order, *pair) for pair in steps} == steps
+
+
 def test_candidates_graded_alone_meet_afterwards() -> None:
     unsure = Grades((3.5,), (((3.0, 0.5), (4.0, 0.5)),))
     tally = count_games(
@@ -245,6 +271,7 @@ def test_hard_games_have_a_fixed_margin() -> None:
         (soft(0.7, 0.3), 8),
         (soft(0.5, 0.5), None),
         (RankOrder(((1,), (0,))), 3),
+        (RankOrder(((1,), (0,)), (3,)), 3),
         (RankOrder(((0, 1),)), None),
         (Grades.sampled((2.0, 5.0)), 3),
         (Grades.sampled((5.0, 5.0)), None),

@@ -14,6 +14,7 @@ from typing import Any
 from mrjudge_reward.engines import fold_system
 from mrjudge_reward.errors import EngineError, InputError
 from mrjudge_reward.messages import ImagePart, Message, TextPart
+from mrjudge_reward.reasoning import THINK_CLOSE, THINK_OPEN, closing_of, opened_by_template
 from mrjudge_reward.types import EngineFailure, Reply, Request
 
 _SYSTEM, _USER = Message("system", (TextPart("be the judge"),)), Message("user", (TextPart("which is better"),))
@@ -31,7 +32,7 @@ class ChatTemplate:
     Attributes:
         folds_system: the template refuses or drops a system turn (Gemma, early Mistral), so its text goes into the
             user's.
-        opens_thinking: the template opens ``<think>`` itself (R1 distills, QwQ).
+        opened: the mark with which the template opens the reasoning itself (``<think>``: R1 distills, QwQ); or empty.
 
     Raises:
         EngineError: if there is no template, or it takes no user turn.
@@ -54,7 +55,7 @@ class ChatTemplate:
             text = self._rendered((_SYSTEM, _USER))
         except Exception as error:
             raise EngineError(f"the chat template of {name} cannot render a user turn: {error}") from error
-        self.opens_thinking = text.rstrip().endswith("<think>")
+        self.opened = opened_by_template(text)
 
     def _rendered(self, messages: Sequence[Message]) -> str:
         turns = fold_system(messages) if self.folds_system else messages
@@ -83,16 +84,17 @@ class ChatTemplate:
         if any(_behind_text(turn) for turn in request.messages) and not self._keeps_order:
             raise InputError("this judge's chat template puts all images in front, so they cannot be told apart")
         text, prefill = self._rendered(request.messages), request.prefill
-        if not prefill or not self.opens_thinking:
+        if not prefill or not self.opened:
             return text + prefill
-        if prefill.startswith("<think>"):  # the template opened it already
-            return text + prefill.removeprefix("<think>").lstrip("\n")
-        return f"{text}\n</think>\n\n{prefill}"  # an answer must not stand inside the reasoning
+        if prefill.startswith(THINK_OPEN):  # the template opened it already, perhaps with a mark of its own
+            begun = prefill.removeprefix(THINK_OPEN).lstrip("\n")
+            return text + begun.replace(THINK_CLOSE, closing_of(self.opened), 1)
+        return f"{text}\n{closing_of(self.opened)}\n\n{prefill}"  # an answer must not stand inside the reasoning
 
     def whole_reply(self, request: Request, reply: Reply | EngineFailure) -> Reply | EngineFailure:
         """A reply as its reader must see it: where the template opened the reasoning, the judge wrote the rest of it."""
-        if self.opens_thinking and not request.prefill and isinstance(reply, Reply):
-            return replace(reply, text="<think>" + reply.text)
+        if self.opened and not request.prefill and isinstance(reply, Reply):
+            return replace(reply, text=self.opened + reply.text)
         return reply
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.errors import EngineError, InputError, require
 from mrjudge_reward.images import Picture
+from mrjudge_reward.reasoning import decode_marked, hidden_tokens
 from mrjudge_reward.types import EngineFailure, Reply, Request, Sampling, Usage
 
 from .batches import Prompt, batches, padded
@@ -144,6 +145,7 @@ class TransformersEngine(Engine):
         self._images = ImageReader(processor) if hasattr(processor, "image_processor") else None
         templated = processor if self._images and processor.chat_template else tokenizer
         self._chat = ChatTemplate(templated, f"{source!r:.200}", self._chat_template_kwargs)
+        self._hidden = hidden_tokens(tokenizer)
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         config = self._model.config.get_text_config()
         self.context_tokens: int | None = getattr(config, "max_position_embeddings", None)
@@ -277,7 +279,7 @@ class TransformersEngine(Engine):
         for index, prompt, tokens in zip(batch, prompts, written, strict=True):
             end = next((position for position, token in enumerate(tokens) if token in self._ends), None)
             body = tokens if end is None else tokens[:end]
-            text = self._tokenizer.decode(body, skip_special_tokens=True)
+            text = decode_marked(self._tokenizer, body, self._hidden)
             cut = min((at for at in (text.find(mark) for mark in stop) if at >= 0), default=None)
             ended = end is not None or cut is not None
             usage = Usage(len(prompt), 0, len(body) if end is None else end + 1)

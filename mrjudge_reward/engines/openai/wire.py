@@ -146,8 +146,8 @@ def written_reply(payload: Any, request: Request) -> Reply | EngineFailure:
     if isinstance(choice, EngineFailure):
         return choice
     message, reason = _mapping(choice.get("message")), choice.get("finish_reason")
-    content = message.get("content")
-    reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
+    apart, content = _parts(message.get("content"))
+    reasoning = message.get("reasoning_content") or message.get("reasoning") or apart
     if reason == "content_filter" or message.get("refusal"):
         return EngineFailure("refused", _excerpt(message.get("refusal") or content or reason), transient=False)
     if message.get("tool_calls") or message.get("function_call") or reason in ("tool_calls", "function_call"):
@@ -163,6 +163,21 @@ def written_reply(payload: Any, request: Request) -> Reply | EngineFailure:
         return EngineFailure("malformed reply", f"neither content nor reasoning; got {_excerpt(dict(message))}")
     text = (content or "") if not reasoning else _with_reasoning(reasoning, content or "", finish, request.prefill)
     return Reply(text, finish, usage=usage_of(payload))
+
+
+def _parts(content: Any) -> tuple[str, Any]:
+    """Reasoning and text of a content that is a list of parts, as Mistral's servers give it; other content as it is."""
+    parts = [_mapping(part) for part in content] if isinstance(content, list) else []
+    if not all(part.get("type") in ("text", "thinking") for part in parts) or not parts:
+        return "", content
+    said: dict[str, str] = {"thinking": "", "text": ""}
+    for part in parts:
+        text = part.get(part["type"])
+        text = _parts(text)[1] if part["type"] == "thinking" else text
+        if not isinstance(text, str):
+            return "", content
+        said[part["type"]] += text
+    return said["thinking"], said["text"]
 
 
 def _with_reasoning(reasoning: str, content: str, finish: str, prefill: str) -> str:

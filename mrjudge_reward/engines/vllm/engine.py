@@ -29,6 +29,7 @@ from mrjudge_reward.engines.local.model import first_label_tokens
 from mrjudge_reward.engines.local.vision import pictures_of
 from mrjudge_reward.errors import EngineError, InputError, require
 from mrjudge_reward.images import Picture, opened
+from mrjudge_reward.reasoning import without_hidden
 from mrjudge_reward.types import EngineFailure, Reply, Request, Usage
 
 from .setup import ADAPTER, VLLMSetup, cannot_sleep, wake_in_steps
@@ -110,13 +111,15 @@ class VLLMEngine(Engine):
                 max_tokens=how.max_tokens,
                 stop=list(request.stop) or None,
                 seed=request.seed if how.temperature > 0 else None,
+                skip_special_tokens=not self._tokens.hidden,
             )
 
         def reply(request: Request, output: Any) -> Reply | EngineFailure:
             written = output.outputs[0]
             if written.finish_reason not in ("stop", "length"):
                 return EngineFailure("unknown finish", str(written.finish_reason))
-            said = Reply(written.text, written.finish_reason, usage=_usage(output))
+            text = without_hidden(written.text, self._tokens.hidden)
+            said = Reply(text, written.finish_reason, usage=_usage(output))
             return self._tokens.chat.whole_reply(request, said)
 
         return self._serve(requests, params, reply)

@@ -25,12 +25,14 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.engines.openai.engine import OpenAIEngine
 from mrjudge_reward.errors import ConfigError, EngineError, require
+from mrjudge_reward.reasoning import without_hidden
 from mrjudge_reward.types import EngineFailure, Reply, Request
 
 from .child import ServerChild, call_to, command_line, environment, reserve_port
@@ -117,14 +119,18 @@ class VLLMServerEngine(Engine):
             self._log = Path(self._given_log) if self._given_log else _temporary_log()
         port, key = self._port.getsockname()[1], secrets.token_urlsafe(32)
         adapter = None if setup.adapter is None else (ADAPTER, setup.adapter)
-        template = {"chat_template_kwargs": dict(setup.chat_template_kwargs)} if setup.chat_template_kwargs else None
+        extra: dict[str, Any] = {}
+        if setup.chat_template_kwargs:
+            extra["chat_template_kwargs"] = dict(setup.chat_template_kwargs)
+        if self._tokens.hidden:
+            extra["skip_special_tokens"] = False
         client = OpenAIEngine(
             setup.model if adapter is None else ADAPTER,
             base_url=f"http://127.0.0.1:{port}/v1",
             api_key=key,
             max_concurrency=self._max_concurrency,
             deadline_s=self._deadline_s,
-            extra_body=template,
+            extra_body=extra or None,
             fold_system=self._tokens.chat.folds_system,
         )
         arguments = {**setup.engine_arguments(), "served_model_name": setup.model}
@@ -187,7 +193,11 @@ class VLLMServerEngine(Engine):
             EngineError: if the engine is asleep or closed, or its server died too often or cannot be started anew.
         """
         replies = self._call("generate", requests)
-        return [self._tokens.chat.whole_reply(*pair) for pair in zip(requests, replies, strict=True)]
+        shown = [
+            replace(reply, text=without_hidden(reply.text, self._tokens.hidden)) if isinstance(reply, Reply) else reply
+            for reply in replies
+        ]
+        return [self._tokens.chat.whole_reply(*pair) for pair in zip(requests, shown, strict=True)]
 
     def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         """Read how likely each label is right after the prefill.

@@ -7,12 +7,14 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mrjudge_reward.engines.local.chat_template import ChatTemplate
 from mrjudge_reward.engines.local.model import folder_version
 from mrjudge_reward.errors import ConfigError, EngineError, require
+from mrjudge_reward.reasoning import hidden_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +146,11 @@ class JudgeTokenizer:
     def reserved(self) -> frozenset[str]:
         """Strings that become special tokens."""
         return frozenset(token.content for token in self.tokenizer.added_tokens_decoder.values())
+
+    @cached_property
+    def hidden(self) -> dict[int, str]:
+        """Special tokens to leave out of a reply; empty if that can be all of them (see ``reasoning``)."""
+        return hidden_tokens(self.tokenizer)
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text, without special ones around it."""
