@@ -49,7 +49,7 @@ def request_key(engine: Engine, verb: Verb, request: Request) -> bytes:
         )
         for message in request.messages
     )
-    rest = (request.prefill, request.labels, request.sampling, request.stop, request.seed)
+    rest = (request.prefill, request.labels, request.sampling, request.stop, request.seed, request.form)
     return hashlib.blake2b(repr((engine.identity, verb, messages, rest)).encode(), digest_size=32).digest()
 
 

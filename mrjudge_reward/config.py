@@ -334,6 +334,17 @@ def _check_together(it: JudgeSettings) -> None:
             f"the wording {form.template!r} does not ask the judge to write {it.answer_open!r}, so no verdict would be "
             "found: give a template that does"
         )
+    if it.structured_output is not None:
+        if mode == "logprobs":
+            raise ConfigError(
+                "structured_output does nothing with verdict logprobs, where no verdict is written; remove it"
+            )
+        # A format of one's own may lack it.
+        if (made := getattr(form, "form", None)) is None or made(it.limits.slots) is None:
+            raise ConfigError(
+                f"structured_output needs a format that can list its verdicts; {name} cannot for {it.limits.slots} "
+                "candidates (rankings can of 5: set max_slots)"
+            )
     if it.votes > 1 and mode != "logprobs" and it.temperature == 0:
         raise ConfigError("votes > 1 at temperature 0 would ask the very same thing again; raise the temperature")
     if it.votes > 1 and mode == "logprobs" and (it.thinking_tokens == 0 or it.temperature == 0):
