@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
@@ -38,7 +38,7 @@ from .sanitizing import Sanitizer
 _SECTION = re.compile(r"^=== (\w+) ===$", re.MULTILINE)
 _PLACEHOLDER = re.compile(r"\{([^\W\d]\w*)\}")
 _TEX = re.compile(r"\\[a-z]+$", re.IGNORECASE)
-_TURN = ("question", "labels", "grades", "form", "reference", "rubric")
+_TURN = ("question", "labels", "kind", "grades", "form", "reference", "rubric")
 _KNOWN = {
     "system": _TURN, "user": (*_TURN, "responses"), "response": ("label", "text"),
     "reference": ("text",), "rubric": ("text",),
@@ -232,6 +232,7 @@ def build_chat(
         "reference": block(template.reference, group.reference),
         "rubric": block(template.rubric, group.rubric),
         "labels": ", ".join(labels) + (f"; or {tie_label} if none is better than the others" if tie_label else ""),
+        "kind": _kind((*labels, tie_label) if tie_label else labels),
         "grades": grades,
         "form": form,
     }
@@ -240,6 +241,13 @@ def build_chat(
     user = _merged([*images, TextPart(_fill(before, values)), *responses, TextPart(_fill(after, values))])
     system = _fill(template.system, values)
     return (Message("system", (TextPart(system),)), Message("user", user)) if system else (Message("user", user),)
+
+
+def _kind(labels: Sequence[str]) -> str:
+    """What labels are: "the letter alone" is understood by small models that take "the label" for a word."""
+    if all(len(label) == 1 and label.isalpha() for label in labels):
+        return "letter"
+    return "number" if all(label.isdecimal() for label in labels) else "label"
 
 
 def _responses(
