@@ -339,11 +339,12 @@ def _check_together(it: JudgeSettings) -> None:
             raise ConfigError(
                 "structured_output does nothing with verdict logprobs, where no verdict is written; remove it"
             )
-        # A format of one's own may lack it.
-        if (made := getattr(form, "form", None)) is None or made(it.limits.slots) is None:
+        shown = it.limits.max_slots if schedule.whole else form.min_slots
+        made = getattr(form, "form", None)  # a format of one's own may lack it
+        if made is None or made(shown) is None:
             raise ConfigError(
-                f"structured_output needs a format that can list its verdicts; {name} cannot for {it.limits.slots} "
-                "candidates (rankings can of 5: set max_slots)"
+                f"structured_output needs a format that can list its verdicts; {name} cannot for {shown} candidates "
+                "(rankings can of 5: set max_slots)"
             )
     if it.votes > 1 and mode != "logprobs" and it.temperature == 0:
         raise ConfigError("votes > 1 at temperature 0 would ask the very same thing again; raise the temperature")
