@@ -66,7 +66,7 @@ class VerdictStudy(Settings):
     judge: dict[str, Any] = Field(default_factory=dict)
     formats: list[str] = Field(default_factory=lambda: ["choice"], min_length=1)
     verdicts: dict[str, dict[str, Any]] = Field(min_length=1)
-    wordings: dict[str, dict[str, str]] = Field(default_factory=lambda: {"own": {}}, min_length=1)
+    wordings: dict[str, dict[str, str]] = Field(default={"own": {}}, min_length=1)
     tasks: dict[str, dict[str, Any]] = Field(min_length=1)
     split: str = "test"
     chunk: PositiveInt = 10

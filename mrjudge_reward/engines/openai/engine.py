@@ -159,7 +159,7 @@ class OpenAIEngine(Engine):
             return (
                 payload
                 if isinstance(payload, EngineFailure)
-                else written_reply(payload, request, self.structured_output)
+                else written_reply(payload, request, self._body.structured_output)
             )
 
         if requests:

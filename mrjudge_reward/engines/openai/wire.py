@@ -98,7 +98,7 @@ class ChatBody:
         }
         if request.prefill:
             body |= {"continue_final_message": True, "add_generation_prompt": False}
-        body |= fields(request.form, self.structured_output) | self.extra
+        body |= fields(request.form, self.structured_output) | dict(self.extra)
         return {name: value for name, value in (body | own).items() if value is not None}
 
 
