@@ -55,7 +55,7 @@ def request_content(request: Request) -> tuple[object, ...]:
         )
         for message in request.messages
     )
-    return messages, request.prefill, request.labels, request.sampling, request.stop
+    return messages, request.prefill, request.labels, request.sampling, request.stop, request.form
 
 
 class ReplyCache:

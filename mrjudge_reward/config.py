@@ -367,6 +367,18 @@ def _check_together(it: JudgeSettings) -> None:
             f"the wording {form.template!r} does not ask the judge to write {it.answer_open!r}, so no verdict would be "
             "found: give a template that does"
         )
+    if it.structured_output is not None:
+        if not it.writes_verdicts:
+            raise ConfigError(
+                "structured_output does nothing with verdict logprobs, where no verdict is written; remove it"
+            )
+        shown = it.limits.max_slots if schedule.whole else form.min_slots
+        made = getattr(form, "form", None)  # a format of one's own may lack it
+        if made is None or made(shown) is None:
+            raise ConfigError(
+                f"structured_output needs a format that can list its verdicts; {name} cannot for {shown} candidates "
+                "(rankings can of 5: set max_slots)"
+            )
     if it.votes > 1 and mode != "logprobs" and it.temperature == 0:
         raise ConfigError("votes > 1 at temperature 0 would ask the very same thing again; raise the temperature")
     if it.votes > 1 and mode == "logprobs" and (it.thinking_tokens == 0 or it.temperature == 0):

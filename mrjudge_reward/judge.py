@@ -146,7 +146,8 @@ class Judge:
             A judgement per group, in their order.
 
         Raises:
-            InputError: if a group is larger than ``MAX_GROUP``.
+            InputError: if a group is larger than ``MAX_GROUP``, or has a reference or rubric that the wording does not
+                place.
             JudgeUnreliableError: if too many judgements failed.
         """
         started = time.perf_counter()
@@ -243,9 +244,11 @@ class Judge:
         prompt: str | Sequence[Mapping[str, Any] | Message],
         candidates: Sequence[str | Sequence[Mapping[str, Any] | Part]],
         key: str = "0",
+        reference: str | None = None,
+        rubric: str | None = None,
     ) -> Judgement:
-        """Judge the candidates of one prompt; prompt and candidates may show images (see ``Group.of``)."""
-        return self.judge([Group.of(prompt, candidates, key)])[0]
+        """Judge the candidates of one prompt; everything is as in ``Group.of``, images in prompt and candidates too."""
+        return self.judge([Group.of(prompt, candidates, key, reference, rubric)])[0]
 
     def check_room(self) -> None:
         """Whether candidates of any length get a share of the judge's context that is worth showing.
@@ -280,6 +283,7 @@ class Judge:
         return tournament
 
     def _tournament(self, group: Group, players: tuple[str, ...], first_vote: int = 0) -> Tournament:
+        self._comparer.check_shown(group)
         plan = self.schedule.plan(len(players), self._limits, Random(digest(self.settings.seed, group.key)))
         tournament = Tournament(group, players, plan, first_vote)
         if len(players) >= self.format.min_slots:

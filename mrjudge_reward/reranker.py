@@ -149,17 +149,27 @@ class Reranker:
         return [combined([replace(next(judgements), group=group) for _ in range(self.votes)]) for group in groups]
 
     def rank(
-        self, prompt: str | Sequence[Mapping[str, Any] | Message], candidates: Sequence[str], key: str = "0"
+        self,
+        prompt: str | Sequence[Mapping[str, Any] | Message],
+        candidates: Sequence[str],
+        key: str = "0",
+        reference: str | None = None,
+        rubric: str | None = None,
     ) -> Reranked:
         """Rank the candidates of one prompt; see :meth:`rank_groups` for errors."""
-        group = Group.of(prompt, candidates, key)  # says what is no text, before anything is done with it
+        group = Group.of(prompt, candidates, key, reference, rubric)  # says what is no text before anything is done
         return self.rank_groups([replace(group, candidates=tuple(map(self.shown, candidates)))])[0]
 
     def best_of_n(
-        self, prompt: str | Sequence[Mapping[str, Any] | Message], candidates: Sequence[str], key: str = "0"
+        self,
+        prompt: str | Sequence[Mapping[str, Any] | Message],
+        candidates: Sequence[str],
+        key: str = "0",
+        reference: str | None = None,
+        rubric: str | None = None,
     ) -> str | None:
         """The best candidate, whole, as it was given; None if nothing is known about any. See :meth:`rank_groups`."""
-        best = self.rank(prompt, candidates, key).best
+        best = self.rank(prompt, candidates, key, reference, rubric).best
         return None if best is None else candidates[best]
 
 

@@ -265,6 +265,23 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class VerdictForm:
+    """Which verdicts can be read, for engines that can hold a judge to them.
+
+    Attributes:
+        opening: stands before an answer.
+        closing: stands after it; empty for the end of the line.
+        answers: all that an answer may be.
+        count: how many answers there are, one after the other.
+    """
+
+    opening: str
+    closing: str
+    answers: tuple[str, ...]
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One judge call, complete: an engine needs nothing else, and a cache key is made of nothing else.
 
@@ -275,6 +292,7 @@ class Request:
         sampling: for ``generate``.
         stop: for ``generate``, strings that end the writing (not part of the text returned).
         seed: for ``generate`` at a temperature above 0.
+        form: for ``generate``, the verdicts that can be read; None where none is asked for.
     """
 
     messages: tuple[Message, ...]
@@ -283,6 +301,7 @@ class Request:
     sampling: Sampling = Sampling()
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    form: VerdictForm | None = None
 
 
 @dataclass(frozen=True, slots=True)

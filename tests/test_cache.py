@@ -25,7 +25,7 @@ from mrjudge_reward.errors import ConfigError, EngineError
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.judging.comparisons import ask
 from mrjudge_reward.messages import ImagePart, Message, TextPart, as_messages
-from mrjudge_reward.types import EngineFailure, Group, Reply, Request, Sampling, Usage
+from mrjudge_reward.types import EngineFailure, Group, Reply, Request, Sampling, Usage, VerdictForm
 
 
 def request(text: str = "Which?", **more: Any) -> Request:
@@ -210,6 +210,7 @@ def test_an_engine_that_returns_another_number_of_replies_is_named(verb: Any):
         key(request(sampling=Sampling(max_tokens=7))),
         key(request(stop=("</think>",))),
         key(request(seed=1)),
+        key(request(form=VerdictForm("<answer>", "</answer>", ("A", "B")))),
         key(showing(b"png")),
         key(request(), verb="label_logprobs"),
         key(request(), identity="another judge"),
@@ -223,7 +224,7 @@ def test_every_part_of_a_call_is_part_of_its_key(changed: bytes):
 
 def test_every_field_of_a_request_is_covered():
     assert {field.name for field in dataclasses.fields(Request)} == {
-        "messages", "prefill", "labels", "sampling", "stop", "seed",
+        "messages", "prefill", "labels", "sampling", "stop", "seed", "form",
     }  # fmt: skip
 
 

@@ -400,14 +400,16 @@ def test_markers_that_the_wording_does_not_ask_for_are_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match="go together"):
         JudgeConfig(model="m", answer_open="[[")
     markers = {"answer_open": "[[", "answer_close": "]]"}
-    with pytest.raises(ConfigError, match="does not ask the judge to write"):
-        JudgeConfig(model="m", **markers)
     wording = resources.files("mrjudge_reward.prompting.templates").joinpath("choice.txt").read_text(encoding="utf-8")
-    (tmp_path / "own.txt").write_text(wording.replace("<answer>", "[[").replace("</answer>", "]]"), "utf-8")
-    judge = JudgeConfig(model="m", template=str(tmp_path / "own.txt"), **markers).build(
-        ScriptedEngine(lambda _: "[[A]]")
-    )
-    assert not judge.rank("q", ["a", "b"]).played[0].verdict.failed
+    (tmp_path / "other.txt").write_text(wording.replace("{form}", "<answer>{labels}</answer>"), "utf-8")
+    with pytest.raises(ConfigError, match="does not ask the judge to write"):
+        JudgeConfig(model="m", template=str(tmp_path / "other.txt"), **markers)
+    (tmp_path / "own.txt").write_text(wording.replace("{form}", "[[label]]"), "utf-8")
+    for template in (None, str(tmp_path / "own.txt")):  # the built-in one asks for whatever markers there are
+        engine = ScriptedEngine(lambda _: "[[A]]")
+        judge = JudgeConfig(model="m", template=template, **markers).build(engine)
+        assert not judge.rank("q", ["a", "b"]).played[0].verdict.failed
+        assert "[[" in engine.requests[0].messages[-1].text.splitlines()[-1]
 
 
 @pytest.mark.parametrize("address", ["localhost:8000", "127.0.0.1:8000/v1", "file:///etc", "", "//host/v1"])

@@ -167,6 +167,7 @@ def doctor(
     config: _ConfigPath = None,
     settings: _Settings = [],  # noqa: B006  never changed
     smoke: Annotated[bool, typer.Option("--smoke/--no-smoke", help="Judge one comparison.")] = True,
+    show_prompt: Annotated[bool, typer.Option("--show-prompt", help="Show what the judge is asked.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable results.")] = False,
     verl: Annotated[str | None, typer.Option(metavar="CONFIG", help="Check a verl config, not a judge alone.")] = None,
     verl_settings: Annotated[
@@ -178,7 +179,8 @@ def doctor(
     With --verl, check instead what a verl run makes of its judge: whether the reward manager is called, whether groups
     can fill, whether all fits the judge's context, whether its server answers. No model is loaded.
 
-    Exit code 0 if the judge works, 1 if a check failed.
+    Exit code 1 if a check failed, else 0. A judge that gave no verdict on the example, or prefers the worse answer, is
+    not said to work.
     """
     with _reported():
         from .doctor import as_table, examine
@@ -190,16 +192,20 @@ def doctor(
                 raise ConfigError("with --verl the judge is in CONFIG: use --verl-set +mrjudge.judge.KEY=VALUE")
             checks = _examiner("verl")(verl, verl_settings)
         else:
-            checks = examine(_load(config, settings), smoke)
-        works = all(check.status != "failed" for check in checks)
+            checks = examine(_load(config, settings), smoke, show_prompt)
+        passed = all(check.status != "failed" for check in checks)
+        works = passed and all(check.data.get("convincing", True) for check in checks)
         if as_json:
             report = {"works": works, "checks": [vars(check) for check in checks]}
             typer.echo(json.dumps(plain(report), allow_nan=False, indent=2))
         else:
             as_table(checks)
             subject = "The judge" if verl is None else "The verl config"
-            typer.echo(f"{subject} works." if works else f"{subject} does not work: see what failed.")
-        raise typer.Exit(0 if works else 1)
+            why = "see what failed" if not passed else "it answers, and the smoke test shows what is wrong with that"
+            typer.echo(
+                f"{subject} works." if works else f"{subject} does not work{'' if not passed else ' yet'}: {why}."
+            )
+        raise typer.Exit(0 if passed else 1)
 
 
 @app.command()

@@ -9,13 +9,14 @@ import http.client
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import platform
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from mrjudge_reward.engines.contract import Engine
@@ -26,7 +27,7 @@ from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.messages import as_messages
 from mrjudge_reward.monitoring.explain import verdict_line, verdict_record
 from mrjudge_reward.scoring.tally import position_consistency
-from mrjudge_reward.types import EngineFailure, Group, Request
+from mrjudge_reward.types import EngineFailure, Group, Reply, Request, Sampling
 
 TESTED: Mapping[str, tuple[str, str]] = {
     "numpy": ("2.3.5", ""),
@@ -46,6 +47,9 @@ TESTED: Mapping[str, tuple[str, str]] = {
     "vllm": ("0.31.0", "vllm"),
 }
 """Package → the version this release was tested with, and the extra that brings it."""
+
+_LOW_MASS = 0.1
+"""Labels with less probability together than this are not what the judge wants to write."""
 
 _QUESTION = ("What is 2 + 2?", ("4", "The answer is five."))
 _SENTIMENT = ("How was the film?", ("I loved every minute of it.", "It was a dull and terrible waste of time."))
@@ -69,12 +73,13 @@ class Check:
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
-def examine(config: JudgeConfig, smoke: bool = True) -> list[Check]:
+def examine(config: JudgeConfig, smoke: bool = True, show_prompt: bool = False) -> list[Check]:
     """Check the installation and the judge.
 
     Args:
         config: of the judge.
         smoke: whether to let it judge one comparison.
+        show_prompt: whether to tell what it is shown for that.
     """
     checks = [Check("Python", "ok", f"{platform.python_version()} on {platform.platform()}"), *_packages(), _devices()]
     checks += _embedded(config)
@@ -90,7 +95,10 @@ def examine(config: JudgeConfig, smoke: bool = True) -> list[Check]:
         return [*checks, Check("engine", "failed", str(error))]
     try:
         checks += _engine(config, engine)
+        if show_prompt:
+            checks.append(_prompt(config, engine))
         if smoke:
+            checks += _wording(config, engine)
             checks.append(_smoke(config, engine))
     finally:
         engine.close()
@@ -231,10 +239,62 @@ def _engine(config: JudgeConfig, engine: Engine) -> Iterator[Check]:
     yield Check("can read labels", "ok" if not fault else "failed" if needed else "note", detail, {"reads": not fault})
 
 
+def _example(config: JudgeConfig) -> tuple[str, tuple[str, str]]:
+    return _SENTIMENT if config.format_name == "sentiment" else _QUESTION
+
+
+def _shown(config: JudgeConfig, engine: Engine) -> list[Request]:
+    """The example as the judge is asked about it, in both orders, its verdict opened where verdicts are read at once."""
+    judge_format = config.judge_format
+    judge: Judge = config.model_copy(update={"cache": None}).build(engine)
+    group = Group.of(*_example(config), "doctor")
+    orders = ((0, 1), (1, 0)) if judge_format.max_slots > 1 else ((0,), (1,))
+    labels = judge_format.read_labels(len(orders[0])) if judge_format.readable else ()
+    return [Request(judge.render(group, order), judge_format.answer_open if labels else "", labels) for order in orders]
+
+
+def _prompt(config: JudgeConfig, engine: Engine) -> Check:
+    """What the judge is shown of the example, as its model reads it where that can be told."""
+    try:
+        request = replace(_shown(config, engine)[0], prefill="")
+        text = engine.prompt_text(request)
+    except MRJudgeError as error:
+        return Check("prompt", "failed", str(error))
+    if text is None:
+        said = "\n".join(f"--- {message.role} ---\n{message.text}" for message in request.messages)
+        text = f"{said}\n(the server's chat template is not seen from here)"
+    return Check("prompt", "ok", text, {"messages": [{"role": m.role, "text": m.text} for m in request.messages]})
+
+
+def _wording(config: JudgeConfig, engine: Engine) -> Iterator[Check]:
+    """How likely the labels are together where a verdict is due at once, and what the judge would write instead."""
+    if not (engine.can_read and config.judge_format.readable):
+        return
+    try:
+        requests = _shown(config, engine)
+        replies = engine.label_logprobs(requests)
+        found = [sum(map(math.exp, r.label_logprobs)) for r in replies if isinstance(r, Reply) and r.label_logprobs]
+        if len(found) < len(requests):
+            return  # it cannot read: another check says so
+        mass = min(found)
+        detail = f"the labels have {mass:.2g} of the probability where a verdict is read at once"
+        if mass < _LOW_MASS:
+            asked = [replace(r, labels=(), sampling=Sampling(0.0, 1.0, 8)) for r in requests]
+            written = [repr(r.text) for r in engine.generate(asked) if isinstance(r, Reply)]
+            opening = config.judge_format.answer_open
+            detail += (
+                f"; the judge would rather go on after {opening!r} with {' and '.join(dict.fromkeys(written))}. Verdicts "
+                "read so are noise. Try a wording that shows the form (template), other labels or markers, or verdict "
+                "'generate'"
+            )
+    except MRJudgeError:
+        return
+    yield Check("wording", "ok" if mass >= _LOW_MASS else "note", detail, {"label_mass": found})
+
+
 def _smoke(config: JudgeConfig, engine: Engine) -> Check:
     judge_format = config.judge_format
-    sentiment = config.format == "sentiment" or (config.format == "auto" and config.embedded)
-    prompt, candidates = _SENTIMENT if sentiment else _QUESTION
+    prompt, candidates = _example(config)
     both = judge_format.max_slots > 1
     plain: dict[str, Any] = {"schedule": "all_pairs", "both_orders": True} if both else {"both_orders": None}
     plain |= {"budget": None, "votes": 1, "cache": None, "max_failed_fraction": 1.0}  # really asked, and only once
@@ -265,9 +325,9 @@ def _smoke(config: JudgeConfig, engine: Engine) -> Check:
         "verdicts": [verdict_record(item) for item in asked],
         "scores": list(judgement.scores_G),
         "orders_agree": bool(agreeing) if mirrored else None,
+        "convincing": failures == 0 and better is not None and worse is not None and better > worse,
     }
-    right = better is not None and worse is not None and better > worse
-    status: Literal["ok", "note", "failed"] = "ok" if right and failures == 0 and agreeing == mirrored else "note"
+    status: Literal["ok", "note", "failed"] = "ok" if data["convincing"] and agreeing == mirrored else "note"
     if better is None and worse is None:
         status = "failed"
     return Check("smoke test", status, "\n".join(filter(None, says)), data)

@@ -272,6 +272,10 @@ class ColocatedEngine(Engine):
         """Of the engine within."""
         return self.engine.name
 
+    def prompt_text(self, request: Request) -> str | None:
+        """A request as the model reads it; needs no turn."""
+        return self.engine.prompt_text(request)
+
     def count_tokens(self, text: str) -> int:
         """Tokens of a text; needs no turn."""
         return self.engine.count_tokens(text)

@@ -32,6 +32,7 @@ class Engine(Protocol):
             their rounds side by side.
         weights_may_change: whether one identity can stand for different weights, as of a model that trains. No cache
             keeps its replies.
+        structured_output: whether, and how, ``generate`` holds a judge to a request's form. Without it no form is sent.
     """
 
     identity: str
@@ -41,6 +42,7 @@ class Engine(Protocol):
     context_tokens: int | None = None
     concurrent_calls: bool = False
     weights_may_change: bool = False
+    structured_output: str | None = None
 
     def generate(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         """Let the judge write."""
@@ -75,4 +77,8 @@ class Engine(Protocol):
 
     def image_tokens(self, picture: Picture) -> int | None:
         """How many tokens a loaded image takes; None where only an estimate can be made."""
+        return None
+
+    def prompt_text(self, request: Request) -> str | None:
+        """A request as the model reads it, its chat template applied; None where that is out of reach. To be looked at."""
         return None

@@ -29,6 +29,7 @@ from mrjudge_reward.settings import Settings
 from .colocation import ColocatedEngine
 from .contract import Engine
 from .memory import GIB, MemoryPlan, device_room, model_size, plan_memory
+from .structured import StructuredOutput
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ ONLY: dict[str, tuple[str, ...]] = {
     "extra_body": ("openai",),
     "token_parameter": ("openai",),
     "top_logprobs": ("openai",),
+    "structured_output": ("openai", *_VLLM),
     "context_tokens": ("openai", *_VLLM),
     "device": ("transformers", "offload", "vllm_server"),
     "dtype": _LOADED,
@@ -71,6 +73,7 @@ _ELSEWHERE = {
     "chat_template_kwargs": "a server takes it as extra_body: {chat_template_kwargs: {...}}",
     "revision": "a server has the one it was started with",
     "base_url": "the others load the model",
+    "structured_output": "the others cannot hold a model to a form",
     "device": "vllm takes the first visible GPU: set CUDA_VISIBLE_DEVICES; a server has its own",
 }
 """What to do instead."""
@@ -118,6 +121,9 @@ class EngineConfig(Settings):
     """Field of a request that bounds the reply; hosted reasoning models want ``max_completion_tokens``."""
     top_logprobs: Annotated[int, Field(ge=1, le=20)] = 20
     """Tokens whose probabilities are asked for where a server cannot be asked for the labels'; some allow only 5."""
+    structured_output: StructuredOutput | None = None
+    """Hold the judge to verdicts that can be read, after its reasoning, by the server's structured output:
+    ``structured_outputs`` (vLLM), ``guided`` (older vLLM), or ``response_format`` (hosted)."""
     context_tokens: PositiveInt | None = None
     """A server's context, if it is to be respected; the context that vLLM is given, None for the model's own."""
     device: str | None = None
@@ -161,6 +167,11 @@ class EngineConfig(Settings):
                     f"{name} does nothing with engine {self.engine_name!r}: it is for {', '.join(map(repr, engines))}"
                     f"{instead}; remove it or set engine"
                 )
+        if self.engine in _VLLM and self.structured_output not in (None, "structured_outputs"):
+            raise ConfigError(
+                f"structured_output {self.structured_output!r} is for other servers: engine {self.engine!r} takes "
+                "'structured_outputs'"
+            )
         if self.base_url is not None and self.embedded:
             raise ConfigError("base_url is set: name the model that the server knows (model: ...)")
         if self.device is not None and self.tensor_parallel_size > 1:
@@ -296,6 +307,7 @@ class EngineConfig(Settings):
                 extra_body=self.extra_body or None,
                 token_parameter=self.token_parameter,
                 top_logprobs=self.top_logprobs,
+                structured_output=self.structured_output,
             )
         if self.takes_turns:
             return ColocatedEngine(partial(_planned, self), self.devices(), self.turn_wait_s)
@@ -334,6 +346,7 @@ class EngineConfig(Settings):
             "sleep_level": self.sleep_level or sleep_level,
             "engine_kwargs": self.engine_kwargs | ({"revision": self.revision} if self.revision is not None else {}),
             "chat_template_kwargs": self.chat_template_kwargs,
+            **({"structured_output": self.structured_output} if self.structured_output else {}),
         }
         if self.engine == "vllm":
             from mrjudge_reward.engines.vllm.engine import VLLMEngine

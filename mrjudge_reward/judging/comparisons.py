@@ -27,12 +27,13 @@ from mrjudge_reward.images import Album
 from mrjudge_reward.messages import Message
 from mrjudge_reward.prompting.formats import read_reply
 from mrjudge_reward.prompting.parsing import after_thinking
-from mrjudge_reward.prompting.rendering import load_template
+from mrjudge_reward.prompting.rendering import check_shown, load_template
 from mrjudge_reward.reasoning import THINK_CLOSE, THINK_OPEN, thought_in
 from mrjudge_reward.scoring.tally import bounded_log_odds
 from mrjudge_reward.types import (
     Comparison,
     EngineFailure,
+    Group,
     JudgedComparison,
     NoVerdict,
     Preference,
@@ -40,6 +41,7 @@ from mrjudge_reward.types import (
     Request,
     Sampling,
     Verdict,
+    VerdictForm,
 )
 
 from .group_images import BAD, image_tokens
@@ -162,7 +164,10 @@ class Comparer:
 
     def _generate(self, asked: Sequence[Asked], attempt: int) -> list[Verdict]:
         requests = [
-            self._seeded(Request(self.render(*pair), sampling=self.sampling), pair[1], attempt) for pair in asked
+            self._seeded(
+                Request(self.render(*pair), sampling=self.sampling, form=self._form(pair[1])), pair[1], attempt
+            )
+            for pair in asked
         ]
         verdicts: list[Verdict] = []
         for (_, comparison), answer in zip(asked, self._ask("generate", asked, requests), strict=True):
@@ -265,11 +270,21 @@ class Comparer:
         seed = digest(self.settings.seed, request_content(request), comparison.repeat, attempt)
         return replace(request, seed=seed % 2**31)
 
+    def _form(self, comparison: Comparison) -> VerdictForm | None:
+        form = getattr(self.format, "form", None)  # a format of one's own may lack it
+        held = self.settings.structured_output or getattr(self.engine, "structured_output", None)
+        return form(len(comparison.slots)) if held and form is not None else None
+
     def render(self, tournament: Tournament, comparison: Comparison) -> tuple[Message, ...]:
         """The chat that shows a comparison, outside texts made safe and short enough."""
         group, texts = tournament.images.group if tournament.images else tournament.group, tournament.texts(comparison)
         guard = tournament.guard(self.budget.of_each(tournament, texts), self.engine.count_tokens, self._reserved)
         return self.format.render(group, texts, guard)
+
+    def check_shown(self, group: Group) -> None:
+        """Raise InputError if a group has a reference or rubric that the wording does not place."""
+        if (template := getattr(self.format, "template", None)) is not None:
+            check_shown(load_template(template), group)
 
     def look_for_markers(self, tournament: Tournament) -> None:
         """Note which texts hold markers, of a group in which too few play to show any."""

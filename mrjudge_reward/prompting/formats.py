@@ -28,18 +28,30 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from string import ascii_uppercase
 from typing import ClassVar, Protocol, TypeAlias
 
 from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.messages import Message
-from mrjudge_reward.types import Grades, Group, NoVerdict, Outcome, Preference, RankOrder, Reply, Tie, Verdict
+from mrjudge_reward.types import (
+    Grades,
+    Group,
+    NoVerdict,
+    Outcome,
+    Preference,
+    RankOrder,
+    Reply,
+    Tie,
+    Verdict,
+    VerdictForm,
+)
 
 from .normalising import grade_meant, label_meant, peeled
 from .parsing import answers_in, check_labels, check_markers, no_verdict, softmax
-from .rendering import build_chat, load_template
+from .rendering import ALONE, build_chat, load_template
 from .sanitizing import Sanitizer
 
 
@@ -75,6 +87,10 @@ class Format(Protocol):
         """The verdict in those labels' log-probabilities."""
         ...
 
+    def form(self, slots: int) -> VerdictForm | None:
+        """All verdicts that ``parse`` reads of this many slots; None where there are too many to list."""
+        ...
+
 
 def read_reply(format: Format, reply: Reply, slots: int) -> Verdict:
     """Turn what the judge wrote into a verdict.
@@ -88,6 +104,31 @@ def read_reply(format: Format, reply: Reply, slots: int) -> Verdict:
     if reply.finish == "length":
         return Verdict(NoVerdict("truncated", f"after {reply.usage.completion_tokens} tokens"), text, reply.usage)
     return Verdict(format.parse(text, slots), text, reply.usage)
+
+
+def _check_wording(name: str) -> None:
+    """Raise ConfigError unless the wording is there and shows the question, or is meant not to."""
+    template = load_template(name)
+    if not template.alone and "{question}" not in template.user:
+        raise ConfigError(
+            f"template {name!r} lacks {{question}} in section user: the judge would not see what is answered. If it is "
+            f"not to, say so in a line above the sections: {ALONE}"
+        )
+
+
+def _stripped(labels: Sequence[str]) -> tuple[str, ...]:
+    return tuple(label.strip() for label in labels)
+
+
+def _listed(alternatives: Sequence[Sequence[str]], opening: str, closing: str) -> str:
+    """Verdicts as a judge is to write them: ``<answer>A</answer> or <answer>B</answer>``; of very many only the ends."""
+    written = ["".join(f"{opening}{answer.strip()}{closing}" for answer in answers) for answers in alternatives]
+    if len(written) > _MOST_LISTED:
+        written = [*written[:2], "...", written[-1]]
+    return ", ".join(written[:-1]) + f" or {written[-1]}"
+
+
+_MOST_LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -114,7 +155,7 @@ class Choice:
         check_labels(self.labels, 2)
         check_labels((*self.labels, *self._tie), 2)
         check_markers(self.answer_open, self.answer_close, (*self.labels, *self._tie))
-        load_template(self.template)
+        _check_wording(self.template)
 
     @property
     def _tie(self) -> tuple[str, ...]:
@@ -130,6 +171,7 @@ class Choice:
         return build_chat(
             load_template(self.template), group, candidates, self.labels[: len(candidates)], guard,
             tie_label=self.tie_label, marker=self.answer_open,
+            form=_listed([[label] for label in self.read_labels(len(candidates))], self.answer_open, self.answer_close),
         )  # fmt: skip
 
     def parse(self, text: str, slots: int) -> Outcome:
@@ -155,6 +197,10 @@ class Choice:
         shared = sum(probabilities[slots:]) / slots
         return Preference(tuple(value + shared for value in probabilities[:slots]), soft=True)
 
+    def form(self, slots: int) -> VerdictForm:
+        """One label, or the tie label."""
+        return VerdictForm(self.answer_open, self.answer_close, _stripped(self.read_labels(slots)))
+
 
 @dataclass(frozen=True)
 class Ranking:
@@ -176,7 +222,7 @@ class Ranking:
         if any(mark in label for label in self.labels for mark in ">="):
             raise ConfigError(f"ranking labels must not contain > or =; got {self.labels!r:.200}")
         check_markers(self.answer_open, self.answer_close, self.labels)
-        load_template(self.template)
+        _check_wording(self.template)
 
     @property
     def max_slots(self) -> int:
@@ -185,9 +231,11 @@ class Ranking:
 
     def render(self, group: Group, candidates: tuple[str, ...], guard: Sanitizer) -> tuple[Message, ...]:
         """The chat that shows these candidates, in slot order."""
+        labels = self.labels[: len(candidates)]
+        orders = [[" > ".join(_stripped(order))] for order in (labels, labels[::-1])]  # each label first or last once
         return build_chat(
-            load_template(self.template), group, candidates, self.labels[: len(candidates)], guard,
-            marker=self.answer_open,
+            load_template(self.template), group, candidates, labels, guard,
+            marker=self.answer_open, form=_listed(orders, self.answer_open, self.answer_close),
         )  # fmt: skip
 
     def parse(self, text: str, slots: int) -> Outcome:
@@ -211,6 +259,25 @@ class Ranking:
     def from_logprobs(self, logprobs: Sequence[float], slots: int) -> Outcome:
         """Not readable."""
         raise ConfigError("a ranking cannot be read from label probabilities")
+
+    def form(self, slots: int) -> VerdictForm | None:
+        """Every order, with and without equals: 541 of five, and 4,683 of six."""
+        if slots > 5:
+            return None
+        orders = tuple(
+            " > ".join(" = ".join(tier) for tier in order) for order in _orders(_stripped(self.labels[:slots]))
+        )
+        return VerdictForm(self.answer_open, self.answer_close, orders)
+
+
+def _orders(labels: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], ...]]:
+    """All orders of labels, best tier first."""
+    if not labels:
+        yield ()
+    for size in range(1, len(labels) + 1):
+        for tier in combinations(labels, size):
+            for rest in _orders(tuple(label for label in labels if label not in tier)):
+                yield (tier, *rest)
 
 
 def _off_menu(said: str, offered: Sequence[str]) -> NoVerdict:
@@ -285,7 +352,7 @@ class PairScores:
     def __post_init__(self) -> None:
         check_labels(self.labels, 2)
         _check_grades(self.grades, self.answer_open, self.answer_close)
-        load_template(self.template)
+        _check_wording(self.template)
 
     @property
     def max_slots(self) -> int:
@@ -294,9 +361,12 @@ class PairScores:
 
     def render(self, group: Group, candidates: tuple[str, ...], guard: Sanitizer) -> tuple[Message, ...]:
         """The chat that shows these candidates, in slot order."""
+        steps, slots = len(self.grades) - 1, len(candidates)
+        spread = [self.grades[round(slot * steps / max(1, slots - 1))][0] for slot in range(slots)]
         return build_chat(
-            load_template(self.template), group, candidates, self.labels[: len(candidates)], guard,
-            grades=", ".join(label.strip() for label, _ in self.grades), marker=self.answer_open,
+            load_template(self.template), group, candidates, self.labels[:slots], guard,
+            grades=", ".join(_names(self.grades)), marker=self.answer_open,
+            form=_listed([spread, spread[::-1]], self.answer_open, self.answer_close),
         )  # fmt: skip
 
     def parse(self, text: str, slots: int) -> Outcome:
@@ -325,6 +395,14 @@ class PairScores:
         """Not readable."""
         raise ConfigError("scores of several responses cannot be read in one go")
 
+    def form(self, slots: int) -> VerdictForm:
+        """A grade for each."""
+        return VerdictForm(self.answer_open, self.answer_close, _names(self.grades), slots)
+
+
+def _names(grades: _Grades) -> tuple[str, ...]:
+    return _stripped([label for label, _ in grades])
+
 
 def _graded(answers: Sequence[str], grades: _Grades) -> list[float] | NoVerdict:
     labels = [label.strip() for label, _ in grades]
@@ -351,7 +429,7 @@ class Score:
 
     def __post_init__(self) -> None:
         _check_grades(self.grades, self.answer_open, self.answer_close)
-        load_template(self.template)
+        _check_wording(self.template)
 
     @property
     def max_slots(self) -> int:
@@ -362,7 +440,8 @@ class Score:
         """The chat that shows this candidate."""
         return build_chat(
             load_template(self.template), group, candidates, ("",), guard,
-            grades=", ".join(label.strip() for label, _ in self.grades), marker=self.answer_open,
+            grades=", ".join(_names(self.grades)), marker=self.answer_open,
+            form=_listed([[label] for label, _ in self.grades], self.answer_open, self.answer_close),
         )  # fmt: skip
 
     def parse(self, text: str, slots: int) -> Outcome:
@@ -384,6 +463,10 @@ class Score:
             return probabilities
         spread = tuple((value, p) for (_, value), p in zip(self.grades, probabilities, strict=True))
         return Grades((sum(value * p for value, p in spread),), (spread,))
+
+    def form(self, slots: int) -> VerdictForm:
+        """One grade."""
+        return VerdictForm(self.answer_open, self.answer_close, _names(self.grades))
 
 
 SENTIMENT = Score(

@@ -1,9 +1,11 @@
 """From a template file and untrusted texts to the chat that a judge reads.
 
-A template file holds comment lines (``#``), then sections opened by ``=== name ===``: ``system`` and ``user`` make the
-two chat turns; ``response``, ``reference`` and ``rubric`` are the blocks put into them, the last two only where the
-group has such a text. Placeholders are filled in one pass over the template alone, so braces or placeholders inside a
-candidate stay what they are.
+A template file holds comment lines (``#``; one of them may be ``ALONE``), then sections opened by ``=== name ===``:
+``system`` and ``user`` make the two chat turns; ``response``, ``reference`` and ``rubric`` are the blocks put into them, the
+last two only where the group has such a text. Placeholders are filled in one pass over the template alone, so braces or
+placeholders inside a candidate stay what they are. A word in braces that is no placeholder of its section is refused, and
+so is a group with a reference or rubric for which the wording has no place; all other braces (``{"a": 1}``,
+``\\boxed{A}``) are text.
 
 Whatever comes from outside (question, candidates, reference, rubric) passes a :class:`Sanitizer`, which
 
@@ -21,27 +23,36 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
-from mrjudge_reward.errors import ConfigError
+from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.messages import IMAGE_MARK, ImagePart, Message, Part, TextPart
 from mrjudge_reward.types import Group
 
 from .sanitizing import Sanitizer
 
 _SECTION = re.compile(r"^=== (\w+) ===$", re.MULTILINE)
-_PLACEHOLDER = re.compile(r"\{(question|responses|labels|grades|reference|rubric|label|text)\}")
+_PLACEHOLDER = re.compile(r"\{([^\W\d]\w*)\}")
+_TEX = re.compile(r"\\[a-z]+$", re.IGNORECASE)
+_TURN = ("question", "labels", "kind", "grades", "form", "reference", "rubric")
+_KNOWN = {
+    "system": _TURN, "user": (*_TURN, "responses"), "response": ("label", "text"),
+    "reference": ("text",), "rubric": ("text",),
+}  # fmt: skip
+"""Section → the placeholders that are filled there."""
+ALONE = "# shows: responses alone"
+"""Line above the sections of a wording that shows neither question nor reference nor rubric."""
 _NEEDED = {"user": "{responses}", "response": "{text}", "reference": "{text}", "rubric": "{text}"}
 _HEADER = re.compile(r"^\[(?=[^\[\]{}\n]*[^\W_])([^\[\]{}\n]+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Template:
-    """A parsed template file."""
+    """A parsed template file; ``alone`` is one that shows neither question nor reference nor rubric, and says so."""
 
     name: str
     system: str
@@ -49,6 +60,7 @@ class Template:
     response: str
     reference: str
     rubric: str
+    alone: bool = False
 
     @property
     def headers(self) -> tuple[str, ...]:
@@ -84,12 +96,12 @@ def load_template(name: str) -> Template:
             missing.append(f"{placeholder} in section {section}")
     if missing:
         raise ConfigError(f"template {name!r} lacks {', '.join(missing)}")
-    unknown = sections.keys() - {"system", *_NEEDED}
+    unknown = sections.keys() - _KNOWN.keys()
     if unknown:
         raise ConfigError(
-            f"template {name!r} has the unknown section {', '.join(sorted(unknown))}; "
-            f"known are system, {', '.join(_NEEDED)}"
+            f"template {name!r} has the unknown section {', '.join(sorted(unknown))}; known are {', '.join(_KNOWN)}"
         )
+    _check_placeholders(name, sections)
     lines = sections["response"].split("\n")
     if not all(_HEADER.match(line) and "{text}" not in line for line in (lines[0], lines[-1])):
         raise ConfigError(
@@ -99,18 +111,64 @@ def load_template(name: str) -> Template:
         )
     return Template(
         name, sections["system"], sections["user"], sections["response"],
-        sections.get("reference", ""), sections.get("rubric", ""),
+        sections.get("reference", ""), sections.get("rubric", ""), ALONE in pieces[0].splitlines(),
     )  # fmt: skip
+
+
+def _placeholders(text: str) -> list[str]:
+    """Words in braces, without those that are an argument of a TeX command."""
+    return [found[1] for found in _PLACEHOLDER.finditer(text) if not _TEX.search(text[: found.start()])]
+
+
+def _check_placeholders(name: str, sections: Mapping[str, str]) -> None:
+    """Raise ConfigError where a wording could not show what it is given."""
+    turns = {section: _placeholders(text) for section, text in sections.items()}
+    for section, found in turns.items():
+        if strange := [word for word in found if word not in _KNOWN[section]]:
+            raise ConfigError(
+                f"template {name!r}: {{{strange[0]}}} in section {section} is not filled; those that are there are "
+                f"{', '.join(f'{{{word}}}' for word in _KNOWN[section])} (braces that are text: {{ {strange[0]} }})"
+            )
+    if turns["user"].count("responses") > 1:
+        raise ConfigError(f"template {name!r}: section user must hold {{responses}} once")
+    for block in ("reference", "rubric"):
+        placed = block in (*turns["system"], *turns["user"])
+        if placed and block not in sections:
+            raise ConfigError(
+                f"template {name!r} has {{{block}}} without a section {block}, which says how it is shown"
+            )
+        if block in sections and not placed:
+            raise ConfigError(
+                f"template {name!r} has a section {block} that is not placed: put {{{block}}} into section user"
+            )
+
+
+def check_shown(template: Template, group: Group) -> None:
+    """Whether a wording has a place for all that a group brings; one that shows responses alone needs none.
+
+    Raises:
+        InputError: if not.
+    """
+    for block, text, section in (
+        ("reference", group.reference, template.reference), ("rubric", group.rubric, template.rubric),
+    ):  # fmt: skip
+        if text and text.strip() and not section and not template.alone:
+            raise InputError(
+                f"group {group.key!r} has a {block} that the judge would not see: template {template.name!r} has no "
+                f"section {block}. Add one and put {{{block}}} into section user (see the built-in templates), or leave "
+                f"the {block} out"
+            )
 
 
 def asks_for(template: str, marker: str) -> bool:
     """Whether a wording shows the judge this marker."""
     wording = load_template(template)
-    return marker in wording.system + wording.user
+    asked = wording.system + wording.user
+    return "{form}" in asked or marker in asked
 
 
 def _fill(text: str, values: Mapping[str, str]) -> str:
-    return _PLACEHOLDER.sub(lambda match: values.get(match.group(1), ""), text)
+    return _PLACEHOLDER.sub(lambda found: values.get(found[1], found[0]), text)
 
 
 def conversation_text(prompt: tuple[Message, ...]) -> str:
@@ -141,6 +199,7 @@ def build_chat(
     grades: str = "",
     tie_label: str = "",
     marker: str = "",
+    form: str = "",
 ) -> tuple[Message, ...]:
     """Render one comparison: shared text first (system, question, images), candidates last.
 
@@ -153,7 +212,12 @@ def build_chat(
         grades: the allowed grades, for formats that score.
         tie_label: a further option besides the labels, meaning that none is better.
         marker: what opens the judge's verdict, neutralised in outside texts.
+        form: the verdicts that can be written, as they are written.
+
+    Raises:
+        InputError: if the group has a reference or rubric for which the wording has no place.
     """
+    check_shown(template, group)
     headers = template.headers
     guard = guard if marker in guard.reserved else replace(guard, reserved=guard.reserved | {marker})
     labels = tuple(label.strip() for label in labels)
@@ -168,13 +232,22 @@ def build_chat(
         "reference": block(template.reference, group.reference),
         "rubric": block(template.rubric, group.rubric),
         "labels": ", ".join(labels) + (f"; or {tie_label} if none is better than the others" if tie_label else ""),
+        "kind": _kind((*labels, tie_label) if tie_label else labels),
         "grades": grades,
+        "form": form,
     }
     images: tuple[ImagePart, ...] = tuple(image for message in group.prompt for image in message.images)
     before, _, after = template.user.partition("{responses}")
     user = _merged([*images, TextPart(_fill(before, values)), *responses, TextPart(_fill(after, values))])
     system = _fill(template.system, values)
     return (Message("system", (TextPart(system),)), Message("user", user)) if system else (Message("user", user),)
+
+
+def _kind(labels: Sequence[str]) -> str:
+    """What labels are: "the letter alone" is understood by small models that take "the label" for a word."""
+    if all(len(label) == 1 and label.isalpha() for label in labels):
+        return "letter"
+    return "number" if all(label.isdecimal() for label in labels) else "label"
 
 
 def _responses(

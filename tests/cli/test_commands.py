@@ -616,6 +616,73 @@ def test_doctor_fails_if_the_judge_gives_no_verdict_or_does_not_fit_the_settings
     assert "cannot read label probabilities" in examined(unfit)["settings"]["detail"]
 
 
+@pytest.mark.parametrize(
+    ("better_first", "worse_first", "works"),
+    [
+        ("<answer>A</answer>", "<answer>B</answer>", True),
+        ("<answer>A</answer>", "<answer>A</answer>", False),
+        ("<answer>B</answer>", "<answer>A</answer>", False),
+        ("<answer>A</answer>", "I cannot tell.", False),
+    ],
+    ids=["right", "one slot", "the worse one", "no verdict in one order"],
+)
+def test_doctor_says_that_a_judge_works_only_if_its_example_went_well(
+    better_first: str, worse_first: str, works: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def script(request: Request) -> str:
+        return worse_first if "five.\n[End of response A]" in request.messages[-1].text else better_first
+
+    use(ScriptedEngine(script), monkeypatch)
+    result = run("doctor", *SCRIPTED, "--set", "retries=0")
+    assert result.exit_code == 0, "no check failed"
+    assert ("The judge works." in result.stdout) is works
+    assert ("does not work yet: it answers" in result.stdout.replace("\n", " ")) is not works
+    assert json.loads(run("doctor", *SCRIPTED, "--set", "retries=0", "--json").stdout)["works"] is works
+
+
+@pytest.mark.parametrize(("mass", "status"), [(0.9, "ok"), (0.004, "note")])
+def test_doctor_tells_what_the_wording_is_worth_with_a_judge_that_can_be_read(
+    mass: float, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def script(request: Request) -> str | dict[str, float]:
+        if request.labels:
+            return dict.fromkeys(request.labels, mass / 2)
+        return "Response A is best" if request.prefill else "<answer>A</answer>"
+
+    use(ScriptedEngine(script), monkeypatch)
+    for how in ((), ("--set", "verdict=logprobs")):
+        wording = examined(run("doctor", *SCRIPTED, *how, "--json"))["wording"]
+        assert wording["status"] == status
+        assert wording["data"]["label_mass"] == pytest.approx([mass, mass])
+        assert f"{mass:.2g} of the probability" in wording["detail"]
+        assert ("'Response A is best'" in wording["detail"]) is (status == "note")
+
+
+def test_doctor_tells_nothing_of_labels_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(ScriptedEngine(lambda request: "<answer>A > B</answer>"), monkeypatch)
+    assert "wording" not in examined(run("doctor", *SCRIPTED, "--json"))
+    assert "wording" not in examined(run("doctor", *SCRIPTED, "--set", "format=ranking", "--json"))
+
+
+@pytest.mark.parametrize("form", ["choice", "ranking", "score", "sentiment"])
+def test_doctor_shows_what_the_judge_sees(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(by_length(), monkeypatch)
+    arguments = ("--set", f"format={form}", "--no-smoke", "--show-prompt")
+    messages = examined(run("doctor", *SCRIPTED, *arguments, "--json"))["prompt"]["data"]["messages"]
+    assert [message["role"] for message in messages] == ["system", "user"]
+    assert "[Response" in messages[1]["text"]
+    table = run("doctor", *SCRIPTED, *arguments).stdout
+    assert "--- user ---" in table
+    assert "the server's chat template is not seen from here" in table.replace("\n", " ")
+    assert "prompt" not in examined(run("doctor", *SCRIPTED, "--no-smoke", "--json"))
+    monkeypatch.setattr(
+        ScriptedEngine, "prompt_text", lambda self, request: f"<|user|>{request.messages[-1].text}<|end|>"
+    )
+    shown = examined(run("doctor", *SCRIPTED, *arguments, "--json"))["prompt"]["detail"]
+    assert shown.startswith("<|user|>")
+    assert messages[1]["text"] in shown
+
+
 def test_doctor_names_the_extra_that_brings_a_missing_package(
     engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

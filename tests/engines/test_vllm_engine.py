@@ -18,7 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from mrjudge_reward.judge import Judge
 from mrjudge_reward.messages import ImagePart, Message, TextPart
 from mrjudge_reward.messages import as_messages as chat
 from mrjudge_reward.prompting.formats import SENTIMENT, Choice
-from mrjudge_reward.types import EngineFailure, Group, Preference, Reply, Request, Sampling
+from mrjudge_reward.types import EngineFailure, Group, Preference, Reply, Request, Sampling, VerdictForm
 from tests.benchmarks.test_overhead import assert_rows_of_a_duel
 from tests.benchmarks.test_peers import assert_both_tables
 from tests.benchmarks.test_prefix import assert_each_schedule_in_both_orders_and_caches
@@ -178,6 +178,19 @@ def test_sampled_verdicts_can_be_parsed(engine: Any):
     outcomes = [Choice().parse(f"<answer>{text}</answer>", 2) for text in texts(engine.generate(requests))]
     chosen = {outcome.probabilities_K for outcome in outcomes if isinstance(outcome, Preference)}
     assert chosen == {(1.0, 0.0), (0.0, 1.0)}, "an untrained model says both"
+
+
+@needs_vllm
+def test_a_model_that_knows_no_form_is_held_to_it_where_that_is_asked_for(engine: Any, monkeypatch: pytest.MonkeyPatch):
+    form = VerdictForm("<answer>", "</answer>", ("A", "B"))
+    asked = [writing("Say hello.", Sampling(1.0, 1.0, 40), seed=seed, form=form) for seed in range(4)]
+    free = texts(engine.generate(asked))
+    monkeypatch.setattr(engine, "_setup", replace(engine._setup, structured_output="structured_outputs"))
+    held = engine.generate(asked)
+    ended = [reply.text for reply in held if isinstance(reply, Reply) and reply.finish == "stop"]
+    assert all(isinstance(Choice().parse(text, 2), Preference) for text in ended), ended
+    assert all(text.startswith(("<think>", "<answer>")) for text in texts(held))
+    assert not any(text.startswith(("<think>", "<answer>")) for text in free)
 
 
 @needs_vllm

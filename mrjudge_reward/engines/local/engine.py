@@ -337,6 +337,10 @@ class TransformersEngine(Engine):
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
         return ids
 
+    def prompt_text(self, request: Request) -> str:
+        """A request as the model reads it."""
+        return self._chat.text(request)
+
     def count_tokens(self, text: str) -> int:
         """Tokens of a text without special ones."""
         return len(self._encode(text))

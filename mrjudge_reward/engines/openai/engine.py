@@ -49,6 +49,7 @@ from typing import Any, Literal
 
 from mrjudge_reward.engines.cancelling import CANCELLED, cancelled, result_of
 from mrjudge_reward.engines.contract import Engine
+from mrjudge_reward.engines.structured import StructuredOutput
 from mrjudge_reward.errors import ConfigError, EngineError, InputError, require
 from mrjudge_reward.messages import as_messages
 from mrjudge_reward.types import EngineFailure, Reply, Request
@@ -79,6 +80,7 @@ class OpenAIEngine(Engine):
         can_read: whether the server can read labels; ``None`` to find out with the first read.
         top_logprobs: how many tokens to ask for in the second way of reading; some servers allow only 5.
         fold_system: put system text into the first user turn, for models whose chat template refuses a system role.
+        structured_output: how the server holds the judge to verdicts that can be read; see ``engines.structured``.
     """
 
     concurrent_calls = True
@@ -100,6 +102,7 @@ class OpenAIEngine(Engine):
         can_read: bool | None = None,
         top_logprobs: int = 20,
         fold_system: bool = False,
+        structured_output: StructuredOutput | None = None,
     ) -> None:
         require("openai", extra="openai")
         if max_concurrency < 1 or not deadline_s > 0 or top_logprobs < 1:
@@ -121,8 +124,11 @@ class OpenAIEngine(Engine):
             self.identity += " " + json.dumps(self.extra_body, sort_keys=True, default=repr)
         if fold_system:
             self.identity += " fold_system"
+        if structured_output:
+            self.identity += f" {structured_output}"
+        self.structured_output = structured_output
         self._api_key, self._api_key_env = api_key, api_key_env
-        self._body = ChatBody(model, token_parameter, self.extra_body, fold_system)
+        self._body = ChatBody(model, token_parameter, self.extra_body, fold_system, structured_output)
         self._reader = LabelReader(self._body, self.base_url.removesuffix("/v1") + "/tokenize", top_logprobs)
         if not self.can_read:
             self._reader.refuse("the engine was built with can_read=False")
@@ -152,7 +158,11 @@ class OpenAIEngine(Engine):
 
         async def write(connection: Connection, request: Request) -> Reply | EngineFailure:
             payload = await connection.post("/chat/completions", self._body.of(request, encoded))
-            return payload if isinstance(payload, EngineFailure) else written_reply(payload, request)
+            return (
+                payload
+                if isinstance(payload, EngineFailure)
+                else written_reply(payload, request, self._body.structured_output)
+            )
 
         if requests:
             self._wait_for(lambda connection: self._each(connection, requests, write, replies))

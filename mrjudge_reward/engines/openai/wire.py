@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mrjudge_reward.engines import fold_system
+from mrjudge_reward.engines.structured import StructuredOutput, fields, marked
 from mrjudge_reward.images import data_url, is_web_address, load_picture
 from mrjudge_reward.messages import Message, TextPart
 from mrjudge_reward.types import EngineFailure, Reply, Request, Usage
@@ -74,15 +75,17 @@ class ChatBody:
         token_parameter: field that bounds the reply.
         extra: further fields, which win; ``None`` removes a field.
         fold_system: whether system text goes into the first user turn.
+        structured_output: how the server holds a judge to its form.
     """
 
     model: str
     token_parameter: str
     extra: Mapping[str, Any]
     fold_system: bool = False
+    structured_output: StructuredOutput | None = None
 
-    def of(self, request: Request, encoded: dict[int, str], **fields: Any) -> dict[str, Any]:
-        """A request's body; ``fields`` win over everything."""
+    def of(self, request: Request, encoded: dict[int, str], **own: Any) -> dict[str, Any]:
+        """A request's body; ``own`` fields win over everything."""
         messages = fold_system(request.messages) if self.fold_system else request.messages
         body: dict[str, Any] = {
             "model": self.model,
@@ -95,8 +98,8 @@ class ChatBody:
         }
         if request.prefill:
             body |= {"continue_final_message": True, "add_generation_prompt": False}
-        body |= self.extra
-        return {name: value for name, value in (body | fields).items() if value is not None}
+        body |= fields(request.form, self.structured_output) | dict(self.extra)
+        return {name: value for name, value in (body | own).items() if value is not None}
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -140,8 +143,14 @@ def choice_of(payload: Any) -> Mapping[str, Any] | EngineFailure:
     return choices[0]
 
 
-def written_reply(payload: Any, request: Request) -> Reply | EngineFailure:
-    """What the judge wrote, with reasoning that a server's parser set apart put back where it came from."""
+def written_reply(payload: Any, request: Request, way: StructuredOutput | None = None) -> Reply | EngineFailure:
+    """What the judge wrote, with reasoning that a server's parser set apart put back where it came from.
+
+    Args:
+        payload: the server's answer.
+        request: what it answers.
+        way: how the judge was held to its form.
+    """
     choice = choice_of(payload)
     if isinstance(choice, EngineFailure):
         return choice
@@ -162,6 +171,8 @@ def written_reply(payload: Any, request: Request) -> Reply | EngineFailure:
     if content is None and finish == "stop" and not reasoning:
         return EngineFailure("malformed reply", f"neither content nor reasoning; got {_excerpt(dict(message))}")
     text = (content or "") if not reasoning else _with_reasoning(reasoning, content or "", finish, request.prefill)
+    if way == "response_format" and request.form is not None:
+        text = marked(text, request.form)
     return Reply(text, finish, usage=usage_of(payload))
 
 

@@ -27,6 +27,7 @@ from typing import Any, TypeAlias
 from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.engines.local.model import first_label_tokens
 from mrjudge_reward.engines.local.vision import pictures_of
+from mrjudge_reward.engines.structured import pattern
 from mrjudge_reward.errors import EngineError, InputError, require
 from mrjudge_reward.images import Picture, opened
 from mrjudge_reward.reasoning import without_hidden
@@ -74,6 +75,7 @@ class VLLMEngine(Engine):
         self._exact = hasattr(self._vllm.SamplingParams, "logprob_token_ids")
         self.reserved = self._tokens.reserved
         self.identity = self._setup.identity("vllm")
+        self.structured_output = self._setup.structured_output
         try:
             with _own_random_state():
                 self._llm = self._vllm.LLM(**self._setup.engine_arguments())
@@ -105,6 +107,10 @@ class VLLMEngine(Engine):
 
         def params(request: Request) -> Any:
             how = request.sampling
+            held: dict[str, Any] = {}
+            if self._setup.structured_output and request.form is not None:
+                kind = require("vllm.sampling_params", extra="vllm").StructuredOutputsParams
+                held["structured_outputs"] = kind(regex=pattern(request.form))
             return self._vllm.SamplingParams(
                 temperature=how.temperature,
                 top_p=how.top_p,
@@ -112,6 +118,7 @@ class VLLMEngine(Engine):
                 stop=list(request.stop) or None,
                 seed=request.seed if how.temperature > 0 else None,
                 skip_special_tokens=not self._tokens.hidden,
+                **held,
             )
 
         def reply(request: Request, output: Any) -> Reply | EngineFailure:
@@ -300,6 +307,10 @@ class VLLMEngine(Engine):
                 torch = sys.modules.get("torch")
                 if torch is not None and torch.cuda.is_initialized():
                     torch.cuda.empty_cache()
+
+    def prompt_text(self, request: Request) -> str:
+        """A request as the model reads it."""
+        return self._tokens.chat.text(request)
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text without special ones."""

@@ -108,6 +108,7 @@ class VLLMServerEngine(Engine):
         self._tokens = self._setup.load_tokenizer()
         self.reserved = self._tokens.reserved
         self.identity = self._setup.identity("vllm-server")
+        self.structured_output = self._setup.structured_output
 
     # -- the child ------------------------------------------------------------------------------------------------------
 
@@ -132,6 +133,7 @@ class VLLMServerEngine(Engine):
             deadline_s=self._deadline_s,
             extra_body=extra or None,
             fold_system=self._tokens.chat.folds_system,
+            structured_output=setup.structured_output,
         )
         arguments = {**setup.engine_arguments(), "served_model_name": setup.model}
         child = ServerChild(
@@ -295,6 +297,10 @@ class VLLMServerEngine(Engine):
         if self._log is not None and self._given_log is None and self._child is not None and not died:
             self._log.unlink(missing_ok=True)
         self._child = self._port = self._finalizer = None
+
+    def prompt_text(self, request: Request) -> str:
+        """A request as the model reads it."""
+        return self._tokens.chat.text(request)
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text without special ones."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from mrjudge_reward.engines.local.chat_template import ChatTemplate
 from mrjudge_reward.engines.local.model import folder_version
+from mrjudge_reward.engines.structured import StructuredOutput
 from mrjudge_reward.errors import ConfigError, EngineError, require
 from mrjudge_reward.reasoning import hidden_tokens
 
@@ -40,6 +41,7 @@ class VLLMSetup:
         sleep_level: 1 keeps the weights of a sleeping model in the CPU's memory; 2 drops them, and waking reads them again.
         engine_kwargs: further arguments of ``vllm.EngineArgs``, e.g. ``{"enforce_eager": True}``; they win.
         chat_template_kwargs: passed to the chat template, e.g. ``{"enable_thinking": True}``.
+        structured_output: how the judge is held to verdicts that can be read; see ``engines.structured``.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -55,6 +57,7 @@ class VLLMSetup:
     sleep_level: int = 1
     engine_kwargs: Mapping[str, Any] = field(default_factory=dict)
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    structured_output: StructuredOutput | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.gpu_memory_utilization <= 1:
@@ -99,6 +102,7 @@ class VLLMSetup:
         extras += f"+{self.adapter}" if self.adapter else ""
         for values in (self.chat_template_kwargs, self.engine_kwargs):
             extras += f" {json.dumps(dict(values), sort_keys=True, default=repr)}" if values else ""
+        extras += f" {self.structured_output}" if self.structured_output else ""
         versions = "".join(folder_version(part) for part in (self.model, self.adapter))
         return f"{engine}:{self.model}{extras} {self.dtype or 'auto'}{versions}"
 
