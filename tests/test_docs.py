@@ -119,7 +119,7 @@ class Reader:
             folder = self.folder / page.replace("/", "-")
             assert not folder.exists(), f"{page} does not run from top to bottom: see the test of that"
             folder.mkdir()
-            with JudgeServer() as server, pytest.MonkeyPatch.context() as patch:
+            with JudgeServer(reads="none") as server, pytest.MonkeyPatch.context() as patch:
                 patch.chdir(folder)
                 patch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
                 prepare(folder, server)

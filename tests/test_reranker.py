@@ -69,10 +69,10 @@ def test_the_first_vote_is_what_the_judge_says_alone():
 
 
 def test_votes_differ_in_their_seeds_and_in_who_stands_first():
-    judge = judge_by(temperature=1.0, both_orders=False, budget=3)
+    judge = judge_by(verdict="generate", temperature=1.0, both_orders=False, budget=3)
     Reranker(judge, votes=8).rank("p", ["a", "bb", "ccc"])
     requests: list[Request] = judge.engine.requests  # type: ignore[attr-defined]
-    assert len({request.seed for request in requests}) == 8
+    assert len({request.seed for request in requests}) == len(requests) == 24
     first = Counter(next(iter(shown_candidates(request).values())) for request in requests)
     assert len(first) == 3
 

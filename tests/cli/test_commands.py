@@ -83,7 +83,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def test_results_come_in_input_order_with_scores_that_follow_the_judge(source: Path, engine: ScriptedEngine) -> None:
-    result = rank(source, "--chunk", "2")
+    result = rank(source, "--chunk", "2", "--set", "verdict=generate")
     assert result.exit_code == 0, result.stderr
     lines = records(result.stdout)
     assert [line["id"] for line in lines] == ["g0", "g1", "g2", "g3", "g4"]
@@ -316,7 +316,7 @@ def test_settings_come_from_yaml_and_the_command_line_wins(
     source: Path, tmp_path: Path, engine: ScriptedEngine
 ) -> None:
     settings = tmp_path / "judge.yaml"
-    settings.write_text("model: scripted\nmax_tokens: 7\ntemperature: 0.5\n", encoding="utf-8")
+    settings.write_text("model: scripted\nverdict: generate\nmax_tokens: 7\ntemperature: 0.5\n", encoding="utf-8")
     assert run("rank", source, "--config", settings, "--set", "temperature=1", "--set", "top_p=0.5").exit_code == 0
     sampling = engine.requests[0].sampling
     assert (sampling.max_tokens, sampling.temperature, sampling.top_p) == (7, 1, 0.5)
@@ -547,7 +547,8 @@ def test_doctor_asks_a_server_for_its_models_and_judges_in_both_orders() -> None
     from tests.support.judge_server import JudgeServer
 
     with JudgeServer() as server:
-        result = run("doctor", "--set", f"base_url={server.base_url}", "--set", "model=judge", "--json")
+        judge = ("--set", f"base_url={server.base_url}", "--set", "model=judge", "--set", "verdict=generate")
+        result = run("doctor", *judge, "--json")
     checks = examined(result)
     assert result.exit_code == 0, result.stdout
     assert checks["server"]["detail"].startswith("reachable")

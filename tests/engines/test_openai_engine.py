@@ -709,7 +709,8 @@ def test_a_server_gets_the_normalised_bounded_image_and_a_bad_one_costs_its_grou
 
     large = Image.effect_noise((2000, 1000), 90)
     with JudgeServer() as server:
-        judge = JudgeConfig(model="judge", base_url=server.base_url, schedule="all_pairs", max_pixels=50_000).build()
+        settings = {"verdict": "generate", "schedule": "all_pairs", "max_pixels": 50_000}
+        judge = JudgeConfig(model="judge", base_url=server.base_url, **settings).build()
         groups = [
             Group.of(asking(image), ["a", "bb"]) for image in (large, large.tobytes()[:999], "http://x.org/a.png")
         ]

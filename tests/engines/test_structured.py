@@ -56,7 +56,7 @@ def test_a_judge_behind_a_server_is_held_to_its_form(way: Any, form: Format, ans
 
     with JudgeServer(reply) as server:
         settings = {"model": "judge", "base_url": server.base_url, "structured_output": way, "schedule": "all_pairs"}
-        judge = JudgeConfig(format=form, **settings).build()
+        judge = JudgeConfig(format=form, verdict="generate", **settings).build()
         played = judge.rank("q", ["one", "two"]).played
         judge.close()
     assert all(isinstance(one.verdict.outcome, kind) for one in played)
@@ -70,7 +70,7 @@ def test_reads_and_the_reasoning_before_them_are_not_held() -> None:
         engine = OpenAIEngine("judge", server.base_url, structured_output="guided")
         judge = Judge(engine, verdict="logprobs", thinking_tokens=8)
         judge.rank("q", ["one", "two"])
-        Judge(engine).rank("q", ["one", "two"])
+        Judge(engine, verdict="generate").rank("q", ["one", "two"])
         engine.close()
     held = ["guided_regex" in body for body in server.requests if not body.get("logprobs")]
     assert held[0] is False

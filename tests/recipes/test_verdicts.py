@@ -19,7 +19,7 @@ CONFIG = str(ROOT / "recipes" / "studies" / "verdicts.yaml")
 TINY: dict[str, Any] = {
     "judge": {"model": "scripted"},
     "formats": ["choice", "score", "ranking"],
-    "verdicts": {"once": {"verdict": "logprobs"}, "written": {"verdict": "generate"}},
+    "verdicts": {"once": {"verdict": "logprobs"}, "written": {"verdict": "generate", "retries": 0}},
     "tasks": {"gym": {"source": "reasoning_gym", "eval_count": 5, "generators": ["chain_sum"]}},
     "chunk": 2,
     "resamples": 50,
