@@ -181,6 +181,7 @@ def test_sampled_verdicts_can_be_parsed(engine: Any):
 
 
 @needs_vllm
+@pytest.mark.filterwarnings("ignore:max_rollback_tokens is deprecated:DeprecationWarning")  # of vLLM's xgrammar
 def test_a_model_that_knows_no_form_is_held_to_it_where_that_is_asked_for(engine: Any, monkeypatch: pytest.MonkeyPatch):
     form = VerdictForm("<answer>", "</answer>", ("A", "B"))
     asked = [writing("Say hello.", Sampling(1.0, 1.0, 40), seed=seed, form=form) for seed in range(4)]
