@@ -96,7 +96,7 @@ class Judge:
         self.cache = cache if cache is not None or settings.cache is None else ReplyCache(settings.cache)
         self.alarm = alarm or FailureAlarm(settings.max_failed_fraction, settings.failure_window)
         self._comparer = Comparer(engine, settings, self.cache)
-        self._limits, self._audits = settings.limits, settings.audits
+        self._limits = settings.limits
 
     # -- public ---------------------------------------------------------------------------------------------------
 
@@ -248,7 +248,7 @@ class Judge:
         plan = self.schedule.plan(len(players), self._limits, Random(digest(self.settings.seed, group.key)))
         tournament = Tournament(group, players, plan, first_vote)
         if len(players) >= self.format.min_slots:
-            tournament.begin(self._audits)
+            tournament.begin()
         return tournament
 
     def _play(self, tournaments: Sequence[Tournament]) -> None:
