@@ -22,6 +22,7 @@ score None. When more than ``max_failed_fraction`` of the latest comparisons fai
 from __future__ import annotations
 
 import copy
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,7 @@ from mrjudge_reward.judging.parallel import shares, side_by_side
 from mrjudge_reward.judging.tournament import Tournament, digest, is_degenerate, players_of
 from mrjudge_reward.prompting.formats import Format
 from mrjudge_reward.scoring.ratings import rate
-from mrjudge_reward.scoring.stats import FailureAlarm
+from mrjudge_reward.scoring.stats import FailureAlarm, SlotWatch
 from mrjudge_reward.scoring.tally import HARD_LOG_ODDS, MAX_GROUP, cyclic_triads
 
 from .cache import ReplyCache
@@ -97,6 +98,7 @@ class Judge:
         self.alarm = alarm or FailureAlarm(settings.max_failed_fraction, settings.failure_window)
         self._comparer = Comparer(engine, settings, self.cache)
         self._limits = settings.limits
+        self._slot_watch = SlotWatch()
 
     # -- public ---------------------------------------------------------------------------------------------------
 
@@ -133,7 +135,9 @@ class Judge:
                 else:
                     self._play(playing)
         seconds = time.perf_counter() - started
-        return [self._judgement(tournament, seconds) for tournament in tournaments]
+        judgements = [self._judgement(tournament, seconds) for tournament in tournaments]
+        self._slot_watch.observe(judgements)
+        return judgements
 
     def early(
         self,
@@ -202,6 +206,7 @@ class Judge:
         nobody's alarm. It shares the engine; close this one, not that."""
         twin = copy.copy(self)
         twin.cache, twin.alarm = None, FailureAlarm(max_fraction=1.0)
+        twin._slot_watch = SlotWatch(math.inf)
         twin._comparer = Comparer(self.engine, self.settings)
         return twin
 

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
@@ -48,6 +48,10 @@ HARD_LOG_ODDS = 2.0
 
 MAX_GROUP = 4096
 """Largest group; the matrices of one group are dense, G by G."""
+
+
+LEAST_READS = 8
+"""Fewest reads from which the bias that they share is known."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -362,8 +366,47 @@ def position_consistency(played: Iterable[JudgedComparison]) -> tuple[int, int]:
         (agreeing, mirrored): pairs of mirrored comparisons that agree, and that exist with two verdicts. A tie both
         ways agrees; a failed verdict makes no pair.
     """
+    pairs = list(_mirrored(played))
+    return sum(hard_winner(one) == hard_winner(other) for one, other in pairs), len(pairs)
+
+
+def debiased_consistency(groups: Iterable[Sequence[JudgedComparison]]) -> tuple[int, int]:
+    """:func:`position_consistency` of reads of pairs, with the bias that all of them share taken out.
+
+    Reads may name one slot always, and yet order perfectly: then the margin tells. The bias is the median log-odds of the
+    earlier slot; with fewer than ``LEAST_READS`` reads it is not known.
+
+    Args:
+        groups: of one judge.
+
+    Returns:
+        As there; (0, 0) where the bias is not known.
+    """
+    reads = [[(item, odds) for item in played if (odds := _read_pair(item)) is not None] for played in groups]
+    all_odds = [odds for group in reads for _, odds in group]
+    if len(all_odds) < LEAST_READS:
+        return 0, 0
+    bias = float(np.median(all_odds))
+    ahead = [{id(item): np.sign(odds - bias) for item, odds in group} for group in reads]
+    agree = [
+        of_item[id(one)] == -of_item[id(other)]
+        for group, of_item in zip(reads, ahead, strict=True)
+        for one, other in _mirrored(item for item, _ in group)
+    ]
+    return sum(map(bool, agree)), len(agree)
+
+
+def _read_pair(item: JudgedComparison) -> float | None:
+    """Log-odds of the earlier slot of a pair that was read."""
+    outcome = item.verdict.outcome
+    if not isinstance(outcome, Preference) or not outcome.soft or len(outcome.probabilities_K) != 2:
+        return None
+    return bounded_log_odds(*outcome.probabilities_K)
+
+
+def _mirrored(played: Iterable[JudgedComparison]) -> Iterator[tuple[JudgedComparison, JudgedComparison]]:
+    """Pairs of comparisons in mirrored slots that have a verdict each."""
     by_slots: dict[tuple[tuple[int, ...], int], JudgedComparison] = {}
-    agreeing = mirrored = 0
     for item in played:
         if item.verdict.failed or len(item.comparison.slots) < 2:
             continue
@@ -371,9 +414,7 @@ def position_consistency(played: Iterable[JudgedComparison]) -> tuple[int, int]:
         if other is None:
             by_slots[(item.comparison.slots, item.comparison.repeat)] = item
         else:
-            mirrored += 1
-            agreeing += hard_winner(item) == hard_winner(other)
-    return agreeing, mirrored
+            yield other, item
 
 
 def cyclic_triads(tally: Tally) -> int:
