@@ -136,8 +136,8 @@ class ScheduleSettings(Settings):
     max_slots: Annotated[int, Field(ge=2)] = 8
     """Most candidates of one comparison."""
     audit: bool = True
-    """Play the mirror image of a group's first comparison as well, where the schedule's first round mirrors none, so that
-    position consistency is always known. It is a game like any other; it counts in a budget."""
+    """Show one comparison of a group in mirrored slots, where the schedule would mirror none, so that position consistency
+    is always known. It is a game like any other, one of the schedule's own number; see ``scoring.schedules``."""
 
 
 class RatingSettings(Settings):
@@ -296,17 +296,11 @@ class JudgeSettings(PromptSettings, VerdictSettings, ScheduleSettings, RatingSet
         return self.max_tokens if self.writes_verdicts else self.thinking_tokens + 16
 
     @property
-    def audits(self) -> bool:
-        """Whether a mirror image is played where the schedule mirrors nothing."""
-        several = self.judge_format.max_slots > 1
-        return self.audit and several and (self.budget is None or self.budget // self.votes > 1)
-
-    @property
     def limits(self) -> Limits:
         """What the schedule may spend."""
         slots = min(self.max_slots, self.judge_format.max_slots)
-        budget = None if self.budget is None else self.budget // self.votes - self.audits
-        return Limits(budget, self.both_orders, slots)
+        budget = None if self.budget is None else self.budget // self.votes
+        return Limits(budget, self.both_orders, slots, self.audit)
 
 
 _FORMATS: dict[str, Format] = {

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import os
 import threading
 import time
@@ -38,7 +39,7 @@ from mrjudge_reward.judging.parallel import shares, side_by_side
 from mrjudge_reward.judging.tournament import Tournament, digest, is_degenerate, players_of
 from mrjudge_reward.prompting.formats import Format
 from mrjudge_reward.scoring.ratings import rate
-from mrjudge_reward.scoring.stats import FailureAlarm
+from mrjudge_reward.scoring.stats import FailureAlarm, SlotWatch
 from mrjudge_reward.scoring.tally import HARD_LOG_ODDS, MAX_GROUP, cyclic_triads
 
 from .cache import ReplyCache
@@ -100,14 +101,14 @@ class Judge:
         self.engine = engine
         self.cache = cache if cache is not None or settings.cache is None else ReplyCache(settings.cache)
         self.alarm = alarm or FailureAlarm(settings.max_failed_fraction, settings.failure_window)
-        self._label_mass = LabelMassWatch()
+        self._label_mass, self._slot_watch = LabelMassWatch(), SlotWatch()
         self._set_up(settings.settled(engine.can_read))
 
     def _set_up(self, settings: JudgeSettings) -> None:
         self.settings = settings
         self.format, self.schedule, self.rating = settings.judge_format, settings.judge_schedule, settings.judge_rating
         self._comparer = Comparer(self.engine, settings, self.cache)
-        self._limits, self._audits = settings.limits, settings.audits
+        self._limits = settings.limits
         self._settled = settings.verdict != "auto" or settings.verdict_mode == "generate"
 
     def settle(self) -> None:
@@ -162,7 +163,9 @@ class Judge:
                 else:
                     self._play(playing)
         seconds = time.perf_counter() - started
-        return [self._judgement(tournament, seconds) for tournament in tournaments]
+        judgements = [self._judgement(tournament, seconds) for tournament in tournaments]
+        self._slot_watch.observe(judgements)
+        return judgements
 
     def early(
         self,
@@ -235,7 +238,8 @@ class Judge:
         """The same judge for measuring it beside a run: it asks anew what a cache would know, and its failures count for
         nobody's alarm. It shares the engine; close this one, not that."""
         twin = copy.copy(self)
-        twin.cache, twin.alarm, twin._label_mass = None, FailureAlarm(max_fraction=1.0), LabelMassWatch()
+        twin.cache, twin.alarm = None, FailureAlarm(max_fraction=1.0)
+        twin._label_mass, twin._slot_watch = LabelMassWatch(), SlotWatch(math.inf)
         twin._comparer = Comparer(self.engine, self.settings)
         return twin
 
@@ -287,7 +291,7 @@ class Judge:
         plan = self.schedule.plan(len(players), self._limits, Random(digest(self.settings.seed, group.key)))
         tournament = Tournament(group, players, plan, first_vote)
         if len(players) >= self.format.min_slots:
-            tournament.begin(self._audits)
+            tournament.begin()
         return tournament
 
     def _play(self, tournaments: Sequence[Tournament]) -> None:

@@ -271,7 +271,7 @@ def test_every_setting_of_the_judge_reaches_it(tmp_path: Path):
     assert ways(judge) == (Choice(), "listwise", "cascade")
     settings = judge.settings
     assert (judge.rating.name, settings.sampling) == ("borda", Sampling(0.3, 0.5, 99))
-    assert (settings.limits.budget, settings.limits.both_orders, settings.limits.max_slots) == (5, True, 4)
+    assert (settings.limits.budget, settings.limits.both_orders, settings.limits.max_slots) == (6, True, 4)
     assert (judge.alarm.max_fraction, judge.alarm.window) == (0.25, 64)
     assert judge.cache is not None
     judge.close()

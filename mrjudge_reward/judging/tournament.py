@@ -148,15 +148,9 @@ class Tournament:
 
     # -- rounds -------------------------------------------------------------------------------------------------------
 
-    def begin(self, audit: bool = False) -> None:
-        """Ask the schedule for its first round.
-
-        Args:
-            audit: show the mirror image of its first comparison as well, where it mirrors none.
-        """
+    def begin(self) -> None:
+        """Ask the schedule for its first round."""
         self.round = self._checked(next(self._plan, [])) if self._plan is not None else []
-        if audit and self.round and set(self.round).isdisjoint(slots[::-1] for slots in self.round):
-            self.round.append(self.round[0][::-1])
 
     def comparisons(self, votes: int) -> list[Comparison]:
         """Those of this round, each as often as it is asked."""

@@ -13,6 +13,9 @@ mean_score      the format's grades                       -        formats that 
 Win rate and Borda agree where everybody met everybody equally often. All of them give equal scores to a group of ties:
 nothing is stretched to fill a range.
 
+All of them take out what the slots explain (see ``least_squares``), so that a judge that looks at nothing but the slot
+moves no score, whatever fails. Where slots are balanced that changes nothing.
+
 Where games are missing because judgements failed, win rate and Borda favour whoever's losses are among them, since they
 do not ask against whom a game was won; the two fits do. Candidates that no chain of games connects are comparable
 through the prior alone, which holds that every part of the group is as good on average.
@@ -21,34 +24,31 @@ through the prior alone, which holds that every part of the group is as good on 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from .least_squares import PRIOR_GAMES, fit_log_odds, gather, normal_matrix, scatter, without_slots
 from .tally import Matrix, Tally
-
-PRIOR_GAMES = 0.5
-"""Weight of the prior, in tied games against an average opponent.
-
-It keeps an unbeaten candidate's score finite, and discounts candidates with few games. For ``log_odds`` it stands for
-the variance of a game's noise over that of the strengths; ``tests/benchmarks/schedules.py`` spans .25 to 1.
-"""
 
 
 def win_rate(tally: Tally) -> Matrix:
     """Wins divided by games. Shape (G,)."""
     with np.errstate(invalid="ignore"):
-        rate: Matrix = tally.wins_GG.sum(axis=1) / tally.games_G
-    return rate
+        return np.clip(_wins_GG(tally).sum(axis=1) / tally.games_G, 0.0, 1.0)
 
 
 def borda(tally: Tally) -> Matrix:
     """Mean over opponents met of the share won against each (normalised Borda count). Shape (G,)."""
-    met = tally.games_GG > 0
-    share = np.divide(tally.wins_GG, tally.games_GG, out=np.zeros_like(tally.wins_GG), where=met)
+    met, wins_GG = tally.games_GG > 0, _wins_GG(tally)
+    share = np.divide(wins_GG, tally.games_GG, out=np.zeros_like(wins_GG), where=met)
     with np.errstate(invalid="ignore"):
-        count: Matrix = share.sum(axis=1) / met.sum(axis=1)
-    return count
+        return np.clip(share.sum(axis=1) / met.sum(axis=1), 0.0, 1.0)
+
+
+def _wins_GG(tally: Tally) -> Matrix:
+    """Row's wins over column, with what the slots explain taken out."""
+    return replace(tally, games=replace(tally.games, win=without_slots(tally))).wins_GG
 
 
 def bradley_terry(tally: Tally) -> Matrix:
@@ -57,79 +57,61 @@ def bradley_terry(tally: Tally) -> Matrix:
 
 
 def bradley_terry_fit(tally: Tally) -> tuple[Matrix, Matrix]:
-    """Bradley-Terry strengths with Davidson's ties and a weak prior, by Newton's method, and their standard errors.
+    """Bradley-Terry strengths with Davidson's ties, slots' gains and a weak prior, by Newton's method; standard errors.
 
     Maximises ``sum_ij wins_ij log p(i beats j)`` with ``p(tie) ∝ nu * sqrt(pi_i pi_j)`` (Davidson 1970), plus
-    ``PRIOR_GAMES`` tied games of everybody against an opponent of strength 0. A tie enters the wins as a half each,
-    which is sufficient for the strengths; nu is fitted to the total number of ties. Soft wins are used as they are.
+    ``PRIOR_GAMES`` tied games of everybody against an opponent of strength 0. What a slot gains adds to the strength of
+    whoever stands there (Davidson & Beaver 1977), without a prior. A tie enters the wins as a half each, which is
+    sufficient for the strengths; nu is fitted to the total number of ties. Soft wins are used as they are.
 
-    The errors are those of the centred strengths, from the curvature of what is maximised (observed information, the
-    prior included): how far few games leave a strength open, if games are independent and the model holds.
+    The errors are those of the centred strengths, from the curvature of what is maximised (observed information, prior
+    and slots included): how far few games leave a strength open, if games are independent and the model holds.
 
     Returns:
         Strengths and standard errors, each of shape (G,).
     """
-    size = tally.size
+    size, slots = tally.size, len(tally.columns)
     if size == 0:
         return np.zeros(0), np.zeros(0)
-    games, wins = tally.games_GG, tally.wins_GG.sum(axis=1)
-    ties = min(tally.ties, 0.98 * games.sum() / 2)
-    s, log_nu = np.zeros(size), 0.0 if ties > 0 else -np.inf
+    win, weight = tally.games.win, tally.games.weight
+    ties = min(tally.ties, 0.98 * float(weight.sum()))
+    fitted, log_nu = np.zeros(size + slots), 0.0 if ties > 0 else -np.inf
+    information = np.empty((size + slots + 1, size + slots + 1))
     for _ in range(200):
-        difference = s[:, None] - s[None, :]
+        difference = gather(tally, fitted)
         half = np.exp(-np.abs(difference) / 2)  # for numerical range: everything is relative to the stronger side
         nu = np.exp(log_nu)
         total = 1 + half**2 + nu * half
         p_tie = nu * half / total
         p_win = np.where(difference > 0, 1.0, half**2) / total
         expected = p_win + p_tie / 2
-        prior = 1 / (1 + np.exp(-s))
-        gradient = np.append(
-            wins - (games * expected).sum(axis=1) + PRIOR_GAMES * (0.5 - prior), ties - (games * p_tie).sum() / 2
-        )
-        curvature = games * (p_win + p_tie / 4 - expected**2)
-        shared = (games * p_tie * (0.5 - expected)).sum(axis=1)
-        tie_curvature = (games * p_tie * (1 - p_tie)).sum() / 2
-        information = np.block(
-            [
-                [np.diag(curvature.sum(axis=1) + PRIOR_GAMES * prior * (1 - prior)) - curvature, shared[:, None]],
-                [shared[None, :], np.array([[tie_curvature if ties > 0 else 1.0]])],
-            ]
-        )
-        step = np.linalg.solve(information + 1e-9 * np.eye(size + 1), gradient)
+        prior = 1 / (1 + np.exp(-fitted[:size]))
+        gradient = np.append(scatter(tally, weight * (win - expected)), ties - float(weight @ p_tie))
+        gradient[:size] += PRIOR_GAMES * (0.5 - prior)
+        information[:-1, :-1] = normal_matrix(tally, weight * (p_win + p_tie / 4 - expected**2))
+        information[np.arange(size), np.arange(size)] += PRIOR_GAMES * prior * (1 - prior)
+        information[:-1, -1] = information[-1, :-1] = scatter(tally, weight * p_tie * (0.5 - expected))
+        information[-1, -1] = float(weight @ (p_tie * (1 - p_tie))) if ties > 0 else 1.0
+        information[np.diag_indices_from(information)] += 1e-9
+        step = np.linalg.solve(information, gradient)
         largest = float(np.abs(step).max())
         step *= min(1.0, 1.0 / max(largest, 1e-12))
-        s, log_nu = s + step[:-1], log_nu + float(step[-1])
-        if largest < 1e-10:
+        fitted, log_nu = fitted + step[:-1], log_nu + float(step[-1])
+        if largest < 1e-10 or np.abs(gradient).max() < 1e-12:  # what slots alone decide has no finite optimum
             break
-    centre = np.eye(size) - 1 / size
-    covariance = centre @ np.linalg.inv(information + 1e-9 * np.eye(size + 1))[:size, :size] @ centre
+    s, centre = fitted[:size], np.eye(size) - 1 / size
+    covariance = centre @ np.linalg.inv(information)[:size, :size] @ centre
     return np.asarray(s - s.mean()), np.sqrt(np.maximum(0.0, np.diag(covariance)))
 
 
-def log_odds_system(tally: Tally) -> tuple[Matrix, Matrix]:
-    """The normal equations of :func:`log_odds`: the precision matrix of strengths and slot bias, and its target.
-
-    Returns:
-        Matrix of shape (G + 1, G + 1) and vector of shape (G + 1,); the last entry is the bias, which adds to every
-        game's log-odds with the sign of the slot.
-    """
-    size = tally.size
-    system, target = np.empty((size + 1, size + 1)), np.empty(size + 1)
-    system[:size, :size] = np.diag(tally.games_G + PRIOR_GAMES) - tally.games_GG
-    system[:size, size] = system[size, :size] = tally.first_G
-    system[size, size] = tally.slotted + 1.0
-    target[:size], target[size] = tally.log_odds_GG.sum(axis=1), tally.first_log_odds
-    return system, target
-
-
 def log_odds(tally: Tally) -> Matrix:
-    """Least-squares fit of the games' mean log-odds, ridge ``PRIOR_GAMES`` (HodgeRank, logit model). Shape (G,).
+    """Least-squares fit of the games' log-odds, ridge ``PRIOR_GAMES`` (HodgeRank, logit model). Shape (G,).
 
-    On a complete schedule it orders candidates by their mean log-odds. A common bias towards the earlier slot is fitted
-    along with the strengths; where every candidate is first as often as second it drops out exactly.
+    On a complete schedule it orders candidates by their mean log-odds. What slots gain is fitted along, slips of a judge
+    that reads are weighted down, and a grade counts for where it stands on its scale as well.
     """
-    return np.asarray(np.linalg.solve(*log_odds_system(tally))[:-1])
+    fitted_G = fit_log_odds(tally)[: tally.size]
+    return fitted_G - fitted_G.mean() if tally.size else fitted_G
 
 
 def mean_score(tally: Tally) -> Matrix:

@@ -19,7 +19,9 @@ knockout       2G-2                 seeded by an anchor round, then single elimi
 =============  ===================  ==========================================================================
 
 Each takes a budget of calls per group. ``both_orders`` plays every pair in both slot orders; without it the slots are
-balanced over the schedule instead.
+balanced over the schedule instead. With ``audit`` one comparison at least is shown in mirrored slots, so that position
+consistency is known: within the number of calls, except that schedules that need each of their games (Swiss, knockout,
+and in one order anchor and all pairs) make one call more.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from .ratings import PRIOR_GAMES, log_odds, log_odds_system
+from .least_squares import PRIOR_GAMES, log_odds_system
+from .ratings import log_odds
 from .tally import Matrix, Tally
 
 Slots: TypeAlias = tuple[int, ...]
@@ -55,15 +58,25 @@ class Limits:
         budget: most comparisons per group; None for the schedule's own number.
         both_orders: whether a pair is shown in both slot orders; None for the schedule's own habit.
         max_slots: most candidates in one comparison (listwise).
+        audit: whether to show some comparison in mirrored slots as well.
     """
 
     budget: int | None = None
     both_orders: bool | None = None
     max_slots: int = 16
+    audit: bool = False
 
     def spend(self, natural: int) -> int:
         """The number of comparisons: the natural one unless a budget is set."""
         return natural if self.budget is None else max(0, self.budget)
+
+
+def audited(comparisons: list[Slots], calls: int, limits: Limits) -> list[Slots]:
+    """The first ``calls`` of them; if an audit is wanted and they hold none, the last is the first one's mirror image."""
+    kept = comparisons[: max(0, calls)]
+    if not limits.audit or calls < 2 or not kept or not set(kept).isdisjoint(slots[::-1] for slots in kept):
+        return kept
+    return [*kept[: calls - 1], kept[0][::-1]]
 
 
 def pointwise(size: int, limits: Limits, rng: Random) -> Plan:
@@ -103,7 +116,7 @@ def ring(size: int, limits: Limits, rng: Random) -> Plan:
     calls = min(limits.spend(2 * size), size * (size - 1))
     offsets = ring_offsets(size, math.ceil(calls / size), bool(limits.both_orders)) if calls > 0 else ()
     pairs: list[Slots] = [(i, (i + offset) % size) for offset in offsets for i in range(size)]
-    yield pairs[:calls]
+    yield audited(pairs, calls, limits)
 
 
 def all_pairs(size: int, limits: Limits, rng: Random) -> Plan:
@@ -114,10 +127,10 @@ def all_pairs(size: int, limits: Limits, rng: Random) -> Plan:
     else:  # each pair once, slots balanced: whoever is fewer steps behind on the circle is shown first
         pairs = [(i, (i + k) % size) for k in range(1, (size - 1) // 2 + 1) for i in range(size)]
         pairs += [(i, i + size // 2) for i in range(size // 2)] if size % 2 == 0 else []
-    calls = limits.spend(len(pairs))
+    calls = limits.spend(len(pairs) + (limits.audit and not both))
     if calls < len(pairs):
         rng.shuffle(pairs)
-    yield pairs[:calls]
+    yield audited(pairs, calls, limits)
 
 
 def listwise(size: int, limits: Limits, rng: Random) -> Plan:
@@ -144,7 +157,7 @@ def listwise(size: int, limits: Limits, rng: Random) -> Plan:
         parts = [tuple(order[a:b]) for a, b in pairwise(bounds) if b - a >= 2]
         comparisons += [part[::-1] for part in parts] if mirrored else parts
     comparisons = list(dict.fromkeys(comparisons))  # two candidates have fewer permutations than four
-    yield comparisons[: limits.spend(len(comparisons))]
+    yield audited(comparisons, limits.spend(len(comparisons)), limits)
 
 
 class _Slotter:
@@ -168,19 +181,30 @@ class _Slotter:
                 played.append((first, second))
         return played
 
+    def open(self, pairs: Iterable[tuple[int, int]], calls: int, limits: Limits) -> list[Slots]:
+        """The first round, of at most so many calls, with its audit."""
+        played = self.play(pairs)
+        asked = audited(played, calls, limits)
+        for slots, change in [(slots, -1) for slots in played] + [(slots, 1) for slots in asked]:
+            self.lead_G[slots[0]] += change
+            self.lead_G[slots[1]] -= change
+            self.asked_GG[slots] = change > 0
+        return asked
+
 
 def anchor(size: int, limits: Limits, rng: Random) -> Plan:
     """Everybody meets candidate 0 (which is a random one: candidates are numbered by a seeded hash)."""
-    pairs = _Slotter(size, limits.both_orders is not False).play((0, other) for other in range(1, size))
-    yield pairs[: limits.spend(len(pairs))]
+    both = limits.both_orders is not False
+    pairs = _Slotter(size, both).play((0, other) for other in range(1, size))
+    yield audited(pairs, limits.spend(len(pairs) + (limits.audit and not both)), limits)
 
 
 def swiss(size: int, limits: Limits, rng: Random) -> Plan:
     """Rounds in which neighbours of the current standing meet, without rematches; the last ones may sit out."""
     both = bool(limits.both_orders)
     rounds = math.ceil(math.log2(size)) if size > 1 else 0
-    left = limits.spend(rounds * (size // 2) * (2 if both else 1))
-    slotter = _Slotter(size, both)
+    left = limits.spend(rounds * (size // 2) * (2 if both else 1) + (limits.audit and not both))
+    slotter, asked = _Slotter(size, both), False
     standing = list(range(size))
     while left > 0:
         pairs: list[tuple[int, int]] = []
@@ -193,8 +217,8 @@ def swiss(size: int, limits: Limits, rng: Random) -> Plan:
                 pairs.append((i, j))
         if not pairs:
             return
-        comparisons = slotter.play(pairs)[:left]
-        left -= len(comparisons)
+        comparisons = slotter.play(pairs)[:left] if asked else slotter.open(pairs, left, limits)
+        asked, left = True, left - len(comparisons)
         strength_G = log_odds((yield comparisons))
         standing.sort(key=lambda i: -strength_G[i])
 
@@ -205,11 +229,11 @@ def knockout(size: int, limits: Limits, rng: Random) -> Plan:
     A match against the anchor counts their seeding game as well.
     """
     both = bool(limits.both_orders)
-    left = limits.spend((2 * size - 2) * (2 if both else 1))
+    left = limits.spend((2 * size - 2) * (2 if both else 1) + (limits.audit and not both))
     if size < 2 or left <= 0:
         return
     slotter = _Slotter(size, both)
-    opening = slotter.play((0, other) for other in range(1, size))[:left]
+    opening = slotter.open(((0, other) for other in range(1, size)), left, limits)
     left -= len(opening)
     tally = yield opening
     strength_G = log_odds(tally)
@@ -240,7 +264,8 @@ def adaptive(size: int, limits: Limits, rng: Random) -> Plan:
         return
     both, left = bool(limits.both_orders), limits.spend(2 * size)
     slotter = _Slotter(size, both)
-    comparisons = slotter.play((i, (i + 1) % size) for i in range(0, size, 2 if both else 1))[:left]
+    circle = ((i, (i + 1) % size) for i in range(0, size, 2 if both else 1))
+    comparisons = slotter.open(circle, left, limits)
     games_per_round = math.ceil((left - len(comparisons)) / ADAPTIVE_ROUNDS)
     while comparisons:
         left -= len(comparisons)
@@ -259,7 +284,7 @@ def _most_telling(tally: Tally, slotter: _Slotter, count: int) -> list[Slots]:
         return []
     system, target = log_odds_system(tally)
     inverse = np.asarray(np.linalg.inv(system), dtype=np.float64)
-    strength_G, covariance_GG = (inverse @ target)[:-1], inverse[:-1, :-1]
+    strength_G, covariance_GG = (inverse @ target)[: tally.size], inverse[: tally.size, : tally.size].copy()
     # By the prior strengths have the variance noise / PRIOR_GAMES, so their spread tells the noise of a game.
     noise = (strength_G @ strength_G) / max(1e-9, float((1 / PRIOR_GAMES - covariance_GG.diagonal()).sum()))
     diagonal_GG = np.eye(tally.size, dtype=bool)

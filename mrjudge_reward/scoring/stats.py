@@ -1,7 +1,8 @@
-"""What a batch of judgements looked like: the numbers every adapter logs, and the alarm on failures."""
+"""What a batch of judgements looked like: the numbers every adapter logs, the alarm on failures, the watch on slots."""
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
 import threading
@@ -13,10 +14,13 @@ from typing import Any
 from mrjudge_reward.errors import JudgeUnreliableError
 from mrjudge_reward.types import JudgedComparison, Judgement, NoVerdict, Outcome, RankOrder, Tie, Usage
 
-from .tally import position_consistency
+from .tally import debiased_consistency, position_consistency
+
+logger = logging.getLogger(__name__)
 
 METRICS = (
     "position_consistency",
+    "position_consistency_debiased",
     "tie_rate",
     "failed_rate",
     "abstained_rate",
@@ -40,7 +44,7 @@ class JudgeStats:
         groups, candidates, comparisons: how many.
         failed, tied: comparisons without a verdict; with a verdict that none is better.
         agreeing, mirrored: pairs of comparisons in mirrored slots with the same winner, and all such pairs.
-        slotted: comparisons of several candidates, in which the slot could matter.
+        debiased_agreeing, debiased_mirrored: the same of pairs that were read, with the bias all reads share taken out.
         abstained: candidates without a score.
         zero_spread_groups: groups whose known scores are all equal, or unknown: they teach a policy nothing.
         calls, cache_hits: requests that reached the engine, and that did not have to.
@@ -63,7 +67,8 @@ class JudgeStats:
     tied: int = 0
     agreeing: int = 0
     mirrored: int = 0
-    slotted: int = 0
+    debiased_agreeing: int = 0
+    debiased_mirrored: int = 0
     abstained: int = 0
     zero_spread_groups: int = 0
     calls: int = 0
@@ -93,8 +98,11 @@ class JudgeStats:
             rewards: per group, a reward per candidate; the scores by default.
             lengths: per group, of its candidates; characters of the final answers by default.
         """
+        agreeing, mirrored = debiased_consistency([_asked(judgement) for judgement in judgements])
         stats = cls(
             groups=len(judgements),
+            debiased_agreeing=agreeing,
+            debiased_mirrored=mirrored,
             seconds=max((judgement.seconds for judgement in judgements), default=0.0),
         )
         for index, judgement in enumerate(judgements):
@@ -127,13 +135,15 @@ class JudgeStats:
     def metrics(self) -> dict[str, float]:
         """The values of ``METRICS``. A rate over nothing is 0.
 
-        Consistency is 1 where every candidate was judged alone, and NaN where the schedule mirrored no comparison:
-        then nothing is known about it (set ``both_orders`` to know). The correlation with length is a mean over groups, NaN
-        where no group has one.
+        Consistency is 0 where the slot alone decides, .5 for a coin and 1 where it does not matter. It is NaN where no
+        comparison was mirrored, as where every candidate was judged alone: then it was not measured. The correlation
+        with length is a mean over groups, NaN where no group has one.
         """
-        consistency = self.agreeing / self.mirrored if self.mirrored else math.nan if self.slotted else 1.0
         return {
-            "position_consistency": consistency,
+            "position_consistency": self.agreeing / self.mirrored if self.mirrored else math.nan,
+            "position_consistency_debiased": (
+                self.debiased_agreeing / self.debiased_mirrored if self.debiased_mirrored else math.nan
+            ),
             "tie_rate": self.tied / max(1, self.comparisons - self.failed),
             "failed_rate": self.failed / max(1, self.comparisons),
             "abstained_rate": self.abstained / max(1, self.candidates),
@@ -190,11 +200,15 @@ def length_correlation(rewards_G: Sequence[float | None], lengths_G: Sequence[in
         return None
 
 
+def _asked(judgement: Judgement) -> Sequence[JudgedComparison]:
+    """What tells about slots: of a cascade its reads, which are of both orders."""
+    return judgement.quick_reads or judgement.played
+
+
 def _count(judgement: Judgement, correlation: float | None) -> JudgeStats:
-    asked = judgement.quick_reads or judgement.played
-    agreeing, mirrored = position_consistency(asked)
+    agreeing, mirrored = position_consistency(_asked(judgement))
     scores = [score for score in judgement.scores_G if score is not None]
-    masses = [item.verdict.label_mass for item in asked if item.verdict.label_mass is not None]
+    masses = [item.verdict.label_mass for item in _asked(judgement) if item.verdict.label_mass is not None]
     failed = [item.verdict.outcome for item in judgement.played if isinstance(item.verdict.outcome, NoVerdict)]
     return JudgeStats(
         candidates=len(judgement.scores_G),
@@ -203,7 +217,6 @@ def _count(judgement: Judgement, correlation: float | None) -> JudgeStats:
         tied=sum(is_tie(item) for item in judgement.played),
         agreeing=agreeing,
         mirrored=mirrored,
-        slotted=sum(len(item.comparison.slots) > 1 for item in asked),
         abstained=len(judgement.scores_G) - len(scores),
         zero_spread_groups=int(not scores or max(scores) - min(scores) < 1e-9),
         calls=judgement.calls,
@@ -218,6 +231,45 @@ def _count(judgement: Judgement, correlation: float | None) -> JudgeStats:
         reasons=Counter(outcome.reason for outcome in failed),
         rejected=Counter(outcome.rejected for outcome in failed if outcome.rejected),
     )
+
+
+class SlotWatch:
+    """Says once that a judge goes by the slot. Several threads may share one.
+
+    Args:
+        least: pairs in both orders that must have been seen.
+        limit: consistency up to which it is said; for reads, that without the bias they share decides.
+    """
+
+    def __init__(self, least: float = 32, limit: float = 0.2) -> None:
+        self.least, self.limit = least, limit
+        self._seen = JudgeStats()
+        self._said = False
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
+
+    def observe(self, judgements: Sequence[Judgement]) -> None:
+        """Judgements have come."""
+        if self._said:
+            return
+        with self._lock:
+            self._seen += JudgeStats.of(judgements)
+            seen, rates = self._seen, self._seen.metrics()
+            orders = rates["position_consistency_debiased"] > 0.6  # its reads name one slot, and their margins tell
+            if self._said or seen.mirrored < self.least or rates["position_consistency"] > self.limit or orders:
+                return
+            self._said = True
+        logger.warning(
+            "position consistency is %.2f over %d pairs shown in both orders: the judge goes by the slot (0: the slot alone "
+            "decides; .5: a coin; 1: the slot does not matter), and its verdicts say next to nothing about the answers. "
+            "Reads of label probabilities often still order them (verdict='logprobs'). This is said once.",
+            rates["position_consistency"], seen.mirrored,
+        )  # fmt: skip
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""From verdicts to games: who met whom, and how it went.
+"""From verdicts to games: who met whom, in which slots, and how it went.
 
 Every verdict is reduced to games between two candidates:
 
@@ -7,27 +7,29 @@ verdict                           games
 ================================  =========================================================================
 Preference over K slots           slots i and j met with weight p_i + p_j, and i won p_i of it. One-hot, that
                                   is K-1 games which the winner won; soft, its expectation
-RankOrder, Grades of K slots      K(K-1)/2 games, won by the higher; equals are a tie
+RankOrder of K slots              K(K-1)/2 games, won by the higher by the strongest step between; equals are a tie
+Grades of K slots                 as many; the margin is the difference of grades, in units of the group's mean
+                                  difference, which counts like a game won outright
 Grades of single slots            candidates graded alone meet afterwards: the game is P(i > j | they differ)
-                                  under their grade distributions, averaged over votes
+                                  under their grade distributions, averaged over votes; as above if written
 Tie                               every pair of slots tied
 NoVerdict                         no game
 ================================  =========================================================================
 
-A tie is half a win each. A hard disagreement between the two orders of a pair needs no special rule: a win each way
-adds up to the same matrix as two ties, and it is counted as such in ``ties`` (Davidson's statistic).
+A tie is half a win each. A hard disagreement between the two orders of a pair is a win each way: ratings learn from it
+what the slot is worth.
 
-Besides wins and games, the tally sums the games' log-odds, because position bias is additive there: a bias towards the
-earlier slot cancels exactly where slots are balanced, and can be estimated where they are not, from how often each
-candidate was shown first (HodgeRank's logit model, Jiang, Lim, Yao & Ye 2011, with one more column for the slot).
+Each game knows its log-odds, because position bias is additive there (HodgeRank's logit model, Jiang, Lim, Yao & Ye 2011),
+and its slots, so that what a slot is worth can be fitted; see ``least_squares``.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import combinations
 
 import numpy as np
@@ -36,6 +38,7 @@ from numpy.typing import NDArray
 from mrjudge_reward.types import Grades, JudgedComparison, Outcome, Preference, RankOrder, Tie, steps_between
 
 Matrix = NDArray[np.float64]
+Indices = NDArray[np.intp]
 
 MAX_LOG_ODDS = 8.0
 """Bound of one game's log-odds. Beyond p = .9997 a probability read from a language model carries no more news."""
@@ -50,46 +53,113 @@ MAX_GROUP = 4096
 """Largest group; the matrices of one group are dense, G by G."""
 
 
+LEAST_READS = 8
+"""Fewest reads from which the bias that they share is known."""
+
+
+@dataclass(frozen=True, eq=False)
+class Games:
+    """Games one by one. All shapes (N,).
+
+    Attributes:
+        first, second: candidates; the first was in the earlier slot.
+        win: the first's share of the win.
+        weight: how much of a game it is.
+        log_odds: of the first over the second.
+        read: whether the log-odds were read from label probabilities.
+        slot_first, slot_second: where these stood, as indices of ``Tally.columns``; both equal where that is not asked.
+    """
+
+    first: Indices
+    second: Indices
+    win: Matrix
+    weight: Matrix
+    log_odds: Matrix
+    read: NDArray[np.bool_]
+    slot_first: Indices
+    slot_second: Indices
+
+
 @dataclass(frozen=True, eq=False)
 class Tally:
     """Games of one group.
 
     Attributes:
-        wins_GG: row's wins over column, ties half. Shape (G, G).
-        games_GG: games between row and column; symmetric, equals ``wins_GG + wins_GG.T``. Shape (G, G).
-        log_odds_GG: summed log-odds of row over column, weighted like games; antisymmetric. Shape (G, G).
-        first_G: games in which the candidate was in the earlier slot, minus those in the later one. Shape (G,).
-        first_log_odds: summed log-odds of the earlier slot over the later one, over all games with slots.
-        slotted: weight of the games that ``first_log_odds`` sums.
+        size: candidates, G.
+        games: one by one, N of them.
+        columns: (K, slot) of comparisons of K candidates, and the slot's index in ``games``; the last slot of each K is
+            the one that the others gain over, and has index S = ``len(columns)``. Empty where the plan shows each
+            candidate in one place only.
         ties: how many games were tied outright.
-        grades_G: mean grade of each candidate over all comparisons that graded it; NaN where none did. Shape (G,).
+        grades_G: mean grade of each candidate over all comparisons that graded it, with what the slots explain taken out;
+            NaN where none did. Shape (G,).
+        graded_G: how many grades it got beside others. Shape (G,).
+        steepness: log-odds per grade of grades given beside others; 0 where there are none.
     """
 
-    wins_GG: Matrix
-    games_GG: Matrix
-    log_odds_GG: Matrix
-    first_G: Matrix
-    first_log_odds: float
-    slotted: float
+    size: int
+    games: Games
+    columns: Mapping[tuple[int, int], int]
     ties: float
     grades_G: Matrix
+    graded_G: Matrix
+    steepness: float = 0.0
 
-    @property
-    def size(self) -> int:
-        """G."""
-        return len(self.wins_GG)
+    @cached_property
+    def wins_GG(self) -> Matrix:
+        """Row's wins over column, ties half. Shape (G, G)."""
+        games = self.games
+        lost = self._sum(games.weight * (1 - games.win)).T
+        return np.asarray(self._sum(games.weight * games.win) + lost)
 
-    @property
+    @cached_property
+    def games_GG(self) -> Matrix:
+        """Games between row and column; symmetric. Shape (G, G)."""
+        games_GG = self._sum(self.games.weight)
+        return np.asarray(games_GG + games_GG.T)
+
+    @cached_property
+    def log_odds_GG(self) -> Matrix:
+        """Summed log-odds of row over column, weighted like games; antisymmetric. Shape (G, G)."""
+        log_odds_GG = self._sum(self.games.weight * self.games.log_odds)
+        return np.asarray(log_odds_GG - log_odds_GG.T)
+
+    @cached_property
     def games_G(self) -> Matrix:
         """Games of each candidate. Shape (G,)."""
-        total: Matrix = self.games_GG.sum(axis=1)
-        return total
+        games, size = self.games, self.size
+        return np.asarray(np.bincount(games.first, games.weight, size) + np.bincount(games.second, games.weight, size))
+
+    def _sum(self, values: Matrix) -> Matrix:
+        cells = self.games.first * self.size + self.games.second
+        return np.bincount(cells, values, self.size**2).astype(np.float64).reshape(self.size, self.size)
+
+
+_Slot = tuple[int, int]
+"""K and the slot, of a comparison of K candidates."""
+
+
+@dataclass
+class _Games:
+    """Games while they are counted, as columns."""
+
+    first: list[int] = field(default_factory=list)
+    second: list[int] = field(default_factory=list)
+    win: list[float] = field(default_factory=list)
+    weight: list[float] = field(default_factory=list)
+    margin: list[float] = field(default_factory=list)
+    read: list[bool] = field(default_factory=list)
+    graded: list[bool] = field(default_factory=list)
+    slot_first: list[_Slot] = field(default_factory=list)
+    slot_second: list[_Slot] = field(default_factory=list)
+
+    def add(self, *game: object) -> None:
+        for column, value in zip(vars(self).values(), game, strict=True):
+            column.append(value)
 
 
 class GameCount:
     """Counts a group's games as verdicts come in, each once.
-
-    Cells of its matrices are kept by row * size + column: numpy is slow at single ones.
 
     Args:
         size: candidates of the group, G.
@@ -97,93 +167,133 @@ class GameCount:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._wins: dict[int, float] = defaultdict(float)
-        self._games: dict[int, float] = defaultdict(float)
-        self._log_odds: dict[int, float] = defaultdict(float)
-        self._first_G = [0.0] * size
-        self._first_log_odds = self._slotted = self._ties = 0.0
-        self._grades: dict[int, list[float]] = defaultdict(list)
+        self._games = _Games()
+        self._ties = 0.0
+        self._places: dict[int, set[tuple[int, ...]]] = defaultdict(set)
+        self._grades: list[tuple[int, _Slot, float]] = []
         self._alone: dict[int, list[tuple[tuple[float, float], ...]]] = defaultdict(list)
-        self._mirrored: dict[tuple[int, ...], list[int]] = defaultdict(list)
 
     def add(self, played: Iterable[JudgedComparison]) -> None:
-        """Count comparisons with their verdicts; failed ones contribute nothing."""
+        """Count comparisons with their verdicts; failed ones contribute no game."""
         for item in played:
             slots, outcome = item.comparison.slots, item.verdict.outcome
+            if len(slots) > 1:
+                for candidate in slots:
+                    self._places[candidate].add(slots)
             self._meet(slots, outcome)
             if isinstance(outcome, Grades):
-                for slot, value in zip(slots, outcome.values_K, strict=True):
-                    self._grades[slot].append(value)
+                for place, (slot, value) in enumerate(zip(slots, outcome.values_K, strict=True)):
+                    self._grades.append((slot, (len(slots), place), value))
                 if len(slots) == 1:
                     self._alone[slots[0]].append(outcome.grades_K[0])
-            soft = isinstance(outcome, Preference) and outcome.soft
-            if len(slots) == 2 and not soft and (winner := hard_winner(item)) is not None:
-                self._mirrored[tuple(sorted(slots))].append(winner)
 
     def tally(self) -> Tally:
         """What has been counted so far."""
-        ties = self._ties
-        for winners in self._mirrored.values():  # a win each way is two ties
-            ties += 2 * min(winners.count(winner) for winner in set(winners)) if len(set(winners)) == 2 else 0
-        wins_GG, games_GG, log_odds_GG = map(self._matrix, (self._wins, self._games, self._log_odds))
-        first_G, grades_G = np.array(self._first_G, dtype=np.float64), np.full(self.size, np.nan)
-        for candidate, values in self._grades.items():
-            grades_G[candidate] = np.mean(values)
-        tally = Tally(
-            wins_GG, games_GG, log_odds_GG, first_G, self._first_log_odds, self._slotted, ties, grades_G
+        once = all(len(places) == 1 for places in self._places.values())
+        seen = {*self._games.slot_first, *self._games.slot_second} if not once else set()
+        columns = {slot: index for index, slot in enumerate(sorted(slot for slot in seen if slot[1] < slot[0] - 1))}
+        margin, graded = np.array(self._games.margin), np.array(self._games.graded, dtype=bool)
+        steepness = steepness_of(margin[graded])
+        log_odds = np.where(graded, np.clip(margin * steepness, -MAX_LOG_ODDS, MAX_LOG_ODDS), margin)
+        win = np.where(graded, 1 / (1 + np.exp(-log_odds)), np.array(self._games.win))
+        last = len(columns)
+        games = Games(
+            *(np.array(part, dtype=np.intp) for part in (self._games.first, self._games.second)),
+            win, np.array(self._games.weight, dtype=np.float64), log_odds, np.array(self._games.read, dtype=bool),
+            *(
+                np.array([columns.get(slot, last) for slot in slots], dtype=np.intp)
+                for slots in (self._games.slot_first, self._games.slot_second)
+            ),
         )  # fmt: skip
-        return _meet_afterwards(tally, self._alone) if len(self._alone) > 1 else tally
+        ties = self._ties
+        if len(self._alone) > 1:
+            games, tied = _meet_afterwards(games, self._alone, last)
+            ties += tied
+        grades_G, graded_G = self._mean_grades(once)
+        return Tally(self.size, games, columns, ties, grades_G, graded_G, steepness)
 
-    def _game(self, i: int, j: int, win: float, weight: float, log_odds: float) -> None:
-        """Candidate i, in the earlier slot, met j."""
-        there, back = i * self.size + j, j * self.size + i
-        self._wins[there] += weight * win
-        self._wins[back] += weight * (1 - win)
-        self._games[there] += weight
-        self._games[back] += weight
-        self._log_odds[there] += weight * log_odds
-        self._log_odds[back] -= weight * log_odds
-        self._first_G[i] += weight
-        self._first_G[j] -= weight
-        self._first_log_odds += weight * log_odds
-        self._slotted += weight
+    def _mean_grades(self, once: bool) -> tuple[Matrix, Matrix]:
+        """Mean grades and the numbers of grades given beside others, of each candidate."""
+        if not self._grades:
+            return np.full(self.size, np.nan), np.zeros(self.size)
+        candidates, slots, values = zip(*self._grades, strict=True)
+        of_G, value_N = np.array(candidates, dtype=np.intp), np.array(values)
+        beside_N = np.array([slot[0] > 1 for slot in slots])
+        if not once:
+            value_N = value_N - _slot_grades(of_G, slots, value_N, self.size)
+        count_G = np.bincount(of_G, minlength=self.size)
+        with np.errstate(invalid="ignore"):
+            grades_G = np.bincount(of_G, value_N, self.size) / count_G
+        return grades_G, np.bincount(of_G, beside_N.astype(np.float64), self.size)
 
-    def _hard(self, i: int, j: int, difference: float, strength: int = 1) -> None:
-        """A game whose side is known but not its margin, except by grade; a difference of 0 is a tie."""
+    def _game(
+        self, places: tuple[int, int], slots: Sequence[int], win: float, weight: float, margin: float,
+        *, read: bool = False, graded: bool = False,
+    ) -> None:  # fmt: skip
+        """The candidate in the first of these places met the one in the second, a later one."""
+        (a, b), count = places, len(slots)
+        self._games.add(slots[a], slots[b], win, weight, margin, read, graded, (count, a), (count, b))
+
+    def _hard(self, places: tuple[int, int], slots: Sequence[int], difference: float, strength: float = 1.0) -> None:
+        """A game whose side is known; a difference of 0 is a tie.
+
+        Args:
+            strength: its margin, in games won outright; 1 where it is not known.
+        """
         if difference == 0:
             self._ties += 1
         sign = difference / abs(difference) if difference else 0.0
-        self._game(i, j, (1 + sign) / 2, 1.0, sign * HARD_LOG_ODDS * strength)
+        self._game(places, slots, (1 + sign) / 2, 1.0, sign * strength * HARD_LOG_ODDS)
 
-    def _matrix(self, cells: dict[int, float]) -> Matrix:
-        flat = np.zeros(self.size * self.size)
-        flat[list(cells)] = list(cells.values())
-        return flat.reshape(self.size, self.size)
+    def _graded(self, places: tuple[int, int], slots: Sequence[int], difference: float) -> None:
+        """A game whose margin is known on a scale of its own."""
+        self._ties += difference == 0
+        self._game(places, slots, 0.5, 1.0, difference, graded=True)
 
     def _meet(self, slots: Sequence[int], outcome: Outcome) -> None:
         pairs = list(combinations(range(len(slots)), 2))
         match outcome:
             case Tie():
-                for a, b in pairs:
-                    self._hard(slots[a], slots[b], 0.0)
+                for pair in pairs:
+                    self._hard(pair, slots, 0.0)
             case RankOrder():
                 for a, b in pairs:
                     steps = steps_between(outcome, a, b)
-                    self._hard(slots[a], slots[b], steps, abs(steps))
+                    self._hard((a, b), slots, steps, abs(steps))
             case Grades(values):
                 for a, b in pairs:
-                    self._hard(slots[a], slots[b], values[a] - values[b])
+                    self._graded((a, b), slots, values[a] - values[b])
             case Preference(p) if not outcome.soft:
                 for a, b in pairs:
                     if p[a] != p[b]:
-                        self._hard(slots[a], slots[b], p[a] - p[b])
+                        self._hard((a, b), slots, p[a] - p[b])
             case Preference(p):
                 for a, b in pairs:
                     weight = p[a] + p[b]
                     if weight > 0:
-                        self._game(slots[a], slots[b], p[a] / weight, weight, bounded_log_odds(p[a], p[b]))
+                        self._game((a, b), slots, p[a] / weight, weight, bounded_log_odds(p[a], p[b]), read=True)
             case _:
                 pass
+
+
+def steepness_of(differences: Matrix) -> float:
+    """Log-odds per grade: the mean difference of grades that differ counts like a game won outright."""
+    apart = np.abs(differences[differences != 0])
+    return HARD_LOG_ODDS / float(apart.mean()) if len(apart) else 0.0
+
+
+def _slot_grades(of_G: Indices, slots: Sequence[_Slot], value_N: Matrix, size: int) -> Matrix:
+    """What slots add to grades, beyond the mean: least squares of candidates (with a weak prior) and slots. Shape (N,)."""
+    level_of = {slot: level for level, slot in enumerate(sorted(set(slots)))}
+    if len(level_of) == 1:
+        return np.zeros(len(value_N))
+    of_L, levels = np.array([level_of[slot] for slot in slots], dtype=np.intp), len(level_of)
+    meet_GL = np.bincount(of_G * levels + of_L, minlength=size * levels).reshape(size, levels).astype(np.float64)
+    weight_G = 1 / (meet_GL.sum(axis=1) + 0.5)
+    matrix_LL = np.diag(meet_GL.sum(axis=0)) - meet_GL.T @ (weight_G[:, None] * meet_GL)
+    target_L = np.bincount(of_L, value_N, levels) - meet_GL.T @ (weight_G * np.bincount(of_G, value_N, size))
+    grade_N = np.linalg.solve(matrix_LL, target_L)[of_L]
+    return np.asarray(grade_N - grade_N.mean())
 
 
 def bounded_log_odds(p: float, q: float) -> float:
@@ -200,14 +310,16 @@ def count_games(size: int, played: Iterable[JudgedComparison]) -> Tally:
     return count.tally()
 
 
-def _meet_afterwards(tally: Tally, alone: dict[int, list[tuple[tuple[float, float], ...]]]) -> Tally:
-    """The tally with the games between candidates that were graded one by one.
+def _meet_afterwards(
+    games: Games, alone: dict[int, list[tuple[tuple[float, float], ...]]], no_slot: int
+) -> tuple[Games, float]:
+    """The games with those between candidates that were graded one by one, and how many of these are ties.
 
     For two grades this is the Bradley-Terry form: the log-odds of i over j are the difference of their logits.
     """
     players = sorted(alone)
-    values = sorted({value for votes in alone.values() for vote in votes for value, _ in vote})
-    column = {value: index for index, value in enumerate(values)}
+    values = np.array(sorted({value for votes in alone.values() for vote in votes for value, _ in vote}))
+    column = {value: index for index, value in enumerate(values.tolist())}
     mass_PV = np.zeros((len(players), len(values)))
     for row, player in enumerate(players):
         for vote in alone[player]:
@@ -218,19 +330,21 @@ def _meet_afterwards(tally: Tally, alone: dict[int, list[tuple[tuple[float, floa
         :, :-1
     ]  # not cumsum - mass: that loses what little mass sure grades leave
     up_PP = mass_PV @ below_PV.T  # P(row's grade > column's)
-    down_PP, differ_PP = up_PP.T, up_PP + up_PP.T
-    written_P = (mass_PV > 0).sum(axis=1) == 1  # sampled grades, not read ones: their margin is unknown
-    hard_PP = np.outer(written_P, written_P) | (differ_PP <= 0)
+    first, second = np.triu_indices(len(players), 1)
+    up, down = up_PP[first, second], up_PP[second, first]
+    written_P = (mass_PV > 0).sum(axis=1) == 1  # sampled grades, not read ones: how sure they are is unknown
+    grade_P = mass_PV @ values
+    margin = grade_P[first] - grade_P[second]
+    hard = (written_P[first] & written_P[second]) | (up + down <= 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        soft_PP = np.clip(np.log(up_PP) - np.log(down_PP), -MAX_LOG_ODDS, MAX_LOG_ODDS)
-    log_odds_PP = np.where(hard_PP, np.sign(up_PP - down_PP) * HARD_LOG_ODDS, soft_PP)
-    wins_PP = np.divide(up_PP, differ_PP, out=np.full_like(up_PP, 0.5), where=differ_PP > 0)
-    others_PP = 1 - np.eye(len(players))
-    block = np.ix_(players, players)
-    tally.wins_GG[block] += wins_PP * others_PP
-    tally.games_GG[block] += others_PP
-    tally.log_odds_GG[block] += log_odds_PP * others_PP
-    return replace(tally, ties=tally.ties + float(((hard_PP & (up_PP == down_PP)) * others_PP).sum()) / 2)
+        soft = np.log(up) - np.log(down)
+    log_odds = np.clip(np.where(hard, margin * steepness_of(margin[hard]), soft), -MAX_LOG_ODDS, MAX_LOG_ODDS)
+    share = np.divide(up, up + down, out=np.full_like(up, 0.5), where=~hard)
+    win = np.where(hard, 1 / (1 + np.exp(-log_odds)), share)
+    number_P, nowhere = np.array(players, dtype=np.intp), np.full(len(first), no_slot, dtype=np.intp)
+    met = Games(number_P[first], number_P[second], win, np.ones(len(first)), log_odds, ~hard, nowhere, nowhere)
+    joined = {name: np.concatenate([column, getattr(met, name)]) for name, column in vars(games).items()}
+    return Games(**joined), float((hard & (up == down)).sum())
 
 
 def hard_winner(item: JudgedComparison) -> int | None:
@@ -255,8 +369,47 @@ def position_consistency(played: Iterable[JudgedComparison]) -> tuple[int, int]:
         (agreeing, mirrored): pairs of mirrored comparisons that agree, and that exist with two verdicts. A tie both
         ways agrees; a failed verdict makes no pair.
     """
+    pairs = list(_mirrored(played))
+    return sum(hard_winner(one) == hard_winner(other) for one, other in pairs), len(pairs)
+
+
+def debiased_consistency(groups: Iterable[Sequence[JudgedComparison]]) -> tuple[int, int]:
+    """:func:`position_consistency` of reads of pairs, with the bias that all of them share taken out.
+
+    Reads may name one slot always, and yet order perfectly: then the margin tells. The bias is the median log-odds of the
+    earlier slot; with fewer than ``LEAST_READS`` reads it is not known.
+
+    Args:
+        groups: of one judge.
+
+    Returns:
+        As there; (0, 0) where the bias is not known.
+    """
+    reads = [[(item, odds) for item in played if (odds := _read_pair(item)) is not None] for played in groups]
+    all_odds = [odds for group in reads for _, odds in group]
+    if len(all_odds) < LEAST_READS:
+        return 0, 0
+    bias = float(np.median(all_odds))
+    ahead = [{id(item): np.sign(odds - bias) for item, odds in group} for group in reads]
+    agree = [
+        of_item[id(one)] == -of_item[id(other)]
+        for group, of_item in zip(reads, ahead, strict=True)
+        for one, other in _mirrored(item for item, _ in group)
+    ]
+    return sum(map(bool, agree)), len(agree)
+
+
+def _read_pair(item: JudgedComparison) -> float | None:
+    """Log-odds of the earlier slot of a pair that was read."""
+    outcome = item.verdict.outcome
+    if not isinstance(outcome, Preference) or not outcome.soft or len(outcome.probabilities_K) != 2:
+        return None
+    return bounded_log_odds(*outcome.probabilities_K)
+
+
+def _mirrored(played: Iterable[JudgedComparison]) -> Iterator[tuple[JudgedComparison, JudgedComparison]]:
+    """Pairs of comparisons in mirrored slots that have a verdict each."""
     by_slots: dict[tuple[tuple[int, ...], int], JudgedComparison] = {}
-    agreeing = mirrored = 0
     for item in played:
         if item.verdict.failed or len(item.comparison.slots) < 2:
             continue
@@ -264,9 +417,7 @@ def position_consistency(played: Iterable[JudgedComparison]) -> tuple[int, int]:
         if other is None:
             by_slots[(item.comparison.slots, item.comparison.repeat)] = item
         else:
-            mirrored += 1
-            agreeing += hard_winner(item) == hard_winner(other)
-    return agreeing, mirrored
+            yield other, item
 
 
 def cyclic_triads(tally: Tally) -> int:

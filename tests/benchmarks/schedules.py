@@ -14,7 +14,8 @@ so that asking again in the same order tells nothing new, and asking in the othe
 logit's sign, or a tie where the logit is within the tie band; the soft verdict is the logit's sigmoid. Among K slots
 (listwise) slot k has the utility ``beta s + bias (1 - k / (K - 1)) + noise e / sqrt(2)``, e again fixed for the
 permutation: for K = 2 that is the same judge. The hard verdict is the slot of highest utility (a tie if the runner-up
-is within the band), the soft one the softmax.
+is within the band), the soft one the softmax. Two more judges are read: one of whose reads of pairs a tenth say one label
+with log-odds of 12, at random, and one whose logits are all 3.3 times as large.
 
 What this flatters. A soft judge gets credit for knowing its own margins, which a real one does only as far as it is
 calibrated; the hard rows are the lower end. And a soft listwise judge reads the utilities of all K candidates in one
@@ -67,6 +68,8 @@ class Level:
     bias: float
     noise: float
     tie_band: float = 0.0
+    slips: float = 0.0
+    confidence: float = 1.0
 
     def __str__(self) -> str:
         numbers = f"beta {self.beta:g}, bias {self.bias:g}, noise {self.noise:g}, tie band {self.tie_band:g}"
@@ -75,6 +78,10 @@ class Level:
 
 LEVELS = (Level("low noise", 2, 0.5, 1), Level("middle", 1, 1, 1), Level("biased", 1, 2, 1))
 TIED = Level("middle, with ties", 1, 1, 1, tie_band=0.5)
+SLIPPING = Level("middle, a tenth of the reads certain at random", 1, 1, 1, slips=0.1)
+CONFIDENT = Level("middle, overconfident", 1, 1, 1, confidence=3.3)
+REQUIRED_TAU = {LEVELS[1]: 0.72, SLIPPING: 0.62, CONFIDENT: 0.71}
+"""Of soft log_odds over the adaptive schedule with 8 candidates."""
 
 
 class Judge:
@@ -86,7 +93,9 @@ class Judge:
         self.s_G = rng.normal(size=size)
         self.level, self.soft = level, soft
         difference_GG = self.s_G[:, None] - self.s_G[None, :]
-        self.logit_GG = level.beta * difference_GG + level.bias + level.noise * rng.normal(size=(size, size))
+        logit_GG = level.beta * difference_GG + level.bias + level.noise * rng.normal(size=(size, size))
+        slips_GG = rng.random((size, size)) < level.slips
+        self.logit_GG = np.where(slips_GG, 12 * rng.choice([-1, 1], (size, size)), level.confidence * logit_GG)
 
     def __call__(self, slots: tuple[int, ...]) -> Outcome:
         if len(slots) == 2:
@@ -251,6 +260,13 @@ def adaptive_against_ring(table: Table, size: int, level: Level) -> Finding:
     return judged(equal_calls and (mean > error if must_lead else mean >= -error), text)
 
 
+def slips_and_confidence(table: Table, level: Level) -> Finding:
+    """Requirement (c): reads that are certain and wrong, or all too sure, leave the order standing."""
+    tau = table[8, level, "adaptive", True, "log_odds"].tau
+    needed = REQUIRED_TAU[level]
+    return judged(tau.mean() >= needed, f"(c) {level.name}: {tau.mean():.3f} ±{standard_error(tau):.3f} >= {needed}")
+
+
 def default_schedule(table: Table, sizes: Iterable[int], soft: bool) -> str:
     """The pairwise schedule of at most 2G calls with the best order, averaged over judges and sizes."""
     mean_tau: dict[str, float] = {}
@@ -281,7 +297,7 @@ def requirements(table: Table, sizes: list[int]) -> list[Finding]:
             findings += [adaptive_against_ring(table, size, level) for level in LEVELS]
         else:
             findings.append(Finding("-", f"(b) G={size} was not run"))
-    return findings
+    return findings + [slips_and_confidence(table, level) for level in REQUIRED_TAU if 8 in sizes]
 
 
 def main() -> None:
@@ -299,9 +315,10 @@ def main() -> None:
     table: Table = {}
     for size in sizes:
         count = groups if size <= 16 else max(2, groups // 2)
-        for level in (*LEVELS, TIED):
+        for level in (*LEVELS, TIED, *((SLIPPING, CONFIDENT) if size == 8 else ())):
             print(f"\nG = {size}, {level}, {count} groups\n{HEADER}")
-            for soft in (False, True) if level.tie_band == 0 else (False,):
+            reads_alone = level in (SLIPPING, CONFIDENT)
+            for soft in (True,) if reads_alone else (False,) if level is TIED else (False, True):
                 for row in measure(size, level, soft, count):
                     table[size, level, row.schedule, soft, row.rating] = row
                     print(row.line(), flush=True)
@@ -309,6 +326,7 @@ def main() -> None:
     print("\nRequirements")
     print("(a) tau of soft log_odds at 2G calls, as a share of the tau of hard win_rate over all pairs in both orders")
     print("(b) tau of adaptive minus tau of the ring, soft log_odds, equal calls, group by group")
+    print("(c) tau of soft log_odds, adaptive, G=8, where a tenth of the reads are slips, or all are too sure")
     for finding in findings:
         print(finding)
     for soft in (True, False):

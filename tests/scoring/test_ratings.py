@@ -30,7 +30,14 @@ def soft(logit: float) -> Preference:
 
 def times(tally: Tally, factor: float) -> Tally:
     """The tally of the same games played ``factor`` times, which makes every prior negligible."""
-    return Tally(**{name: value if name == "grades_G" else value * factor for name, value in vars(tally).items()})
+    games = replace(tally.games, weight=tally.games.weight * factor)
+    return replace(tally, games=games, ties=tally.ties * factor)
+
+
+def both_orders(pair: tuple[int, int], outcome: Outcome) -> list[JudgedComparison]:
+    """The comparison, and its mirror image with the same winner, so that the slots explain nothing."""
+    other = {FIRST: SECOND, SECOND: FIRST}.get(outcome, outcome)
+    return [played(pair, outcome), played(pair[::-1], other)]
 
 
 def scores(rating: str, tally: Tally) -> np.ndarray:
@@ -125,8 +132,7 @@ def test_win_rate_is_borda_on_a_complete_schedule(is_soft: bool) -> None:
 
 
 def test_borda_counts_an_opponent_once_however_often_it_was_met() -> None:
-    items = [played((0, 1), FIRST)] * 3 + [played((0, 2), SECOND)]
-    tally = count_games(3, items)
+    tally = count_games(3, both_orders((0, 1), FIRST) * 3 + both_orders((0, 2), SECOND))
     assert rate(RATINGS["borda"], tally)[0] == 0.5
     assert rate(RATINGS["win_rate"], tally)[0] == 0.75
 
@@ -134,8 +140,8 @@ def test_borda_counts_an_opponent_once_however_often_it_was_met() -> None:
 @repeatable
 @given(wins=st.integers(1, 40), losses=st.integers(1, 40))
 def test_bradley_terry_of_two_players_is_the_log_of_wins_over_losses(wins: int, losses: int) -> None:
-    tally = count_games(2, [played((0, 1), FIRST)] * wins + [played((0, 1), SECOND)] * losses)
-    strong, weak = scores("bradley_terry", times(replace(tally, ties=0.0), 1e4))
+    tally = count_games(2, both_orders((0, 1), FIRST) * wins + both_orders((0, 1), SECOND) * losses)
+    strong, weak = scores("bradley_terry", times(tally, 1e4))
     assert strong - weak == pytest.approx(np.log(wins / losses), abs=1e-3)
 
 
@@ -148,7 +154,7 @@ def test_bradley_terry_agrees_with_choix(seed: int, size: int) -> None:
     data = [(i, (i + step) % size) for i in range(size) for step in (1, size - 1)]
     for i, j in combinations(range(size), 2):
         data += [(i, j) if rng.random() < 1 / (1 + np.exp(true_G[j] - true_G[i])) else (j, i) for _ in range(5)]
-    tally = replace(count_games(size, [played(pair, FIRST) for pair in data]), ties=0.0)
+    tally = count_games(size, [item for pair in data for item in both_orders(pair, FIRST)])
     ours_G = scores("bradley_terry", times(tally, 1e5))
     np.testing.assert_allclose(ours_G, choix.ilsr_pairwise(size, data), atol=1e-4)
     np.testing.assert_allclose(ours_G, choix.opt_pairwise(size, data, alpha=1e-9, tol=1e-10), atol=1e-3)
@@ -166,7 +172,9 @@ def test_davidsons_ties_maximise_the_likelihood(seed: int) -> None:
         results.append(0 if abs(margin) < 0.7 else int(np.sign(margin)))
     assert 0 in results
     outcomes = {1: FIRST, 0: Tie(), -1: SECOND}
-    tally = count_games(size, [played(pair, outcomes[result]) for pair, result in zip(pairs, results, strict=True)])
+    pairs, results = pairs * 2, results * 2
+    games = zip(pairs[: len(pairs) // 2], results, strict=False)
+    tally = count_games(size, [item for pair, result in games for item in both_orders(pair, outcomes[result])])
 
     def negative_log_likelihood(parameters: np.ndarray) -> float:
         s_G, log_nu = parameters[:-1], parameters[-1]
@@ -226,7 +234,13 @@ def test_a_slot_bias_drops_out_exactly_where_slots_are_balanced(bias: float) -> 
 
 def test_log_odds_of_a_complete_schedule_orders_by_mean_log_odds() -> None:
     rng = np.random.default_rng(1)
-    tally = count_games(6, [played(slots, soft(rng.normal())) for slots in permutations(range(6), 2)])
+    logits = {pair: float(rng.choice([-1.3, 1.3])) + 0.01 * rng.normal() for pair in combinations(range(6), 2)}
+    items = [
+        played(order, soft(logit if order == pair else -logit))
+        for pair, logit in logits.items()
+        for order in (pair, pair[::-1])
+    ]
+    tally = count_games(6, items)
     mean_G = tally.log_odds_GG.sum(axis=1) / tally.games_G
     assert np.argsort(scores("log_odds", tally)).tolist() == np.argsort(mean_G).tolist()
 

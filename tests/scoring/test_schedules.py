@@ -57,6 +57,7 @@ limits = st.builds(
     budget=st.none() | st.integers(0, 90),
     both_orders=st.sampled_from([None, False, True]),
     max_slots=st.integers(2, 8),
+    audit=st.booleans(),
 )
 
 

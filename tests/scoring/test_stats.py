@@ -12,7 +12,7 @@ from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import JudgeUnreliableError
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.prompting.formats import SENTIMENT, Choice
-from mrjudge_reward.scoring.stats import METRICS, FailureAlarm, JudgeStats, is_tie
+from mrjudge_reward.scoring.stats import METRICS, FailureAlarm, JudgeStats, SlotWatch, is_tie
 from mrjudge_reward.types import (
     Comparison,
     Grades,
@@ -101,8 +101,8 @@ def test_a_tie_is_a_verdict_that_nobody_is_better(outcome: Outcome, tie: bool):
         ([played(FIRST, 0, 1), played(SECOND, 1, 0), played(FIRST, 0, 2), played(FIRST, 2, 0)], 0.5),
         ([played(FIRST, 0, 1), played(FIRST, 1, 2)], math.nan),  # nothing was mirrored, so nothing is known
         ([played(FIRST, 0, 1), played(TIMEOUT, 1, 0)], math.nan),
-        ([played(Grades.sampled((2.0,)), 0), played(Grades.sampled((1.0,)), 1)], 1.0),  # no slot to be biased to
-        ([], 1.0),
+        ([played(Grades.sampled((2.0,)), 0), played(Grades.sampled((1.0,)), 1)], math.nan),  # no slot to be biased to
+        ([], math.nan),
     ],
 )
 def test_position_consistency_is_known_unknown_or_not_in_question(items: list[JudgedComparison], consistency: float):
@@ -156,7 +156,50 @@ def test_a_real_judge_fills_the_stats():
     assert (stats.groups, stats.candidates, stats.comparisons, stats.calls) == (1, 3, 6, 6)
     assert stats.metrics()["position_consistency"] == 1.0
     alone = Judge(ScriptedEngine.by_utility(len), SENTIMENT, schedule="pointwise", verdict="read")
-    assert JudgeStats.of([alone.rank("q", ["a", "bb", "ccc"])]).metrics()["position_consistency"] == 1.0
+    assert math.isnan(JudgeStats.of([alone.rank("q", ["a", "bb", "ccc"])]).metrics()["position_consistency"])
+
+
+# -- slots -----------------------------------------------------------------------------------------------------------
+
+
+def reads(bias: float, *gaps: float) -> Judgement:
+    """Pairs read in both orders, by a judge with a bias to the earlier slot."""
+
+    def read(log_odds: float, *slots: int) -> JudgedComparison:
+        p = 1 / (1 + math.exp(-log_odds))
+        return played(Preference((p, 1 - p), soft=True), *slots)
+
+    both = [(read(bias + gap, i, i + 1), read(bias - gap, i + 1, i)) for i, gap in enumerate(gaps)]
+    return judged(*(item for pair in both for item in pair), scores=(0.0,) * (len(gaps) + 1))
+
+
+def test_reads_that_name_one_slot_always_may_be_consistent_without_their_common_bias():
+    metrics = JudgeStats.of([reads(4.0, 1.0, -0.5, 2.0, -1.5), reads(4.0, 0.3)]).metrics()
+    assert metrics["position_consistency"] == 0.0
+    assert metrics["position_consistency_debiased"] == 1.0
+
+
+def test_the_bias_of_a_handful_of_reads_and_of_written_verdicts_is_not_known():
+    for judgement in (reads(4.0, 1.0), judged(*[played(FIRST, 0, 1), played(FIRST, 1, 0)] * 5)):
+        assert math.isnan(JudgeStats.of([judgement]).metrics()["position_consistency_debiased"])
+
+
+def test_a_judge_that_goes_by_the_slot_is_named_once(caplog: pytest.LogCaptureFixture):
+    blind = Judge(ScriptedEngine(lambda _: "<answer>B</answer>"), schedule="ring")
+    for step in range(40):
+        blind.judge([Group.of("q", ["a", "bb", "ccc"], str(step))])
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "position consistency is 0.00" in caplog.text
+
+
+@pytest.mark.parametrize("judgement", [reads(4.0, *[1.0] * 10), judged(played(FIRST, 0, 1), played(SECOND, 1, 0))])
+def test_a_judge_whose_orders_agree_or_would_without_bias_is_not_named(
+    judgement: Judgement, caplog: pytest.LogCaptureFixture
+):
+    watch = pickle.loads(pickle.dumps(SlotWatch()))
+    for _ in range(40):
+        watch.observe([judgement])
+    assert not caplog.records
 
 
 # -- the alarm --------------------------------------------------------------------------------------------------------

@@ -102,8 +102,12 @@ def charts_of(run: RunLog, trainer: TrainerLogs) -> list[dict[str, Any]]:
         ),
         chart(
             "Position consistency",
-            "Same winner in both orders; .5 is a judge that looks at the slot alone.",
-            [line("consistency", metric("position_consistency"))],
+            "Same winner in both orders: 0, the slot alone decides; .5, a coin; 1, the slot does not matter. Without bias: "
+            "of reads, with the bias all of them share taken out, as the ratings do.",
+            [
+                line("consistency", metric("position_consistency")),
+                line("without bias", metric("position_consistency_debiased")),
+            ],
             **share,
         ),
         chart(
@@ -237,7 +241,7 @@ def tiles_of(run: RunLog) -> list[dict[str, str]]:
 
     def shown(name: str) -> str:
         value = metrics[name]
-        return "unknown" if math.isnan(value) else f"{value:.2f}"
+        return "not measured" if math.isnan(value) else f"{value:.2f}"
 
     judged = f"{stats.groups:,} groups, {stats.candidates:,} completions"
     parts = [dict(parts) for parts in run.seconds.values()]
