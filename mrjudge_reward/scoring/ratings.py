@@ -35,7 +35,7 @@ from .tally import Matrix, Tally
 def win_rate(tally: Tally) -> Matrix:
     """Wins divided by games. Shape (G,)."""
     with np.errstate(invalid="ignore"):
-        return np.clip(_wins_GG(tally).sum(axis=1) / tally.games_G, 0.0, 1.0)
+        return np.asarray(np.clip(_wins_GG(tally).sum(axis=1) / tally.games_G, 0.0, 1.0))
 
 
 def borda(tally: Tally) -> Matrix:
@@ -43,7 +43,7 @@ def borda(tally: Tally) -> Matrix:
     met, wins_GG = tally.games_GG > 0, _wins_GG(tally)
     share = np.divide(wins_GG, tally.games_GG, out=np.zeros_like(wins_GG), where=met)
     with np.errstate(invalid="ignore"):
-        return np.clip(share.sum(axis=1) / met.sum(axis=1), 0.0, 1.0)
+        return np.asarray(np.clip(share.sum(axis=1) / met.sum(axis=1), 0.0, 1.0))
 
 
 def _wins_GG(tally: Tally) -> Matrix:

@@ -197,14 +197,20 @@ class GameCount:
         log_odds = np.where(graded, np.clip(margin * steepness, -MAX_LOG_ODDS, MAX_LOG_ODDS), margin)
         win = np.where(graded, 1 / (1 + np.exp(-log_odds)), np.array(self._games.win))
         last = len(columns)
+        slot_first, slot_second = (
+            np.array([columns.get(slot, last) for slot in slots], dtype=np.intp)
+            for slots in (self._games.slot_first, self._games.slot_second)
+        )
         games = Games(
-            *(np.array(part, dtype=np.intp) for part in (self._games.first, self._games.second)),
-            win, np.array(self._games.weight, dtype=np.float64), log_odds, np.array(self._games.read, dtype=bool),
-            *(
-                np.array([columns.get(slot, last) for slot in slots], dtype=np.intp)
-                for slots in (self._games.slot_first, self._games.slot_second)
-            ),
-        )  # fmt: skip
+            np.array(self._games.first, dtype=np.intp),
+            np.array(self._games.second, dtype=np.intp),
+            win,
+            np.array(self._games.weight, dtype=np.float64),
+            log_odds,
+            np.array(self._games.read, dtype=bool),
+            slot_first,
+            slot_second,
+        )
         ties = self._ties
         if len(self._alone) > 1:
             games, tied = _meet_afterwards(games, self._alone, last)
@@ -224,7 +230,7 @@ class GameCount:
         count_G = np.bincount(of_G, minlength=self.size)
         with np.errstate(invalid="ignore"):
             grades_G = np.bincount(of_G, value_N, self.size) / count_G
-        return grades_G, np.bincount(of_G, beside_N.astype(np.float64), self.size)
+        return grades_G, np.asarray(np.bincount(of_G, beside_N.astype(np.float64), self.size), dtype=np.float64)
 
     def _game(
         self, places: tuple[int, int], slots: Sequence[int], win: float, weight: float, margin: float,
