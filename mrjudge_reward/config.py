@@ -126,8 +126,9 @@ class ScheduleSettings(Settings):
     """Who meets."""
 
     schedule: Annotated[str | Schedule, _named(SCHEDULES, Schedule, "auto")] = "auto"
-    """A name, or a ``Schedule`` of one's own. ``auto`` is ``pointwise`` for formats that grade alone, else ``adaptive``,
-    which orders groups best for its calls (``tests/benchmarks/schedules.py``)."""
+    """A name, or a ``Schedule`` of one's own. ``auto`` is ``pointwise`` for formats that grade alone; ``listwise`` for those
+    that order all they show (``pair_scores``, ``ranking``); else ``adaptive``. Each orders groups best for its calls and
+    tokens (``tests/benchmarks/schedules.py``)."""
     budget: PositiveInt | None = None
     """Most comparisons of a group, votes included; None for the schedule's own number. A comparison is one request, two
     where the judge thinks before it is read, up to three in a cascade; retries come on top."""
@@ -249,7 +250,9 @@ class JudgeSettings(PromptSettings, VerdictSettings, ScheduleSettings, RatingSet
         """The schedule, with ``auto`` resolved."""
         if isinstance(self.schedule, Schedule):
             return self.schedule
-        auto = "pointwise" if self.judge_format.max_slots == 1 else "adaptive"
+        form = self.judge_format
+        of_several = "adaptive" if form.readable or form.max_slots == 2 else "listwise"
+        auto = "pointwise" if form.max_slots == 1 else of_several
         return SCHEDULES[self.schedule if self.schedule != "auto" else auto]
 
     @property

@@ -311,7 +311,8 @@ class Reply:
     Attributes:
         text: what was written, without the prefill; where labels were read, the likeliest token, if the engine tells.
         finish: ``"stop"`` if the judge ended by itself (or at a stop string), ``"length"`` at the cap.
-        label_logprobs: log-probability of each requested label as the next token(s); not renormalised.
+        label_logprobs: log-probability of each requested label as the next token(s), with or without a space before it
+            (see ``engines.label_tokens``); not renormalised.
         usage: tokens.
     """
 

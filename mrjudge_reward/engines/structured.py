@@ -11,7 +11,7 @@ bounded in characters, because servers take many seconds to compile that, so a j
 a server sets reasoning apart (its reasoning parser), the form holds for what comes after.
 
 >>> print(pattern(VerdictForm("<answer>", "</answer>", ("A", "B"))))
-(<think>[\\s\\S]*</think>\\s{0,2})?<answer>(A|B)</answer>
+(<think>[\\s\\S]*</think>\\s{0,2})?<answer> ?(A|B) ?</answer>
 >>> marked('{"reasoning": "B is wrong.", "answer": "A"}', VerdictForm("<answer>", "</answer>", ("A", "B")))
 '<think>B is wrong.</think><answer>A</answer>'
 """
@@ -39,7 +39,7 @@ def _escaped(text: str) -> str:
 
 def pattern(form: VerdictForm) -> str:
     """Regular expression of a whole reply."""
-    one = f"{_escaped(form.opening)}({'|'.join(map(_escaped, form.answers))}){_escaped(form.closing)}"
+    one = f"{_escaped(form.opening)} ?({'|'.join(map(_escaped, form.answers))}) ?{_escaped(form.closing)}"
     return r"(<think>[\s\S]*</think>\s{0,2})?" + ("" if form.closing else r"\n").join([one] * form.count)
 
 

@@ -121,8 +121,14 @@ def _stripped(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def _listed(alternatives: Sequence[Sequence[str]], opening: str, closing: str) -> str:
-    """Verdicts as a judge is to write them: ``<answer>A</answer> or <answer>B</answer>``; of very many only the ends."""
-    written = ["".join(f"{opening}{answer.strip()}{closing}" for answer in answers) for answers in alternatives]
+    """Verdicts as a judge is to write them: ``<answer> A </answer> or <answer> B </answer>``; of very many only the ends.
+
+    With spaces, because that is how instruct models write them: so shown, nearly all of the probability is on labels.
+    """
+    written = [
+        "".join(f"{opening.rstrip()} {answer.strip()} {closing}".rstrip() for answer in answers)
+        for answers in alternatives
+    ]
     if len(written) > _MOST_LISTED:
         written = [*written[:2], "...", written[-1]]
     return ", ".join(written[:-1]) + f" or {written[-1]}"

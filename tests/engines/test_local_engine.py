@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from mrjudge_reward.engines.label_tokens import first_label_tokens
 from mrjudge_reward.engines.local.batches import Prompt
 from mrjudge_reward.engines.local.engine import TransformersEngine
-from mrjudge_reward.engines.local.model import first_label_tokens
+from mrjudge_reward.engines.local.sampling import RowSampler
 from mrjudge_reward.engines.memory import model_size
 from mrjudge_reward.errors import ConfigError, EngineError
 from mrjudge_reward.judge import Judge, JudgeConfig
@@ -72,9 +75,21 @@ def test_a_read_equals_a_forward_pass_by_hand(smol_engine: TransformersEngine, s
 
 def test_labels_are_read_as_they_follow_the_prefill(smol_engine: TransformersEngine, smol_tokenizer: Any):
     spaced = first_label_tokens(smol_engine._encode, reading("q"))
-    assert smol_tokenizer.convert_ids_to_tokens(spaced) == ["Ġnegative", "Ġpositive"]
+    assert [smol_tokenizer.convert_ids_to_tokens(ids) for ids in spaced] == [["Ġnegative"], ["Ġpositive"]]
     bare = first_label_tokens(smol_engine._encode, reading("q", ("A", "B"), "<answer>"))
-    assert smol_tokenizer.convert_ids_to_tokens(bare) == ["A", "B"]
+    assert [smol_tokenizer.convert_ids_to_tokens(ids) for ids in bare] == [["A", "ĠA"], ["B", "ĠB"]]
+
+
+def test_a_label_is_read_with_and_without_a_space_before_it(smol_engine: TransformersEngine):
+    def read(labels: tuple[str, ...]) -> list[float]:
+        return [
+            math.exp(value) for value in logprobs(smol_engine.label_logprobs([reading("q", labels, "<answer>")]))[0]
+        ]
+
+    whole, spaced = read(("A", "B")), read((" A", " B"))
+    ids = [smol_engine._encode(text) for text in ("A", "B")]
+    assert all(len(tokens) == 1 for tokens in ids)
+    assert all(all_of > part > 0 for all_of, part in zip(whole, spaced, strict=True))
 
 
 @pytest.mark.parametrize("labels", [("1", "10"), ("A", "A"), (" positive", " positive indeed")])
@@ -160,6 +175,164 @@ def test_sampling_repeats_with_its_seed_and_leaves_the_random_state_alone(smol_e
     others = [texts(smol_engine.generate([writing("Tell a story.", warm, seed=seed)])) for seed in (2, 3)]
     assert first == again
     assert any(other != first for other in others)
+
+
+# -- sampling: each row draws from a generator of its own ----------------------------------------------------------------
+
+WARM = Sampling(1.0, 1.0, 8)
+
+
+def stories(seeds: Sequence[int | None], sampling: Sampling = WARM) -> list[Request]:
+    """Requests of different lengths, so that some are padded."""
+    return [writing(f"Tell a {'very ' * place}short story.", sampling, seed=seed) for place, seed in enumerate(seeds)]
+
+
+@pytest.fixture
+def rows(smol_engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each call of the model's ``generate`` had."""
+    seen: list[int] = []
+    generate = smol_engine._model.generate
+
+    def counted(*, input_ids: Any, **more: Any) -> Any:
+        seen.append(len(input_ids))
+        return generate(input_ids=input_ids, **more)
+
+    monkeypatch.setattr(smol_engine._model, "generate", counted)
+    return seen
+
+
+def test_requests_of_different_seeds_share_a_batch_and_write_what_they_write_alone(
+    smol_engine: TransformersEngine, rows: list[int]
+):
+    asked = stories([5, None, 2**31 - 1, 6])
+    together = texts(smol_engine.generate(asked))
+    assert rows == [4]
+    assert together == [texts(smol_engine.generate([request]))[0] for request in asked]
+    backwards = [*stories([9, 9]), *reversed(asked)]  # other rows, and another place in the batch
+    assert texts(smol_engine.generate(backwards))[2:] == together[::-1]
+
+
+def test_one_question_with_different_seeds_gets_different_texts_and_with_one_seed_the_same(
+    smol_engine: TransformersEngine, rows: list[int]
+):
+    seeds = (1, 2, 3, 1, None, 0)
+    written = texts(smol_engine.generate([writing("Tell a story.", WARM, seed=seed) for seed in seeds]))
+    assert rows == [6]
+    assert written[0] == written[3]
+    assert written[4] == written[5], "no seed counts as 0"
+    assert len(set(written)) == 4
+
+
+def test_without_temperature_writing_is_greedy_whatever_the_seeds(smol_engine: TransformersEngine, rows: list[int]):
+    seeded = [writing(question, seed=seed) for seed, question in enumerate(QUESTIONS)]
+    plain = [writing(question) for question in QUESTIONS]
+    assert texts(smol_engine.generate(seeded)) == texts(smol_engine.generate(plain))
+    assert rows == [3, 3]
+
+
+def test_so_little_temperature_or_nucleus_that_one_token_is_left_writes_as_greedy_does(smol_engine: TransformersEngine):
+    greedy = texts(smol_engine.generate(stories([1, 2], Sampling(0.0, 1.0, 8))))
+    for sampling in (Sampling(1e-6, 1.0, 8), Sampling(1.0, 1e-6, 8)):
+        assert texts(smol_engine.generate(stories([1, 2], sampling))) == greedy
+
+
+def test_a_models_own_generation_config_does_not_change_how_a_judge_samples(
+    smol_engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+):
+    plain = texts(smol_engine.generate(stories([1, 2])))
+    for name, value in {"do_sample": True, "temperature": 0.1, "top_k": 1, "top_p": 0.1, "num_beams": 2}.items():
+        monkeypatch.setattr(smol_engine._model.generation_config, name, value)
+    assert texts(smol_engine.generate(stories([1, 2]))) == plain
+
+
+def test_the_halves_of_a_sampled_batch_that_does_not_fit_keep_their_seeds(tight_engine: dict[str, Any]):
+    engine = tight_engine["engine"]
+    tight_engine["most"] = 99
+    plain = texts(engine.generate(stories(range(5))))
+    tight_engine.update(most=2, sizes=[])
+    assert texts(engine.generate(stories(range(5)))) == plain
+    assert tight_engine["sizes"][0] == 5
+    assert tight_engine["sizes"][-1] <= 2
+
+
+@pytest.mark.parametrize("sampling", [WARM, Sampling(0.7, 0.9, 4), GREEDY])
+def test_judging_neither_draws_from_the_random_state_nor_sets_it(smol_engine: TransformersEngine, sampling: Sampling):
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(3)
+        before = torch.get_rng_state()
+        smol_engine.generate(stories([1, 2], sampling))
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.fixture(scope="module")
+def drawing_engine(smol_tokenizer: Any) -> TransformersEngine:
+    """Random weights, few but for the vocabulary, and a good dozen of tokens likely to come next."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(0)
+        heads = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+        sizes = {"vocab_size": len(smol_tokenizer), "hidden_size": 32, "intermediate_size": 32}
+        model = LlamaForCausalLM(LlamaConfig(**sizes, **heads, tie_word_embeddings=False)).eval()
+        torch.nn.init.normal_(model.lm_head.weight, std=0.8)
+    return TransformersEngine(model, tokenizer=smol_tokenizer)
+
+
+def off_chance(counts: Sequence[int], expected: Sequence[float]) -> float:
+    """Pearson's chi-square, in standard deviations above its mean."""
+    square = sum((count - mean) ** 2 / mean for count, mean in zip(counts, expected, strict=True))
+    free = len(counts) - 1
+    return (square - free) / (2 * free) ** 0.5
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (1.5, 1.0), (1.3, 0.6)])
+def test_tokens_come_as_often_as_the_model_says(drawing_engine: TransformersEngine, temperature: float, top_p: float):
+    draws = 400
+    sampling = Sampling(temperature, top_p, 1)
+    replies = drawing_engine.generate([writing("Hi!", sampling, seed=seed) for seed in range(draws)])
+    ids = torch.tensor([drawing_engine._encode(drawing_engine.prompt_text(writing("Hi!")))])
+    with torch.no_grad():
+        chances = torch.softmax(drawing_engine._model(ids).logits[0, -1] / temperature, dim=-1)
+    ranked, order = chances.sort(descending=True)
+    if top_p < 1:  # the fewest tokens that come to it
+        ranked = ranked[: int((ranked.cumsum(0) < top_p).sum()) + 1]
+        ranked = ranked / ranked.sum()
+    often = [place for place, chance in enumerate(ranked.tolist()) if chance * draws >= 5]
+    names = [drawing_engine._tokenizer.decode(int(order[place])) for place in often]
+    counts = [texts(replies).count(name) for name in names]
+    expected = [ranked[place].item() * draws for place in often]
+    assert len(often) > 5
+    if top_p < 1:
+        kept = {drawing_engine._tokenizer.decode(int(token)) for token in order[: len(ranked)]}
+        assert set(texts(replies)) <= kept
+    if draws - sum(expected) >= 5:  # all others together
+        counts, expected = [*counts, draws - sum(counts)], [*expected, draws - sum(expected)]
+    assert off_chance(counts, expected) < 3
+    uniform = [draws / len(counts)] * len(counts)
+    assert off_chance(counts, uniform) > 6, "the test can tell"
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_the_draws_of_neighbouring_seeds_and_of_one_seed_after_the_other_are_as_likely_as_softmax_says(
+    temperature: float,
+):
+    seeds, steps = 200, 20
+    logits = torch.tensor([0.5, 0.0, -0.2, 1.0, float("-inf")])
+    sampler = RowSampler(Sampling(temperature, 1.0, steps), range(seeds), "cpu")
+    drawn = torch.stack([sampler(None, logits.repeat(seeds, 1)).argmax(-1) for _ in range(steps)])
+    chances = torch.softmax(logits / temperature, dim=-1).tolist()
+    assert not (drawn == 4).any(), "a token that cannot come never does"
+    counts = torch.bincount(drawn.flatten(), minlength=4).tolist()
+    assert off_chance(counts, [chance * seeds * steps for chance in chances[:4]]) < 3
+    pairs = torch.bincount((drawn[:-1] * 4 + drawn[1:]).flatten(), minlength=16).tolist()
+    apart = [one * other * seeds * (steps - 1) for one in chances[:4] for other in chances[:4]]
+    assert off_chance(pairs, apart) < 3, "what came before says nothing of what comes"
+
+
+def test_noise_that_was_drawn_as_zero_does_not_win(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.Tensor, "exponential_", lambda tensor, generator: tensor.zero_())
+    sampled = RowSampler(WARM, [0], "cpu")(None, torch.tensor([[0.0, 5.0, float("-inf")]]))
+    assert sampled.argmax() == 1
 
 
 # -- what cannot be served --------------------------------------------------------------------------------------------

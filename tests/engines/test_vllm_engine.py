@@ -26,8 +26,8 @@ import pytest
 
 from mrjudge_reward.engines.colocation import ColocatedEngine
 from mrjudge_reward.engines.contract import Engine
+from mrjudge_reward.engines.label_tokens import first_label_tokens
 from mrjudge_reward.engines.local.engine import TransformersEngine
-from mrjudge_reward.engines.local.model import first_label_tokens
 from mrjudge_reward.engines.vllm import supervise
 from mrjudge_reward.engines.vllm.child import command_line, environment, reserve_port
 from mrjudge_reward.engines.vllm.setup import VLLMSetup, cpu_build

@@ -147,23 +147,23 @@ def test_rank_shows_a_reference_and_a_rubric():
 @pytest.mark.parametrize(
     ("form", "count", "last"),
     [
-        (Choice(), 2, "<answer>A</answer> or <answer>B</answer>"),
-        (Choice(), 3, "<answer>A</answer>, <answer>B</answer> or <answer>C</answer>"),
-        (Choice(tie_label="T"), 2, "<answer>A</answer>, <answer>B</answer> or <answer>T</answer>"),
-        (Choice(labels=("1", "2")), 2, "<answer>1</answer> or <answer>2</answer>"),
-        (Choice(labels=(" A", " B")), 2, "<answer>A</answer> or <answer>B</answer>"),
-        (Choice(answer_open="[[", answer_close="]]"), 2, "[[A]] or [[B]]"),
+        (Choice(), 2, "<answer> A </answer> or <answer> B </answer>"),
+        (Choice(), 3, "<answer> A </answer>, <answer> B </answer> or <answer> C </answer>"),
+        (Choice(tie_label="T"), 2, "<answer> A </answer>, <answer> B </answer> or <answer> T </answer>"),
+        (Choice(labels=("1", "2")), 2, "<answer> 1 </answer> or <answer> 2 </answer>"),
+        (Choice(labels=(" A", " B")), 2, "<answer> A </answer> or <answer> B </answer>"),
+        (Choice(answer_open="[[", answer_close="]]"), 2, "[[ A ]] or [[ B ]]"),
         (Choice(answer_open="Best: ", answer_close=""), 2, "Best: A or Best: B"),
-        (Choice(answer_open="\\boxed{", answer_close="}"), 2, "\\boxed{A} or \\boxed{B}"),
-        (Ranking(), 2, "<answer>A > B</answer> or <answer>B > A</answer>"),
-        (Ranking(), 4, "<answer>A > B > C > D</answer> or <answer>D > C > B > A</answer>"),
-        (PairScores(), 2, "<answer>1</answer><answer>10</answer> or <answer>10</answer><answer>1</answer>"),
+        (Choice(answer_open="\\boxed{", answer_close="}"), 2, "\\boxed{ A } or \\boxed{ B }"),
+        (Ranking(), 2, "<answer> A > B </answer> or <answer> B > A </answer>"),
+        (Ranking(), 4, "<answer> A > B > C > D </answer> or <answer> D > C > B > A </answer>"),
+        (PairScores(), 2, "<answer> 1 </answer><answer> 10 </answer> or <answer> 10 </answer><answer> 1 </answer>"),
         (PairScores(grades=(("a", 1.0), ("b", 2.0), ("c", 3.0))), 3,
-         "<answer>a</answer><answer>b</answer><answer>c</answer> or <answer>c</answer><answer>b</answer><answer>a</answer>"),
-        (Score(), 1, "<answer>1</answer>, <answer>2</answer>, <answer>3</answer>, <answer>4</answer> or <answer>5</answer>"),
-        (Score(grades=(("bad", 0.0), ("good", 1.0))), 1, "<answer>bad</answer> or <answer>good</answer>"),
+         "<answer> a </answer><answer> b </answer><answer> c </answer> or <answer> c </answer><answer> b </answer><answer> a </answer>"),
+        (Score(), 1, "<answer> 1 </answer>, <answer> 2 </answer>, <answer> 3 </answer>, <answer> 4 </answer> or <answer> 5 </answer>"),
+        (Score(grades=(("bad", 0.0), ("good", 1.0))), 1, "<answer> bad </answer> or <answer> good </answer>"),
         (Score(grades=tuple((str(n), float(n)) for n in range(101))), 1,
-         "<answer>0</answer>, <answer>1</answer>, ... or <answer>100</answer>"),
+         "<answer> 0 </answer>, <answer> 1 </answer>, ... or <answer> 100 </answer>"),
     ],
 )  # fmt: skip
 def test_the_last_line_shows_the_verdicts_as_they_are_written(form: Format, count: int, last: str):
@@ -177,7 +177,7 @@ def test_the_last_line_shows_the_verdicts_as_they_are_written(form: Format, coun
 @pytest.mark.parametrize("count", [2, 3, 5, 16])
 def test_no_label_is_shown_more_often_than_another(form: Format, count: int):
     line = chat(form, count).splitlines()[-1]
-    labels = re.findall(r"\b[A-P]\b", " ".join(re.findall(r"<answer>(.*?)</answer>", line)))
+    labels = re.findall(r"\b[A-P]\b", " ".join(re.findall(r"<answer> (.*?) </answer>", line)))
     assert len({labels.count(label) for label in labels}) <= 1
 
 
@@ -217,7 +217,7 @@ def test_whatever_the_pattern_admits_the_parser_reads_and_no_two_say_the_same(fo
 
 
 @pytest.mark.parametrize("text", [
-    "A", "<answer>A", "<answer>a</answer>", "<answer>C</answer>", "<answer>A</answer>.", "<answer> A</answer>",
+    "A", "<answer>A", "<answer>a</answer>", "<answer>C</answer>", "<answer>A</answer>.", "<answer>  A</answer>",
     "I say <answer>A</answer>", "<think>no end <answer>A</answer>", "<answer>A or B</answer>", "<answer></answer>", "",
     "<answer>A</answer><answer>B</answer>",
 ])  # fmt: skip

@@ -486,8 +486,8 @@ def test_a_comparison_shows_the_shared_text_first_and_the_candidates_last():
         "[Question]\nWhy?\n[End of question]\n[Reference answer]\nBecause.\n[End of reference answer]\n[Criteria]\n"
         "Be brief.\n[End of criteria]\n[Response A]\none\n[End of response A]\n[Response B]\ntwo\n[End of response B]\n"
         "[Response C]\nthree\n[End of response C]\nWhich response is best? The labels are: A, B, C.\n"
-        "Reply in exactly this form: <think>your reasoning</think> <answer>A</answer>, <answer>B</answer> or "
-        "<answer>C</answer>, with one letter as the answer."
+        "Reply in exactly this form: <think>your reasoning</think> <answer> A </answer>, <answer> B </answer> or "
+        "<answer> C </answer>, with one letter as the answer."
     )
 
 

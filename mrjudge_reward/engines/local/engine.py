@@ -4,11 +4,10 @@ Models that take images and write text (LLaVA, Qwen2.5-VL, Qwen3-VL, Idefics3, S
 ``vision``. Where it cannot be loaded they judge texts, and a request with images fails and says why.
 
 Requests are batched by length and padded on the left; what all reads of a batch begin with is computed once (``reading``).
-Sampling runs under its own random state, so judging does not shift the random numbers of a policy that trains in the same
-process.
+Each request samples from a random generator of its own (``sampling``), so that requests of different seeds share a batch,
+and judging does not shift the random numbers of a policy that trains in the same process.
 
-Equality with one-by-one judging holds for greedy writing and for reads up to floating point; sampled text depends on
-the batch it was drawn in.
+Writing, sampled or greedy, and reads equal one-by-one judging up to floating point.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from functools import partial
 from typing import Any
 
 from mrjudge_reward.engines.contract import Engine
+from mrjudge_reward.engines.label_tokens import first_label_tokens
 from mrjudge_reward.errors import EngineError, InputError, require
 from mrjudge_reward.images import Picture
 from mrjudge_reward.reasoning import decode_marked, hidden_tokens
@@ -27,8 +27,9 @@ from mrjudge_reward.types import EngineFailure, Reply, Request, Sampling, Usage
 
 from .batches import Prompt, batches, padded
 from .chat_template import ChatTemplate
-from .model import first_label_tokens, folder_version, sharded_by_trainer
+from .model import folder_version, sharded_by_trainer
 from .reading import GREEDY, next_logits
+from .sampling import RowSampler
 from .vision import ImageReader, load_processor, pictures_of, vision_model
 
 
@@ -160,13 +161,14 @@ class TransformersEngine(Engine):
     def generate(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         """Let the judge write."""
         replies: list[Reply | EngineFailure | None] = [None] * len(requests)
-        groups: dict[tuple[Sampling, tuple[str, ...], int | None], list[int]] = {}
+        seeds = [request.seed or 0 for request in requests]
+        groups: dict[tuple[Sampling, tuple[str, ...]], list[int]] = {}
         for index, request in enumerate(requests):
-            groups.setdefault((request.sampling, request.stop, request.seed), []).append(index)
-        for (sampling, stop, seed), indices in groups.items():
+            groups.setdefault((request.sampling, request.stop), []).append(index)
+        for (sampling, stop), indices in groups.items():
             prompts = self._prompts(requests, indices, replies, sampling.max_tokens)
             for batch in self._batches(prompts, sampling.max_tokens):
-                self._write([prompts[i] for i in batch], batch, replies, sampling, stop, seed)
+                self._write([prompts[i] for i in batch], batch, replies, sampling, stop, seeds)
         return [
             self._chat.whole_reply(request, reply) if reply is not None else EngineFailure("no reply")
             for request, reply in zip(requests, replies, strict=True)
@@ -243,25 +245,23 @@ class TransformersEngine(Engine):
         replies: list[Reply | EngineFailure | None],
         sampling: Sampling,
         stop: tuple[str, ...],
-        seed: int | None,
+        seeds: Sequence[int],
     ) -> None:
         torch = require("torch", extra="transformers")
+        transformers = require("transformers", extra="transformers")
         ids, mask = self._padded(prompts)
         # Whatever the model's own generation config says: a judge is asked with what the request says.
         how = dict(GREEDY)
         if sampling.temperature > 0:
-            how |= {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+            # Made anew for each attempt, so that the halves of a batch that did not fit draw what the whole had drawn.
+            sampler = RowSampler(sampling, [seeds[index] for index in batch], ids.device)
+            # Beams would be rows of their own.
+            how |= {"num_beams": 1, "logits_processor": transformers.LogitsProcessorList([sampler])}
         if stop:
             how |= {"stop_strings": list(stop), "tokenizer": self._tokenizer}
-        devices = [ids.device] if ids.device.type == "cuda" else []
         out_of_memory = ""
         try:
-            with self._running() as model, torch.random.fork_rng(devices):
-                # Not torch.manual_seed: it would seed every GPU, and only this one's state is put back.
-                torch.default_generator.manual_seed(seed or 0)
-                if devices:
-                    with torch.cuda.device(ids.device):
-                        torch.cuda.manual_seed(seed or 0)
+            with self._running() as model:
                 written = model.generate(
                     input_ids=ids,
                     attention_mask=mask,
@@ -273,7 +273,7 @@ class TransformersEngine(Engine):
         except torch.OutOfMemoryError as error:
             out_of_memory = str(error) or "out of memory"
         if out_of_memory:  # out here, because the error held the failed attempt's tensors
-            again = partial(self._write, replies=replies, sampling=sampling, stop=stop, seed=seed)
+            again = partial(self._write, replies=replies, sampling=sampling, stop=stop, seeds=seeds)
             self._split(prompts, batch, replies, out_of_memory, again)
             return
         for index, prompt, tokens in zip(batch, prompts, written, strict=True):
@@ -290,7 +290,7 @@ class TransformersEngine(Engine):
         prompts: list[Prompt],
         batch: list[int],
         replies: list[Reply | EngineFailure | None],
-        labels: dict[int, list[int]],
+        labels: dict[int, list[tuple[int, ...]]],
     ) -> None:
         torch = require("torch", extra="transformers")
         out_of_memory = ""
@@ -304,7 +304,7 @@ class TransformersEngine(Engine):
             self._split(prompts, batch, replies, out_of_memory, partial(self._read, replies=replies, labels=labels))
             return
         for row, (index, prompt) in enumerate(zip(batch, prompts, strict=True)):
-            values = tuple(logprobs[row, labels[index]].tolist())
+            values = tuple(float(logprobs[row, list(tokens)].logsumexp(0)) for tokens in labels[index])
             likeliest = self._tokenizer.decode(int(logprobs[row].argmax()))
             replies[index] = Reply(likeliest, label_logprobs=values, usage=Usage(len(prompt), 0, 1))
 

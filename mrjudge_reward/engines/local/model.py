@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mrjudge_reward.errors import EngineError, require
-from mrjudge_reward.types import Request
+from mrjudge_reward.errors import require
 
 
 def folder_version(source: Any) -> str:
@@ -18,26 +16,6 @@ def folder_version(source: Any) -> str:
         return ""
     files = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in folder.iterdir() if f.is_file())
     return " " + hashlib.blake2b(repr(files).encode(), digest_size=6).hexdigest()
-
-
-def first_label_tokens(encode: Callable[[str], list[int]], request: Request) -> list[int]:
-    """First token of each label as it would follow the prefill.
-
-    Raises:
-        EngineError: if two labels begin with the same token, so that one token cannot tell them apart.
-    """
-    before = encode(request.prefill)
-    ids: list[int] = []
-    for label in request.labels:
-        after = encode(request.prefill + label)
-        # Where the tokenizer would merge label and prefill, the label's own first token is what a model can write.
-        ids.append(after[len(before)] if after[: len(before)] == before else encode(label)[0])
-    if len(set(ids)) != len(ids):
-        raise EngineError(
-            f"the labels {request.labels!r} do not differ in their first token for this tokenizer, so they cannot be "
-            "read; choose other labels (single letters, or one-digit grades), or verdict='generate'"
-        )
-    return ids
 
 
 def sharded_by_trainer() -> bool:

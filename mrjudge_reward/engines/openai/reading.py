@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any, Literal
 
+import numpy as np
+
+from mrjudge_reward.engines.label_tokens import distinct_tokens, spellings
 from mrjudge_reward.errors import EngineError
 from mrjudge_reward.messages import as_messages
 from mrjudge_reward.types import EngineFailure, Reply, Request, Sampling
@@ -87,21 +91,27 @@ class LabelReader:
     async def _ask(
         self, connection: Connection, request: Request, way: _Way, encoded: dict[int, str]
     ) -> Reply | EngineFailure:
-        names: Sequence[str] = request.labels
+        spelt = [spellings(label, request.prefill) for label in request.labels]
+        names: Sequence[Sequence[str]] = spelt
         fields: dict[str, Any] = {"top_logprobs": self._top_logprobs}
         if way == "ids":
-            ids: list[int] = []
-            for label in request.labels:
-                found = await self._label_id(connection, request.prefill[-_TAIL:], label)
-                if isinstance(found, EngineFailure):
-                    return found
-                ids.append(found)
-            if len(set(ids)) < len(ids):
+            found: list[list[int]] = [[] for _ in spelt]
+            for label, texts in enumerate(spelt):
+                for text in texts:
+                    number = await self._label_id(connection, request.prefill[-_TAIL:], text)
+                    if isinstance(number, EngineFailure):
+                        return number
+                    found[label].append(number)
+            try:
+                ids = distinct_tokens(found, request)
+            except EngineError:
+                begin = [numbers[0] for numbers in found]
                 return EngineFailure(
-                    "labels share a token", f"{request.labels} begin with tokens {ids}", transient=False
+                    "labels share a token", f"{request.labels} begin with tokens {begin}", transient=False
                 )
-            names = [f"token_id:{number}" for number in ids]
-            fields = {"logprob_token_ids": ids, "return_tokens_as_token_ids": True}
+            names = [[f"token_id:{number}" for number in numbers] for numbers in ids]
+            asked = list(chain.from_iterable(ids))
+            fields = {"logprob_token_ids": asked, "return_tokens_as_token_ids": True}
         greedy = replace(request, sampling=Sampling(max_tokens=1), stop=(), seed=None)
         body = self._body.of(greedy, encoded, logprobs=True, **{self._body.token_parameter: 1}, **fields)
         payload = await connection.post("/chat/completions", body)
@@ -110,12 +120,14 @@ class LabelReader:
             return tokens
         if not tokens:
             return EngineFailure(_NONE_GIVEN, transient=False)
-        missing = [label for label, name in zip(request.labels, names, strict=True) if name not in tokens]
+        values = [[tokens[name] for name in spelt if name in tokens] for spelt in names]
+        missing = [label for label, known in zip(request.labels, values, strict=True) if not known]
         if missing:
             return EngineFailure(_MISSING, f"{missing} not among {list(tokens)}"[:500], transient=False)
         said = choice_of(payload)
         likeliest = "" if isinstance(said, EngineFailure) else str((said.get("message") or {}).get("content") or "")
-        return Reply(likeliest, label_logprobs=tuple(tokens[name] for name in names), usage=usage_of(payload))
+        logprobs = tuple(float(np.logaddexp.reduce(known)) for known in values)
+        return Reply(likeliest, label_logprobs=logprobs, usage=usage_of(payload))
 
     async def _label_id(self, connection: Connection, tail: str, label: str) -> int | EngineFailure:
         # Where it stands: many tokenizers write "A" at the start of a text and "A" after ">" as different tokens.

@@ -22,10 +22,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from mrjudge_reward.engines.contract import Engine
-from mrjudge_reward.engines.local.model import first_label_tokens
+from mrjudge_reward.engines.label_tokens import first_label_tokens
 from mrjudge_reward.engines.local.vision import pictures_of
 from mrjudge_reward.engines.structured import pattern
 from mrjudge_reward.errors import EngineError, InputError, require
@@ -141,19 +144,21 @@ class VLLMEngine(Engine):
         labels = {id(request): first_label_tokens(self._tokens.encode, request) for request in requests}
 
         def params(request: Request) -> Any:
-            ids = labels[id(request)]
+            ids = list(chain.from_iterable(labels[id(request)]))
             asked = {"logprobs": len(ids), "logprob_token_ids": ids} if self._exact else {"logprobs": _TOP}
             return self._vllm.SamplingParams(temperature=0.0, max_tokens=1, **asked)
 
         def reply(request: Request, output: Any) -> Reply | EngineFailure:
             first = (output.outputs[0].logprobs or [{}])[0]
-            ids = labels[id(request)]
-            missing = [label for label, token in zip(request.labels, ids, strict=True) if token not in first]
+            found = [
+                [float(first[token].logprob) for token in tokens if token in first] for tokens in labels[id(request)]
+            ]
+            missing = [label for label, values in zip(request.labels, found, strict=True) if not values]
             if missing:
                 return EngineFailure(
                     "label not in top logprobs", f"{missing} not among {len(first)} tokens", transient=False
                 )
-            values = tuple(float(first[token].logprob) for token in ids)
+            values = tuple(float(np.logaddexp.reduce(values)) for values in found)
             if not all(map(math.isfinite, values)):
                 return EngineFailure("no log-probabilities", f"{request.labels} have {values}", transient=False)
             return Reply(output.outputs[0].text, label_logprobs=values, usage=_usage(output))
