@@ -83,7 +83,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def test_results_come_in_input_order_with_scores_that_follow_the_judge(source: Path, engine: ScriptedEngine) -> None:
-    result = rank(source, "--chunk", "2", "--set", "verdict=generate")
+    result = rank(source, "--chunk", "2", "--set", "verdict=generate", "--set", "format=choice")
     assert result.exit_code == 0, result.stderr
     lines = records(result.stdout)
     assert [line["id"] for line in lines] == ["g0", "g1", "g2", "g3", "g4"]
