@@ -12,6 +12,7 @@ mass         probability of the labels together, where they are read: the median
 one          share of comparisons that are right
 both         share of pairs that are right in both orders
 decided      share of pairs that are right when both orders are put together; a tie is not
+tied         share of pairs for which that is a tie: in bfloat16 many, because the two orders' reads are rounded
 consistent   share of pairs whose orders name the same candidate; a failure or a tie is inconsistent
 tokens       written per comparison
 seconds      per comparison, of those asked together
@@ -202,6 +203,7 @@ def measures(entries: Sequence[Mapping[str, Any]], resamples: int, seed: int) ->
     if len(pairs[0]) > 1:
         row["both"] = share([[all(p is not None and p > 0.5 for p in pair)] for pair in pairs])
         row["decided"] = share([[bool(found) and fmean(found) > 0.5] for found in known])
+        row["tied"] = fmean(bool(found) and round(fmean(found), 8) == 0.5 for found in known)
         agree = [[len(found) == 2 and (found[0] - 0.5) * (found[1] - 0.5) > 0] for found in known]
         row["consistent"] = share(agree)
     return row | {

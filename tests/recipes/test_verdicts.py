@@ -110,7 +110,7 @@ def test_a_tie_and_a_failure_are_not_right() -> None:
     row = measures([entry], 50, 0)
     shares = {name: row[name][0] for name in ("one", "both", "decided", "consistent")}
     assert shares == pytest.approx({"one": 0.4, "both": 0.2, "decided": 0.6, "consistent": 0.2})
-    assert (row["failed"], row["tokens"], row["seconds"]) == (0.3, 5, 0.5)
+    assert (row["failed"], row["tokens"], row["seconds"], row["tied"]) == (0.3, 5, 0.5, 0.2)
 
 
 @pytest.mark.parametrize(
