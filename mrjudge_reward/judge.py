@@ -115,16 +115,16 @@ class Judge:
         """Find out whether the engine reads labels where ``verdict`` is ``auto`` and that is not known yet, by asking a
         server with a tiny chat. Where it cannot, the judge writes; ``format`` and ``settings`` are then those of a judge
         that writes. Happens by itself before anything is judged."""
-        if self._settled:
-            return
-        with _SETTLING:
-            if self._settled:
-                return
-            reads = self.engine.reads_labels()
-            if reads is False:
-                logger.info("%s cannot read label probabilities, so the judge writes its verdicts", self.engine.name)
-                self._set_up(self.settings.settled(can_read=False))
-            self._settled = reads is not None
+        if not self._settled:
+            with _SETTLING:  # another thread may have found out meanwhile
+                self._find_out()
+
+    def _find_out(self) -> None:
+        reads = True if self._settled else self.engine.reads_labels()
+        if reads is False:
+            logger.info("%s cannot read label probabilities, so the judge writes its verdicts", self.engine.name)
+            self._set_up(self.settings.settled(can_read=False))
+        self._settled = reads is not None
 
     # -- public ---------------------------------------------------------------------------------------------------
 

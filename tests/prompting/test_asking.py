@@ -159,8 +159,10 @@ def test_rank_shows_a_reference_and_a_rubric():
         (Ranking(), 4, "<answer> A > B > C > D </answer> or <answer> D > C > B > A </answer>"),
         (PairScores(), 2, "<answer> 1 </answer><answer> 10 </answer> or <answer> 10 </answer><answer> 1 </answer>"),
         (PairScores(grades=(("a", 1.0), ("b", 2.0), ("c", 3.0))), 3,
-         "<answer> a </answer><answer> b </answer><answer> c </answer> or <answer> c </answer><answer> b </answer><answer> a </answer>"),
-        (Score(), 1, "<answer> 1 </answer>, <answer> 2 </answer>, <answer> 3 </answer>, <answer> 4 </answer> or <answer> 5 </answer>"),
+         "<answer> a </answer><answer> b </answer><answer> c </answer> or "
+         "<answer> c </answer><answer> b </answer><answer> a </answer>"),
+        (Score(), 1,
+         "<answer> 1 </answer>, <answer> 2 </answer>, <answer> 3 </answer>, <answer> 4 </answer> or <answer> 5 </answer>"),
         (Score(grades=(("bad", 0.0), ("good", 1.0))), 1, "<answer> bad </answer> or <answer> good </answer>"),
         (Score(grades=tuple((str(n), float(n)) for n in range(101))), 1,
          "<answer> 0 </answer>, <answer> 1 </answer>, ... or <answer> 100 </answer>"),
