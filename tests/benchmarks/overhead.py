@@ -467,7 +467,7 @@ def process_peak_bytes() -> int:
 def memory(schedule: str, comparisons: int, traced: bool) -> dict[str, int]:
     """One measurement; runs in a process of its own, because a process's peak never falls."""
     engine = Instant(lambda text: len(text) // 4 + 1, rationale=text(Random(1), 240))
-    judge = Judge(engine, Choice(), schedule=schedule, audit=False)
+    judge = Judge(engine, Choice(), schedule=schedule, verdict="generate", audit=False)
     per_group = len(judge.judge(groups_of(8, 1, 180))[0].played)
     groups = groups_of(8, round(comparisons / per_group), 180)
     gc.collect()

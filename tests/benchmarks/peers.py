@@ -266,7 +266,7 @@ class Bench:
         row = self.rows[f"ours, {schedule}"]
         # By default a judge raises when most of its verdicts fail.
         alarm = FailureAlarm(max_fraction=1.0)
-        written = {"verdict": "generate", "max_tokens": self.written, "temperature": 0, "top_p": 1.0}
+        written = {"verdict": "generate", "max_tokens": self.written, "temperature": 0, "top_p": 1.0, "retries": 0}
         how: dict[str, Any] = written if self.written else {"verdict": "logprobs"}
         judge = Judge(
             self.engine,

@@ -68,7 +68,7 @@ def _samples_in_flight(config: Mapping[str, Any]) -> Check:
 
 def _writes(judge: JudgeConfig) -> tuple[str, int]:
     """The setting that bounds a reply of the judge, and that bound."""
-    if judge.verdict_mode == "logprobs":
+    if not judge.writes_verdicts:
         return "thinking_tokens", judge.thinking_tokens + 16
     return "max_tokens", judge.max_tokens
 
