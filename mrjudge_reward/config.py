@@ -15,7 +15,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, Self, TypeAlias, get_args
 
 import yaml
 from pydantic import BeforeValidator, Field, NonNegativeInt, PlainValidator, PositiveInt
@@ -271,7 +271,7 @@ class JudgeSettings(PromptSettings, VerdictSettings, ScheduleSettings, RatingSet
         )  # votes are on what it wrote
         return "logprobs" if reads else "generate"
 
-    def settled(self, can_read: bool) -> JudgeSettings:
+    def settled(self, can_read: bool) -> Self:
         """These settings for an engine of which it is known whether it reads: there ``auto`` is what it is for it."""
         if can_read or self.verdict != "auto":
             return self
@@ -289,9 +289,9 @@ class JudgeSettings(PromptSettings, VerdictSettings, ScheduleSettings, RatingSet
         return self.verdict_mode != "logprobs" or self.writes_unread
 
     @property
-    def writes(self) -> bool:
-        """Whether the judge ever writes, so that its sampling matters."""
-        return self.writes_verdicts or self.thinking_tokens > 0
+    def may_write_verdicts(self) -> bool:
+        """Whether it depends on the engine alone if the judge writes a verdict."""
+        return self.writes_verdicts or (self.verdict == "auto" and not self.embedded)
 
     @property
     def reply_tokens(self) -> int:
@@ -317,6 +317,12 @@ def _built_in(*names: str) -> Holds:
     return lambda settings: settings.format_name in (names or tuple(_FORMATS))
 
 
+def _samples(settings: JudgeSettings) -> bool:
+    return settings.may_write_verdicts or settings.thinking_tokens > 0
+
+
+_SAMPLES = "a judge that writes (verdict auto, generate or cascade, or thinking_tokens)"
+
 ONLY: dict[str, tuple[Holds, str]] = {
     "template": (_built_in(), "formats of this package; a format of one's own has its own wording"),
     "labels": (_built_in("choice", "ranking", "pair_scores"), "formats choice, ranking and pair_scores"),
@@ -324,10 +330,10 @@ ONLY: dict[str, tuple[Holds, str]] = {
     "tie_label": (_built_in("choice"), "format choice"),
     "answer_open": (_built_in(), "formats of this package"),
     "answer_close": (_built_in(), "formats of this package"),
-    "temperature": (lambda it: it.writes, "a judge that writes (verdict auto, generate or cascade, or thinking_tokens)"),
-    "top_p": (lambda it: it.writes, "a judge that writes (verdict auto, generate or cascade, or thinking_tokens)"),
+    "temperature": (_samples, _SAMPLES),
+    "top_p": (_samples, _SAMPLES),
     "max_tokens": (
-        lambda it: it.writes_verdicts, "verdict auto, generate or cascade; with logprobs set thinking_tokens",
+        lambda it: it.may_write_verdicts, "verdict auto, generate or cascade; with logprobs set thinking_tokens",
     ),
     "thinking_tokens": (
         lambda it: it.verdict_mode == "logprobs", "verdict logprobs; elsewhere reasoning is bounded by max_tokens",

@@ -284,6 +284,7 @@ def score_rewardbench2(cases: Sequence[Case], config: JudgeConfig, engine: Engin
         rows += _report("rewardbench2", best, right, list(map(_failed, judgements))).rows
     if ties:
         if form.max_slots > 1:  # else it grades already
+            config = config.settled(can_read=engine.reads_labels() is not False)
             reads = config.verdict_mode == "logprobs"
             choosing = {"template", "labels", "grades", "tie_label", "both_orders", "max_slots", "cascade_margin"}
             asked = config.model_dump(exclude_unset=True, exclude=choosing | (set() if reads else {"min_label_mass"}))

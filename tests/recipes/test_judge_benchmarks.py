@@ -22,7 +22,7 @@ from recipes.evaluate import benchmarks
 from tests.support import ROOT
 from tests.support.judge_server import JudgeServer
 
-CHOICE: dict[str, Any] = {"model": "any", "format": "choice", "temperature": 0.5}
+CHOICE: dict[str, Any] = {"model": "any", "format": "choice", "verdict": "generate", "temperature": 0.5}
 SCORE: dict[str, Any] = {"model": "any", "format": "score", "grades": {str(n): float(n) for n in range(1, 11)}}
 
 
@@ -394,7 +394,8 @@ def test_the_command_prints_a_table_and_writes_a_report(tmp_path: Path):
     config, out = tmp_path / "judge.yaml", tmp_path / "report.json"
     with JudgeServer() as server:
         config.write_text(
-            f"{{engine: openai, base_url: {server.base_url}, model: judge, format: choice}}", encoding="utf-8"
+            f"{{engine: openai, base_url: {server.base_url}, model: judge, format: choice, verdict: generate}}",
+            encoding="utf-8",
         )
         command = [
             sys.executable, "-m", "recipes.evaluate.benchmarks", "judgebench", "--config", str(config),
