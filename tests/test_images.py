@@ -377,7 +377,7 @@ def test_each_text_of_a_candidate_is_sanitized_and_together_they_keep_the_bound(
     text = Choice().render(group, group.candidates, guard)[-1].text
     assert group.candidates[0] in guard.sanitized
     assert group.candidates[1] not in guard.sanitized
-    assert text.count("<answer>A") == 1, "in the form that is asked for"
+    assert "<answer>A" not in text
     assert text.count("[End of response A]") == 1
     assert text.count("x") + text.count("y") < 260
 

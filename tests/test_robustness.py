@@ -42,7 +42,7 @@ from mrjudge_reward.cache import ReplyCache
 from mrjudge_reward.engines.openai.engine import OpenAIEngine
 url, path, schedule = sys.argv[1:]
 engine = OpenAIEngine("judge", url, max_concurrency=4, deadline_s=60.0)
-judge = Judge(engine, Choice(), schedule=schedule, audit=False, temperature=0, cache=ReplyCache(path))
+judge = Judge(engine, Choice(), schedule=schedule, verdict="generate", audit=False, temperature=0, cache=ReplyCache(path))
 groups = [Group.of(f"Question {g}?", [f"answer {i}" + "!" * (i * 3 % 5) for i in range(4)], str(g)) for g in range(6)]
 try:
     found = judge.judge(groups)
@@ -119,6 +119,7 @@ def test_an_interrupted_rank_ends_with_code_130_and_the_same_command_asks_only_t
     source.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with JudgeServer() as server:
         settings = ["model=judge", f"base_url={server.base_url}", f"max_concurrency={SLOTS}", f"cache={path}"]
+        settings += ["verdict=generate", "format=choice"]
         command = ["-m", "mrjudge_reward.cli", "rank", str(source), "-o", str(output), "--chunk", "4"]
         command += [word for setting in settings for word in ("--set", setting)]
         # 8 games and an audit for each group: the second chunk is at work when the signal comes.
@@ -140,7 +141,7 @@ def test_an_interrupted_rank_ends_with_code_130_and_the_same_command_asks_only_t
 def test_a_server_that_died_costs_a_thousand_comparisons_one_deadline_and_no_verdict() -> None:
     with JudgeServer() as server:
         engine = OpenAIEngine("judge", server.base_url, max_concurrency=16, deadline_s=1.0)
-        judge = Judge(engine, schedule="adaptive", audit=False, alarm=FailureAlarm(1.0))
+        judge = Judge(engine, verdict="generate", schedule="adaptive", audit=False, alarm=FailureAlarm(1.0))
         assert judge.rank("Question?", ["one", "three"]).best == 1
     groups = [Group.of(f"Question {g}?", [f"answer {i}" for i in range(8)], str(g)) for g in range(63)]
     began = time.monotonic()
@@ -180,7 +181,7 @@ def test_ten_thousand_comparisons_hold_each_rendered_prompt_once() -> None:
 
     groups = [Group.of(f"Question {g}?", [answer(g, i) for i in range(8)], str(g)) for g in range(625)]
     engine = Forgetful(lambda _: "<answer>A</answer>")
-    judge = Judge(engine, schedule="ring", audit=False)
+    judge = Judge(engine, verdict="generate", schedule="ring", audit=False)
     tracemalloc.start()
     try:
         judgements = judge.judge(groups)

@@ -26,7 +26,7 @@ It keeps an unbeaten candidate's score finite, and discounts candidates with few
 the variance of a game's noise over that of the strengths; ``tests/benchmarks/schedules.py`` spans .25 to 1.
 """
 
-SURE = 2.1
+SURE = 1.5
 """Reads whose log-odds, the slots' gains taken out, are above this multiple of the group's median may be slips."""
 
 SLIP_SHARE, SLIP_VARIANCE, ROUNDS = 0.05, 25.0, 5

@@ -281,7 +281,7 @@ def test_no_sample_can_close_a_section_fill_a_placeholder_or_speak_for_a_model(t
         assert "<|im_end|>" not in user
         assert "<answer>A" not in user
     (example,) = files["examples"]
-    assert "<answer>" not in example["messages"][-1]["content"]
+    assert "<answer>A" not in example["messages"][-1]["content"]
     assert "<answer>" in files["items"][0]["candidates"][files["items"][0]["gold"].index(1.0)]  # what it was
 
 
