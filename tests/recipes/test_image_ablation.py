@@ -89,7 +89,16 @@ def test_a_judge_that_ignores_the_picture_is_called_blind_however_accurate_it_is
         assert f"pictures: {BLIND}" in capsys.readouterr().out
 
 
-FITS = "# shows: responses alone\n=== system ===\n=== user ===\n{responses}\nIs it in the picture?\n=== response ===\n[Text]\n{text}\n[End]\n"
+FITS = """# shows: responses alone
+=== system ===
+=== user ===
+{responses}
+Is it in the picture?
+=== response ===
+[Text]
+{text}
+[End]
+"""
 
 
 def test_of_captions_graded_alone_pairs_in_the_right_order_are_compared(file: str, tmp_path: Path):

@@ -70,7 +70,8 @@ def train(smol_tokenizer: Any, tmp_path: Path) -> Any:
 
 def config(base_url: str, **more: Any) -> JudgeConfig:
     settings: dict[str, Any] = {
-        "model": "judge", "base_url": base_url, "verdict": "generate", "format": "choice", "schedule": "ring", "deadline_s": 2.0, "retries": 0,
+        "model": "judge", "base_url": base_url, "verdict": "generate", "format": "choice",
+        "schedule": "ring", "deadline_s": 2.0, "retries": 0,
         **more,
     }  # fmt: skip
     return JudgeConfig(**settings)
