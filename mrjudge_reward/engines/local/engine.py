@@ -305,7 +305,7 @@ class TransformersEngine(Engine):
             return
         for row, (index, prompt) in enumerate(zip(batch, prompts, strict=True)):
             values = tuple(float(logprobs[row, list(tokens)].logsumexp(0)) for tokens in labels[index])
-            likeliest = self._tokenizer.decode(int(logprobs[row].argmax()))
+            likeliest = self._tokenizer.decode([int(logprobs[row].argmax())], clean_up_tokenization_spaces=False)
             replies[index] = Reply(likeliest, label_logprobs=values, usage=Usage(len(prompt), 0, 1))
 
     def _shown(self, prompts: Sequence[Prompt], ids: Any) -> dict[str, Any]:
