@@ -381,17 +381,13 @@ class PairScores:
         if isinstance(answers, NoVerdict):
             return answers
         if len(answers) == 1 and isinstance(_graded(answers, self.grades), NoVerdict):
-            chosen = self._choice.parse(text, slots)
-            if isinstance(chosen, Preference):
-                return chosen
+            best = label_meant(answers[0], _stripped(self.labels[:slots]))
+            if best is not None:
+                return Preference(tuple(float(slot == best) for slot in range(slots)))
         if len(answers) != slots:
             return no_verdict("wrong count", " | ".join(answers), f"{len(answers)} scores for {slots} responses")
         values = _graded(answers, self.grades)
         return values if isinstance(values, NoVerdict) else Grades.sampled(values)
-
-    @property
-    def _choice(self) -> Choice:
-        return Choice(labels=self.labels, answer_open=self.answer_open, answer_close=self.answer_close)
 
     def read_labels(self, slots: int) -> tuple[str, ...]:
         """Not readable."""

@@ -260,15 +260,20 @@ class SlotWatch:
         with self._lock:
             self._seen += JudgeStats.of(judgements)
             seen, rates = self._seen, self._seen.metrics()
-            orders = rates["position_consistency_debiased"] > 0.6  # its reads name one slot, and their margins tell
+            without = rates["position_consistency_debiased"]
+            orders = without > 0.6  # its reads name one slot, and their margins tell
             if self._said or seen.mirrored < self.least or rates["position_consistency"] > self.limit or orders:
                 return
             self._said = True
+        written = (
+            "written verdicts then say next to nothing about the answers, and reads of label probabilities often still "
+            "order them (verdict='logprobs')"
+        )
+        read = f"without the bias that all reads share, which ratings take out, it is {without:.2f}, and .5 there is a coin"
         logger.warning(
             "position consistency is %.2f over %d pairs shown in both orders: the judge goes by the slot (0: the slot alone "
-            "decides; .5: a coin; 1: the slot does not matter), and its verdicts say next to nothing about the answers. "
-            "Reads of label probabilities often still order them (verdict='logprobs'). This is said once.",
-            rates["position_consistency"], seen.mirrored,
+            "decides; .5: a coin; 1: the slot does not matter); %s. This is said once.",
+            rates["position_consistency"], seen.mirrored, read if seen.debiased_mirrored else written,
         )  # fmt: skip
 
 

@@ -634,3 +634,25 @@ def test_only_single_verdicts_can_be_read():
             format.from_logprobs((0.0, 0.0), 2)
     assert TIED.read_labels(2) == ("A", "B", "C")
     assert SENTIMENT.read_labels(1) == (" negative", " positive")
+
+
+@pytest.mark.parametrize(
+    ("said", "labels", "best"),
+    [
+        ("<answer>A</answer>", "ABC", 0), ("<answer>Response C</answer>", "ABC", 2), ("<answer> **b** </answer>", "ABC", 1),
+        ("<think>7, 9</think><answer>[B].</answer>", "ABC", 1), ("<ANSWER>A</ANSWER>", "ABC", 0),
+        ("<answer>D</answer>", "ABC", None), ("<answer>A or B</answer>", "ABC", None),
+        ("<answer>not A</answer>", "ABC", None), ("<answer>7</answer>", "ABC", None), ("<answer>2</answer>", "123", None),
+        ("<answer>A</answer><answer>B</answer>", "ABC", None),
+        ("<answer>A</answer><answer>7</answer><answer>8</answer>", "ABC", None), ("<answer>11</answer>", "ABC", None),
+        ("<answer></answer>", "ABC", None), ("<think>so <answer>A</answer>", "ABC", None),
+    ],
+)  # fmt: skip
+def test_who_names_the_best_instead_of_grading_has_a_verdict_unless_it_could_be_a_grade(
+    said: str, labels: str, best: int | None
+) -> None:
+    outcome = PairScores(labels=tuple(labels)).parse(said, 3)
+    if best is None:
+        assert isinstance(outcome, NoVerdict)
+    else:
+        assert outcome == Preference(tuple(float(slot == best) for slot in range(3)))

@@ -162,15 +162,25 @@ def test_a_real_judge_fills_the_stats():
 # -- slots -----------------------------------------------------------------------------------------------------------
 
 
+def read(log_odds: float, *slots: int) -> JudgedComparison:
+    p = 1 / (1 + math.exp(-log_odds))
+    return played(Preference((p, 1 - p), soft=True), *slots)
+
+
 def reads(bias: float, *gaps: float) -> Judgement:
     """Pairs read in both orders, by a judge with a bias to the earlier slot."""
 
-    def read(log_odds: float, *slots: int) -> JudgedComparison:
-        p = 1 / (1 + math.exp(-log_odds))
-        return played(Preference((p, 1 - p), soft=True), *slots)
-
     both = [(read(bias + gap, i, i + 1), read(bias - gap, i + 1, i)) for i, gap in enumerate(gaps)]
     return judged(*(item for pair in both for item in pair), scores=(0.0,) * (len(gaps) + 1))
+
+
+def noisy(bias: float, noise: float) -> Judgement:
+    """Pairs whose orders differ by noise, so that they agree only by chance."""
+
+    pairs = [
+        (read(bias + sign * noise, i, i + 1), read(bias + sign * noise, i + 1, i)) for i, sign in enumerate((0.2, -0.2))
+    ]
+    return judged(*(item for pair in pairs for item in pair), scores=(0.0, 0.0, 0.0))
 
 
 def test_reads_that_name_one_slot_always_may_be_consistent_without_their_common_bias():
@@ -190,6 +200,17 @@ def test_a_judge_that_goes_by_the_slot_is_named_once(caplog: pytest.LogCaptureFi
         blind.judge([Group.of("q", ["a", "bb", "ccc"], str(step))])
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "position consistency is 0.00" in caplog.text
+    assert "reads of label probabilities often still order them" in caplog.text
+
+
+def test_a_judge_that_is_read_is_not_told_to_be_read(caplog: pytest.LogCaptureFixture):
+    """It gets the figure without the common bias: verdicts that name one slot may still order."""
+    alternating = [5.0 if i % 2 else -5.0 for i in range(10)]
+    watch = SlotWatch()
+    for gap in alternating:  # consistent neither with the bias nor without it
+        watch.observe([noisy(4.0, gap)] * 5)
+    assert "without the bias that all reads share" in caplog.text
+    assert "verdict='logprobs'" not in caplog.text
 
 
 @pytest.mark.parametrize("judgement", [reads(4.0, *[1.0] * 10), judged(played(FIRST, 0, 1), played(SECOND, 1, 0))])
