@@ -13,6 +13,10 @@ from mrjudge_reward.errors import EngineError
 from mrjudge_reward.types import Request
 
 
+class SharedTokenError(EngineError):
+    """Two labels begin with the same token, so that one token cannot tell them apart."""
+
+
 def spellings(label: str, prefill: str) -> tuple[str, ...]:
     """The ways in which a label may stand after a prefill: as it is, and with a space before it, which a parser drops."""
     return (label,) if not label or label[0].isspace() or prefill[-1:].isspace() else (label, f" {label}")
@@ -24,7 +28,7 @@ def first_label_tokens(encode: Callable[[str], list[int]], request: Request) -> 
     A spelling that begins like another label's (a space that is a token of its own) tells nothing, and is left out.
 
     Raises:
-        EngineError: if two labels begin with the same token, so that one token cannot tell them apart.
+        SharedTokenError: if two labels begin with the same token.
     """
     before = encode(request.prefill)
 
@@ -42,11 +46,11 @@ def distinct_tokens(found: Sequence[Sequence[int]], request: Request) -> list[tu
     """Each label's own first token, and those of its other spellings that nothing else begins with.
 
     Raises:
-        EngineError: if two labels have the same first token.
+        SharedTokenError: if two labels have the same first token.
     """
     times = Counter(token for tokens in found for token in set(tokens))
     if len({tokens[0] for tokens in found}) < len(found):
-        raise EngineError(
+        raise SharedTokenError(
             f"the labels {request.labels!r} do not differ in their first token for this tokenizer, so they cannot be "
             "read; choose other labels (single letters, or one-digit grades), or verdict='generate'"
         )

@@ -22,6 +22,7 @@ from mrjudge_reward.cache import ReplyCache, Verb, request_content, request_key
 from mrjudge_reward.config import JudgeSettings
 from mrjudge_reward.engines.cancelling import cancelled
 from mrjudge_reward.engines.contract import Engine
+from mrjudge_reward.engines.label_tokens import SharedTokenError
 from mrjudge_reward.errors import EngineError
 from mrjudge_reward.images import Album
 from mrjudge_reward.messages import Message
@@ -236,7 +237,12 @@ class Comparer:
             )
             for pair, thought in zip(asked, thoughts, strict=True)
         ]
-        answers = self._ask("label_logprobs", asked, requests)
+        try:
+            answers = self._ask("label_logprobs", asked, requests)
+        except SharedTokenError as error:
+            if not self.settings.writes_unread:
+                raise
+            return [Verdict(NoVerdict("labels share a token", str(error)))] * len(asked)
         return [
             self._verdict_read(answer, thought, len(comparison.slots))
             for (_, comparison), thought, answer in zip(asked, thoughts, answers, strict=True)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mrjudge_reward.cache import ReplyCache
+from mrjudge_reward.engines.label_tokens import SharedTokenError
 from mrjudge_reward.engines.openai.engine import OpenAIEngine
 from mrjudge_reward.engines.scripted import ScriptedEngine, shown_candidates
 from mrjudge_reward.judge import Judge
@@ -159,6 +160,22 @@ def test_a_verdict_that_auto_could_not_read_is_written() -> None:
     assert not any(item.verdict.failed for item in judgement.played)
     (unread,) = Judge(ScriptedEngine(script, reads=True), retries=0, **AUTO).judge(groups(1))
     assert unread.scores_G == (None,) * 3
+
+
+@pytest.mark.parametrize("auto", [True, False])
+def test_grades_that_one_token_cannot_tell_apart_are_written_under_auto_and_else_an_error(auto: bool) -> None:
+    class Local(ScriptedEngine):
+        def label_logprobs(self, requests: Any) -> Any:
+            raise SharedTokenError("the labels 1, 10 do not differ in their first token")
+
+    engine = Local(lambda _: "<answer>10</answer>", reads=True)
+    settings: dict[str, Any] = {"format": "score", "grades": {str(n): float(n) for n in range(1, 11)}}
+    judge = Judge(engine, **settings, **({} if auto else {"verdict": "logprobs"}), rating="mean_score", alarm=NEVER)
+    if auto:
+        assert judge.rank("q", ["one", "two"]).scores_G == (10.0, 10.0)
+    else:
+        with pytest.raises(SharedTokenError):
+            judge.rank("q", ["one", "two"])
 
 
 @pytest.mark.parametrize(
