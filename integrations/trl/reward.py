@@ -37,7 +37,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
-from mrjudge_reward.errors import ConfigError, InputError
+from mrjudge_reward.errors import ConfigError, EngineError, InputError
 from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.messages import Message, as_messages, final_answer
 from mrjudge_reward.monitoring.canaries import Canaries, CanaryReport
@@ -95,6 +95,7 @@ class _Judged:
     verdicts: dict[int, str]
     stats: JudgeStats
     canaries: CanaryReport | None = None
+    weights: str = ""
 
 
 def _among(rows: Sequence[JudgedRow]) -> Judgement:
@@ -250,6 +251,7 @@ class JudgeReward:
         Raises:
             InputError: if the rows do not form groups.
             ConfigError: if ``num_generations`` differs from the trainer's.
+            EngineError: if ranks loaded different judges.
             JudgeUnreliableError: if too many judgements failed (on any rank, then on all).
             JudgeDriftedError: if the judge fails canaries that are set to stop the run (then on all ranks, too).
         """
@@ -371,6 +373,11 @@ class JudgeReward:
         known = [row for share in gather(rows, world) for row in share] if straddling else rows
         mine = range(rank if straddling else 0, len(known) // size, world if straddling else 1)
         results = gather_results(lambda: self._judge_blocks(known, mine, size, key, offset // size, on_abstain), world)
+        if len(weights := {result.weights for result in results}) > 1:
+            raise EngineError(
+                f"the judge's weights differ between ranks (checksums {', '.join(sorted(weights))}), so that ranks would "
+                "reward by different judges: check that all ranks load the same files, or use a server (base_url)"
+            )
         self.last_stats = sum((result.stats for result in results), JudgeStats())
         self.last_canaries = next((r.canaries for r in results if r.canaries is not None), self.last_canaries)
         rewards_of: dict[int, tuple[float | None, ...]] = {}
@@ -427,7 +434,7 @@ class JudgeReward:
             self._watch.stop_if_asked(measured)
         # Of a rollout that judged more than is trained on, all of it counts.
         stats = JudgeStats.of(self.last_judgements) if known else JudgeStats.of(trained, shaped, lengths)
-        return _Judged(rewards, verdicts, stats, measured)
+        return _Judged(rewards, verdicts, stats, measured, self.judge.engine.weights)
 
     # -- what goes out --------------------------------------------------------------------------------------------------
 
