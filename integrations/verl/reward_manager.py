@@ -23,6 +23,8 @@ See ``settings`` for the ``mrjudge`` section. What verl does, and what this adap
   flagged: ``judge_abstained``. ``reward_extra_info`` has the same keys on every row (``streaming.scores.INFO_KEYS``).
 * Nothing tells training from validation in a streamed sample. Where their group sizes differ, a sample's size is taken
   from ``mrjudge_group_size`` (set by ``agent_loop``), ``__rollout_n__``, or ``extra_info.split``.
+* A rollout that failed, or that gave no answer, never comes. ``agent_loop`` tells so; without it its siblings wait until
+  ``deadline_s``. V1 drops the whole group then, but only when all its sessions have ended.
 * When too many judgements failed, nothing more is judged and every sample ends with that error. V0 and the colocated path
   stop at the first one; V1 in streaming mode drops groups whose scoring raised, and ends with the first step in which all
   did ("no materializable trajectories"), the reason in the log of the judge actor.
@@ -53,7 +55,7 @@ from mrjudge_reward.streaming.scores import Sample, Scored
 from mrjudge_reward.streaming.waiting import refuse, serve
 
 from .actor import MANY, JudgeActorClient
-from .settings import VALIDATION_SPLITS, VerlSettings, is_colocated, served_judge
+from .settings import ABSENT, VALIDATION_SPLITS, VerlSettings, is_colocated, served_judge
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +134,10 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
         Raises:
             MRJudgeError: if the sample cannot be read, or the judge raised.
         """
+        row: Mapping[str, Any] = data[-1:][0].non_tensor_batch
+        if row.get(ABSENT):  # told by ``agent_loop``, which has no use for the result
+            await self.client.leave(self._group(row), str(row["session_id"]), self._size(row))
+            return {"reward_score": 0.0, "reward_extra_info": {}}
         sample = self.sample_of(data[-1:])
         scored = await (self._join_batch(sample) if self.colocated else self.client.join(sample))
         return {"reward_score": scored.reward, "reward_extra_info": dict(scored.info)}
@@ -174,13 +180,9 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
         prompt = _prompt(row)
         text, length = self._completion(item)
         answer = text if self.settings.thinking == "keep" else final_answer(text, self.settings.thinking == "opened")
-        uid = row.get("uid")
-        group = f"prompt-{prompt_hash(prompt)}" if uid is None else str(uid)
-        if (attempt := row.get("attempt")) is not None:
-            group = f"{group}/{attempt}"
         member = row.get("session_id")
         return Sample(
-            group=group,
+            group=self._group(row, prompt),
             member=None if member is None else str(member),
             size=self._size(row),
             prompt=prompt,
@@ -188,8 +190,14 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
             length=length,
             reference=_text_at(row, self.settings.reference_field),
             rubric=_text_at(row, self.settings.rubric_field),
-            lasting=uid is not None,
+            lasting=row.get("uid") is not None,
         )
+
+    def _group(self, row: Mapping[str, Any], prompt: Sequence[Message] = ()) -> str:
+        """Identity of a row's group."""
+        uid, attempt = row.get("uid"), row.get("attempt")
+        group = f"prompt-{prompt_hash(prompt)}" if uid is None else str(uid)
+        return group if attempt is None else f"{group}/{attempt}"
 
     def _completion(self, item: Any) -> tuple[str, int]:
         responses = item.batch["responses"]

@@ -32,6 +32,9 @@ from mrjudge_reward.settings import Settings
 
 SECTION = "mrjudge"
 
+ABSENT = "mrjudge_absent"
+"""Field of a row that stands for a rollout that will not come."""
+
 VALIDATION_SPLITS = frozenset({"test", "val", "valid", "validation", "dev", "eval"})
 """Values of ``extra_info.split`` that mark a validation row."""
 
@@ -85,6 +88,9 @@ class VerlSettings(Settings):
     identical completions, which may be copies made by padding."""
     as_it_arrives: bool = True
     """Ask a group's first comparisons as soon as their members are there."""
+    kept_bytes: Annotated[int, Field(ge=0)] = 2**29
+    """Of texts and images of judged groups that the judge's actor remembers for members that come late. Groups whose members
+    are all judged stay for a resumed sample; the oldest are forgotten."""
     group_size: GroupSize | None = None
     """Completions per prompt; None for ``rollout.n``."""
     validation_group_size: GroupSize | None = None

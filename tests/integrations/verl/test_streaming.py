@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -11,6 +15,10 @@ from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.streaming.groups import INFO_KEYS
 from tests.support.verl_judges import scripted_judge
 from tests.support.verl_setup import WORKERS, Rollout, Streaming, expected, made_reward_loop, rollouts, verl_config
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # verl's trainer tells of every engine that is not installed
+    from mrjudge_reward.integrations.verl.agent_loop import GroupAgentLoopWorker
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -87,3 +95,39 @@ def test_without_session_ids_groups_are_counted(stream: Streaming):
     v0 = Streaming.__new__(Streaming)
     vars(v0).update(vars(stream), sessions=False)
     assert rewards(v0.all(made, seed=5)) == pytest.approx(expected(made, JUDGE, names=False))
+
+
+@pytest.mark.parametrize("how", ["raises", "gives nothing"])
+def test_siblings_of_a_session_that_failed_are_rewarded_at_once(
+    stream: Streaming, monkeypatch: pytest.MonkeyPatch, how: str
+):
+    """verl's own worker says nothing of it, so that they waited for the deadline."""
+    made = rollouts(1, 8, {"mrjudge_group_size": 8})
+    failing, there = made[3], made[:3] + made[4:]
+
+    async def run_agent_loop(worker: Any, *_: Any, **session: Any) -> Any:
+        if how == "raises":
+            raise RuntimeError("the environment died")
+        return await worker._agent_loop_postprocess([], False, **session)
+
+    monkeypatch.setattr(GroupAgentLoopWorker.__base__, "_run_agent_loop", run_agent_loop)
+    worker = object.__new__(GroupAgentLoopWorker)
+    worker.reward_loop_worker_handles = stream.worker.reward_loop_worker_handles
+    session = {"uid": failing.uid, "session_id": failing.session, "raw_prompt": [], **failing.fields}
+
+    async def fail() -> float:
+        with pytest.raises(RuntimeError, match="died") if how == "raises" else nullcontext():
+            await worker._run_agent_loop({}, {}, agent_name="single", **session)
+        return time.monotonic()
+
+    async def both() -> tuple[float, list[Any]]:
+        scoring = asyncio.gather(*map(stream.score, there))
+        await asyncio.sleep(0.3)
+        assert not scoring.done()
+        failed = await fail()
+        return failed, await scoring
+
+    failed, outputs = asyncio.run(both())
+    assert time.monotonic() - failed < 1
+    assert rewards(dict(zip(there, outputs, strict=True))) == pytest.approx(expected(there, JUDGE))
+    assert all(info(output)["judge_partial"] == 1 for output in outputs)
