@@ -31,6 +31,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -98,6 +99,19 @@ class _Judged:
     weights: str = ""
 
 
+@dataclass(frozen=True)
+class _Moment:
+    """When a call came: in training or evaluation, at which step (from 0), as which call of that step."""
+
+    mode: str
+    step: int
+    again: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.mode}/{self.step}/{self.again}"
+
+
 def _among(rows: Sequence[JudgedRow]) -> Judgement:
     """The judgement of those completions alone that are trained on, at the cost of the whole."""
     whole = rows[0].judgement
@@ -127,6 +141,17 @@ def _texts(completions: Sequence[Completion], ids: Sequence[Sequence[int]] | Non
     ]
 
 
+def _without_answers(messages: Sequence[Prompt] | None) -> list[Prompt]:
+    """The prompts of chats that end in what is judged."""
+    if messages is None:
+        raise InputError(
+            "one list came, without the column 'messages': a reward function is called with prompts and completions (TRL), "
+            "or with completions and messages=[...] (ms-swift)"
+        )
+    ends = [isinstance(chat[-1], Mapping) and chat[-1].get("role") == "assistant" for chat in messages]
+    return [chat[:-1] if answered else chat for chat, answered in zip(messages, ends, strict=True)]
+
+
 def _with_images(prompt: Prompt, columns: Mapping[str, Sequence[Any]], row: int) -> Prompt | tuple[Message, ...]:
     """A prompt with the images of its dataset columns, unless it shows images already (TRL puts them in for itself)."""
     images = columns["images"][row] if "images" in columns else None
@@ -139,6 +164,8 @@ def _with_images(prompt: Prompt, columns: Mapping[str, Sequence[Any]], row: int)
 
 class JudgeReward:
     """A judge for ``reward_funcs=``. Picklable; a config is turned into a judge on first use in each process.
+
+    May be called from several threads at once, as AsyncGRPO does; what is kept of the latest call is then any call's.
 
     Args:
         judge: a config, or a ready judge.
@@ -211,26 +238,29 @@ class JudgeReward:
         self.last_canaries: CanaryReport | None = None
         self._watch = RunMonitor(log_dir, self.__name__, canaries)
         self._follower: Any = None
-        self._moment: tuple[str, int, int] = ("", -1, 0)
+        self._calls: dict[tuple[str, int], int] = {}
+        self._lock, self._judging = threading.RLock(), threading.Lock()
 
     @property
     def judge(self) -> Judge:
         """The judge, built on first use."""
-        if self._judge is None:
-            assert self._config is not None
-            self._judge = self._config.build()
-        return self._judge
+        with self._lock:
+            if self._judge is None:
+                assert self._config is not None
+                self._judge = self._config.build()
+            return self._judge
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**vars(self), "_follower": None}
-        if self._config is not None:
-            state["_judge"] = None
-        return state
+        state = {name: value for name, value in vars(self).items() if name not in ("_lock", "_judging")}
+        return state | {"_follower": None} | ({"_judge": None} if self._config is not None else {})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.RLock(), _judging=threading.Lock())
 
     def __call__(
         self,
         prompts: Sequence[Prompt],
-        completions: Sequence[Completion],
+        completions: Sequence[Completion] | None = None,
         completion_ids: Sequence[Sequence[int]] | None = None,
         trainer_state: Any = None,
         log_extra: Callable[[str, list[Any]], None] | None = None,
@@ -240,7 +270,8 @@ class JudgeReward:
         """Score this rank's rows.
 
         Args:
-            prompts, completions, completion_ids: parallel lists, as TRL passes them. Length n.
+            prompts, completions, completion_ids: parallel lists, as TRL passes them. Length n. With one list alone it is
+                the completions and the prompts are in the column ``messages``, as ms-swift calls a reward function.
             trainer_state: for the step number, which enters the groups' identity.
             log_extra, log_metric: TRL's loggers; absent in OnlineDPO.
             columns: the dataset's other columns, each of length n.
@@ -256,6 +287,8 @@ class JudgeReward:
             JudgeDriftedError: if the judge fails canaries that are set to stop the run (then on all ranks, too).
         """
         began = time.perf_counter()
+        if completions is None:
+            prompts, completions = _without_answers(columns.get("messages")), prompts
         trainer: Any = getattr(log_metric, "__self__", None)
         training = bool(trainer.model.training) if hasattr(trainer, "model") else True
         size = self.num_generations if training else self.num_generations_eval
@@ -268,7 +301,7 @@ class JudgeReward:
             pairs = zip(rows[:half], rows[half:], strict=True) if self.layout == "halves" else ()
             return [row for pair in pairs for row in pair] or rows
 
-        key = self._key(training, trainer_state)
+        moment = self._now("train" if training else "eval", trainer_state)
         on_abstain: OnAbstain = "none"
         if self.on_abstain != "auto":
             on_abstain = self.on_abstain
@@ -276,7 +309,7 @@ class JudgeReward:
             on_abstain = "group_mean"
         self._follow(trainer)
         before = self.last_canaries
-        rewards, verdicts = self._score(prepare, size, key, on_abstain)
+        rewards, verdicts = self._score(prepare, size, moment, on_abstain)
         if self._follower is not None:
             self._follower.judged(began, time.perf_counter())
         canaries = self.last_canaries if self.last_canaries is not before else None
@@ -343,17 +376,19 @@ class JudgeReward:
         """What of a completion's text is judged."""
         return text if self.thinking == "keep" else final_answer(text, self.thinking == "opened")
 
-    def _key(self, training: bool, trainer_state: Any) -> str:
-        mode = "train" if training else "eval"
-        step = int(getattr(trainer_state, "global_step", 0))
-        again = self._moment[2] + 1 if self._moment[:2] == (mode, step) else 0
-        self._moment = (mode, step, again)
-        return f"{mode}/{step}/{again}"
+    def _now(self, mode: str, trainer_state: Any) -> _Moment:
+        """A trainer that tells no step is taken to make one with each call."""
+        with self._lock:
+            told = getattr(trainer_state, "global_step", None)
+            step = int(told) if told is not None else sum(of == mode for of, _ in self._calls)
+            again = self._calls.get((mode, step), 0)
+            self._calls[mode, step] = again + 1
+            return _Moment(mode, step, again)
 
     # -- judging, over ranks --------------------------------------------------------------------------------------------
 
     def _score(
-        self, prepare: Callable[[], list[_Row]], size: int, key: str, on_abstain: OnAbstain
+        self, prepare: Callable[[], list[_Row]], size: int, moment: _Moment, on_abstain: OnAbstain
     ) -> tuple[list[float | None], list[str]]:
         rank, world = rank_and_world()
         rows: list[_Row] = []
@@ -372,7 +407,9 @@ class JudgeReward:
         offset = 0 if straddling else sum(counts[:rank])  # of the rows judged here, in the global order
         known = [row for share in gather(rows, world) for row in share] if straddling else rows
         mine = range(rank if straddling else 0, len(known) // size, world if straddling else 1)
-        results = gather_results(lambda: self._judge_blocks(known, mine, size, key, offset // size, on_abstain), world)
+        results = gather_results(
+            lambda: self._judge_blocks(known, mine, size, moment, offset // size, on_abstain), world
+        )
         if len(weights := {result.weights for result in results}) > 1:
             raise EngineError(
                 f"the judge's weights differ between ranks (checksums {', '.join(sorted(weights))}), so that ranks would "
@@ -392,7 +429,7 @@ class JudgeReward:
         return rewards[local], verdicts[local]
 
     def _judge_blocks(
-        self, rows: Sequence[_Row], blocks: range, size: int, key: str, first_block: int, on_abstain: OnAbstain
+        self, rows: Sequence[_Row], blocks: range, size: int, moment: _Moment, first_block: int, on_abstain: OnAbstain
     ) -> _Judged:
         groups: dict[int, Group] = {}
         known: dict[int, list[JudgedRow]] = {}
@@ -409,15 +446,21 @@ class JudgeReward:
                 known[block] = found
                 continue
             answers = [member.answer for member in members]
-            groups[block] = Group.of(head.prompt, answers, f"{key}/{first_block + block}", head.reference, head.rubric)
+            groups[block] = Group.of(
+                head.prompt, answers, f"{moment.key}/{first_block + block}", head.reference, head.rubric
+            )
         rank, _ = rank_and_world()
-        mode, step, _ = self._moment
-        due = rank == 0 and mode == "train" and self._watch.due(step + 1)
+        step, engine = moment.step + 1, self.judge.engine
+        with self._lock:
+            due = rank == 0 and moment.mode == "train" and self._watch.due(step)
         measured = None
-        with self.judge.engine.session() if due else nullcontext():  # a colocated judge wakes once for both
+        with (
+            nullcontext() if engine.concurrent_calls else self._judging,
+            engine.session() if due else nullcontext(),  # a colocated judge wakes once for both
+        ):
             fresh = dict(zip(groups, self.judge.judge(list(groups.values())), strict=True))
             if due:
-                measured = self._watch.measure(self.judge, step + 1)
+                measured = self._watch.measure(self.judge, step)
         whole = {block: fresh[block] if block in fresh else known[block][0].judgement for block in blocks}
         self.last_judgements = list(whole.values())
         neutral = self.judge.rating.neutral or 0.0
@@ -429,7 +472,8 @@ class JudgeReward:
             rewards[block] = reward_group(judgement, self.shape, on_abstain, lengths_G, neutral).rewards_G
             verdicts[block] = verdict_line(judgement.played[0]) if judgement.played else "nothing to compare"
         shaped = [rewards[block] for block in blocks]
-        self._watch.log(rank, step + 1, mode, self.judge, trained, shaped, lengths, measured)
+        with self._lock:
+            self._watch.log(rank, step, moment.mode, self.judge, trained, shaped, lengths, measured)
         if measured is not None:
             self._watch.stop_if_asked(measured)
         # Of a rollout that judged more than is trained on, all of it counts.
