@@ -44,7 +44,7 @@ from mrjudge_reward.messages import Message, as_messages, final_answer
 from mrjudge_reward.monitoring.canaries import Canaries, CanaryReport
 from mrjudge_reward.monitoring.explain import verdict_line
 from mrjudge_reward.monitoring.monitor import RunMonitor
-from mrjudge_reward.reasoning import decode_marked, hidden_tokens
+from mrjudge_reward.reasoning import THINK_OPEN, decode_marked, hidden_tokens, opens_reasoning, split_reasoning
 from mrjudge_reward.reranker import part_of
 from mrjudge_reward.scoring.rewards import OnAbstain, RewardShape, reward_group
 from mrjudge_reward.scoring.stats import JudgeStats
@@ -127,11 +127,23 @@ def completion_text(completion: Completion) -> str:
     return turns[-1].text if turns else ""
 
 
+def _tokenizer(trainer: Any) -> Any:
+    processor: Any = getattr(trainer, "processing_class", None)
+    return getattr(processor, "tokenizer", processor)
+
+
+def _unless_cut(text: str, tokenizer: Any, ids: Sequence[int]) -> str:
+    """A turn's text, as an open reasoning if the reasoning that its template opened was never closed.
+
+    Of such a turn TRL's parser makes all content, and of one that was closed and empty too, so that the text does not tell.
+    """
+    return f"{THINK_OPEN}{text}" if split_reasoning(decode_marked(tokenizer, ids), opened=True)[1] else text
+
+
 def _texts(completions: Sequence[Completion], ids: Sequence[Sequence[int]] | None, trainer: Any) -> list[str]:
     """Texts of completions, with marks of reasoning that TRL skipped in decoding because they are special tokens."""
     texts = [completion_text(completion) for completion in completions]
-    tokenizer: Any = getattr(trainer, "processing_class", None)
-    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    tokenizer = _tokenizer(trainer)
     hidden = hidden_tokens(tokenizer)
     if not hidden or ids is None:
         return texts
@@ -176,9 +188,9 @@ class JudgeReward:
         on_abstain: what stands for an unknown score: ``"none"``, ``"group_mean"``, or ``"auto"`` (see the module).
         shape: centring and length term; None for the config's own.
         reference_column, rubric_column: dataset columns shown to the judge as reference answer and criteria.
-        thinking: what becomes of the policy's own reasoning: ``"strip"`` judges what follows it (``final_answer``),
-            ``"opened"`` does too and knows that the policy's template opens the reasoning itself, so that a completion
-            that never closes it holds no answer, ``"keep"`` judges everything.
+        thinking: what becomes of the policy's own reasoning: ``"strip"`` judges what follows it (``final_answer``); where
+            the trainer's chat template opens the reasoning itself, a completion that never closes it holds no answer.
+            ``"opened"`` is for a caller whose template opens it and is not to be seen, ``"keep"`` judges everything.
         name: of the metrics; every instance has its own.
         log_dir: folder for the run's log, which ``mrjudge report`` shows (see ``monitoring.run_log``); the trainer's
             ``output_dir`` is a good one. What the trainer logs goes in too. None for no log.
@@ -235,6 +247,7 @@ class JudgeReward:
         self.last_judgements: list[Judgement] = []
         self.abstained_rows: tuple[int, ...] = ()
         self.pairs_can_be_left_out = False
+        self._template_opens: bool | None = None
         self.last_canaries: CanaryReport | None = None
         self._watch = RunMonitor(log_dir, self.__name__, canaries)
         self._follower: Any = None
@@ -296,6 +309,10 @@ class JudgeReward:
         def prepare() -> list[_Row]:
             self._check_trainer(trainer, training, size)
             texts = _texts(completions, completion_ids, trainer)
+            if self.thinking == "strip" and completion_ids is not None and trainer is not None:
+                for row, (prompt, said) in enumerate(zip(prompts, completions, strict=True)):
+                    if len(said) == 1 and self.template_opens(trainer, prompt):
+                        texts[row] = _unless_cut(texts[row], _tokenizer(trainer), completion_ids[row])
             rows = self._rows(prompts, texts, completion_ids, columns)
             half = len(rows) // 2
             pairs = zip(rows[:half], rows[half:], strict=True) if self.layout == "halves" else ()
@@ -350,7 +367,7 @@ class JudgeReward:
     ) -> list[_Row]:
         if len(prompts) != len(completions):
             raise InputError(f"{len(prompts)} prompts for {len(completions)} completions")
-        answers = [self.answer_of(completion) for completion in completions]
+        answers = [self.answer_of(completion, False) for completion in completions]
         lengths = [len(ids) for ids in completion_ids] if completion_ids is not None else [len(a) for a in answers]
 
         def column(name: str | None) -> Sequence[Any]:
@@ -372,9 +389,16 @@ class JudgeReward:
         shown = [_with_images(prompt, columns, index) for index, prompt in enumerate(prompts)]
         return list(map(_Row, shown, answers, lengths, references, rubrics, judged))
 
-    def answer_of(self, text: str) -> str:
-        """What of a completion's text is judged."""
-        return text if self.thinking == "keep" else final_answer(text, self.thinking == "opened")
+    def template_opens(self, trainer: Any, prompt: Prompt | tuple[Message, ...]) -> bool:
+        """Whether the trainer's chat template opens the reasoning; none is applied to a prompt that is plain text."""
+        if self._template_opens is None:
+            tokenizer = getattr(trainer, "processing_class", None)
+            self._template_opens = opens_reasoning(tokenizer, getattr(trainer, "chat_template_kwargs", None))
+        return self._template_opens and not isinstance(prompt, str)
+
+    def answer_of(self, text: str, opened: bool) -> str:
+        """What of a completion's text is judged, where a template opened the reasoning or did not."""
+        return text if self.thinking == "keep" else final_answer(text, opened or self.thinking == "opened")
 
     def _now(self, mode: str, trainer_state: Any) -> _Moment:
         """A trainer that tells no step is taken to make one with each call."""

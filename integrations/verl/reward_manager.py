@@ -50,7 +50,7 @@ from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.images import bare, given_as
 from mrjudge_reward.messages import ImagePart, Message, Part, TextPart, as_messages, final_answer
-from mrjudge_reward.reasoning import decode_marked
+from mrjudge_reward.reasoning import decode_marked, opens_reasoning
 from mrjudge_reward.streaming.scores import Sample, Scored
 from mrjudge_reward.streaming.waiting import refuse, serve
 
@@ -117,6 +117,9 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
                 "rubric_field, or give the reward model devices of its own (enable_resource_pool)"
             )
         self.settings.check_context(served)
+        self._opened = self.settings.thinking == "opened" or opens_reasoning(
+            tokenizer, plain["data"].get("apply_chat_template_kwargs")
+        )
         self.workers = int(plain["reward"]["num_workers"])
         self.client = JudgeActorClient(self.settings.judge_config(served), self.settings, served)
         self._share: list[tuple[Sample, asyncio.Future[Scored]]] = []
@@ -179,7 +182,7 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
         row: Mapping[str, Any] = item.non_tensor_batch
         prompt = _prompt(row)
         text, length = self._completion(item)
-        answer = text if self.settings.thinking == "keep" else final_answer(text, self.settings.thinking == "opened")
+        answer = text if self.settings.thinking == "keep" else final_answer(text, self._opened)
         member = row.get("session_id")
         return Sample(
             group=self._group(row, prompt),
