@@ -86,6 +86,7 @@ class _Row:
     reference: str | None
     rubric: str | None
     judged: JudgedRow | None
+    asked: bool
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,8 @@ class JudgeReward:
         on_abstain: what stands for an unknown score: ``"none"``, ``"group_mean"``, or ``"auto"`` (see the module).
         shape: centring and length term; None for the config's own.
         reference_column, rubric_column: dataset columns shown to the judge as reference answer and criteria.
+        judged_if: which groups are judged at all: a column that is true for them, or a function of a row's columns (to be
+            picklable, of a module). The others get None, so that a verifiable reward beside the judge stands alone there.
         thinking: what becomes of the policy's own reasoning: ``"strip"`` judges what follows it (``final_answer``); where
             the trainer's chat template opens the reasoning itself, a completion that never closes it holds no answer.
             ``"opened"`` is for a caller whose template opens it and is not to be seen, ``"keep"`` judges everything.
@@ -218,6 +221,7 @@ class JudgeReward:
         shape: RewardShape | None = None,
         reference_column: str | None = None,
         rubric_column: str | None = None,
+        judged_if: str | Callable[[Mapping[str, Any]], bool] | None = None,
         thinking: Thinking = "strip",
         name: str | None = None,
         log_dir: str | os.PathLike[str] | None = None,
@@ -240,6 +244,7 @@ class JudgeReward:
         self.shape = shape or (self._config.reward_shape if self._config else RewardShape())
         self.reference_column = reference_column
         self.rubric_column = rubric_column
+        self.judged_if = judged_if
         self.thinking = thinking
         number = next(_instances)
         self.__name__ = name or ("judge" if number == 1 else f"judge_{number}")
@@ -370,15 +375,17 @@ class JudgeReward:
         answers = [self.answer_of(completion, False) for completion in completions]
         lengths = [len(ids) for ids in completion_ids] if completion_ids is not None else [len(a) for a in answers]
 
-        def column(name: str | None) -> Sequence[Any]:
-            if name is None:
-                return [None] * len(prompts)
+        def column(name: str) -> Sequence[Any]:
             if name not in columns:
                 raise ConfigError(f"the dataset has no column {name!r}; it has {', '.join(sorted(columns)) or 'none'}")
-            # A dataset of numeric answers is common, and means their numerals.
-            return [str(value) if isinstance(value, int | float) else value for value in columns[name]]
+            return list(columns[name])
 
-        references, rubrics = column(self.reference_column), column(self.rubric_column)
+        def texts(name: str | None) -> Sequence[Any]:
+            values = [None] * len(prompts) if name is None else column(name)
+            # A dataset of numeric answers is common, and means their numerals.
+            return [str(value) if isinstance(value, int | float) else value for value in values]
+
+        references, rubrics = texts(self.reference_column), texts(self.rubric_column)
         judged: Sequence[JudgedRow | None] = columns.get(JUDGED) or [None] * len(prompts)
         for row, (known, answer) in enumerate(zip(judged, answers, strict=True)):
             if known is not None and known.judgement.group.candidates[known.index] != answer:
@@ -387,7 +394,11 @@ class JudgeReward:
                     "(a response template?); leave out rollout_func"
                 )
         shown = [_with_images(prompt, columns, index) for index, prompt in enumerate(prompts)]
-        return list(map(_Row, shown, answers, lengths, references, rubrics, judged))
+        if callable(self.judged_if):
+            asked = [bool(self.judged_if({name: of[i] for name, of in columns.items()})) for i in range(len(prompts))]
+        else:
+            asked = [True] * len(prompts) if self.judged_if is None else list(map(bool, column(self.judged_if)))
+        return list(map(_Row, shown, answers, lengths, references, rubrics, judged, asked))
 
     def template_opens(self, trainer: Any, prompt: Prompt | tuple[Message, ...]) -> bool:
         """Whether the trainer's chat template opens the reasoning; none is applied to a prompt that is plain text."""
@@ -453,10 +464,19 @@ class JudgeReward:
         return rewards[local], verdicts[local]
 
     def _judge_blocks(
-        self, rows: Sequence[_Row], blocks: range, size: int, moment: _Moment, first_block: int, on_abstain: OnAbstain
+        self,
+        rows: Sequence[_Row],
+        blocks: Sequence[int],
+        size: int,
+        moment: _Moment,
+        first_block: int,
+        on_abstain: OnAbstain,
     ) -> _Judged:
         groups: dict[int, Group] = {}
         known: dict[int, list[JudgedRow]] = {}
+        rewards: dict[int, tuple[float | None, ...]] = dict.fromkeys(blocks, (None,) * size)
+        verdicts = dict.fromkeys(blocks, "not judged")
+        blocks = [block for block in blocks if any(row.asked for row in rows[block * size : (block + 1) * size])]
         for block in blocks:
             members = rows[block * size : (block + 1) * size]
             if any(member.prompt != members[0].prompt for member in members):
@@ -465,6 +485,8 @@ class JudgeReward:
                     "num_generations, or set layout='halves' for OnlineDPO"
                 )
             head = members[0]
+            if not all(member.asked for member in members):
+                raise InputError(f"judged_if is true for some rows of a group alone ({block * size}..)")
             found = [member.judged for member in members if member.judged is not None]
             if len(found) == size and all(one.judgement is found[0].judgement for one in found):
                 known[block] = found
@@ -488,8 +510,6 @@ class JudgeReward:
         whole = {block: fresh[block] if block in fresh else known[block][0].judgement for block in blocks}
         self.last_judgements = list(whole.values())
         neutral = self.judge.rating.neutral or 0.0
-        rewards: dict[int, tuple[float | None, ...]] = {}
-        verdicts: dict[int, str] = {}
         trained = [_among(known[block]) if block in known else whole[block] for block in blocks]
         lengths = [[row.length for row in rows[block * size : (block + 1) * size]] for block in blocks]
         for block, judgement, lengths_G in zip(blocks, trained, lengths, strict=True):

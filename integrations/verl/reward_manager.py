@@ -19,6 +19,8 @@ See ``settings`` for the ``mrjudge`` section. What verl does, and what this adap
 * *Colocated* (``reward.reward_model.enable`` without ``enable_resource_pool``): the batch is padded with copies, cut
   evenly over the workers, and scored while the reward model is awake. V1 passes no ``uid`` here, so rows meet by their
   prompt. The batch is judged as one when all workers have handed in their share.
+* ``judge_weight`` and ``rule_weight`` mix the judge with the user's ``compute_score``, per ``data_source`` if asked; rows
+  whose judge has no weight are not judged, and their ``judge_`` values are NaN or 0.
 * A reward must be a number. Rows whose score is unknown get the mean of their group, whose advantage is zero, and are
   flagged: ``judge_abstained``. ``reward_extra_info`` has the same keys on every row (``streaming.scores.INFO_KEYS``).
 * Nothing tells training from validation in a streamed sample. Where their group sizes differ, a sample's size is taken
@@ -37,6 +39,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,12 +49,13 @@ import ray.actor
 from omegaconf import DictConfig, OmegaConf
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
+from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
 
 from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.images import bare, given_as
 from mrjudge_reward.messages import ImagePart, Message, Part, TextPart, as_messages, final_answer
 from mrjudge_reward.reasoning import decode_marked, opens_reasoning
-from mrjudge_reward.streaming.scores import Sample, Scored
+from mrjudge_reward.streaming.scores import UNJUDGED, Sample, Scored
 from mrjudge_reward.streaming.waiting import refuse, serve
 
 from .actor import MANY, JudgeActorClient
@@ -89,7 +93,7 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
     Args:
         config: verl's, with the section ``mrjudge``.
         tokenizer: of the policy.
-        compute_score: not used.
+        compute_score: called where ``rule_weight`` is not 0, as verl's own manager calls it.
         reward_router_address: of verl's own reward model replicas, if any; then these are the judge.
         reward_model_tokenizer: not used.
 
@@ -116,6 +120,17 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
                 f"verl's colocated path does not pass {', '.join(self._named_fields())}: leave out reference_field and "
                 "rubric_field, or give the reward model devices of its own (enable_resource_pool)"
             )
+        if self.colocated and plain["trainer"].get("use_v1", True) and self.settings.per_source:
+            raise ConfigError(
+                "verl's colocated path does not pass data_source: give judge_weight and rule_weight as numbers, or give the "
+                "reward model devices of its own (enable_resource_pool)"
+            )
+        of_reward_model = (reward_router_address, reward_model_tokenizer)
+        self._rule = (
+            NaiveRewardManager(config, tokenizer, compute_score, *of_reward_model)
+            if self.settings.rule_weight
+            else None
+        )
         self.settings.check_context(served)
         self._opened = self.settings.thinking == "opened" or opens_reasoning(
             tokenizer, plain["data"].get("apply_chat_template_kwargs")
@@ -132,7 +147,7 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
             data: one row, or the rows of one trajectory, of which the last counts.
 
         Returns:
-            ``reward_score`` and ``reward_extra_info``.
+            ``reward_score``, the weighted sum of the judge's reward and of ``compute_score``, and ``reward_extra_info``.
 
         Raises:
             MRJudgeError: if the sample cannot be read, or the judge raised.
@@ -141,9 +156,24 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
         if row.get(ABSENT):  # told by ``agent_loop``, which has no use for the result
             await self.client.leave(self._group(row), str(row["session_id"]), self._size(row))
             return {"reward_score": 0.0, "reward_extra_info": {}}
+        of_judge, of_rule = self.settings.weights(row.get("data_source"))
+        ruled = None
+        if of_rule and self._rule is not None:
+            self._rule.loop = asyncio.get_running_loop()  # verl's own may be another where the manager was made
+            ruled = asyncio.create_task(self._rule.run_single(data))
+        try:
+            scored = await self._judged(data) if of_judge else UNJUDGED
+            rule = float((await ruled)["reward_score"]) if ruled is not None else math.nan
+        finally:
+            if ruled is not None:
+                ruled.cancel()
+        reward = of_judge * scored.reward + (of_rule * rule if of_rule else 0.0)
+        info = dict(scored.info) | ({"rule_score": rule} if self._rule is not None else {})
+        return {"reward_score": reward, "reward_extra_info": info}
+
+    async def _judged(self, data: DataProto) -> Scored:
         sample = self.sample_of(data[-1:])
-        scored = await (self._join_batch(sample) if self.colocated else self.client.join(sample))
-        return {"reward_score": scored.reward, "reward_extra_info": dict(scored.info)}
+        return await (self._join_batch(sample) if self.colocated else self.client.join(sample))
 
     async def _join_batch(self, sample: Sample) -> Scored:
         """Rows of a share begin in one turn of the loop, so in the next turn the share is complete."""

@@ -40,6 +40,7 @@ VALIDATION_SPLITS = frozenset({"test", "val", "valid", "validation", "dev", "eva
 
 Positive = Annotated[float, Field(gt=0)]
 GroupSize = Annotated[int, Field(ge=1)]
+Weight = float | dict[str, float]
 
 
 class CanarySettings(Settings):
@@ -101,6 +102,11 @@ class VerlSettings(Settings):
     """Where a row keeps a reference answer, e.g. ``reward_model.ground_truth``. verl's colocated path does not pass it."""
     rubric_field: str | None = None
     """Where a row keeps criteria, e.g. ``extra_info.rubric``. verl's colocated path does not pass it."""
+    judge_weight: Weight = 1.0
+    """Weight of the judge's reward: a number, or one per ``data_source`` with ``default`` for the others. Rows of weight 0
+    are not judged."""
+    rule_weight: Weight = 0.0
+    """Weight of verl's own ``compute_score`` beside it, in the same form. At 0 it is not called."""
     actor_options: dict[str, Any] = Field(default_factory=dict)
     """Ray options of the actor in which a run is judged, e.g. ``{num_gpus: 0.2}`` for a judge that runs inside it."""
     log_dir: str | None = None
@@ -124,6 +130,21 @@ class VerlSettings(Settings):
         if settings.canaries is not None:
             CanarySettings(**settings.canaries)  # before anything runs
         return settings
+
+    def weights(self, data_source: str | None) -> tuple[float, float]:
+        """Of the judge and of ``compute_score``, for a row of this source.
+
+        Raises:
+            ConfigError: if weights are given per source and this one has none.
+        """
+        return _weight(self.judge_weight, data_source, "judge_weight"), _weight(
+            self.rule_weight, data_source, "rule_weight"
+        )
+
+    @property
+    def per_source(self) -> bool:
+        """Whether rows of different ``data_source`` are rewarded differently."""
+        return isinstance(self.judge_weight, dict) or isinstance(self.rule_weight, dict)
 
     def judge_config(self, served: Mapping[str, Any] | None = None) -> JudgeConfig:
         """The judge's own settings.
@@ -163,6 +184,18 @@ class VerlSettings(Settings):
         """Name under which all reward workers of a run find the same judge actor; other settings, another actor."""
         mark = hashlib.blake2b(repr((self.model_dump(), sorted((served or {}).items()))).encode(), digest_size=6)
         return f"mrjudge_judge_{mark.hexdigest()}"
+
+
+def _weight(given: Weight, data_source: str | None, name: str) -> float:
+    if not isinstance(given, dict):
+        return given
+    value = given.get(str(data_source), given.get("default"))
+    if value is None:
+        raise ConfigError(
+            f"{name} has no weight for the data_source {data_source!r}: it knows {', '.join(sorted(given))}; add it, or "
+            "'default' for all others"
+        )
+    return value
 
 
 def is_colocated(config: Mapping[str, Any]) -> bool:

@@ -73,6 +73,12 @@ class Scored:
     info: dict[str, float]
 
 
+UNJUDGED = Scored(
+    0.0, {key: math.nan if key in ("judge_score", "judge_position_consistency") else 0.0 for key in INFO_KEYS}
+)
+"""What is told of a row that no judge is asked about."""
+
+
 def prompt_bytes(prompt: Sequence[Message]) -> int:
     """About what a prompt takes in memory: its texts, and its images as they were given (decoded ones by their pixels)."""
     size = 0

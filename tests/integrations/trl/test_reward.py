@@ -277,6 +277,38 @@ def test_a_chat_template_that_opens_the_reasoning_is_asked(
     assert reward.last_judgements[0].forfeits == (() if shown else (0,))
 
 
+def is_essay(row: Any) -> bool:
+    return row["topic"] == "essay"
+
+
+@pytest.mark.parametrize("judged_if", ["open", is_essay], ids=["column", "function"])
+def test_groups_that_need_no_judge_are_not_judged_and_get_none(judged_if: Any) -> None:
+    seen = judge()
+    reward = pickle.loads(pickle.dumps(JudgeReward(JudgeConfig(), num_generations=2, judged_if=judged_if)))
+    reward._judge = seen
+    columns = {"open": [True] * 2 + [False] * 2 + [1] * 2, "topic": ["essay"] * 2 + ["sum"] * 2 + ["essay"] * 2}
+    texts = ["a", "bb b", "c", "dd d", "e", "ff f"]
+    rewards = reward(["p"] * 2 + ["1+1"] * 2 + ["q"] * 2, texts, **columns)
+    assert [value is None for value in rewards] == [False, False, True, True, False, False]
+    assert reward.last_stats.groups == 2
+    assert not any("1+1" in request.messages[-1].text for request in seen.engine.requests)  # type: ignore[attr-defined]
+    assert rewards[:2] == JudgeReward(judge(), num_generations=2)(["p"] * 2, texts[:2])
+
+
+def test_no_group_that_needs_a_judge_costs_nothing() -> None:
+    seen = judge()
+    reward = JudgeReward(seen, num_generations=2, judged_if="open")
+    assert reward(["p"] * 4, list("abcd"), open=[0] * 4) == [None] * 4
+    assert seen.engine.requests == []  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("column", "says"), [([1, 0], "true for some rows"), (None, "no column 'open'")])
+def test_a_group_that_is_judged_in_part_is_refused(column: Any, says: str) -> None:
+    reward = JudgeReward(judge(), num_generations=2, judged_if="open")
+    with pytest.raises((InputError, ConfigError), match=says):
+        reward(["p"] * 2, ["a", "b"], **({} if column is None else {"open": column}))
+
+
 def test_numeric_reference_answers_mean_their_numerals() -> None:
     seen = judge()
     JudgeReward(seen, num_generations=2, reference_column="solution")(["p", "p"], ["a", "b"], solution=[42, 42])

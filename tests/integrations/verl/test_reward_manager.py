@@ -98,6 +98,33 @@ def test_the_last_output_of_a_trajectory_counts():
 
 
 @pytest.mark.parametrize(
+    ("judge", "rule", "source", "weights"),
+    [
+        (1.0, 0.0, "a", (1, 0)),
+        (0.5, 2.0, None, (0.5, 2)),
+        ({"a": 0.5, "default": 1.0}, 0.0, "a", (0.5, 0)),
+        ({"a": 0.5, "default": 1.0}, {"default": 0.25}, "b", (1, 0.25)),
+        ({"default": 1.0}, {"a": 1.0, "default": 0.0}, None, (1, 0)),
+        ({"a": 0.5}, 0.0, "b", "judge_weight has no weight for the data_source 'b': it knows a"),
+        (1.0, {"a": 0.5, "c": 1.0}, None, "rule_weight has no weight for the data_source None: it knows a, c"),
+    ],
+)
+def test_weights_of_the_judge_and_the_rule(judge: Any, rule: Any, source: Any, weights: Any):
+    settings = manager(judge_weight=judge, rule_weight=rule).settings
+    if isinstance(weights, str):
+        with pytest.raises(ConfigError, match=weights):
+            settings.weights(source)
+    else:
+        assert settings.weights(source) == weights
+
+
+def test_weights_per_source_are_refused_where_verl_passes_no_source():
+    for weight in ({"judge_weight": {"a": 1.0}}, {"rule_weight": {"default": 1.0}}):
+        with pytest.raises(ConfigError, match="does not pass data_source"):
+            manager(*colocated("policy"), **weight)
+
+
+@pytest.mark.parametrize(
     ("fields", "size"),
     [
         ({}, 8),
