@@ -9,6 +9,10 @@ nothing of a rollout that raised or gave no answer. Where ``rollout.n`` and ``ro
         agent:
           agent_loop_manager_class: mrjudge_reward.integrations.verl.agent_loop.GroupAgentLoopManager
 
+Where the reward model shares the policy's devices, V1 passes a judge the prompt's messages and nothing else. The manager
+then writes what is needed on the first of them, under the key ``mrjudge``, which chat templates do not look at: the group's
+identity, its ``data_source``, and what ``reference_field``, ``rubric_field`` and ``compute_score`` ask for.
+
 With the V0 trainer it is ``GroupAgentLoopManagerV0``; there a rollout that raises ends the run.
 """
 
@@ -21,6 +25,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from omegaconf import OmegaConf
 from tensordict import TensorDict
 from verl import DataProto
 from verl.experimental.agent_loop import AgentLoopManager
@@ -29,7 +34,7 @@ from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
 from verl.utils import tensordict_utils
 from verl.utils.ray_utils import auto_await
 
-from .settings import ABSENT
+from .settings import ABSENT, CARRIED, VerlSettings, is_colocated
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +44,13 @@ FIELD = "mrjudge_group_size"
 def group_size(rollout: Any, validate: bool) -> int:
     """Completions per prompt, from verl's rollout config."""
     return int(rollout.val_kwargs.n if validate else rollout.n)
+
+
+def carried_fields(settings: VerlSettings) -> tuple[str, ...]:
+    """Fields of a row that its reward may need."""
+    named = [path.partition(".")[0] for path in (settings.reference_field, settings.rubric_field) if path is not None]
+    rule = ["reward_model", "extra_info"] if settings.rule_weight else []
+    return tuple(dict.fromkeys(("uid", "data_source", FIELD, *named, *rule)))
 
 
 class GroupAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):  # type: ignore[misc]
@@ -79,6 +91,8 @@ class GroupAgentLoopManager(AgentLoopManagerTQ):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.agent_loop_workers_class = ray.remote(GroupAgentLoopWorker)
+        plain: Any = OmegaConf.to_container(self.config, resolve=True)
+        self.carried = carried_fields(VerlSettings.of(plain)) if is_colocated(plain) else ()
 
     def generate_sequences(self, prompts: TensorDict) -> None:
         """Dispatch the prompts, marked."""
@@ -86,6 +100,13 @@ class GroupAgentLoopManager(AgentLoopManagerTQ):  # type: ignore[misc]
         sizes = tensordict_utils.get(prompts, "__rollout_n__", group_size(self.rollout_config, validate))
         own = np.broadcast_to(np.asarray(sizes, dtype=int), len(prompts))  # one for all, or one each
         tensordict_utils.assign_non_tensor_stack(prompts, FIELD, own.tolist())
+        if self.carried:
+            columns = {name: list(tensordict_utils.get(prompts, name)) for name in self.carried if name in prompts}
+            chats = [
+                [{**chat[0], CARRIED: {name: column[row] for name, column in columns.items()}}, *chat[1:]]
+                for row, chat in enumerate(tensordict_utils.get(prompts, "raw_prompt"))
+            ]
+            tensordict_utils.assign_non_tensor_stack(prompts, "raw_prompt", chats)
         super().generate_sequences(prompts)
 
 

@@ -18,7 +18,7 @@ See ``settings`` for the ``mrjudge`` section. What verl does, and what this adap
   ``session_id``, their identity within the group.
 * *Colocated* (``reward.reward_model.enable`` without ``enable_resource_pool``): the batch is padded with copies, cut
   evenly over the workers, and scored while the reward model is awake. V1 passes no ``uid`` here, so rows meet by their
-  prompt. The batch is judged as one when all workers have handed in their share.
+  prompt, unless the prompt carries it (``agent_loop``). The batch is judged as one when all workers have handed in.
 * ``judge_weight`` and ``rule_weight`` mix the judge with the user's ``compute_score``, per ``data_source`` if asked; rows
   whose judge has no weight are not judged, and their ``judge_`` values are NaN or 0.
 * A reward must be a number. Rows whose score is unknown get the mean of their group, whose advantage is zero, and are
@@ -59,7 +59,7 @@ from mrjudge_reward.streaming.scores import UNJUDGED, Sample, Scored
 from mrjudge_reward.streaming.waiting import refuse, serve
 
 from .actor import MANY, JudgeActorClient
-from .settings import ABSENT, VALIDATION_SPLITS, VerlSettings, is_colocated, served_judge
+from .settings import ABSENT, CARRIED, VALIDATION_SPLITS, VerlSettings, is_colocated, served_judge
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
         reward_model_tokenizer: not used.
 
     Raises:
-        ConfigError: if the section is invalid, names fields that verl's colocated path does not pass, or its judge has
+        ConfigError: if the section is invalid, asks for fields that verl's colocated path does not pass, or its judge has
             no room for candidates in the context that verl gives it.
     """
 
@@ -115,14 +115,10 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
         self.settings = VerlSettings.of(plain)
         served = served_judge(plain, reward_router_address)
         self.colocated = is_colocated(plain)
-        if self.colocated and plain["trainer"].get("use_v1", True) and self._named_fields():
+        if lacking := self.settings.not_passed(plain):
             raise ConfigError(
-                f"verl's colocated path does not pass {', '.join(self._named_fields())}: leave out reference_field and "
-                "rubric_field, or give the reward model devices of its own (enable_resource_pool)"
-            )
-        if self.colocated and plain["trainer"].get("use_v1", True) and self.settings.per_source:
-            raise ConfigError(
-                "verl's colocated path does not pass data_source: give judge_weight and rule_weight as numbers, or give the "
+                f"verl's colocated path does not pass what {', '.join(lacking)} need(s): set actor_rollout_ref.rollout."
+                "agent.agent_loop_manager_class to mrjudge_reward.integrations.verl.agent_loop.GroupAgentLoopManager, or give the "
                 "reward model devices of its own (enable_resource_pool)"
             )
         of_reward_model = (reward_router_address, reward_model_tokenizer)
@@ -138,6 +134,7 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
         self.workers = int(plain["reward"]["num_workers"])
         self.client = JudgeActorClient(self.settings.judge_config(served), self.settings, served)
         self._share: list[tuple[Sample, asyncio.Future[Scored]]] = []
+        self._share_begun = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run_single(self, data: DataProto) -> dict[str, Any]:
@@ -152,7 +149,8 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
         Raises:
             MRJudgeError: if the sample cannot be read, or the judge raised.
         """
-        row: Mapping[str, Any] = data[-1:][0].non_tensor_batch
+        data = with_carried(data[-1:])
+        row: Mapping[str, Any] = data[0].non_tensor_batch
         if row.get(ABSENT):  # told by ``agent_loop``, which has no use for the result
             await self.client.leave(self._group(row), str(row["session_id"]), self._size(row))
             return {"reward_score": 0.0, "reward_extra_info": {}}
@@ -162,7 +160,7 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
             self._rule.loop = asyncio.get_running_loop()  # verl's own may be another where the manager was made
             ruled = asyncio.create_task(self._rule.run_single(data))
         try:
-            scored = await self._judged(data) if of_judge else UNJUDGED
+            scored = await self._judged(data) if of_judge else self._unjudged()
             rule = float((await ruled)["reward_score"]) if ruled is not None else math.nan
         finally:
             if ruled is not None:
@@ -172,20 +170,27 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
         return {"reward_score": reward, "reward_extra_info": info}
 
     async def _judged(self, data: DataProto) -> Scored:
-        sample = self.sample_of(data[-1:])
-        return await (self._join_batch(sample) if self.colocated else self.client.join(sample))
-
-    async def _join_batch(self, sample: Sample) -> Scored:
-        """Rows of a share begin in one turn of the loop, so in the next turn the share is complete."""
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[Scored] = loop.create_future()
+        sample = self.sample_of(data)
+        if not self.colocated:
+            return await self.client.join(sample)
+        self._begin_share()
+        waiter: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
         self._share.append((sample, waiter))
-        if len(self._share) == 1:
-            loop.call_soon(self._hand_in)
         return await waiter
 
+    def _unjudged(self) -> Scored:
+        if self.colocated:  # the batch waits for every worker's share, also for one without a row to judge
+            self._begin_share()
+        return UNJUDGED
+
+    def _begin_share(self) -> None:
+        """Rows of a share begin in one turn of the loop, so in the next turn the share is complete."""
+        if not self._share_begun:
+            self._share_begun = True
+            asyncio.get_running_loop().call_soon(self._hand_in)
+
     def _hand_in(self) -> None:
-        share, self._share = self._share, []
+        share, self._share, self._share_begun = self._share, [], False
 
         async def deliver() -> None:
             try:
@@ -250,8 +255,18 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
         split = extra.get("split") if isinstance(extra, Mapping) else None
         return validation if split in VALIDATION_SPLITS else training
 
-    def _named_fields(self) -> list[str]:
-        return [name for name in (self.settings.reference_field, self.settings.rubric_field) if name is not None]
+
+def with_carried(data: DataProto) -> DataProto:
+    """A row with the fields that its prompt carries, where verl passed none of that name."""
+    raw = data.non_tensor_batch.get("raw_prompt")
+    first = raw[0][0] if raw is not None and len(raw) and len(raw[0]) else None
+    carried = first.get(CARRIED) if isinstance(first, Mapping) else None
+    if not carried:
+        return data
+    fields = {name: np.empty(1, dtype=object) for name in carried if name not in data.non_tensor_batch}
+    for name, column in fields.items():
+        column[0] = carried[name]
+    return DataProto(data.batch, {**data.non_tensor_batch, **fields}, data.meta_info)
 
 
 def _worker_number() -> int:

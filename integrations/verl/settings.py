@@ -35,6 +35,9 @@ SECTION = "mrjudge"
 ABSENT = "mrjudge_absent"
 """Field of a row that stands for a rollout that will not come."""
 
+CARRIED = "mrjudge"
+"""Key of a prompt's first message under which ``agent_loop`` writes fields that verl's colocated path does not pass."""
+
 VALIDATION_SPLITS = frozenset({"test", "val", "valid", "validation", "dev", "eval"})
 """Values of ``extra_info.split`` that mark a validation row."""
 
@@ -99,9 +102,10 @@ class VerlSettings(Settings):
     thinking: Literal["strip", "opened", "keep"] = "strip"
     """What becomes of the policy's own reasoning, as in ``JudgeReward``."""
     reference_field: str | None = None
-    """Where a row keeps a reference answer, e.g. ``reward_model.ground_truth``. verl's colocated path does not pass it."""
+    """Where a row keeps a reference answer, e.g. ``reward_model.ground_truth``. verl's colocated path needs
+    ``GroupAgentLoopManager`` to pass it."""
     rubric_field: str | None = None
-    """Where a row keeps criteria, e.g. ``extra_info.rubric``. verl's colocated path does not pass it."""
+    """Where a row keeps criteria, e.g. ``extra_info.rubric``; see ``reference_field``."""
     judge_weight: Weight = 1.0
     """Weight of the judge's reward: a number, or one per ``data_source`` with ``default`` for the others. Rows of weight 0
     are not judged."""
@@ -141,10 +145,18 @@ class VerlSettings(Settings):
             self.rule_weight, data_source, "rule_weight"
         )
 
-    @property
-    def per_source(self) -> bool:
-        """Whether rows of different ``data_source`` are rewarded differently."""
-        return isinstance(self.judge_weight, dict) or isinstance(self.rule_weight, dict)
+    def not_passed(self, config: Mapping[str, Any]) -> list[str]:
+        """Settings that need fields of a row which this run's rewards do not get: verl's colocated path in V1 passes prompts
+        and responses alone, unless ``agent_loop`` has the prompts carry the rest."""
+        agent = config["actor_rollout_ref"]["rollout"].get("agent") or {}
+        carried = str(agent.get("agent_loop_manager_class") or "").startswith(
+            "mrjudge_reward.integrations.verl.agent_loop."
+        )
+        if carried or not is_colocated(config) or not config["trainer"].get("use_v1", True):
+            return []
+        weights = [name for name in ("judge_weight", "rule_weight") if isinstance(getattr(self, name), dict)]
+        rule = ["rule_weight"] if self.rule_weight and "rule_weight" not in weights else []
+        return [name for name in ("reference_field", "rubric_field") if getattr(self, name)] + weights + rule
 
     def judge_config(self, served: Mapping[str, Any] | None = None) -> JudgeConfig:
         """The judge's own settings.
