@@ -118,8 +118,8 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
         if lacking := self.settings.not_passed(plain):
             raise ConfigError(
                 f"verl's colocated path does not pass what {', '.join(lacking)} need(s): set actor_rollout_ref.rollout."
-                "agent.agent_loop_manager_class to mrjudge_reward.integrations.verl.agent_loop.GroupAgentLoopManager, or give "
-                "the reward model devices of its own (enable_resource_pool)"
+                "agent.agent_loop_manager_class to mrjudge_reward.integrations.verl.agent_loop.GroupAgentLoopManager, or "
+                "give the reward model devices of its own (enable_resource_pool)"
             )
         of_reward_model = (reward_router_address, reward_model_tokenizer)
         self._rule = (

@@ -198,8 +198,8 @@ def _section(config: Mapping[str, Any], settings: VerlSettings) -> Iterator[Chec
             "fields of a row",
             "failed",
             f"{SECTION}.{', '.join(lacking)}: verl's colocated path passes prompts and responses alone. Have prompts carry "
-            "the rest (agent_loop_manager_class=mrjudge_reward.integrations.verl.agent_loop.GroupAgentLoopManager), or judge "
-            "as samples arrive (reward.reward_model.enable_resource_pool=True, or a server)",
+            "the rest (agent_loop_manager_class=mrjudge_reward.integrations.verl.agent_loop.GroupAgentLoopManager), or "
+            "judge as samples arrive (reward.reward_model.enable_resource_pool=True, or a server)",
         )
     if settings.deadline_s < 60:
         detail = (
