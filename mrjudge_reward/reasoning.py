@@ -101,6 +101,23 @@ def opened_by_template(prompt: str) -> str:
     return next((end[-len(mark) :] for mark in _PAIRS if end.lower().endswith(mark)), "")
 
 
+def opens_reasoning(tokenizer: Any, kwargs: Mapping[str, Any] | None = None) -> bool:
+    """Whether a tokenizer's chat template opens the reasoning for the model; False where no template renders a user turn.
+
+    Args:
+        tokenizer: of transformers, or a processor.
+        kwargs: passed to the template.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return False
+    asked = [{"role": "user", "content": "?"}]
+    try:
+        prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True, **(kwargs or {}))
+    except Exception:  # noqa: BLE001  a template raises what it likes
+        return False
+    return bool(opened_by_template(str(prompt)))
+
+
 def closing_of(opening: str) -> str:
     """The mark that closes an opening one, in its case."""
     close = _PAIRS[opening.lower()]

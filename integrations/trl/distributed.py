@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from mrjudge_reward.errors import EngineError, MRJudgeError
+from mrjudge_reward.errors import EngineError, InputError, MRJudgeError
 
 T = TypeVar("T")
 
@@ -20,14 +21,29 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def gather(value: T, world: int) -> list[T]:
-    """The values of all ranks, in rank order. Every rank must call it."""
+    """The values of all ranks, in rank order. Every rank must call it.
+
+    Raises:
+        InputError: on every rank, if the value of one cannot be pickled. It would leave alone, and the others would wait
+            for it in the collective.
+    """
     if world == 1:
         return [value]
     import torch.distributed as dist
 
-    values: list[Any] = [None] * world
-    dist.all_gather_object(values, value)
-    return values
+    packed: bytes | InputError
+    try:
+        packed = pickle.dumps(value)
+    except Exception as error:  # noqa: BLE001  whatever an object's own __reduce__ raises
+        packed = InputError(
+            f"rank {dist.get_rank()} cannot send what it has to the others: {type(error).__name__}: {error}"
+        )
+    shares: list[Any] = [None] * world
+    dist.all_gather_object(shares, packed)
+    for share in shares:
+        if isinstance(share, InputError):
+            raise share
+    return [pickle.loads(share) for share in shares]
 
 
 def gather_results(work: Callable[[], T], world: int) -> list[T]:

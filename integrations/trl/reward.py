@@ -31,19 +31,20 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
-from mrjudge_reward.errors import ConfigError, InputError
+from mrjudge_reward.errors import ConfigError, EngineError, InputError
 from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.messages import Message, as_messages, final_answer
 from mrjudge_reward.monitoring.canaries import Canaries, CanaryReport
 from mrjudge_reward.monitoring.explain import verdict_line
 from mrjudge_reward.monitoring.monitor import RunMonitor
-from mrjudge_reward.reasoning import decode_marked, hidden_tokens
+from mrjudge_reward.reasoning import THINK_OPEN, decode_marked, hidden_tokens, opens_reasoning, split_reasoning
 from mrjudge_reward.reranker import part_of
 from mrjudge_reward.scoring.rewards import OnAbstain, RewardShape, reward_group
 from mrjudge_reward.scoring.stats import JudgeStats
@@ -85,6 +86,7 @@ class _Row:
     reference: str | None
     rubric: str | None
     judged: JudgedRow | None
+    asked: bool
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,20 @@ class _Judged:
     verdicts: dict[int, str]
     stats: JudgeStats
     canaries: CanaryReport | None = None
+    weights: str = ""
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """When a call came: in training or evaluation, at which step (from 0), as which call of that step."""
+
+    mode: str
+    step: int
+    again: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.mode}/{self.step}/{self.again}"
 
 
 def _among(rows: Sequence[JudgedRow]) -> Judgement:
@@ -112,11 +128,23 @@ def completion_text(completion: Completion) -> str:
     return turns[-1].text if turns else ""
 
 
+def _tokenizer(trainer: Any) -> Any:
+    processor: Any = getattr(trainer, "processing_class", None)
+    return getattr(processor, "tokenizer", processor)
+
+
+def _unless_cut(text: str, tokenizer: Any, ids: Sequence[int]) -> str:
+    """A turn's text, as an open reasoning if the reasoning that its template opened was never closed.
+
+    Of such a turn TRL's parser makes all content, and of one that was closed and empty too, so that the text does not tell.
+    """
+    return f"{THINK_OPEN}{text}" if split_reasoning(decode_marked(tokenizer, ids), opened=True)[1] else text
+
+
 def _texts(completions: Sequence[Completion], ids: Sequence[Sequence[int]] | None, trainer: Any) -> list[str]:
     """Texts of completions, with marks of reasoning that TRL skipped in decoding because they are special tokens."""
     texts = [completion_text(completion) for completion in completions]
-    tokenizer: Any = getattr(trainer, "processing_class", None)
-    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    tokenizer = _tokenizer(trainer)
     hidden = hidden_tokens(tokenizer)
     if not hidden or ids is None:
         return texts
@@ -124,6 +152,17 @@ def _texts(completions: Sequence[Completion], ids: Sequence[Sequence[int]] | Non
         decode_marked(tokenizer, row, hidden) if tokenizer.decode(row, skip_special_tokens=True) == text else text
         for text, row in zip(texts, ids, strict=True)
     ]
+
+
+def _without_answers(messages: Sequence[Prompt] | None) -> list[Prompt]:
+    """The prompts of chats that end in what is judged."""
+    if messages is None:
+        raise InputError(
+            "one list came, without the column 'messages': a reward function is called with prompts and completions (TRL), "
+            "or with completions and messages=[...] (ms-swift)"
+        )
+    ends = [isinstance(chat[-1], Mapping) and chat[-1].get("role") == "assistant" for chat in messages]
+    return [chat[:-1] if answered else chat for chat, answered in zip(messages, ends, strict=True)]
 
 
 def _with_images(prompt: Prompt, columns: Mapping[str, Sequence[Any]], row: int) -> Prompt | tuple[Message, ...]:
@@ -139,6 +178,8 @@ def _with_images(prompt: Prompt, columns: Mapping[str, Sequence[Any]], row: int)
 class JudgeReward:
     """A judge for ``reward_funcs=``. Picklable; a config is turned into a judge on first use in each process.
 
+    May be called from several threads at once, as AsyncGRPO does; what is kept of the latest call is then any call's.
+
     Args:
         judge: a config, or a ready judge.
         num_generations: completions per prompt, as in the trainer's config.
@@ -148,9 +189,11 @@ class JudgeReward:
         on_abstain: what stands for an unknown score: ``"none"``, ``"group_mean"``, or ``"auto"`` (see the module).
         shape: centring and length term; None for the config's own.
         reference_column, rubric_column: dataset columns shown to the judge as reference answer and criteria.
-        thinking: what becomes of the policy's own reasoning: ``"strip"`` judges what follows it (``final_answer``),
-            ``"opened"`` does too and knows that the policy's template opens the reasoning itself, so that a completion
-            that never closes it holds no answer, ``"keep"`` judges everything.
+        judged_if: which groups are judged at all: a column that is true for them, or a function of a row's columns (to be
+            picklable, of a module). The others get None, so that a verifiable reward beside the judge stands alone there.
+        thinking: what becomes of the policy's own reasoning: ``"strip"`` judges what follows it (``final_answer``); where
+            the trainer's chat template opens the reasoning itself, a completion that never closes it holds no answer.
+            ``"opened"`` is for a caller whose template opens it and is not to be seen, ``"keep"`` judges everything.
         name: of the metrics; every instance has its own.
         log_dir: folder for the run's log, which ``mrjudge report`` shows (see ``monitoring.run_log``); the trainer's
             ``output_dir`` is a good one. What the trainer logs goes in too. None for no log.
@@ -178,6 +221,7 @@ class JudgeReward:
         shape: RewardShape | None = None,
         reference_column: str | None = None,
         rubric_column: str | None = None,
+        judged_if: str | Callable[[Mapping[str, Any]], bool] | None = None,
         thinking: Thinking = "strip",
         name: str | None = None,
         log_dir: str | os.PathLike[str] | None = None,
@@ -200,6 +244,7 @@ class JudgeReward:
         self.shape = shape or (self._config.reward_shape if self._config else RewardShape())
         self.reference_column = reference_column
         self.rubric_column = rubric_column
+        self.judged_if = judged_if
         self.thinking = thinking
         number = next(_instances)
         self.__name__ = name or ("judge" if number == 1 else f"judge_{number}")
@@ -207,29 +252,33 @@ class JudgeReward:
         self.last_judgements: list[Judgement] = []
         self.abstained_rows: tuple[int, ...] = ()
         self.pairs_can_be_left_out = False
+        self._template_opens: bool | None = None
         self.last_canaries: CanaryReport | None = None
         self._watch = RunMonitor(log_dir, self.__name__, canaries)
         self._follower: Any = None
-        self._moment: tuple[str, int, int] = ("", -1, 0)
+        self._calls: dict[tuple[str, int], int] = {}
+        self._lock, self._judging = threading.RLock(), threading.Lock()
 
     @property
     def judge(self) -> Judge:
         """The judge, built on first use."""
-        if self._judge is None:
-            assert self._config is not None
-            self._judge = self._config.build()
-        return self._judge
+        with self._lock:
+            if self._judge is None:
+                assert self._config is not None
+                self._judge = self._config.build()
+            return self._judge
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**vars(self), "_follower": None}
-        if self._config is not None:
-            state["_judge"] = None
-        return state
+        state = {name: value for name, value in vars(self).items() if name not in ("_lock", "_judging")}
+        return state | {"_follower": None} | ({"_judge": None} if self._config is not None else {})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.RLock(), _judging=threading.Lock())
 
     def __call__(
         self,
         prompts: Sequence[Prompt],
-        completions: Sequence[Completion],
+        completions: Sequence[Completion] | None = None,
         completion_ids: Sequence[Sequence[int]] | None = None,
         trainer_state: Any = None,
         log_extra: Callable[[str, list[Any]], None] | None = None,
@@ -239,7 +288,8 @@ class JudgeReward:
         """Score this rank's rows.
 
         Args:
-            prompts, completions, completion_ids: parallel lists, as TRL passes them. Length n.
+            prompts, completions, completion_ids: parallel lists, as TRL passes them. Length n. With one list alone it is
+                the completions and the prompts are in the column ``messages``, as ms-swift calls a reward function.
             trainer_state: for the step number, which enters the groups' identity.
             log_extra, log_metric: TRL's loggers; absent in OnlineDPO.
             columns: the dataset's other columns, each of length n.
@@ -250,10 +300,13 @@ class JudgeReward:
         Raises:
             InputError: if the rows do not form groups.
             ConfigError: if ``num_generations`` differs from the trainer's.
+            EngineError: if ranks loaded different judges.
             JudgeUnreliableError: if too many judgements failed (on any rank, then on all).
             JudgeDriftedError: if the judge fails canaries that are set to stop the run (then on all ranks, too).
         """
         began = time.perf_counter()
+        if completions is None:
+            prompts, completions = _without_answers(columns.get("messages")), prompts
         trainer: Any = getattr(log_metric, "__self__", None)
         training = bool(trainer.model.training) if hasattr(trainer, "model") else True
         size = self.num_generations if training else self.num_generations_eval
@@ -261,12 +314,16 @@ class JudgeReward:
         def prepare() -> list[_Row]:
             self._check_trainer(trainer, training, size)
             texts = _texts(completions, completion_ids, trainer)
+            if self.thinking == "strip" and completion_ids is not None and trainer is not None:
+                for row, (prompt, said) in enumerate(zip(prompts, completions, strict=True)):
+                    if len(said) == 1 and self.template_opens(trainer, prompt):
+                        texts[row] = _unless_cut(texts[row], _tokenizer(trainer), completion_ids[row])
             rows = self._rows(prompts, texts, completion_ids, columns)
             half = len(rows) // 2
             pairs = zip(rows[:half], rows[half:], strict=True) if self.layout == "halves" else ()
             return [row for pair in pairs for row in pair] or rows
 
-        key = self._key(training, trainer_state)
+        moment = self._now("train" if training else "eval", trainer_state)
         on_abstain: OnAbstain = "none"
         if self.on_abstain != "auto":
             on_abstain = self.on_abstain
@@ -274,7 +331,7 @@ class JudgeReward:
             on_abstain = "group_mean"
         self._follow(trainer)
         before = self.last_canaries
-        rewards, verdicts = self._score(prepare, size, key, on_abstain)
+        rewards, verdicts = self._score(prepare, size, moment, on_abstain)
         if self._follower is not None:
             self._follower.judged(began, time.perf_counter())
         canaries = self.last_canaries if self.last_canaries is not before else None
@@ -315,18 +372,20 @@ class JudgeReward:
     ) -> list[_Row]:
         if len(prompts) != len(completions):
             raise InputError(f"{len(prompts)} prompts for {len(completions)} completions")
-        answers = [self.answer_of(completion) for completion in completions]
+        answers = [self.answer_of(completion, False) for completion in completions]
         lengths = [len(ids) for ids in completion_ids] if completion_ids is not None else [len(a) for a in answers]
 
-        def column(name: str | None) -> Sequence[Any]:
-            if name is None:
-                return [None] * len(prompts)
+        def column(name: str) -> Sequence[Any]:
             if name not in columns:
                 raise ConfigError(f"the dataset has no column {name!r}; it has {', '.join(sorted(columns)) or 'none'}")
-            # A dataset of numeric answers is common, and means their numerals.
-            return [str(value) if isinstance(value, int | float) else value for value in columns[name]]
+            return list(columns[name])
 
-        references, rubrics = column(self.reference_column), column(self.rubric_column)
+        def texts(name: str | None) -> Sequence[Any]:
+            values = [None] * len(prompts) if name is None else column(name)
+            # A dataset of numeric answers is common, and means their numerals.
+            return [str(value) if isinstance(value, int | float) else value for value in values]
+
+        references, rubrics = texts(self.reference_column), texts(self.rubric_column)
         judged: Sequence[JudgedRow | None] = columns.get(JUDGED) or [None] * len(prompts)
         for row, (known, answer) in enumerate(zip(judged, answers, strict=True)):
             if known is not None and known.judgement.group.candidates[known.index] != answer:
@@ -335,23 +394,36 @@ class JudgeReward:
                     "(a response template?); leave out rollout_func"
                 )
         shown = [_with_images(prompt, columns, index) for index, prompt in enumerate(prompts)]
-        return list(map(_Row, shown, answers, lengths, references, rubrics, judged))
+        if callable(self.judged_if):
+            asked = [bool(self.judged_if({name: of[i] for name, of in columns.items()})) for i in range(len(prompts))]
+        else:
+            asked = [True] * len(prompts) if self.judged_if is None else list(map(bool, column(self.judged_if)))
+        return list(map(_Row, shown, answers, lengths, references, rubrics, judged, asked))
 
-    def answer_of(self, text: str) -> str:
-        """What of a completion's text is judged."""
-        return text if self.thinking == "keep" else final_answer(text, self.thinking == "opened")
+    def template_opens(self, trainer: Any, prompt: Prompt | tuple[Message, ...]) -> bool:
+        """Whether the trainer's chat template opens the reasoning; none is applied to a prompt that is plain text."""
+        if self._template_opens is None:
+            tokenizer = getattr(trainer, "processing_class", None)
+            self._template_opens = opens_reasoning(tokenizer, getattr(trainer, "chat_template_kwargs", None))
+        return self._template_opens and not isinstance(prompt, str)
 
-    def _key(self, training: bool, trainer_state: Any) -> str:
-        mode = "train" if training else "eval"
-        step = int(getattr(trainer_state, "global_step", 0))
-        again = self._moment[2] + 1 if self._moment[:2] == (mode, step) else 0
-        self._moment = (mode, step, again)
-        return f"{mode}/{step}/{again}"
+    def answer_of(self, text: str, opened: bool) -> str:
+        """What of a completion's text is judged, where a template opened the reasoning or did not."""
+        return text if self.thinking == "keep" else final_answer(text, opened or self.thinking == "opened")
+
+    def _now(self, mode: str, trainer_state: Any) -> _Moment:
+        """A trainer that tells no step is taken to make one with each call."""
+        with self._lock:
+            told = getattr(trainer_state, "global_step", None)
+            step = int(told) if told is not None else sum(of == mode for of, _ in self._calls)
+            again = self._calls.get((mode, step), 0)
+            self._calls[mode, step] = again + 1
+            return _Moment(mode, step, again)
 
     # -- judging, over ranks --------------------------------------------------------------------------------------------
 
     def _score(
-        self, prepare: Callable[[], list[_Row]], size: int, key: str, on_abstain: OnAbstain
+        self, prepare: Callable[[], list[_Row]], size: int, moment: _Moment, on_abstain: OnAbstain
     ) -> tuple[list[float | None], list[str]]:
         rank, world = rank_and_world()
         rows: list[_Row] = []
@@ -370,7 +442,14 @@ class JudgeReward:
         offset = 0 if straddling else sum(counts[:rank])  # of the rows judged here, in the global order
         known = [row for share in gather(rows, world) for row in share] if straddling else rows
         mine = range(rank if straddling else 0, len(known) // size, world if straddling else 1)
-        results = gather_results(lambda: self._judge_blocks(known, mine, size, key, offset // size, on_abstain), world)
+        results = gather_results(
+            lambda: self._judge_blocks(known, mine, size, moment, offset // size, on_abstain), world
+        )
+        if len(weights := {result.weights for result in results}) > 1:
+            raise EngineError(
+                f"the judge's weights differ between ranks (checksums {', '.join(sorted(weights))}), so that ranks would "
+                "reward by different judges: check that all ranks load the same files, or use a server (base_url)"
+            )
         self.last_stats = sum((result.stats for result in results), JudgeStats())
         self.last_canaries = next((r.canaries for r in results if r.canaries is not None), self.last_canaries)
         rewards_of: dict[int, tuple[float | None, ...]] = {}
@@ -385,10 +464,19 @@ class JudgeReward:
         return rewards[local], verdicts[local]
 
     def _judge_blocks(
-        self, rows: Sequence[_Row], blocks: range, size: int, key: str, first_block: int, on_abstain: OnAbstain
+        self,
+        rows: Sequence[_Row],
+        blocks: Sequence[int],
+        size: int,
+        moment: _Moment,
+        first_block: int,
+        on_abstain: OnAbstain,
     ) -> _Judged:
         groups: dict[int, Group] = {}
         known: dict[int, list[JudgedRow]] = {}
+        rewards: dict[int, tuple[float | None, ...]] = dict.fromkeys(blocks, (None,) * size)
+        verdicts = dict.fromkeys(blocks, "not judged")
+        blocks = [block for block in blocks if any(row.asked for row in rows[block * size : (block + 1) * size])]
         for block in blocks:
             members = rows[block * size : (block + 1) * size]
             if any(member.prompt != members[0].prompt for member in members):
@@ -397,37 +485,44 @@ class JudgeReward:
                     "num_generations, or set layout='halves' for OnlineDPO"
                 )
             head = members[0]
+            if not all(member.asked for member in members):
+                raise InputError(f"judged_if is true for some rows of a group alone ({block * size}..)")
             found = [member.judged for member in members if member.judged is not None]
             if len(found) == size and all(one.judgement is found[0].judgement for one in found):
                 known[block] = found
                 continue
             answers = [member.answer for member in members]
-            groups[block] = Group.of(head.prompt, answers, f"{key}/{first_block + block}", head.reference, head.rubric)
+            groups[block] = Group.of(
+                head.prompt, answers, f"{moment.key}/{first_block + block}", head.reference, head.rubric
+            )
         rank, _ = rank_and_world()
-        mode, step, _ = self._moment
-        due = rank == 0 and mode == "train" and self._watch.due(step + 1)
+        step, engine = moment.step + 1, self.judge.engine
+        with self._lock:
+            due = rank == 0 and moment.mode == "train" and self._watch.due(step)
         measured = None
-        with self.judge.engine.session() if due else nullcontext():  # a colocated judge wakes once for both
+        with (
+            nullcontext() if engine.concurrent_calls else self._judging,
+            engine.session() if due else nullcontext(),  # a colocated judge wakes once for both
+        ):
             fresh = dict(zip(groups, self.judge.judge(list(groups.values())), strict=True))
             if due:
-                measured = self._watch.measure(self.judge, step + 1)
+                measured = self._watch.measure(self.judge, step)
         whole = {block: fresh[block] if block in fresh else known[block][0].judgement for block in blocks}
         self.last_judgements = list(whole.values())
         neutral = self.judge.rating.neutral or 0.0
-        rewards: dict[int, tuple[float | None, ...]] = {}
-        verdicts: dict[int, str] = {}
         trained = [_among(known[block]) if block in known else whole[block] for block in blocks]
         lengths = [[row.length for row in rows[block * size : (block + 1) * size]] for block in blocks]
         for block, judgement, lengths_G in zip(blocks, trained, lengths, strict=True):
             rewards[block] = reward_group(judgement, self.shape, on_abstain, lengths_G, neutral).rewards_G
             verdicts[block] = verdict_line(judgement.played[0]) if judgement.played else "nothing to compare"
         shaped = [rewards[block] for block in blocks]
-        self._watch.log(rank, step + 1, mode, self.judge, trained, shaped, lengths, measured)
+        with self._lock:
+            self._watch.log(rank, step, moment.mode, self.judge, trained, shaped, lengths, measured)
         if measured is not None:
             self._watch.stop_if_asked(measured)
         # Of a rollout that judged more than is trained on, all of it counts.
         stats = JudgeStats.of(self.last_judgements) if known else JudgeStats.of(trained, shaped, lengths)
-        return _Judged(rewards, verdicts, stats, measured)
+        return _Judged(rewards, verdicts, stats, measured, self.judge.engine.weights)
 
     # -- what goes out --------------------------------------------------------------------------------------------------
 

@@ -113,7 +113,10 @@ class SelectingRollout:
         groups = [
             Group.of(
                 prompt,
-                [self.reward.answer_of(t) for t in texts[block * self.candidates : (block + 1) * self.candidates]],
+                [
+                    self.reward.answer_of(text, self.reward.template_opens(trainer, prompt))
+                    for text in texts[block * self.candidates : (block + 1) * self.candidates]
+                ],
                 f"{key}/{block}",
             )
             for block, prompt in enumerate(heads)

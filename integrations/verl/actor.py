@@ -72,6 +72,7 @@ class JudgeActor:
             deadline_s=deadline_s,
             settle_s=settings.settle_s,
             as_it_arrives=settings.as_it_arrives,
+            kept_bytes=settings.kept_bytes,
         )
         sizes = [size for size in (settings.group_size, settings.validation_group_size) if size is not None]
         self._batches = SharedBatches(queue, shape=shape, sizes=sizes, deadline_s=deadline_s)
@@ -79,6 +80,10 @@ class JudgeActor:
     async def join(self, sample: Sample) -> Scored:
         """See ``ArrivingGroups.join``."""
         return await self._unless_stopped(lambda: self._groups.join(sample))
+
+    async def leave(self, group: str, member: str, size: int) -> None:
+        """See ``ArrivingGroups.leave``."""
+        self._groups.leave(group, member, size)
 
     async def join_share(self, samples: Sequence[Sample], worker: int, workers: int) -> list[Scored]:
         """See ``SharedBatches.join_share``."""
@@ -143,6 +148,10 @@ class JudgeActorClient:
             MRJudgeError: what the judge raised; an ``EngineError`` if the actor cannot live.
         """
         return await self._call(lambda actor: actor.join.remote(sample))
+
+    async def leave(self, group: str, member: str, size: int) -> None:
+        """Say that a member of a group will not come; raises as ``join`` does."""
+        await self._call(lambda actor: actor.leave.remote(group, member, size))
 
     async def join_share(self, samples: Sequence[Sample], worker: int, workers: int) -> list[Scored]:
         """Bring a share of a batch; raises as ``join`` does."""

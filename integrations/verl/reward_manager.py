@@ -18,11 +18,15 @@ See ``settings`` for the ``mrjudge`` section. What verl does, and what this adap
   ``session_id``, their identity within the group.
 * *Colocated* (``reward.reward_model.enable`` without ``enable_resource_pool``): the batch is padded with copies, cut
   evenly over the workers, and scored while the reward model is awake. V1 passes no ``uid`` here, so rows meet by their
-  prompt. The batch is judged as one when all workers have handed in their share.
+  prompt, unless the prompt carries it (``agent_loop``). The batch is judged as one when all workers have handed in.
+* ``judge_weight`` and ``rule_weight`` mix the judge with the user's ``compute_score``, per ``data_source`` if asked; rows
+  whose judge has no weight are not judged, and their ``judge_`` values are NaN or 0.
 * A reward must be a number. Rows whose score is unknown get the mean of their group, whose advantage is zero, and are
   flagged: ``judge_abstained``. ``reward_extra_info`` has the same keys on every row (``streaming.scores.INFO_KEYS``).
 * Nothing tells training from validation in a streamed sample. Where their group sizes differ, a sample's size is taken
   from ``mrjudge_group_size`` (set by ``agent_loop``), ``__rollout_n__``, or ``extra_info.split``.
+* A rollout that failed, or that gave no answer, never comes. ``agent_loop`` tells so; without it its siblings wait until
+  ``deadline_s``. V1 drops the whole group then, but only when all its sessions have ended.
 * When too many judgements failed, nothing more is judged and every sample ends with that error. V0 and the colocated path
   stop at the first one; V1 in streaming mode drops groups whose scoring raised, and ends with the first step in which all
   did ("no materializable trajectories"), the reason in the log of the judge actor.
@@ -35,6 +39,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,16 +49,17 @@ import ray.actor
 from omegaconf import DictConfig, OmegaConf
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
+from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
 
 from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.images import bare, given_as
 from mrjudge_reward.messages import ImagePart, Message, Part, TextPart, as_messages, final_answer
-from mrjudge_reward.reasoning import decode_marked
-from mrjudge_reward.streaming.scores import Sample, Scored
+from mrjudge_reward.reasoning import decode_marked, opens_reasoning
+from mrjudge_reward.streaming.scores import UNJUDGED, Sample, Scored
 from mrjudge_reward.streaming.waiting import refuse, serve
 
 from .actor import MANY, JudgeActorClient
-from .settings import VALIDATION_SPLITS, VerlSettings, is_colocated, served_judge
+from .settings import ABSENT, CARRIED, VALIDATION_SPLITS, VerlSettings, is_colocated, served_judge
 
 logger = logging.getLogger(__name__)
 
@@ -87,12 +93,12 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
     Args:
         config: verl's, with the section ``mrjudge``.
         tokenizer: of the policy.
-        compute_score: not used.
+        compute_score: called where ``rule_weight`` is not 0, as verl's own manager calls it.
         reward_router_address: of verl's own reward model replicas, if any; then these are the judge.
         reward_model_tokenizer: not used.
 
     Raises:
-        ConfigError: if the section is invalid, names fields that verl's colocated path does not pass, or its judge has
+        ConfigError: if the section is invalid, asks for fields that verl's colocated path does not pass, or its judge has
             no room for candidates in the context that verl gives it.
     """
 
@@ -109,15 +115,26 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
         self.settings = VerlSettings.of(plain)
         served = served_judge(plain, reward_router_address)
         self.colocated = is_colocated(plain)
-        if self.colocated and plain["trainer"].get("use_v1", True) and self._named_fields():
+        if lacking := self.settings.not_passed(plain):
             raise ConfigError(
-                f"verl's colocated path does not pass {', '.join(self._named_fields())}: leave out reference_field and "
-                "rubric_field, or give the reward model devices of its own (enable_resource_pool)"
+                f"verl's colocated path does not pass what {', '.join(lacking)} need(s): set actor_rollout_ref.rollout."
+                "agent.agent_loop_manager_class to mrjudge_reward.integrations.verl.agent_loop.GroupAgentLoopManager, or "
+                "give the reward model devices of its own (enable_resource_pool)"
             )
+        of_reward_model = (reward_router_address, reward_model_tokenizer)
+        self._rule = (
+            NaiveRewardManager(config, tokenizer, compute_score, *of_reward_model)
+            if self.settings.rule_weight
+            else None
+        )
         self.settings.check_context(served)
+        self._opened = self.settings.thinking == "opened" or opens_reasoning(
+            tokenizer, plain["data"].get("apply_chat_template_kwargs")
+        )
         self.workers = int(plain["reward"]["num_workers"])
         self.client = JudgeActorClient(self.settings.judge_config(served), self.settings, served)
         self._share: list[tuple[Sample, asyncio.Future[Scored]]] = []
+        self._share_begun = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run_single(self, data: DataProto) -> dict[str, Any]:
@@ -127,26 +144,53 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
             data: one row, or the rows of one trajectory, of which the last counts.
 
         Returns:
-            ``reward_score`` and ``reward_extra_info``.
+            ``reward_score``, the weighted sum of the judge's reward and of ``compute_score``, and ``reward_extra_info``.
 
         Raises:
             MRJudgeError: if the sample cannot be read, or the judge raised.
         """
-        sample = self.sample_of(data[-1:])
-        scored = await (self._join_batch(sample) if self.colocated else self.client.join(sample))
-        return {"reward_score": scored.reward, "reward_extra_info": dict(scored.info)}
+        data = with_carried(data[-1:])
+        row: Mapping[str, Any] = data[0].non_tensor_batch
+        if row.get(ABSENT):  # told by ``agent_loop``, which has no use for the result
+            await self.client.leave(self._group(row), str(row["session_id"]), self._size(row))
+            return {"reward_score": 0.0, "reward_extra_info": {}}
+        of_judge, of_rule = self.settings.weights(row.get("data_source"))
+        ruled = None
+        if of_rule and self._rule is not None:
+            self._rule.loop = asyncio.get_running_loop()  # verl's own may be another where the manager was made
+            ruled = asyncio.create_task(self._rule.run_single(data))
+        try:
+            scored = await self._judged(data) if of_judge else self._unjudged()
+            rule = float((await ruled)["reward_score"]) if ruled is not None else math.nan
+        finally:
+            if ruled is not None:
+                ruled.cancel()
+        reward = of_judge * scored.reward + (of_rule * rule if of_rule else 0.0)
+        info = dict(scored.info) | ({"rule_score": rule} if self._rule is not None else {})
+        return {"reward_score": reward, "reward_extra_info": info}
 
-    async def _join_batch(self, sample: Sample) -> Scored:
-        """Rows of a share begin in one turn of the loop, so in the next turn the share is complete."""
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[Scored] = loop.create_future()
+    async def _judged(self, data: DataProto) -> Scored:
+        sample = self.sample_of(data)
+        if not self.colocated:
+            return await self.client.join(sample)
+        self._begin_share()
+        waiter: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
         self._share.append((sample, waiter))
-        if len(self._share) == 1:
-            loop.call_soon(self._hand_in)
         return await waiter
 
+    def _unjudged(self) -> Scored:
+        if self.colocated:  # the batch waits for every worker's share, also for one without a row to judge
+            self._begin_share()
+        return UNJUDGED
+
+    def _begin_share(self) -> None:
+        """Rows of a share begin in one turn of the loop, so in the next turn the share is complete."""
+        if not self._share_begun:
+            self._share_begun = True
+            asyncio.get_running_loop().call_soon(self._hand_in)
+
     def _hand_in(self) -> None:
-        share, self._share = self._share, []
+        share, self._share, self._share_begun = self._share, [], False
 
         async def deliver() -> None:
             try:
@@ -173,14 +217,10 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
         row: Mapping[str, Any] = item.non_tensor_batch
         prompt = _prompt(row)
         text, length = self._completion(item)
-        answer = text if self.settings.thinking == "keep" else final_answer(text, self.settings.thinking == "opened")
-        uid = row.get("uid")
-        group = f"prompt-{prompt_hash(prompt)}" if uid is None else str(uid)
-        if (attempt := row.get("attempt")) is not None:
-            group = f"{group}/{attempt}"
+        answer = text if self.settings.thinking == "keep" else final_answer(text, self._opened)
         member = row.get("session_id")
         return Sample(
-            group=group,
+            group=self._group(row, prompt),
             member=None if member is None else str(member),
             size=self._size(row),
             prompt=prompt,
@@ -188,8 +228,14 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
             length=length,
             reference=_text_at(row, self.settings.reference_field),
             rubric=_text_at(row, self.settings.rubric_field),
-            lasting=uid is not None,
+            lasting=row.get("uid") is not None,
         )
+
+    def _group(self, row: Mapping[str, Any], prompt: Sequence[Message] = ()) -> str:
+        """Identity of a row's group."""
+        uid, attempt = row.get("uid"), row.get("attempt")
+        group = f"prompt-{prompt_hash(prompt)}" if uid is None else str(uid)
+        return group if attempt is None else f"{group}/{attempt}"
 
     def _completion(self, item: Any) -> tuple[str, int]:
         responses = item.batch["responses"]
@@ -209,8 +255,18 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
         split = extra.get("split") if isinstance(extra, Mapping) else None
         return validation if split in VALIDATION_SPLITS else training
 
-    def _named_fields(self) -> list[str]:
-        return [name for name in (self.settings.reference_field, self.settings.rubric_field) if name is not None]
+
+def with_carried(data: DataProto) -> DataProto:
+    """A row with the fields that its prompt carries, where verl passed none of that name."""
+    raw = data.non_tensor_batch.get("raw_prompt")
+    first = raw[0][0] if raw is not None and len(raw) and len(raw[0]) else None
+    carried = first.get(CARRIED) if isinstance(first, Mapping) else None
+    if not carried:
+        return data
+    fields = {name: np.empty(1, dtype=object) for name in carried if name not in data.non_tensor_batch}
+    for name, column in fields.items():
+        column[0] = carried[name]
+    return DataProto(data.batch, {**data.non_tensor_batch, **fields}, data.meta_info)
 
 
 def _worker_number() -> int:

@@ -32,11 +32,18 @@ from mrjudge_reward.settings import Settings
 
 SECTION = "mrjudge"
 
+ABSENT = "mrjudge_absent"
+"""Field of a row that stands for a rollout that will not come."""
+
+CARRIED = "mrjudge"
+"""Key of a prompt's first message under which ``agent_loop`` writes fields that verl's colocated path does not pass."""
+
 VALIDATION_SPLITS = frozenset({"test", "val", "valid", "validation", "dev", "eval"})
 """Values of ``extra_info.split`` that mark a validation row."""
 
 Positive = Annotated[float, Field(gt=0)]
 GroupSize = Annotated[int, Field(ge=1)]
+Weight = float | dict[str, float]
 
 
 class CanarySettings(Settings):
@@ -85,6 +92,9 @@ class VerlSettings(Settings):
     identical completions, which may be copies made by padding."""
     as_it_arrives: bool = True
     """Ask a group's first comparisons as soon as their members are there."""
+    kept_bytes: Annotated[int, Field(ge=0)] = 2**29
+    """Of texts and images of judged groups that the judge's actor remembers for members that come late. Groups whose members
+    are all judged stay for a resumed sample; the oldest are forgotten."""
     group_size: GroupSize | None = None
     """Completions per prompt; None for ``rollout.n``."""
     validation_group_size: GroupSize | None = None
@@ -92,9 +102,15 @@ class VerlSettings(Settings):
     thinking: Literal["strip", "opened", "keep"] = "strip"
     """What becomes of the policy's own reasoning, as in ``JudgeReward``."""
     reference_field: str | None = None
-    """Where a row keeps a reference answer, e.g. ``reward_model.ground_truth``. verl's colocated path does not pass it."""
+    """Where a row keeps a reference answer, e.g. ``reward_model.ground_truth``. verl's colocated path needs
+    ``GroupAgentLoopManager`` to pass it."""
     rubric_field: str | None = None
-    """Where a row keeps criteria, e.g. ``extra_info.rubric``. verl's colocated path does not pass it."""
+    """Where a row keeps criteria, e.g. ``extra_info.rubric``; see ``reference_field``."""
+    judge_weight: Weight = 1.0
+    """Weight of the judge's reward: a number, or one per ``data_source`` with ``default`` for the others. Rows of weight 0
+    are not judged."""
+    rule_weight: Weight = 0.0
+    """Weight of verl's own ``compute_score`` beside it, in the same form. At 0 it is not called."""
     actor_options: dict[str, Any] = Field(default_factory=dict)
     """Ray options of the actor in which a run is judged, e.g. ``{num_gpus: 0.2}`` for a judge that runs inside it."""
     log_dir: str | None = None
@@ -118,6 +134,29 @@ class VerlSettings(Settings):
         if settings.canaries is not None:
             CanarySettings(**settings.canaries)  # before anything runs
         return settings
+
+    def weights(self, data_source: str | None) -> tuple[float, float]:
+        """Of the judge and of ``compute_score``, for a row of this source.
+
+        Raises:
+            ConfigError: if weights are given per source and this one has none.
+        """
+        return _weight(self.judge_weight, data_source, "judge_weight"), _weight(
+            self.rule_weight, data_source, "rule_weight"
+        )
+
+    def not_passed(self, config: Mapping[str, Any]) -> list[str]:
+        """Settings that need fields of a row which this run's rewards do not get: verl's colocated path in V1 passes prompts
+        and responses alone, unless ``agent_loop`` has the prompts carry the rest."""
+        agent = config["actor_rollout_ref"]["rollout"].get("agent") or {}
+        carried = str(agent.get("agent_loop_manager_class") or "").startswith(
+            "mrjudge_reward.integrations.verl.agent_loop."
+        )
+        if carried or not is_colocated(config) or not config["trainer"].get("use_v1", True):
+            return []
+        weights = [name for name in ("judge_weight", "rule_weight") if isinstance(getattr(self, name), dict)]
+        rule = ["rule_weight"] if self.rule_weight and "rule_weight" not in weights else []
+        return [name for name in ("reference_field", "rubric_field") if getattr(self, name)] + weights + rule
 
     def judge_config(self, served: Mapping[str, Any] | None = None) -> JudgeConfig:
         """The judge's own settings.
@@ -157,6 +196,18 @@ class VerlSettings(Settings):
         """Name under which all reward workers of a run find the same judge actor; other settings, another actor."""
         mark = hashlib.blake2b(repr((self.model_dump(), sorted((served or {}).items()))).encode(), digest_size=6)
         return f"mrjudge_judge_{mark.hexdigest()}"
+
+
+def _weight(given: Weight, data_source: str | None, name: str) -> float:
+    if not isinstance(given, dict):
+        return given
+    value = given.get(str(data_source), given.get("default"))
+    if value is None:
+        raise ConfigError(
+            f"{name} has no weight for the data_source {data_source!r}: it knows {', '.join(sorted(given))}; add it, or "
+            "'default' for all others"
+        )
+    return value
 
 
 def is_colocated(config: Mapping[str, Any]) -> bool:

@@ -245,10 +245,16 @@ class EngineConfig(Settings):
         if self.tensor_parallel_size > count or (index.isdigit() and int(index) >= count):
             wanted = self.device or f"tensor_parallel_size {self.tensor_parallel_size}"
             raise ConfigError(f"{wanted} is not to be had: there are {count} visible GPUs")
-        if not index and self.engine != "vllm" and self.tensor_parallel_size == 1:
+        each, ranks = self.tensor_parallel_size, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if each > 1 and ranks > 1 and (ranks * each > count or self.engine == "vllm"):
+            raise ConfigError(
+                f"each of {ranks} ranks on this machine would start a judge over {each} GPUs of its own, and {count} are "
+                "visible: start one server for all of them and set base_url, or set tensor_parallel_size: 1"
+            )
+        if not index and self.engine != "vllm":
             index = os.environ.get("LOCAL_RANK", "")
-        first = int(index) if index.isdigit() and int(index) < count else 0
-        return [f"cuda:{first + number}" for number in range(self.tensor_parallel_size)]
+        first = int(index) * each if index.isdigit() and int(index) * each < count else 0
+        return [f"cuda:{first + number}" for number in range(each)]
 
     def plan(self) -> MemoryPlan | None:
         """What the judge takes and what its device has free now; None for a server, which has its own.

@@ -7,6 +7,8 @@ group and, where there is one, its own identity within it; rewards come out.
 what comes                   what happens
 ===========================  ==========================================================================================
 the last missing member      the group is judged
+a member that left           its session failed or gave no answer: as soon as all others are there they are judged, and
+                             flagged as partial
 no last member               at the deadline those present are judged; their rows are flagged as partial
 a member once more           with the same answer it shares the reward; with another answer it takes the member's place
                              (whoever waits for the old one gets the group's mean, flagged as abstained)
@@ -35,7 +37,7 @@ from mrjudge_reward.scoring.rewards import RewardShape
 from mrjudge_reward.scoring.stats import JudgeStats
 
 from .queue import JudgingQueue
-from .scores import INFO_KEYS, Sample, Scored, Scorer, group_of
+from .scores import INFO_KEYS, Sample, Scored, Scorer, group_of, prompt_bytes
 from .waiting import refuse, serve
 
 __all__ = ["INFO_KEYS", "KEPT", "ArrivingGroups", "Sample", "Scored"]
@@ -43,7 +45,7 @@ __all__ = ["INFO_KEYS", "KEPT", "ArrivingGroups", "Sample", "Scored"]
 logger = logging.getLogger(__name__)
 
 KEPT = 1024
-"""Judged groups that are remembered for latecomers, with their prompts and answers."""
+"""Judged groups that are remembered for latecomers, with their prompts and answers, at most."""
 
 Waiter = asyncio.Future[Scored]
 
@@ -61,6 +63,7 @@ class _Arriving:
     key: str
     size: int
     seats: dict[str, _Seat] = field(default_factory=dict)
+    absent: set[str] = field(default_factory=set)
     taken: int = 0
     late: list[str] = field(default_factory=list)
     closed: bool = False
@@ -69,6 +72,12 @@ class _Arriving:
     early_ended: bool = False
     asking: set[asyncio.Task[None]] = field(default_factory=set)
     timers: dict[str, asyncio.TimerHandle] = field(default_factory=dict)
+
+    @property
+    def held_bytes(self) -> int:
+        """What its texts and images take."""
+        samples = [seat.sample for seat in self.seats.values()]
+        return sum(len(sample.answer) for sample in samples) + (prompt_bytes(samples[0].prompt) if samples else 0)
 
     def seat_of(self, sample: Sample) -> _Seat | None:
         """The seat whose answer this sample brings again."""
@@ -83,6 +92,7 @@ class _Arriving:
             sample = replace(sample, prompt=first.prompt, reference=first.reference, rubric=first.rubric)
         name = sample.member if sample.member is not None else f"#{self.taken}"
         self.taken += 1
+        self.absent.discard(name)
         old = self.seats.get(name)
         seat = self.seats[name] = _Seat(sample, [waiter])
         if old is not None:
@@ -117,6 +127,7 @@ class ArrivingGroups:
         deadline_s: seconds from a group's first sample until those present are judged.
         settle_s: how long a group with equal answers without identity is held open, and latecomers are collected.
         as_it_arrives: ask the first comparisons of a group before it is complete.
+        kept_bytes: of texts and images of judged groups that are remembered for latecomers; the oldest are forgotten.
     """
 
     def __init__(
@@ -127,6 +138,7 @@ class ArrivingGroups:
         deadline_s: float = 1800.0,
         settle_s: float = 0.5,
         as_it_arrives: bool = True,
+        kept_bytes: int = 2**29,
     ) -> None:
         self._queue = queue
         self._scorer = Scorer(queue, shape)
@@ -134,7 +146,8 @@ class ArrivingGroups:
         self._settle_s = settle_s
         self._as_it_arrives = as_it_arrives
         self._arriving: dict[str, _Arriving] = {}
-        self._judged: deque[_Arriving] = deque()
+        self._judged: deque[tuple[_Arriving, int]] = deque()
+        self._kept_bytes, self._held_bytes = kept_bytes, 0
         self._warm = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -153,16 +166,27 @@ class ArrivingGroups:
         self._seat(sample, waiter)
         return await waiter
 
+    def leave(self, group: str, member: str, size: int) -> None:
+        """A member of a group of so many will not come; who is there already, or came and was judged, stays."""
+        arriving = self._group(group, size)
+        if not arriving.closed and member not in arriving.seats:
+            arriving.absent.add(member)
+            self._close_if_complete(arriving)
+
     # -- arriving -----------------------------------------------------------------------------------------------------
 
-    def _seat(self, sample: Sample, waiter: Waiter) -> None:
-        arriving = self._arriving.get(sample.group)
+    def _group(self, key: str, size: int) -> _Arriving:
+        arriving = self._arriving.get(key)
         if arriving is None:
-            arriving = self._arriving[sample.group] = _Arriving(sample.group, sample.size)
+            arriving = self._arriving[key] = _Arriving(key, size)
             arriving.timers["deadline"] = self._later(self._deadline_s, self._at_deadline, arriving)
             if not self._warm:  # the judge gets ready while rollouts go on
                 self._warm = True
                 self._spawn(self._queue.ask_early(()))
+        return arriving
+
+    def _seat(self, sample: Sample, waiter: Waiter) -> None:
+        arriving = self._group(sample.group, sample.size)
         if sample.member is not None or arriving.closed:
             known = arriving.seat_of(sample)
             if known is not None:
@@ -180,10 +204,14 @@ class ArrivingGroups:
             return
         arriving.early_ended |= again
         self._ask_early(arriving, sample)
-        if len(arriving.seats) < arriving.size:
+        self._close_if_complete(arriving)
+
+    def _close_if_complete(self, arriving: _Arriving) -> None:
+        present = len(arriving.seats) + len(arriving.absent)
+        if present < arriving.size:
             return
         anonymous = [seat.sample.answer for seat in arriving.seats.values() if seat.sample.member is None]
-        if len(arriving.seats) - len(anonymous) + len(set(anonymous)) >= arriving.size:
+        if present - len(anonymous) + len(set(anonymous)) >= arriving.size:
             self._close(arriving)
         else:
             if "settle" in arriving.timers:
@@ -220,6 +248,14 @@ class ArrivingGroups:
 
     def _close(self, arriving: _Arriving) -> None:
         arriving.stop_timers()
+        if not arriving.seats:  # all left
+            del self._arriving[arriving.key]
+            return
+        if arriving.absent:
+            logger.warning(
+                "group %s: %d of %d members will not come (their sessions failed or gave no answer); the others are judged, "
+                "flagged as partial", arriving.key, len(arriving.absent), arriving.size,
+            )  # fmt: skip
         arriving.drop_copies()
         arriving.closed = True
         if not next(iter(arriving.seats.values())).sample.lasting:
@@ -244,9 +280,14 @@ class ArrivingGroups:
         if arriving.late:
             self._collect_late(arriving)
         if self._arriving.get(arriving.key) is arriving:
-            self._judged.append(arriving)
-        if len(self._judged) > KEPT:
-            oldest = self._judged.popleft()
+            self._remember(arriving)
+
+    def _remember(self, judged: _Arriving) -> None:
+        self._judged.append((judged, judged.held_bytes))
+        self._held_bytes += judged.held_bytes
+        while self._judged and (len(self._judged) > KEPT or self._held_bytes > self._kept_bytes):
+            oldest, size = self._judged.popleft()
+            self._held_bytes -= size
             if self._arriving.get(oldest.key) is oldest:
                 del self._arriving[oldest.key]
 

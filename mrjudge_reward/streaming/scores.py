@@ -73,6 +73,26 @@ class Scored:
     info: dict[str, float]
 
 
+UNJUDGED = Scored(
+    0.0, {key: math.nan if key in ("judge_score", "judge_position_consistency") else 0.0 for key in INFO_KEYS}
+)
+"""What is told of a row that no judge is asked about."""
+
+
+def prompt_bytes(prompt: Sequence[Message]) -> int:
+    """About what a prompt takes in memory: its texts, and its images as they were given (decoded ones by their pixels)."""
+    size = 0
+    for message in prompt:
+        size += len(message.text)
+        for part in message.images:
+            image = getattr(part.image, "data", part.image)
+            if isinstance(image, bytes | str):
+                size += len(image)
+            elif hasattr(image, "getbands"):
+                size += image.width * image.height * len(image.getbands())
+    return size
+
+
 def group_of(key: str, samples: Sequence[Sample], names: Sequence[str] | None = None) -> Group:
     """The group that samples form, in their order."""
     head, answers = samples[0], tuple(sample.answer for sample in samples)

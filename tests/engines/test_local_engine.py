@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from mrjudge_reward.engines.label_tokens import first_label_tokens
 from mrjudge_reward.engines.local.batches import Prompt
@@ -22,6 +23,7 @@ from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.messages import ImagePart, Message, TextPart, as_messages
 from mrjudge_reward.prompting.formats import Choice, Score
 from mrjudge_reward.types import EngineFailure, Group, Reply, Request, Sampling
+from tests.support.small_models import small_text_model
 
 GREEDY = Sampling(0.0, 1.0, 8)
 QUESTIONS = ["Hi!", "Name a colour of the rainbow, please, and say no more than its name.", "What is 2 + 2?"]
@@ -656,3 +658,24 @@ def test_a_process_that_trains_with_zero_3_loads_no_judge_whose_weights_it_would
         TransformersEngine(smol_path, device="cpu")
     with pytest.raises(EngineError, match="cannot be told in a process that trains with DeepSpeed ZeRO-3"):
         model_size(smol_path, None)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"), [("zeros", "zeros or no numbers"), ("nan", "zeros or no numbers"), ("meta", "nowhere")]
+)
+def test_a_model_that_was_loaded_without_its_weights_is_refused(
+    smol_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: str, says: str
+) -> None:
+    folder = small_text_model(smol_tokenizer, tmp_path)
+    whole = transformers.AutoModelForCausalLM.from_pretrained
+
+    def spoilt(*args: Any, **kwargs: Any) -> Any:
+        model = whole(*args, **kwargs)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_({"zeros": 0.0, "nan": float("nan"), "meta": 1.0}[spoil])
+        return model.to("meta") if spoil == "meta" else model
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", spoilt)
+    with pytest.raises(EngineError, match=says):
+        TransformersEngine(folder)

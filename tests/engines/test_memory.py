@@ -279,6 +279,32 @@ def test_devices_are_the_first_for_a_model_over_several_and_one_that_is_not_ther
             JudgeConfig(model="m", engine="vllm_server", **settings).devices()
 
 
+@pytest.mark.usefixtures("eight_gpus")
+@pytest.mark.parametrize(
+    ("rank", "ranks", "gpus", "devices"),
+    [
+        (0, 1, 4, [0, 1, 2, 3]),
+        (0, 2, 4, [0, 1, 2, 3]),
+        (1, 2, 4, [4, 5, 6, 7]),
+        (3, 4, 2, [6, 7]),
+        (1, 2, 2, [2, 3]),
+        (0, 8, 2, None),
+        (1, 4, 4, None),
+    ],
+)
+def test_each_rank_has_a_judge_over_gpus_of_its_own_or_none(
+    monkeypatch: pytest.MonkeyPatch, rank: int, ranks: int, gpus: int, devices: list[int] | None
+):
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    config = JudgeConfig(model="m", engine="vllm_server", tensor_parallel_size=gpus)
+    if devices is not None:
+        assert config.devices() == [f"cuda:{number}" for number in devices]
+        return
+    with pytest.raises(ConfigError, match=rf"{ranks} ranks .* over {gpus} GPUs .* 8 are visible: .* set base_url"):
+        config.devices()
+
+
 def test_without_a_gpu_a_vllm_for_gpus_is_left_to_fail_by_itself(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("mrjudge_reward.engines.vllm.setup.cpu_build", lambda: False)

@@ -539,22 +539,26 @@ def test_arguments_become_flags():
 
 
 @pytest.mark.parametrize(
-    ("device", "base", "visible"),
+    ("device", "base", "gpus", "visible"),
     [
-        (None, {}, None),
-        (None, {"CUDA_VISIBLE_DEVICES": "4,5"}, "4,5"),
-        ("cuda:1", {}, "1"),
-        ("cuda:1", {"CUDA_VISIBLE_DEVICES": "4,5"}, "5"),
-        ("cuda", {"LOCAL_RANK": "1"}, None),
-        (None, {"LOCAL_RANK": "1"}, "1"),
-        (None, {"LOCAL_RANK": "1", "CUDA_VISIBLE_DEVICES": "4,5"}, "5"),
-        (None, {"LOCAL_RANK": "3", "CUDA_VISIBLE_DEVICES": "6"}, "6"),  # the launcher shows each rank its own alone
+        (None, {}, 1, None),
+        (None, {"CUDA_VISIBLE_DEVICES": "4,5"}, 1, "4,5"),
+        ("cuda:1", {}, 1, "1"),
+        ("cuda:1", {"CUDA_VISIBLE_DEVICES": "4,5"}, 1, "5"),
+        ("cuda", {"LOCAL_RANK": "1"}, 1, None),
+        (None, {"LOCAL_RANK": "1"}, 1, "1"),
+        (None, {"LOCAL_RANK": "1", "CUDA_VISIBLE_DEVICES": "4,5"}, 1, "5"),
+        (None, {"LOCAL_RANK": "3", "CUDA_VISIBLE_DEVICES": "6"}, 1, "6"),  # the launcher shows each rank its own alone
+        (None, {}, 2, None),
+        (None, {"LOCAL_RANK": "1"}, 2, "2,3"),
+        (None, {"LOCAL_RANK": "1", "CUDA_VISIBLE_DEVICES": "4,5,6,7"}, 2, "6,7"),
+        (None, {"LOCAL_RANK": "1", "CUDA_VISIBLE_DEVICES": "4,5"}, 2, "4,5"),
     ],
 )
 def test_the_child_gets_the_device_it_is_told_or_its_ranks_own(
-    device: str | None, base: dict[str, str], visible: str | None
+    device: str | None, base: dict[str, str], gpus: int, visible: str | None
 ):
-    assert environment("key", device, False, base).get("CUDA_VISIBLE_DEVICES") == visible
+    assert environment("key", device, False, base, gpus).get("CUDA_VISIBLE_DEVICES") == visible
 
 
 def test_the_child_joins_no_process_group_of_the_trainer_and_sleeps_without_expandable_segments():

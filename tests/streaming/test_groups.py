@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import ConfigError, EngineError
 from mrjudge_reward.judge import Judge
-from mrjudge_reward.messages import Message, TextPart
+from mrjudge_reward.messages import ImagePart, Message, TextPart
 from mrjudge_reward.scoring.rewards import RewardShape
 from mrjudge_reward.scoring.stats import FailureAlarm
 from mrjudge_reward.streaming import groups as cohorts_module
-from mrjudge_reward.streaming.scores import INFO_KEYS, Scored
+from mrjudge_reward.streaming.scores import INFO_KEYS, Scored, prompt_bytes
 from mrjudge_reward.types import EngineFailure, Request
 from tests.support.arriving import TEXTS, World, direct, numbers, run, sample, scripted, taste
 
@@ -92,6 +92,75 @@ def test_at_the_deadline_those_present_are_judged_and_flagged():
     scored = run(scenario)
     assert rewards(scored) == direct(scripted(), [ANSWERS[i] for i in (0, 2, 3)], ["0", "2", "3"])
     assert flags(scored, "partial") == [1.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("leaving", "when"),
+    [({3}, "last"), ({3}, "first"), ({0}, "first"), ({0, 1}, "between"), ({1, 2, 3}, "between"), ({0, 3}, "last")],
+    ids=str,
+)
+def test_the_others_are_judged_as_soon_as_all_are_there_or_have_left(leaving: set[int], when: str):
+    there = [member for member in range(4) if member not in leaving]
+
+    async def scenario() -> list[Scored]:
+        world = await World().ready()
+        waiting = []
+        for step, group in enumerate((leaving, there, leaving) if when == "first" else (there[:1], leaving, there[1:])):
+            if when == "last" and step == 1:
+                continue
+            for member in group:
+                if member in leaving:
+                    world.arriving.leave("g", str(member), 4)
+                else:
+                    waiting.append(world.send(member, ANSWERS[member]))
+                await asyncio.sleep(0)
+        if when == "last":
+            await asyncio.sleep(0.05)
+            assert not any(task.done() for task in waiting)
+            for member in leaving:
+                world.arriving.leave("g", str(member), 4)
+        began = time.monotonic()
+        scored = await asyncio.gather(*waiting)
+        assert time.monotonic() - began < 1
+        return scored
+
+    scored = run(scenario)
+    names = [str(member) for member in there]
+    assert rewards(scored) == direct(scripted(), [ANSWERS[member] for member in there], names)
+    assert flags(scored, "partial") == [1.0] * len(there)
+
+
+def test_a_group_that_all_have_left_is_gone_and_its_name_is_free_again():
+    async def scenario() -> list[Scored]:
+        world = await World().ready()
+        for member in range(4):
+            world.arriving.leave("g", str(member), 4)
+        return await asyncio.gather(*(world.send(member, text) for member, text in enumerate(ANSWERS)))
+
+    scored = run(scenario)
+    assert rewards(scored) == WHOLE
+    assert not any(flags(scored, "partial"))
+
+
+@pytest.mark.parametrize("when", ["waiting", "judged"])
+def test_who_has_come_does_not_leave_and_who_left_may_come_again(when: str):
+    async def scenario() -> list[Scored]:
+        world = await World().ready()
+        world.arriving.leave("g", "0", 4)
+        waiting = [world.send(member, text) for member, text in enumerate(ANSWERS[: 3 if when == "waiting" else 4])]
+        if when == "judged":
+            await asyncio.gather(*waiting)
+        await asyncio.sleep(0.05)
+        world.arriving.leave("g", "1", 4)
+        await asyncio.sleep(0.05)
+        if when == "waiting":
+            assert not any(task.done() for task in waiting)
+            waiting.append(world.send(3, ANSWERS[3]))
+        return await asyncio.gather(*waiting)
+
+    scored = run(scenario)
+    assert rewards(scored) == WHOLE
+    assert not any(flags(scored, "partial"))
 
 
 def test_the_deadline_counts_from_the_first_sample():
@@ -533,7 +602,7 @@ def test_what_is_kept_of_judged_groups_is_bounded(monkeypatch: pytest.MonkeyPatc
             await asyncio.gather(*(world.send(i, text, 2, f"g{group}") for i, text in enumerate(ANSWERS[:2])))
         kept = world.arriving._arriving
         assert set(kept) == {"never whole", *(f"g{group}" for group in range(15, 20))}
-        for group in world.arriving._judged:
+        for group, _ in world.arriving._judged:
             assert group.early is None
             assert not group.asking
             assert not group.timers
@@ -623,3 +692,29 @@ def test_everyone_gets_an_answer_or_an_error_whatever_comes(data: Any):
         else:
             assert math.isfinite(outcome.reward)
             assert tuple(outcome.info) == INFO_KEYS
+
+
+@pytest.mark.parametrize(("kept", "remembered"), [(0, 0), (999, 0), (1_050, 1), (5_400, 5), (2**29, 8)], ids=str)
+def test_judged_groups_are_remembered_up_to_a_number_of_bytes(kept: int, remembered: int):
+    prompt = (Message("user", (TextPart("q" * 1000),)),)
+
+    async def scenario() -> int:
+        world = await World(lambda: scripted(ScriptedEngine.by_utility(taste, 0.7)), kept_bytes=kept).ready()
+        for group in range(8):
+            await asyncio.gather(
+                *(
+                    world.send(sample(member, text, group=str(group), prompt=prompt))
+                    for member, text in enumerate(ANSWERS)
+                )
+            )
+        return len(world.arriving._arriving)
+
+    assert run(scenario) == remembered
+
+
+def test_a_prompt_takes_what_its_texts_and_images_take():
+    from PIL import Image
+
+    images = [Image.new("RGB", (40, 30)), b"x" * 100, "data:image/png;base64,abcd", Image.new("L", (10, 10))]
+    prompt = (Message("user", (TextPart("four"), *map(ImagePart, images))), Message("assistant", (TextPart("ok"),)))
+    assert prompt_bytes(prompt) == 4 + 3 * 40 * 30 + 100 + 26 + 100 + 2

@@ -18,7 +18,7 @@ import transformers
 from trl import GRPOConfig, GRPOTrainer
 
 from mrjudge_reward.integrations.trl import JudgeReward
-from mrjudge_reward.judge import Judge, JudgeConfig
+from mrjudge_reward.judge import JudgeConfig
 
 from . import two_ranks_failing, two_ranks_watched
 from .trl_setup import grpo_like, prompt_dataset, tiny_policy
@@ -51,7 +51,7 @@ class WritingReward(JudgeReward):
         return rewards
 
 
-def train(judge: Judge, tokenizer: Any, out: Path, rows: int) -> None:
+def train(judge: JudgeConfig, tokenizer: Any, out: Path, rows: int) -> None:
     reward = WritingReward(judge, num_generations=4, name="judge")
     reward.calls = []
     trainer = GRPOTrainer(
@@ -66,16 +66,26 @@ def train(judge: Judge, tokenizer: Any, out: Path, rows: int) -> None:
         "calls": reward.calls,
         "trainer_rewards": list(trainer._logs["rewards"]["judge"]),
         "metrics": [entry["judge/calls"] for entry in trainer.state.log_history if "judge/calls" in entry],
+        "weights": reward.judge.engine.weights,
     }
     (out / f"rank{dist.get_rank()}.json").write_text(json.dumps(written), encoding="utf-8")
+
+
+def is_zeroed(model_dir: str) -> bool:
+    """Whether transformers leaves zeros for weights here, as it does for a launcher that sends them later."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(model_dir)
+    return not any(parameter.any() for parameter in model.parameters())
 
 
 def main(model_dir: str, out: Path, *each: int) -> None:
     transformers.utils.logging.disable_progress_bar()
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir)
-    judge = JudgeConfig(model=model_dir, format="sentiment", verdict="read").build()
+    judge = JudgeConfig(
+        model=model_dir, format="sentiment", verdict="read"
+    )  # built on first use, when ranks know of each other
     for rows in each:
         train(judge, tokenizer, out / str(rows), rows)
+    (out / f"zeroed.rank{dist.get_rank()}").write_text(str(is_zeroed(model_dir)))
     two_ranks_failing.main(out / "failing")
     two_ranks_watched.main(out / "watched")
     dist.barrier()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
@@ -23,14 +24,25 @@ class BrokenEngine(ScriptedEngine):
         raise RuntimeError("device-side assert")
 
 
+class OtherWeights(ScriptedEngine):
+    """Says that it loaded other weights than its neighbour."""
+
+    weights = "c0ffee"
+
+
 def main(out: Path) -> None:
     rank = dist.get_rank()
     good = ScriptedEngine.by_utility(len)
-    bad = {"judge": ScriptedEngine(lambda _: EngineFailure("down")), "engine": BrokenEngine(lambda _: ""), "rows": good}
+    bad = {
+        "judge": ScriptedEngine(lambda _: EngineFailure("down")), "engine": BrokenEngine(lambda _: ""), "rows": good,
+        "unpicklable": good, "other weights": OtherWeights.by_utility(len),
+    }  # fmt: skip
     caught = {}
     for name, engine in bad.items():
         judge = Judge(engine if rank == 1 else good, Choice(), schedule="ring", retries=0, alarm=FailureAlarm(least=1))
-        prompts = ["p"] * 6 if rank == 0 or name != "rows" else ["p"] * 5
+        prompts: list[Any] = ["p"] * 6 if rank == 0 or name != "rows" else ["p"] * 5
+        if rank == 1 and name == "unpicklable":
+            prompts = [[{"role": "user", "content": [{"type": "image", "image": lambda: None}]}]] * 6
         try:
             JudgeReward(judge, num_generations=4)(prompts, [f"{rank}{'x' * i}" for i in range(6)])
         except Exception as error:  # noqa: BLE001  the test looks at which it was

@@ -64,3 +64,8 @@ def seeing_judge(config: JudgeConfig) -> Judge:
         return f"<answer>{max(shown, key=lambda label: colour in shown[label])}</answer>"
 
     return Judge(ScriptedEngine(script), Choice(), schedule="all_pairs", alarm=FailureAlarm(1.0))
+
+
+def count_score(data_source: str, solution_str: str, ground_truth: Any, extra_info: Any = None, **_: Any) -> float:
+    """A verifiable reward, as verl calls one."""
+    return len(solution_str.split()) + len(data_source) / 10 + len(ground_truth) / 100

@@ -193,14 +193,13 @@ def _section(config: Mapping[str, Any], settings: VerlSettings) -> Iterator[Chec
         yield Check("mrjudge section", "note", detail)
     else:
         yield Check("mrjudge section", "ok", ", ".join(sorted(config[SECTION])))
-    fields = [name for name in ("reference_field", "rubric_field") if getattr(settings, name)]
-    if fields and is_colocated(config) and config["trainer"].get("use_v1"):
+    if lacking := settings.not_passed(config):
         yield Check(
-            "reference and rubric",
+            "fields of a row",
             "failed",
-            f"{SECTION}.{', '.join(fields)}: verl's colocated path passes prompts and responses, and no other field of "
-            "the dataset, so the judge never sees these. Remove the setting, or judge as samples arrive "
-            "(reward.reward_model.enable_resource_pool=True, or a server)",
+            f"{SECTION}.{', '.join(lacking)}: verl's colocated path passes prompts and responses alone. Have prompts carry "
+            "the rest (agent_loop_manager_class=mrjudge_reward.integrations.verl.agent_loop.GroupAgentLoopManager), or "
+            "judge as samples arrive (reward.reward_model.enable_resource_pool=True, or a server)",
         )
     if settings.deadline_s < 60:
         detail = (

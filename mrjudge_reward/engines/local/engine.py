@@ -27,7 +27,7 @@ from mrjudge_reward.types import EngineFailure, Reply, Request, Sampling, Usage
 
 from .batches import Prompt, batches, padded
 from .chat_template import ChatTemplate
-from .model import folder_version, sharded_by_trainer
+from .model import check_weights, fingerprint, folder_version, loaded_whole, sharded_by_trainer
 from .reading import GREEDY, next_logits
 from .sampling import RowSampler
 from .vision import ImageReader, load_processor, pictures_of, vision_model
@@ -116,7 +116,9 @@ class TransformersEngine(Engine):
                     raise EngineError(f"torch has no dtype {self._dtype!r}; choose bfloat16, float16 or float32")
                 sees = vision_model(transformers.AutoConfig.from_pretrained(source, **self._revision))
                 kind = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
-                self._model: Any = kind.from_pretrained(source, dtype=dtype, **self._revision)
+                with loaded_whole():
+                    self._model: Any = kind.from_pretrained(source, dtype=dtype, **self._revision)
+                check_weights(self._model, source)
                 self._model.to(self._device).eval()
             else:
                 self._model, self._device = source, str(source.device)
@@ -138,10 +140,11 @@ class TransformersEngine(Engine):
         if self._adapter is not None:
             peft = require("peft", extra="peft")
             try:
-                with _in_eval_mode(self._model):
+                with _in_eval_mode(self._model), loaded_whole():
                     self._model = peft.PeftModel.from_pretrained(self._model, self._adapter)
             except (OSError, ValueError) as error:
                 raise EngineError(f"the adapter {self._adapter!r} cannot be loaded: {error}") from error
+        self.weights = fingerprint(list(self._model.parameters())) if isinstance(source, str) else ""
         self._tokenizer: Any = tokenizer
         self._images = ImageReader(processor) if hasattr(processor, "image_processor") else None
         templated = processor if self._images and processor.chat_template else tokenizer

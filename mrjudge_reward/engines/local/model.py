@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mrjudge_reward.errors import require
+from mrjudge_reward.errors import EngineError, require
+
+_SAMPLES = 64
+_EFFICIENT = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+_loading = threading.Lock()
 
 
 def folder_version(source: Any) -> str:
@@ -21,3 +29,56 @@ def folder_version(source: Any) -> str:
 def sharded_by_trainer() -> bool:
     """Whether transformers would shard any model that it makes in this process (DeepSpeed ZeRO-3)."""
     return bool(require("transformers.integrations", extra="transformers").is_deepspeed_zero3_enabled())
+
+
+@contextmanager
+def loaded_whole() -> Iterator[None]:
+    """A model that is loaded inside has its weights on every rank.
+
+    ``accelerate launch`` with FSDP asks transformers to load on the first rank of a machine alone and to leave zeros on
+    the others (``modeling_utils``, ``is_fsdp_enabled``), to which the trainer sends the weights. Nobody sends a judge's.
+    """
+    with _loading:
+        before = os.environ.get(_EFFICIENT)
+        os.environ[_EFFICIENT] = "false"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[_EFFICIENT]
+            else:
+                os.environ[_EFFICIENT] = before
+
+
+def _sample(parameter: Any) -> Any:
+    flat = parameter.detach().reshape(-1)
+    return flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES].cpu().contiguous()
+
+
+def fingerprint(parameters: Sequence[Any]) -> str:
+    """A hash of 64 entries of each tensor: the same wherever the same weights lie, another one after any training."""
+    torch = require("torch", extra="transformers")
+    digest = hashlib.blake2b(digest_size=8)
+    for parameter in parameters:
+        shape = f"{tuple(parameter.shape)} {parameter.dtype}"
+        digest.update(shape.encode() + _sample(parameter).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_weights(model: Any, source: str) -> None:
+    """Whether a model that was loaded has weights.
+
+    Raises:
+        EngineError: if some are nowhere (on the device ``meta``), or most matrices hold zeros or what is no number.
+    """
+    matrices = [(name, parameter) for name, parameter in model.named_parameters() if parameter.dim() > 1]
+    nowhere = [name for name, parameter in matrices if parameter.is_meta]
+    samples = {name: _sample(parameter) for name, parameter in matrices if not parameter.is_meta}
+    empty = [name for name, sample in samples.items() if not sample.any() or not sample.isfinite().all()]
+    if nowhere or len(empty) > len(matrices) // 2:
+        raise EngineError(
+            f"the judge model {source!r} was loaded without its weights: {len(nowhere or empty)} of {len(matrices)} "
+            f"matrices are {'nowhere' if nowhere else 'zeros or no numbers'} (first: {(nowhere or empty)[0]}). Something in "
+            "this process changes how models are loaded, such as a trainer that shards them: use engine vllm_server, or a "
+            "server (base_url)"
+        )

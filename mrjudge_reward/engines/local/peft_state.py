@@ -10,7 +10,6 @@ each checkpoint, and a trainer that finds such a folder resumes from it and not 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from operator import attrgetter
@@ -19,7 +18,6 @@ from typing import Any
 from mrjudge_reward.errors import EngineError, require
 
 _ABSENT: Any = object()
-_SAMPLES = 64
 
 _INITS = ("gaussian", "orthogonal", "eva")
 """Named initialisations of LoRA that leave the base's weights alone; others, as PiSSA, subtract the adapter from them."""
@@ -86,17 +84,6 @@ def own_parameters(model: Any, adapter: str | None) -> list[Any]:
         for parameter in (entry.parameters() if hasattr(entry, "parameters") else [entry])
     }
     return [parameter for parameter in model.parameters() if id(parameter) not in others]
-
-
-def fingerprint(parameters: list[Any]) -> str:
-    """A hash of 64 entries of each tensor: the same wherever the same weights lie, another one after any training."""
-    torch = require("torch", extra="transformers")
-    digest = hashlib.blake2b(digest_size=8)
-    for parameter in parameters:
-        flat = parameter.detach().reshape(-1)
-        some = flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES].cpu().contiguous()
-        digest.update(f"{tuple(parameter.shape)} {parameter.dtype}".encode() + some.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _finish(restore: Callable[[], None]) -> None:

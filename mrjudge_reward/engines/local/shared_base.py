@@ -31,8 +31,8 @@ from mrjudge_reward.errors import EngineError
 from mrjudge_reward.types import EngineFailure, Reply, Request
 
 from .engine import TransformersEngine
-from .model import folder_version
-from .peft_state import Visitor, check_usable, fingerprint, kept, own_parameters
+from .model import fingerprint, folder_version
+from .peft_state import Visitor, check_usable, kept, own_parameters
 
 _locks: WeakKeyDictionary[Any, threading.Lock] = WeakKeyDictionary()
 """One per model: two judges on one base must not interleave."""

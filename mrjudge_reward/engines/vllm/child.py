@@ -69,7 +69,9 @@ def command_line(arguments: Mapping[str, Any], port: int, adapter: tuple[str, st
     return command
 
 
-def environment(api_key: str, device: str | None, sleeps: bool, base: Mapping[str, str]) -> dict[str, str]:
+def environment(
+    api_key: str, device: str | None, sleeps: bool, base: Mapping[str, str], gpus: int = 1
+) -> dict[str, str]:
     """The child's environment.
 
     Args:
@@ -77,6 +79,7 @@ def environment(api_key: str, device: str | None, sleeps: bool, base: Mapping[st
         device: e.g. ``"cuda:1"``, among those visible; None for all, or under a launcher for the rank's own.
         sleeps: whether the server offers sleep.
         base: this process's environment.
+        gpus: over which the model is laid; each rank of a launcher has as many of its own.
     """
     child = {name: value for name, value in base.items() if name not in _OF_A_LAUNCHER}
     child["VLLM_API_KEY"] = api_key
@@ -90,9 +93,10 @@ def environment(api_key: str, device: str | None, sleeps: bool, base: Mapping[st
     index = device.rpartition(":")[2] if device and ":" in device else (None if device else base.get("LOCAL_RANK"))
     if index is not None and index.isdigit():
         visible = base.get("CUDA_VISIBLE_DEVICES", "")
-        names = visible.split(",") if visible else [str(number) for number in range(int(index) + 1)]
-        if int(index) < len(names):
-            child["CUDA_VISIBLE_DEVICES"] = names[int(index)]
+        first = int(index) * gpus
+        names = visible.split(",") if visible else [str(number) for number in range(first + gpus)]
+        if first + gpus <= len(names):
+            child["CUDA_VISIBLE_DEVICES"] = ",".join(names[first : first + gpus])
     return child
 
 

@@ -138,13 +138,7 @@ class VLLMServerEngine(Engine):
         arguments = {**setup.engine_arguments(), "served_model_name": setup.model}
         child = ServerChild(
             command_line(arguments, port, adapter),
-            # A model over several GPUs takes the first visible ones, not a rank's own, which is one.
-            environment(
-                key,
-                self._device or ("cuda" if setup.tensor_parallel_size > 1 else None),
-                setup.enable_sleep_mode,
-                os.environ,
-            ),
+            environment(key, self._device, setup.enable_sleep_mode, os.environ, setup.tensor_parallel_size),
             port,
             self._log,
             client,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from types import SimpleNamespace
 from typing import Any
@@ -225,6 +226,87 @@ def test_the_policys_reasoning_is_stripped_or_kept_as_asked(thinking: Any, compl
     candidates = {text for request in seen.engine.requests for text in shown_candidates(request).values()}  # type: ignore[attr-defined]
     assert (shown in candidates) == bool(shown)
     assert reward.last_judgements[0].forfeits == (() if shown else (0,))
+
+
+class Trainer:
+    """What a reward sees of TRL's, with a chat template."""
+
+    num_generations = 3
+
+    def __init__(self, tokenizer: Any, opening: str, **kwargs: Any) -> None:
+        self.processing_class = copy.copy(tokenizer)
+        self.processing_class.chat_template = tokenizer.chat_template + opening
+        self.model = SimpleNamespace(training=True)
+        self.reward_funcs = [None]
+        self.chat_template_kwargs = kwargs
+
+    def log_metric(self, name: str, value: float) -> None:
+        """As TRL takes it."""
+
+
+CHAT = [{"role": "user", "content": "p"}]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "opening", "written", "parsed", "shown"),
+    [
+        (CHAT, "<think>\n", "unfinished plan", None, ""),
+        (CHAT, "<think>\n", "unfinished plan", "unfinished plan", ""),  # a parser of TRL's makes content of it
+        (CHAT, "<think>\n", "plan</think>answer", None, "answer"),
+        (CHAT, "<think>\n", "plan</think>answer", "answer", "answer"),
+        (CHAT, "<think>\n", "\n</think>answer", "answer", "answer"),  # closed and empty: no reasoning is told of
+        (CHAT, "<think>\n\n</think>\n\n", "answer", None, "answer"),  # thinking switched off
+        (CHAT, "", "answer", None, "answer"),
+        (CHAT, "", "<think>unfinished", None, ""),
+        (CHAT, "{% if deep %}<think>{% endif %}", "unfinished plan", None, ""),
+        ("p", "<think>\n", "answer", None, "answer"),  # no template is applied to plain text
+    ],
+)
+def test_a_chat_template_that_opens_the_reasoning_is_asked(
+    smol_tokenizer: Any, prompt: Any, opening: str, written: str, parsed: str | None, shown: str
+) -> None:
+    seen = judge()
+    trainer = Trainer(smol_tokenizer, opening, deep=True)
+    texts = [parsed if parsed is not None else written, "b</think>b", "c</think>c"]
+    completions = texts if prompt == "p" else [[{"role": "assistant", "content": text}] for text in texts]
+    ids = [smol_tokenizer.encode(text, add_special_tokens=False) for text in (written, *texts[1:])]
+    reward = JudgeReward(seen, num_generations=3)
+    reward([prompt] * 3, completions, ids, log_metric=trainer.log_metric)
+    candidates = {text for request in seen.engine.requests for text in shown_candidates(request).values()}  # type: ignore[attr-defined]
+    assert (shown in candidates) == bool(shown)
+    assert reward.last_judgements[0].forfeits == (() if shown else (0,))
+
+
+def is_essay(row: Any) -> bool:
+    return row["topic"] == "essay"
+
+
+@pytest.mark.parametrize("judged_if", ["open", is_essay], ids=["column", "function"])
+def test_groups_that_need_no_judge_are_not_judged_and_get_none(judged_if: Any) -> None:
+    seen = judge()
+    reward = pickle.loads(pickle.dumps(JudgeReward(JudgeConfig(), num_generations=2, judged_if=judged_if)))
+    reward._judge = seen
+    columns = {"open": [True] * 2 + [False] * 2 + [1] * 2, "topic": ["essay"] * 2 + ["sum"] * 2 + ["essay"] * 2}
+    texts = ["a", "bb b", "c", "dd d", "e", "ff f"]
+    rewards = reward(["p"] * 2 + ["1+1"] * 2 + ["q"] * 2, texts, **columns)
+    assert [value is None for value in rewards] == [False, False, True, True, False, False]
+    assert reward.last_stats.groups == 2
+    assert not any("1+1" in request.messages[-1].text for request in seen.engine.requests)  # type: ignore[attr-defined]
+    assert rewards[:2] == JudgeReward(judge(), num_generations=2)(["p"] * 2, texts[:2])
+
+
+def test_no_group_that_needs_a_judge_costs_nothing() -> None:
+    seen = judge()
+    reward = JudgeReward(seen, num_generations=2, judged_if="open")
+    assert reward(["p"] * 4, list("abcd"), open=[0] * 4) == [None] * 4
+    assert seen.engine.requests == []  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("column", "says"), [([1, 0], "true for some rows"), (None, "no column 'open'")])
+def test_a_group_that_is_judged_in_part_is_refused(column: Any, says: str) -> None:
+    reward = JudgeReward(judge(), num_generations=2, judged_if="open")
+    with pytest.raises((InputError, ConfigError), match=says):
+        reward(["p"] * 2, ["a", "b"], **({} if column is None else {"open": column}))
 
 
 def test_numeric_reference_answers_mean_their_numerals() -> None:

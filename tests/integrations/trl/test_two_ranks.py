@@ -30,6 +30,8 @@ def run(smol_path: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part in (*map(str, EACH), "failing", "watched"):
         (out / part).mkdir()
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "default"}
+    # What `accelerate launch --use_fsdp` sets. On a CPU accelerate wraps the policy in DDP even so.
+    environment |= {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true", "FSDP_VERSION": "2"}
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
         "-m", "tests.support.two_ranks", smol_path, str(out), *map(str, EACH),
@@ -77,8 +79,18 @@ def test_the_trainer_saw_those_rewards_in_that_order(ranks: list[Any]) -> None:
 def test_an_error_on_one_rank_reaches_all_ranks(run: Path) -> None:
     """Otherwise the others would wait in the next collective until it times out."""
     caught = [json.loads((run / f"failing/rank{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
-    assert caught[0] == {"judge": "JudgeUnreliableError", "engine": "EngineError", "rows": "InputError"}
-    assert caught[1] == {"judge": "JudgeUnreliableError", "engine": "RuntimeError", "rows": "InputError"}
+    both = {
+        "judge": "JudgeUnreliableError", "rows": "InputError", "unpicklable": "InputError", "other weights": "EngineError",
+    }  # fmt: skip
+    assert caught[0] == both | {"engine": "EngineError"}
+    assert caught[1] == both | {"engine": "RuntimeError"}
+
+
+def test_a_judge_in_each_rank_has_its_weights_where_the_launcher_asks_transformers_for_zeros(
+    run: Path, ranks: list[Any], smol_engine: Any
+) -> None:
+    assert [(run / f"zeroed.rank{rank}").read_text() for rank in (0, 1)] == ["False", "True"]
+    assert [rank["weights"] for rank in ranks] == [smol_engine.weights] * 2
 
 
 def test_one_rank_judges_canaries_and_all_ranks_stop(run: Path) -> None:

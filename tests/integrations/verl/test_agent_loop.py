@@ -19,17 +19,24 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # verl's trainer tells of every engine that is not installed
     from verl.trainer.ppo.v1 import AgentLoopManagerTQ
 
-    from mrjudge_reward.integrations.verl.agent_loop import FIELD, GroupAgentLoopManager, GroupAgentLoopManagerV0
+    from mrjudge_reward.integrations.verl.agent_loop import (
+        FIELD,
+        GroupAgentLoopManager,
+        GroupAgentLoopManagerV0,
+        carried_fields,
+    )
+    from mrjudge_reward.integrations.verl.settings import VerlSettings
 
+ALWAYS = ("uid", "data_source", FIELD)
 ROLLOUT = SimpleNamespace(n=8, val_kwargs=SimpleNamespace(n=2))
 
 
-def marked(monkeypatch: pytest.MonkeyPatch, prompts: TensorDict) -> TensorDict:
+def marked(monkeypatch: pytest.MonkeyPatch, prompts: TensorDict, carried: tuple[str, ...] = ()) -> TensorDict:
     """What reaches verl's own manager."""
     seen: list[TensorDict] = []
     monkeypatch.setattr(AgentLoopManagerTQ, "generate_sequences", lambda self, prompts: seen.append(prompts))
     manager = object.__new__(GroupAgentLoopManager)
-    manager.rollout_config = ROLLOUT
+    manager.rollout_config, manager.carried = ROLLOUT, carried
     manager.generate_sequences(prompts)
     return seen[0]
 
@@ -95,3 +102,34 @@ def test_with_the_v0_trainer_every_row_says_so(monkeypatch: pytest.MonkeyPatch, 
     for output in (manager.generate_sequences(rows), asyncio.run(inside())):
         assert output.non_tensor_batch[FIELD].tolist() == [size] * 4
         assert [chunk.non_tensor_batch[FIELD].tolist() for chunk in output.chunk(2)] == [[size] * 2] * 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({}, ALWAYS),
+        ({"reference_field": "reward_model.ground_truth"}, (*ALWAYS, "reward_model")),
+        (
+            {"rubric_field": "rubric", "rule_weight": 1.0},
+            ("uid", "data_source", FIELD, "rubric", "reward_model", "extra_info"),
+        ),
+        (
+            {"rubric_field": "extra_info.rubric", "rule_weight": {"a": 1.0}},
+            ("uid", "data_source", FIELD, "extra_info", "reward_model"),
+        ),
+    ],
+    ids=str,
+)
+def test_prompts_carry_what_their_reward_may_need(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], names: tuple[str, ...]
+):
+    carried = carried_fields(VerlSettings(**settings))
+    assert carried == names
+    infos = np.empty(3, dtype=object)
+    infos[:] = [{"rubric": "kind"}, {}, {"rubric": "brief"}]
+    found = marked(monkeypatch, prompts(extra_info=infos), carried)
+    chats = tensordict_utils.get(found, "raw_prompt")
+    for row, chat in enumerate(chats):
+        told = chat[0].pop("mrjudge")
+        assert told == {"uid": "abc"[row], FIELD: 8} | ({"extra_info": infos[row]} if "extra_info" in names else {})
+    assert list(chats) == [[{"role": "user", "content": text}] for text in ("one", "two", "three")]

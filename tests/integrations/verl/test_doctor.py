@@ -369,7 +369,7 @@ TRAPS: list[tuple[str, Sequence[str], str, str, Sequence[str]]] = [
     (
         "a reference that verl does not pass",
         [*SERVED, "+mrjudge.reference_field=reward_model.ground_truth"],
-        "reference and rubric",
+        "fields of a row",
         "failed",
         ["mrjudge.reference_field", "enable_resource_pool=True"],
     ),

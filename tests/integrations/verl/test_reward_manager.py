@@ -20,7 +20,7 @@ from mrjudge_reward.errors import ConfigError, EngineError, InputError
 from mrjudge_reward.integrations.verl import actor as verl_actor
 from mrjudge_reward.integrations.verl import reward_manager as verl_reward
 from mrjudge_reward.integrations.verl.actor import JudgeActorClient
-from mrjudge_reward.integrations.verl.reward_manager import JudgeRewardManager, prompt_hash
+from mrjudge_reward.integrations.verl.reward_manager import JudgeRewardManager, prompt_hash, with_carried
 from mrjudge_reward.integrations.verl.settings import VerlSettings
 from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.messages import ImagePart, TextPart, as_messages
@@ -95,6 +95,83 @@ def test_the_last_output_of_a_trajectory_counts():
     scored = run(lambda: mine.run_single(rows([1, 2, 3], [4], [5, 6], session_id=1)))
     assert scored == {"reward_score": 0.5, "reward_extra_info": dict.fromkeys(INFO_KEYS, 0.0)}
     assert [(one.answer, one.length, one.member) for one in seen] == [("t5 t6", 2, "1")]
+
+
+@pytest.mark.parametrize(
+    ("judge", "rule", "source", "weights"),
+    [
+        (1.0, 0.0, "a", (1, 0)),
+        (0.5, 2.0, None, (0.5, 2)),
+        ({"a": 0.5, "default": 1.0}, 0.0, "a", (0.5, 0)),
+        ({"a": 0.5, "default": 1.0}, {"default": 0.25}, "b", (1, 0.25)),
+        ({"default": 1.0}, {"a": 1.0, "default": 0.0}, None, (1, 0)),
+        ({"a": 0.5}, 0.0, "b", "judge_weight has no weight for the data_source 'b': it knows a"),
+        (1.0, {"a": 0.5, "c": 1.0}, None, "rule_weight has no weight for the data_source None: it knows a, c"),
+    ],
+)
+def test_weights_of_the_judge_and_the_rule(judge: Any, rule: Any, source: Any, weights: Any):
+    settings = manager(judge_weight=judge, rule_weight=rule).settings
+    if isinstance(weights, str):
+        with pytest.raises(ConfigError, match=weights):
+            settings.weights(source)
+    else:
+        assert settings.weights(source) == weights
+
+
+def test_weights_per_source_are_refused_where_verl_passes_no_source():
+    for weight in (
+        {"judge_weight": {"a": 1.0}},
+        {"rule_weight": {"default": 1.0}},
+        {"rubric_field": "extra_info.rubric"},
+    ):
+        with pytest.raises(ConfigError, match=r"does not pass what .* need.*GroupAgentLoopManager"):
+            manager(*colocated("policy"), **weight)
+        manager(*colocated("policy"), CARRYING, **weight)
+
+
+CARRYING = (
+    "+actor_rollout_ref.rollout.agent.agent_loop_manager_class="
+    "mrjudge_reward.integrations.verl.agent_loop.GroupAgentLoopManager"
+)
+
+
+def test_what_a_prompt_carries_counts_where_verl_passes_nothing():
+    carried = {"uid": "u7", "data_source": "essays", "mrjudge_group_size": 4, "extra_info": {"rubric": "Be kind."}}
+    chat = [{**CHAT[0], "mrjudge": carried}, *CHAT[1:]]
+    mine = manager(rubric_field="extra_info.rubric")
+    bare = rows([5, 6], raw_prompt=None, uid=None, streamed=False)
+    bare.non_tensor_batch["raw_prompt"] = np.empty(1, dtype=object)
+    bare.non_tensor_batch["raw_prompt"][0] = chat
+    found = mine.sample_of(with_carried(bare))
+    assert found == Sample("u7", None, 4, as_messages(CHAT), "t5 t6", 2, rubric="Be kind.")
+    bare.non_tensor_batch["uid"] = np.array(["own"], dtype=object)
+    assert mine.sample_of(with_carried(bare)).group == "own", "what verl passes stands"
+    plain = rows([5], streamed=False)
+    assert with_carried(plain) is plain
+
+
+def test_a_share_without_a_row_to_judge_is_handed_in(monkeypatch: pytest.MonkeyPatch):
+    """The batch is judged when every worker has sent its share."""
+    monkeypatch.setattr(verl_reward, "_worker_number", lambda: 0)
+    mine = manager(*colocated("policy"), CARRYING, "reward.num_workers=1", judge_weight={"sums": 0.0, "default": 1.0})
+    handed: list[int] = []
+
+    async def join_share(samples: list[Sample], worker: int, workers: int) -> list[Scored]:
+        handed.append(len(samples))
+        return [Scored(1.0, dict.fromkeys(INFO_KEYS, 0.0)) for _ in samples]
+
+    mine.client.join_share = join_share  # type: ignore[method-assign]
+
+    async def share(*sources: str) -> list[float]:
+        batch = rows(*[[1]] * len(sources), streamed=False)
+        batch.non_tensor_batch["data_source"] = np.array(sources, dtype=object)
+        scored = await asyncio.gather(*(mine.run_single(batch[i : i + 1]) for i in range(len(sources))))
+        await asyncio.sleep(0)
+        return [row["reward_score"] for row in scored]
+
+    assert run(lambda: share("sums", "sums")) == [0.0, 0.0]
+    assert run(lambda: share("sums", "essays", "sums")) == [0.0, 1.0, 0.0]
+    assert handed == [0, 1]
 
 
 @pytest.mark.parametrize(

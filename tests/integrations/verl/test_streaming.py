@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
+import time
+import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
 from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.streaming.groups import INFO_KEYS
-from tests.support.verl_judges import scripted_judge
+from tests.support.verl_judges import count_score, scripted_judge
 from tests.support.verl_setup import WORKERS, Rollout, Streaming, expected, made_reward_loop, rollouts, verl_config
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # verl's trainer tells of every engine that is not installed
+    from mrjudge_reward.integrations.verl.agent_loop import GroupAgentLoopWorker
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -87,3 +96,70 @@ def test_without_session_ids_groups_are_counted(stream: Streaming):
     v0 = Streaming.__new__(Streaming)
     vars(v0).update(vars(stream), sessions=False)
     assert rewards(v0.all(made, seed=5)) == pytest.approx(expected(made, JUDGE, names=False))
+
+
+@pytest.mark.parametrize("how", ["raises", "gives nothing"])
+def test_siblings_of_a_session_that_failed_are_rewarded_at_once(
+    stream: Streaming, monkeypatch: pytest.MonkeyPatch, how: str
+):
+    """verl's own worker says nothing of it, so that they waited for the deadline."""
+    made = rollouts(1, 8, {"mrjudge_group_size": 8})
+    failing, there = made[3], made[:3] + made[4:]
+
+    async def run_agent_loop(worker: Any, *_: Any, **session: Any) -> Any:
+        if how == "raises":
+            raise RuntimeError("the environment died")
+        return await worker._agent_loop_postprocess([], False, **session)
+
+    monkeypatch.setattr(GroupAgentLoopWorker.__base__, "_run_agent_loop", run_agent_loop)
+    worker = object.__new__(GroupAgentLoopWorker)
+    worker.reward_loop_worker_handles = stream.worker.reward_loop_worker_handles
+    session = {"uid": failing.uid, "session_id": failing.session, "raw_prompt": [], **failing.fields}
+
+    async def fail() -> float:
+        with pytest.raises(RuntimeError, match="died") if how == "raises" else nullcontext():
+            await worker._run_agent_loop({}, {}, agent_name="single", **session)
+        return time.monotonic()
+
+    async def both() -> tuple[float, list[Any]]:
+        scoring = asyncio.gather(*map(stream.score, there))
+        await asyncio.sleep(0.3)
+        assert not scoring.done()
+        failed = await fail()
+        return failed, await scoring
+
+    failed, outputs = asyncio.run(both())
+    assert time.monotonic() - failed < 1
+    assert rewards(dict(zip(there, outputs, strict=True))) == pytest.approx(expected(there, JUDGE))
+    assert all(info(output)["judge_partial"] == 1 for output in outputs)
+
+
+def test_the_judge_is_mixed_with_a_verifiable_reward_per_data_source(
+    cluster: None, smol_path: str, smol_tokenizer: Any
+):
+    weights = {
+        "judge_weight": {"sums": 0.0, "default": 0.5},
+        "rule_weight": {"sums": 1.0, "essays": 0.25, "fruit": 0.0},
+    }
+    config = verl_config(
+        smol_path, SETTINGS | weights, "reward.num_workers=2", "actor_rollout_ref.rollout.n=4",
+        "reward.custom_reward_function.path=pkg://tests.support.verl_judges",
+        "reward.custom_reward_function.name=count_score",
+    )  # fmt: skip
+    made = {source: rollouts(3, 4, {"data_source": source}) for source in ("sums", "essays", "fruit")}
+    with made_reward_loop(config) as manager:
+        scored = Streaming(manager, smol_tokenizer).all([rollout for one in made.values() for rollout in one], seed=6)
+    for source, of_source in made.items():
+        judged = expected(of_source, JUDGE)
+        for rollout in of_source:
+            rule = count_score(source, rollout.answer, "")
+            parts = {
+                "sums": (0.0, rule),
+                "essays": (0.5 * judged[rollout], 0.25 * rule),
+                "fruit": (0.5 * judged[rollout], 0),
+            }
+            output = scored[rollout]
+            assert output.reward_score == pytest.approx(sum(parts[source]))
+            assert list(info(output)) == [*INFO_KEYS, "rule_score"]
+            assert math.isnan(info(output)["judge_score"]) == (source == "sums")
+            assert info(output)["rule_score"] == pytest.approx(math.nan if source == "fruit" else rule, nan_ok=True)

@@ -25,6 +25,10 @@ from tests.support.small_models import small_text_model
 RUN = ROOT / "recipes" / "verl" / "cpu" / "run.py"
 MARK = "MRJUDGE_TEST_RUN"
 SCRIPTED = "+mrjudge.factory=tests.support.verl_judges:scripted_judge"
+GROUPED = (
+    "+actor_rollout_ref.rollout.agent.agent_loop_manager_class="
+    "mrjudge_reward.integrations.verl.agent_loop.GroupAgentLoopManager"
+)
 SHORT = "data.max_response_length=16"
 
 pytestmark = pytest.mark.timeout(900)
@@ -121,8 +125,7 @@ def test_grpo_trains_on_streamed_rewards_and_validates_on_groups_of_another_size
         "actor_rollout_ref.rollout.val_kwargs.n=2",
         "actor_rollout_ref.rollout.val_kwargs.do_sample=True",
         "actor_rollout_ref.rollout.val_kwargs.temperature=1.0",
-        "+actor_rollout_ref.rollout.agent.agent_loop_manager_class="
-        "mrjudge_reward.integrations.verl.agent_loop.GroupAgentLoopManager",
+        GROUPED,
     )
     check_grpo(train("grpo", tiny, tmp_path, *validation), tmp_path, groups=2, size=4)
     printed = (tmp_path / "printed.txt").read_text(encoding="utf-8")
@@ -138,7 +141,9 @@ def test_grpo_trains_with_the_trainer_before(tiny: str, tmp_path: Path) -> None:
 
 
 def test_grpo_trains_with_a_reward_model_on_the_policys_devices(tiny: str, tmp_path: Path) -> None:
-    steps = train("grpo_colocated", tiny, tmp_path, "+mrjudge.judge.min_label_mass=0.0")
+    carried = ("+mrjudge.rule_weight=0.25", "reward.custom_reward_function.path=pkg://tests.support.verl_judges")
+    scored_by = "reward.custom_reward_function.name=count_score"
+    steps = train("grpo_colocated", tiny, tmp_path, "+mrjudge.judge.min_label_mass=0.0", GROUPED, *carried, scored_by)
     check_grpo(steps, tmp_path, groups=2, size=4)
     assert all(step["timing_s/reward"] > 0 for step in steps)
 
