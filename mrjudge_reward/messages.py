@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -90,8 +91,28 @@ def as_messages(prompt: str | Sequence[Mapping[str, Any] | Message]) -> tuple[Me
         if content is None:  # an assistant turn that only calls tools
             content = ""
         parts = (TextPart(content),) if isinstance(content, str) else tuple(as_part(part) for part in content)
+        if calls := _tool_calls(turn):
+            parts = (*(part for part in parts if part != TextPart("")), *map(TextPart, calls))
         messages.append(Message(str(turn["role"]), parts))
     return tuple(messages)
+
+
+def _tool_calls(turn: Mapping[str, Any]) -> list[str]:
+    """What a turn calls, a line each: a turn that only calls a tool is not an empty one.
+
+    Raises:
+        InputError: if a call has no name.
+    """
+    said = []
+    for call in turn.get("tool_calls") or ():
+        function = call.get("function") or call if isinstance(call, Mapping) else {}
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise InputError(f"a tool call needs a function with a name; got {call!r:.200}")
+        given = function.get("arguments")
+        if isinstance(given, Mapping):  # a column of such objects has all names that any of them has
+            given = json.dumps({name: value for name, value in given.items() if value is not None}, ensure_ascii=False)
+        said.append(f"[tool call] {function['name']} {'' if given is None else given}".rstrip())
+    return said
 
 
 def final_answer(completion: str, opened: bool = False) -> str:

@@ -161,7 +161,7 @@ def test_a_conversation_a_reference_and_a_rubric_reach_the_judge(engine: Scripte
 
 BAD = [
     ("{oops", "not JSON"),
-    ('{"prompt": "q", "candidates": ["a", NaN]}', "not JSON: NaN"),
+    ('{"prompt": "q", "candidates": ["a", NaN]}', "candidates[1]: must be text; got None"),
     ("[" * 100_000, "not JSON"),
     ("[1]", "must be an object"),
     ({"candidates": ["a"]}, "prompt: missing"),

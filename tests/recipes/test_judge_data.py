@@ -318,9 +318,9 @@ def test_rows_that_are_no_preference_are_left_out_and_told(tmp_path: Path, capsy
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     task = judge_data.TaskConfig(source="preferences", path=str(path), judge=CHOICE)
     assert sum(len(judge_data.items(task, split)) for split in SPLITS) == 49
-    assert "1 of 50 rows left out; first row 5: chosen and rejected are the same answer" in capsys.readouterr().err
+    assert "1 of 50 rows left out; first line 5: chosen and rejected are the same answer" in capsys.readouterr().err
     path.write_text(json.dumps(rows[4]), encoding="utf-8")
-    with pytest.raises(InputError, match="has no preference; row 1: chosen and rejected are the same"):
+    with pytest.raises(InputError, match="has no preference; line 1: chosen and rejected are the same"):
         judge_data.items(task, "train")
 
 
