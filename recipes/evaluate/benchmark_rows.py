@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mrjudge_reward.errors import InputError
+from mrjudge_reward.images import given_as
 from mrjudge_reward.json_lines import placed
 from mrjudge_reward.training.items import with_images
 from mrjudge_reward.types import Group
@@ -153,6 +154,7 @@ def load_vl_rewardbench(path: str | None = None, split: str = "test") -> list[Ca
                     f"human_ranking: must be {len(texts)} different ranks, one an answer; got {ranks!r:.60}"
                 )
             query = row.text("query").replace("<image>\n", "").replace("<image>", "")
+            given_as(row["image"])  # raises if it is none
             start = row.name.replace("-", "_").partition("_")[0]
             right, subset = list(ranks).index(min(ranks)), _VL_GROUPS.get(start, "general")
             cases.append(row.case(with_images(query, [row["image"]]), texts, [right], subset))
