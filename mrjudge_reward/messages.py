@@ -98,20 +98,17 @@ def as_messages(prompt: str | Sequence[Mapping[str, Any] | Message]) -> tuple[Me
 
 
 def _tool_calls(turn: Mapping[str, Any]) -> list[str]:
-    """What a turn calls, a line each: a turn that only calls a tool is not an empty one.
-
-    Raises:
-        InputError: if a call has no name.
-    """
+    """What a turn calls, a line each: a turn that only calls a tool is not an empty one."""
     said = []
     for call in turn.get("tool_calls") or ():
-        function = call.get("function") or call if isinstance(call, Mapping) else {}
-        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise InputError(f"a tool call needs a function with a name; got {call!r:.200}")
-        given = function.get("arguments")
+        function = call.get("function") or call if isinstance(call, Mapping) else call
+        name, given = "", function
+        if isinstance(function, Mapping) and isinstance(function.get("name"), str):
+            name, given = f"{function['name']} ", function.get("arguments")
         if isinstance(given, Mapping):  # a column of such objects has all names that any of them has
-            given = json.dumps({name: value for name, value in given.items() if value is not None}, ensure_ascii=False)
-        said.append(f"[tool call] {function['name']} {'' if given is None else given}".rstrip())
+            given = {key: value for key, value in given.items() if value is not None}
+        shown = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False, default=str)
+        said.append(f"[tool call] {name}{shown if given is not None else ''}".rstrip())
     return said
 
 

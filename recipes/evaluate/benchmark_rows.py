@@ -48,7 +48,7 @@ _SECTIONS = {
     "Reasoning": r"math-prm|hep-.*",
 }
 MATH_WEIGHT = 984 / 447
-"""Of a case of RewardBench's math-prm: all 447 count as much as the 984 of code (``constants.py`` of reward-bench)."""
+"""Of a case of RewardBench's math-prm: all 447 count as much as the 984 of code, as reward-bench weighs them."""
 
 
 def section_of(subset: str) -> str:

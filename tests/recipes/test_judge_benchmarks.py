@@ -391,8 +391,8 @@ def rm_bench_row(prompt: str, right: str, wrong: str) -> dict[str, Any]:
 
 
 MAKE: dict[str, Callable[[str, str, str], dict[str, Any]]] = {
-    "rewardbench": rewardbench1_row, "rewardbench2": rewardbench2_row, "judgebench": judgebench_row, "vl_rewardbench": vl_row,
-    "multimodal_rewardbench": multimodal_row, "rm_bench": rm_bench_row,
+    "rewardbench": rewardbench1_row, "rewardbench2": rewardbench2_row, "judgebench": judgebench_row,
+    "vl_rewardbench": vl_row, "multimodal_rewardbench": multimodal_row, "rm_bench": rm_bench_row,
 }  # fmt: skip
 IDS = {"judgebench": "pair_id", "multimodal_rewardbench": "ID"}
 
@@ -417,7 +417,7 @@ def test_twenty_rows_of_each_benchmark_load_as_they_are_meant(
     assert {f"{name}/{place} {n}" for n in (4, 5, 6)} <= {case.group.key[: len(f"{name}/{place} 4")] for case in cases}
     for case in cases[:: 9 if name == "rm_bench" else 1]:
         (right,) = case.right
-        prompt, good, bad = next(texts for texts in TEXTS if texts[1] == case.group.candidates[right])
+        prompt, _, bad = next(texts for texts in TEXTS if texts[1] == case.group.candidates[right])
         assert bad in case.group.candidates
         assert (
             case.group.prompt[-1].text.split()
@@ -528,8 +528,11 @@ def test_the_least_rank_is_the_best_wherever_ranks_begin(tmp_path: Path, ranks: 
 
 
 def test_rewardbench_is_the_mean_of_its_sections_with_math_as_much_as_all_code(tmp_path: Path):
-    rows = [rewardbench1_row(f"Q{n}?", f"right {n}", f"wrong {n}") | {"id": n, "subset": subset}
-            for n, subset in enumerate(["alpacaeval-easy", "mt-bench-hard", "donotanswer", *["math-prm"] * 447, *["hep-go"] * 984])]  # fmt: skip
+    subsets = ["alpacaeval-easy", "mt-bench-hard", "donotanswer", *["math-prm"] * 447, *["hep-go"] * 984]
+    rows = [
+        rewardbench1_row(f"Q{n}?", f"right {n}", f"wrong {n}") | {"id": n, "subset": subset}
+        for n, subset in enumerate(subsets)
+    ]
     cases = load("rewardbench", tmp_path / "rows.jsonl", rows)
 
     def no_code(shown: dict[str, str]) -> str:
