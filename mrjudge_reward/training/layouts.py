@@ -321,7 +321,8 @@ def _with_places(prompt: tuple[Message, ...], images: int) -> tuple[Message, ...
 
 
 def _has(row: Row, name: str) -> bool:
-    return row.get(name) is not None
+    value = row.get(name)  # NaN is what tables put for nothing
+    return value is not None and not (isinstance(value, float) and math.isnan(value))
 
 
 def _need(row: Row, names: Sequence[str]) -> None:

@@ -104,8 +104,8 @@ class TaskConfig(Settings):
             ``grades``, ``tie_label``.
         count: items of the training split. Sets of a fixed size give what they have, if that is less.
         eval_count: items of the dev and of the test split, likewise.
-        size: candidates of an item, at most; of longer lists of answers a
-            draw that holds one of the best. 1 with rated texts gives single ones.
+        size: candidates of an item, at most; of a longer list of preferences one of the best and a draw of the others. 1
+            with rated texts gives single ones.
         gap: least difference of two ratings of an item. A single text lies at least half of it from the middle of the
             scale, so that it is plainly good or plainly bad.
         slots: candidates shown at once; None for all.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -228,6 +229,8 @@ def test_ranks_begin_at_0_or_at_1_and_the_least_is_the_best(ranks: list[float], 
         ([{"fine-grained_score": None, "annotations": aspects("5", "N/A", "4", "3")},
           {"annotations": aspects("1", "2", "N/A", "3")}], (4.0, 2.0), (1.0, 5.0)),
         ([{"overall_score": 7.5}, {"overall_score": 8}], (7.5, 8.0), (1.0, 10.0)),
+        ([{"fine-grained_score": math.nan, "overall_score": 7.5}, {"fine-grained_score": 2.0, "overall_score": 8}],
+         (7.5, 8.0), (1.0, 10.0)),
         ([{"overall_score": 7.5, "annotations": {}}, {"overall_score": 8, "annotations": aspects(*4 * ["N/A"])}],
          (7.5, 8.0), (1.0, 10.0)),
     ],
@@ -360,7 +363,7 @@ ITEM: Row = {"prompt": "q", "candidates": ["a", "b"], "gold": [1, 0]}
         (STEER | {"overall_preference": 4}, "overall_preference: must be -3 to 3; got 4"),
         (STEER | {"overall_preference": None}, "response1 and response2 are there, and nothing says which is better"),
         (STEER | {"overall_preference": True}, "overall_preference: must be a number; got True"),
-        (STEER | {"overall_preference": float("nan")}, "overall_preference: must be a number; got nan"),
+        (STEER | {"overall_preference": float("nan")}, "response1 and response2 are there, and nothing says"),
         (STEER | {"response2": None}, "response2: missing"),
         (STEER | {"response2": ""}, "response2: the answer is empty"),
         (TWO | {"better_response_id": 2}, "better_response_id: must be 0 or 1; got 2"),
