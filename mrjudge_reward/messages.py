@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -90,8 +91,25 @@ def as_messages(prompt: str | Sequence[Mapping[str, Any] | Message]) -> tuple[Me
         if content is None:  # an assistant turn that only calls tools
             content = ""
         parts = (TextPart(content),) if isinstance(content, str) else tuple(as_part(part) for part in content)
+        if calls := _tool_calls(turn):
+            parts = (*(part for part in parts if part != TextPart("")), *map(TextPart, calls))
         messages.append(Message(str(turn["role"]), parts))
     return tuple(messages)
+
+
+def _tool_calls(turn: Mapping[str, Any]) -> list[str]:
+    """What a turn calls, a line each: a turn that only calls a tool is not an empty one."""
+    said = []
+    for call in turn.get("tool_calls") or ():
+        function = call.get("function") or call if isinstance(call, Mapping) else call
+        name, given = "", function
+        if isinstance(function, Mapping) and isinstance(function.get("name"), str):
+            name, given = f"{function['name']} ", function.get("arguments")
+        if isinstance(given, Mapping):  # a column of such objects has all names that any of them has
+            given = {key: value for key, value in given.items() if value is not None}
+        shown = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False, default=str)
+        said.append(f"[tool call] {name}{shown if given is not None else ''}".rstrip())
+    return said
 
 
 def final_answer(completion: str, opened: bool = False) -> str:

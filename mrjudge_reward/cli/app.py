@@ -16,11 +16,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mrjudge_reward.errors import ConfigError, InputError, JudgeUnreliableError, MRJudgeError
+from mrjudge_reward.json_lines import opened, unpacked
 
 from .lines import Counts, plain, read_items, say, skip_finished, write_all
 
@@ -74,7 +75,7 @@ def _load(path: Path | None, settings: list[str]) -> JudgeConfig:
 
 @app.command()
 def rank(
-    source: Annotated[str, typer.Argument(metavar="[INPUT]", help="JSONL file; - is standard input.")] = "-",
+    source: Annotated[str, typer.Argument(metavar="[INPUT]", help="File of JSON lines; - is standard input.")] = "-",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSONL file; else standard output.")] = None,
     config: _ConfigPath = None,
     settings: _Settings = [],  # noqa: B006  never changed
@@ -98,7 +99,8 @@ def rank(
     """
     with _reported(), ExitStack() as stack:
         judge_config = _load(config, settings)
-        stream: BinaryIO = sys.stdin.buffer if source == "-" else stack.enter_context(open(source, "rb"))
+        given = "standard input" if source == "-" else source
+        stream = unpacked(sys.stdin.buffer, given) if source == "-" else stack.enter_context(opened(source))
         if output is not None and output.exists() and source != "-" and output.samefile(source):
             raise InputError(f"{output} is the input; name another output")
         counts = Counts()
@@ -106,7 +108,7 @@ def rank(
             counts.total = sum(1 for raw in stream if raw.strip())
             stream.seek(0)
         folder = Path() if source == "-" else Path(source).parent
-        items = read_items(stream, "standard input" if source == "-" else source, judge_config, counts, folder)
+        items = read_items(stream, given, judge_config, counts, folder)
         sink, keep = sys.stdout.buffer, None
         if output is not None:
             regular = output.is_file() or not output.exists()

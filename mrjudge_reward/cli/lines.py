@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import typer
 
+from mrjudge_reward import json_lines
 from mrjudge_reward.errors import InputError
 from mrjudge_reward.images import fingerprint
 from mrjudge_reward.monitoring.explain import printable, verdict_record
@@ -73,21 +74,6 @@ class Counts:
     comparisons: int = 0
     failed: int = 0
     total: int | None = None
-
-
-def _parsed(raw: bytes) -> dict[str, Any]:
-    def refuse(name: str) -> None:
-        raise ValueError(f"{name} is no JSON value")
-
-    try:
-        record = json.loads(raw.decode("utf-8-sig"), parse_constant=refuse)
-    except json.JSONDecodeError as error:
-        raise InputError(f"not JSON: {error.msg} at column {error.colno}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"not JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise InputError(f"must be an object with prompt and candidates; got {type(record).__name__}")
-    return record
 
 
 _FIELDS = {"prompt": (str, list), "candidates": list, "reference": str, "rubric": str, "images": list}
@@ -174,14 +160,12 @@ def read_items(
     form = config.judge_format
     wording = load_template(form.template) if hasattr(form, "template") else None
     settings = repr((config.model_dump(exclude=_NOT_OF_SCORES), form, wording)).encode()
-    for line, raw in enumerate(stream, 1):
-        if not raw.strip():
-            continue
+    for line, raw in json_lines.lines(stream, name):
         key: str | int = line
         content: Any = raw.hex()
         group, fault = None, ""
         try:
-            record = _parsed(raw)
+            record = json_lines.parsed(raw)
             given = record["id"] if record.get("id") is not None else record.get("key")
             if given is not None:
                 if type(given) not in (str, int):

@@ -28,16 +28,15 @@ on which the judge failed is counted as failed, neither right nor wrong; a tie i
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
+from mrjudge_reward import json_lines
 from mrjudge_reward.errors import ConfigError, EngineError, InputError, JudgeDriftedError
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.types import Group, Judgement
@@ -131,24 +130,14 @@ def load_canaries(path: str | os.PathLike[str]) -> tuple[Canary, ...]:
         InputError: naming the line that is none, or if there is no line.
     """
     found: list[Canary] = []
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"canaries {path}: {error}") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
+    for number, record in json_lines.read(path):
+        with json_lines.placed(f"canaries {path}, line {number}"):
             kind, prompt, candidates = str(record["kind"]), record["prompt"], record["candidates"]
             if not isinstance(candidates, list):
                 raise InputError(f"candidates must be a list of texts, best first; got {type(candidates).__name__}")
             key = f"canary/{kind}/{number}"
             group = Group.of(prompt, candidates, key, record.get("reference"), record.get("rubric"))
             found.append(Canary(kind, group))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            said = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-            raise InputError(f"canaries {path}, line {number}: {said}") from error
     if not found:
         raise InputError(f"canaries {path}: there is no line")
     return tuple(found)

@@ -11,6 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mrjudge_reward.errors import InputError
+from mrjudge_reward.json_lines import parsed
+
 TrainerLogs = dict[int, dict[str, float]]
 """Step → name → value."""
 
@@ -57,10 +60,10 @@ def _verl_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         with path.open("rb") as file:
             for raw in file:
                 try:
-                    line = json.loads(raw)
-                except ValueError:
+                    line = parsed(raw)
+                except InputError:
                     continue  # torn
-                if not isinstance(line, dict) or line.keys() != {"step", "data"}:
+                if line.keys() != {"step", "data"}:
                     return  # another kind of file
                 if isinstance(line["data"], dict) and isinstance(line["step"], int):
                     yield line["step"], line["data"]

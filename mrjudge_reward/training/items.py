@@ -1,6 +1,6 @@
 """Items that judges are trained and tested on: a question, candidates, and how good each of them is.
 
-Adapters for what people have: preference sets in TRL's layouts, multiple choice, ratings. Prompts may hold images. An
+Adapters for what people have: preference sets (see ``layouts``), multiple choice, ratings. Prompts may hold images. An
 item's key is a hash of its content, the same on every machine.
 
 >>> from_choice("What does more resistance do to the current?", ["It rises.", "It falls."], gold=1).gold_G
@@ -19,8 +19,10 @@ from typing import Any
 
 from mrjudge_reward.errors import InputError
 from mrjudge_reward.images import bare, given_as
-from mrjudge_reward.messages import ImagePart, Message, as_messages, final_answer
+from mrjudge_reward.messages import ImagePart, Message, as_messages
 from mrjudge_reward.types import Group
+
+from .layouts import compared
 
 
 @dataclass(frozen=True)
@@ -51,41 +53,19 @@ class Item:
 
 
 def from_preference(row: Mapping[str, Any], domain: str = "preferences") -> Item:
-    """An item of a preference set: ``chosen`` is better than ``rejected``.
+    """An item of a preference set: an answer that is better than another, or several with ratings or ranks.
 
     Args:
-        row: in either of TRL's layouts: ``prompt``, ``chosen``, ``rejected`` (texts, or messages of which the answers
-            are one each), or messages in ``chosen`` and ``rejected`` that begin with the prompt; with the prompt's
-            images, if any, in ``images`` or ``image``. Reasoning before the last ``</think>`` of an answer is dropped.
+        row: in any layout of ``layouts``: TRL's (``prompt``, ``chosen``, ``rejected``) and those of public sets; with the
+            prompt's images, if any, in ``images`` or ``image``. Reasoning before an answer is dropped.
         domain: of the item.
 
     Raises:
-        InputError: if the row is in neither, or both answers are the same.
+        InputError: if the row is in none of them, is a tie, or has an answer that is empty; with the field.
     """
-    if any(row.get(name) is None for name in ("chosen", "rejected")):
-        raise InputError(f"a preference needs chosen and rejected; it has {', '.join(map(str, row)) or 'nothing'}")
-    prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
-    if prompt is None:
-        listed = isinstance(chosen, list | tuple) and isinstance(rejected, list | tuple)
-        if not listed or len(chosen) < 2 or list(chosen[:-1]) != list(rejected[:-1]):
-            raise InputError("without a prompt, chosen and rejected must be messages that differ in the last one alone")
-        prompt, chosen, rejected = chosen[:-1], chosen[-1:], rejected[-1:]
-    answers = [_answer("chosen", chosen), _answer("rejected", rejected)]
-    if answers[0] == answers[1]:
-        raise InputError("chosen and rejected are the same answer")
-    images = row.get("images")
-    if images is None:
-        images = [image] if (image := row.get("image")) is not None else []
-    return Item(_keyed(with_images(prompt, images), answers), (1.0, 0.0), domain)
-
-
-def _answer(name: str, said: Any) -> str:
-    if isinstance(said, str):
-        return final_answer(said)
-    turns = as_messages(said) if isinstance(said, list | tuple) else ()
-    if len(turns) != 1 or turns[0].role != "assistant" or turns[0].images:
-        raise InputError(f"{name} must be a text or one assistant message of text; got {said!r:.200}")
-    return final_answer(turns[0].text)
+    found = compared(row)
+    prompt = with_images(found.prompt, found.images)
+    return Item(_keyed(prompt, found.answers_G), found.gold_G, domain, found.scale)
 
 
 def from_choice(question: Any, options: Sequence[str], gold: int, domain: str = "multiple choice") -> Item:

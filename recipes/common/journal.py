@@ -6,6 +6,7 @@ failed for the moment can be asked again. Lines are of one set of settings, whic
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -14,7 +15,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from mrjudge_reward.errors import ConfigError, InputError
+from mrjudge_reward import json_lines
+from mrjudge_reward.errors import ConfigError
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -97,12 +99,10 @@ class Journal:
             return
         data = self.path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
-        for number, line in enumerate(whole.splitlines(), 1):
-            try:
-                entry = json.loads(line)
+        for number, line in json_lines.lines(json_lines.unpacked(io.BytesIO(whole), self.path), self.path):
+            with json_lines.placed(f"{self.path}, line {number}"):
+                entry = json_lines.parsed(line)
                 self.entries[int(entry["row"])] = entry
-            except (ValueError, TypeError, KeyError) as error:
-                raise InputError(f"{self.path}, line {number}: {error!r}") from error
         if len(whole) < len(data):  # cut off by a crash
             os.truncate(self.path, len(whole))
 

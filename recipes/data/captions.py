@@ -7,13 +7,13 @@ are the wrong captions that it is shown with: no item of one side shows a captio
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from mrjudge_reward import json_lines
 from mrjudge_reward.errors import InputError
 from mrjudge_reward.training.items import Item, from_choice
 from mrjudge_reward.training.tasks import Split, split_of
@@ -42,21 +42,16 @@ def read_captions(path: str, categories: Sequence[str] = (), without: Sequence[s
     Raises:
         InputError: if there is no such file, a line is no captioned image, or a category is in none.
     """
-    file = Path(path)
-    if not file.is_file():
+    folder = Path(path).parent
+    if not Path(path).is_file():
         raise InputError(f"there is no file {path}; python -m recipes.data.captioned_images makes one")
     found = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            texts = [row["image"], row["caption"], row["category"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}, line {number}: {error!r}; image, caption and category are needed") from error
+    for number, row in json_lines.read(path):
+        texts = [row.get("image"), row.get("caption"), row.get("category")]
         if not all(isinstance(text, str) and text.strip() for text in texts):
             raise InputError(f"{path}, line {number}: image, caption and category must be texts; got {texts!r:.200}")
-        found.append(Captioned(str((file.parent / texts[0]).resolve()), texts[1].strip(), texts[2]))
+        image, caption, category = map(str, texts)
+        found.append(Captioned(str((folder / image).resolve()), caption.strip(), category))
     if unknown := {*categories, *without} - {row.category for row in found}:
         raise InputError(f"{path} has no category {', '.join(sorted(unknown))}")
     return [row for row in found if (not categories or row.category in categories) and row.category not in without]

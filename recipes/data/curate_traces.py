@@ -34,8 +34,8 @@ from mrjudge_reward.reasoning import THINK_CLOSE, THINK_OPEN
 from mrjudge_reward.settings import Settings
 from mrjudge_reward.types import NoVerdict
 from recipes.common.journal import write_lines, write_text
+from recipes.common.rows import placed_rows
 
-from .judge_data import read_rows
 from .synthesis_filters import normalised
 
 Kind = Literal["single", "pair", "batch"]
@@ -165,16 +165,16 @@ def curate(recipe: CurationRecipe, out: Path) -> dict[str, Any]:
         InputError: if no row is a judged trace.
     """
     length = _length(recipe.tokenizer)
-    rows = read_rows(recipe.source, recipe.hub_split, recipe.hub_name)
+    rows = placed_rows(recipe.source, recipe.hub_split, recipe.hub_name)
     dropped: Counter[str] = Counter()
     found: list[Trace] = []
     first = "there are no rows"
-    for number, row in enumerate(rows, 1):
+    for number, (place, row) in enumerate(rows, 1):
         try:
             trace = trace_of(row, number, recipe, length)
         except (InputError, TypeError) as error:
             dropped["malformed"] += 1
-            first = f"row {number}: {error}" if dropped["malformed"] == 1 else first
+            first = f"{place}: {error}" if dropped["malformed"] == 1 else first
             continue
         if isinstance(trace, str):
             dropped[trace] += 1

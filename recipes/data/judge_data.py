@@ -12,7 +12,7 @@ mmlu                  999      MMLU's test questions, four options              
 emotional             86       situational tests of emotional intelligence, four or  MIT in ``evals``; its authors' terms are
                                five options, partly ranked by experts                not stated
 reasoning_gym         endless  a right answer against flawed ones                    Apache-2.0
-preferences           yours    chosen and rejected: JSON lines, JSON, Parquet, hub   yours
+preferences           yours    pairs or rated lists: JSON lines, JSON, Parquet, hub  yours
 captions              yours    pictures, of which one caption is right (``captions``)  yours; see ``captioned_images.py``
 ====================  =======  ====================================================  =======================================
 
@@ -32,19 +32,19 @@ opposite by a word; such two may be on two sides.
 
 from __future__ import annotations
 
-import json
+import io
 import random
 import re
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
+from mrjudge_reward import json_lines
 from mrjudge_reward.errors import ConfigError, InputError, require
 from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.prompting.formats import Format
@@ -52,6 +52,8 @@ from mrjudge_reward.prompting.rendering import conversation_text
 from mrjudge_reward.settings import Settings
 from mrjudge_reward.training.items import Item, from_choice, from_preference, from_ratings, rated_groups
 from mrjudge_reward.training.tasks import Exercise, Split, exercises, split_of
+from recipes.common.rows import placed_rows
+from recipes.common.rows import read_rows as read_rows  # part of this module
 
 from .captions import WHICH, caption_items, read_captions
 from .reviews import DOMAINS, SCALE, fetched, rated_texts
@@ -102,7 +104,8 @@ class TaskConfig(Settings):
             ``grades``, ``tie_label``.
         count: items of the training split. Sets of a fixed size give what they have, if that is less.
         eval_count: items of the dev and of the test split, likewise.
-        size: candidates of an item, at most; preferences always have two. 1 with rated texts gives single ones.
+        size: candidates of an item, at most; of a longer list of preferences one of the best and a draw of the others. 1
+            with rated texts gives single ones.
         gap: least difference of two ratings of an item. A single text lies at least half of it from the middle of the
             scale, so that it is plainly good or plainly bad.
         slots: candidates shown at once; None for all.
@@ -277,8 +280,8 @@ def _evals_rows(file: str) -> Iterator[tuple[str, str, str]]:
     """System prompt, question with options, right label."""
     wheel = fetched("evals==3.0.1.post1", "evals-3.0.1.post1-*.whl", "multiple-choice questions, 46 MB")
     with zipfile.ZipFile(wheel) as archive:
-        lines = archive.read(f"evals/registry/data/{file}").decode("utf-8").split("\n")
-    for row in (json.loads(line) for line in lines if line.strip()):
+        held = json_lines.unpacked(io.BytesIO(archive.read(f"evals/registry/data/{file}")), file)
+    for row in (json_lines.parsed(raw) for _, raw in json_lines.lines(held, file)):
         turns = {turn["role"]: turn["content"] for turn in row.get("input", ())}
         yield turns.get("system", ""), turns.get("user") or row["question"], row.get("ideal") or row["answer"]
 
@@ -387,54 +390,38 @@ def flaws(answer: str, others: Sequence[str], draw: random.Random) -> list[str]:
 # -- preferences ------------------------------------------------------------------------------------------------------
 
 
-def read_rows(path: str, split: str = "train", name: str | None = None) -> list[dict[str, Any]]:
-    """Rows of a data set.
-
-    Args:
-        path: a ``.jsonl``, ``.json`` or ``.parquet`` file, or what ``datasets.load_dataset`` takes.
-        split: of a hub data set; a file is all one split.
-        name: configuration of a hub data set.
-
-    Raises:
-        InputError: if a file is missing or holds no such rows.
-    """
-    kind, file = Path(path).suffix, Path(path)
-    if kind not in (".jsonl", ".json", ".parquet"):
-        return list(require("datasets", extra="trl").load_dataset(path, name, split=split))
-    if not file.is_file():
-        raise InputError(f"there is no file {path}")
-    try:
-        if kind == ".parquet":
-            rows: Any = require("pyarrow.parquet", extra="trl").read_table(file).to_pylist()
-        elif kind == ".json":
-            rows = json.loads(file.read_text(encoding="utf-8"))
-        else:
-            rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: {error}") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise InputError(f"{path} must hold a list of objects")
-    return rows
-
-
 def _preferences(task: TaskConfig, sides: set[Split]) -> list[Item]:
     assert task.path is not None
     made: dict[str, Item] = {}
     faults: list[str] = []
-    rows = read_rows(task.path, task.hub_split)
-    for number, row in enumerate(rows, 1):
+    rows = placed_rows(task.path, task.hub_split)
+    for place, row in rows:
         try:
             item = from_preference(row, task.path)
         except InputError as error:
-            faults.append(f"row {number}: {error}")
+            faults.append(f"{place}: {error}")
             continue
         if split_of(conversation_text(item.group.prompt)) in sides:
-            made.setdefault(item.group.key, item)
+            made.setdefault(item.group.key, _narrowed(item, task))
     if len(faults) == len(rows):
         raise InputError(f"{task.path} has no preference; {faults[0] if faults else 'it is empty'}")
     if faults:
         print(f"{task.path}: {len(faults)} of {len(rows)} rows left out; first {faults[0]}", file=sys.stderr)
     return list(made.values())
+
+
+def _narrowed(item: Item, task: TaskConfig) -> Item:
+    """An item with no more candidates than the task shows: one of the best, and others that are worse if there are any."""
+    gold_G, texts = item.gold_G, item.group.candidates
+    if len(texts) <= task.size:
+        return item
+    draw = random.Random(f"{task.seed} {item.group.key}")
+    places = draw.sample(range(len(texts)), len(texts))
+    best = next(place for place in places if gold_G[place] == max(gold_G))
+    others = sorted((place for place in places if place != best), key=lambda place: gold_G[place] == max(gold_G))
+    kept = sorted([best, *others[: task.size - 1]])
+    question, ratings = item.group.prompt, [gold_G[place] for place in kept]
+    return from_ratings(question, [texts[place] for place in kept], ratings, item.domain, scale=item.scale)
 
 
 # -- captions ---------------------------------------------------------------------------------------------------------

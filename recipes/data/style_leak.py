@@ -33,10 +33,9 @@ import numpy as np
 
 from mrjudge_reward.errors import InputError, MRJudgeError, require
 from mrjudge_reward.prompting.rendering import conversation_text
-from mrjudge_reward.training.items import Item, from_preference, from_ratings
+from mrjudge_reward.training.items import Item, from_preference
 from recipes.common.intervals import Interval, interval
-
-from .judge_data import read_rows
+from recipes.common.rows import placed_rows
 
 FEWEST = 20
 """Questions below which the test says nothing."""
@@ -251,12 +250,7 @@ def item_of(row: dict[str, Any]) -> Item:
     Raises:
         InputError: if it is neither.
     """
-    if "candidates" not in row:
-        return from_preference(row)
-    try:
-        return from_ratings(row["prompt"], row["candidates"], row["gold"], row.get("domain", "items"), scale=(0.0, 1.0))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"an item needs prompt, candidates and gold: {error}") from error
+    return from_preference(row, str(row.get("domain", "preferences")))
 
 
 def read_items(path: str, split: str = "train") -> list[Item]:
@@ -266,11 +260,11 @@ def read_items(path: str, split: str = "train") -> list[Item]:
         InputError: naming the first row that is none.
     """
     items = []
-    for number, row in enumerate(read_rows(path, split), 1):
+    for place, row in placed_rows(path, split):
         try:
             items.append(item_of(row))
         except InputError as error:
-            raise InputError(f"{path}, row {number}: {error}") from error
+            raise InputError(f"{path}, {place}: {error}") from error
     return items
 
 

@@ -17,8 +17,8 @@ from mrjudge_reward.errors import InputError
 from mrjudge_reward.judging.tournament import is_degenerate
 from mrjudge_reward.messages import ImagePart, Message, TextPart, as_messages, final_answer
 from mrjudge_reward.training.items import from_choice, with_images
+from recipes.common.rows import placed_rows
 
-from .judge_data import read_rows
 from .synthesis_filters import NEGATIVE_FILTERS, TRACE_FILTERS, is_refusal
 from .synthesis_recipe import VERSION, SynthesisRecipe
 from .synthesis_steps import Sample, Speaker, Work, answer_of, exercise_of
@@ -72,17 +72,17 @@ def read_samples(recipe: SynthesisRecipe) -> tuple[list[Sample], Counter[str]]:
     Raises:
         InputError: if there is no sample at all.
     """
-    rows = read_rows(recipe.source, recipe.hub_split, recipe.hub_name)[: recipe.count]
+    rows = placed_rows(recipe.source, recipe.hub_split, recipe.hub_name)[: recipe.count]
     samples: list[Sample] = []
     dropped: Counter[str] = Counter()
     seen: set[str] = set()
     first = "there are no rows"
-    for number, row in enumerate(rows, 1):
+    for number, (place, row) in enumerate(rows, 1):
         try:
             sample = sample_of(row, number, recipe)
         except (InputError, TypeError) as error:
             dropped["malformed"] += 1
-            first = f"row {number}: {error}" if dropped["malformed"] == 1 else first
+            first = f"{place}: {error}" if dropped["malformed"] == 1 else first
             continue
         if is_degenerate(sample.reference):
             dropped["empty reference"] += 1

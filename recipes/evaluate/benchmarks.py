@@ -7,6 +7,8 @@
 ========================  ==============================================  ================================================
 benchmark                 data                                            protocol
 ========================  ==============================================  ================================================
+rewardbench               hub ``allenai/reward-bench``, split filtered    each pair once, in a random order; the mean of
+(arXiv 2403.13787)                                                        four sections, math as much as all code
 rewardbench2              hub ``allenai/reward-bench-2``, split test      best of 4, each in a random slot, once; Ties by
 (arXiv 2506.01937)                                                        ratings; overall is the mean of the subsets
 judgebench                hub ``ScalerLab/JudgeBench``, split gpt or      both orders, +1 for the right answer and -1 for
@@ -16,10 +18,14 @@ vl_rewardbench            hub ``MMInstruction/VL-RewardBench``, split     k vote
 multimodal_rewardbench    ``data/all_data.json`` of                       one order
 (arXiv 2502.14191)        facebookresearch/multimodal_rewardbench, made
                           by its download script, with the images beside
+rm_bench                  hub ``THU-KEG/RM-Bench``, split train           three styles of the right answer against three of
+(arXiv 2410.16184)                                                        the wrong one, each pair once in a random order;
+                                                                          the mean of domains and levels
 ========================  ==============================================  ================================================
 
 The judge is asked in its own format and wording, through :class:`~mrjudge_reward.Judge`. A format that grades alone is
-accepted everywhere: the better grade wins, once. ``--path`` reads a file in the same columns instead of the hub.
+accepted everywhere: the better grade wins, once. ``--path`` reads a file in the same columns instead of the hub
+(``benchmark_rows``).
 
 How this differs from the benchmarks' own scripts:
 
@@ -31,7 +37,7 @@ How this differs from the benchmarks' own scripts:
 3. Multimodal RewardBench shows the answers in the order of its file; here a seed decides. Its toxicity questions cannot be
    rebuilt from what it publishes (their images' licence), here as there.
 
-**What was run**: JudgeBench's two files (620 pairs, from its repository) with a judge by rule. The other three were **not
+**What was run**: JudgeBench's two files (620 pairs, from its repository) with a judge by rule. The others were **not
 run against the real sets**, since no hub could be reached where this was written: columns are those of the data sets' cards
 and of the official scripts (reward-bench 05a9005, JudgeBench e2c52c2, VL_RewardBench 9b10abd, multimodal_rewardbench
 b4b92cd), and the tests use small files in these columns. No figure of a model is known to agree with a published one.
@@ -43,7 +49,7 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -52,18 +58,19 @@ from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.scoring.tally import hard_winner
-from mrjudge_reward.training.items import with_images
-from mrjudge_reward.types import Group, Judgement
-from recipes.data.judge_data import read_rows
+from mrjudge_reward.types import Judgement
 
-
-@dataclass(frozen=True)
-class Case:
-    """A question of a benchmark: a group whose key names it, the indices of its right candidates, and its subset."""
-
-    group: Group
-    right: frozenset[int]
-    subset: str
+from .benchmark_rows import (
+    MATH_WEIGHT,
+    Case,
+    load_judgebench,
+    load_multimodal_rewardbench,
+    load_rewardbench,
+    load_rewardbench2,
+    load_rm_bench,
+    load_vl_rewardbench,
+    section_of,
+)
 
 
 @dataclass(frozen=True)
@@ -91,116 +98,6 @@ class Report:
     rows: tuple[Row, ...]
     overall: float
     macro: float
-
-
-# -- loading ----------------------------------------------------------------------------------------------------------
-
-
-def _case(benchmark: str, key: Any, prompt: Any, texts: Sequence[str], right: Sequence[int], subset: str) -> Case:
-    return Case(Group.of(prompt, texts, f"{benchmark}/{key}"), frozenset(right), subset)
-
-
-def load_rewardbench2(path: str | None = None, split: str = "test") -> list[Case]:
-    """Best of 4: the first chosen answer against three rejected ones. Ties: all answers, ``num_correct`` of them right.
-
-    Args:
-        path: a file with the columns ``id, prompt, chosen, rejected, num_correct, subset``; None for the hub.
-        split: of the hub data set.
-    """
-    cases = []
-    for row in _rows(
-        "rewardbench2", path or "allenai/reward-bench-2", split, ("prompt", "chosen", "rejected", "subset")
-    ):
-        ties = row["subset"].lower() == "ties"
-        chosen, rejected = list(row["chosen"]), list(row["rejected"])
-        texts = [*chosen, *rejected] if ties else [chosen[0], *rejected[:3]]
-        right = range(int(row["num_correct"]) if ties else 1)
-        cases.append(_case("rewardbench2", row["id"], row["prompt"], texts, right, row["subset"]))
-    return cases
-
-
-def load_judgebench(path: str | None = None, split: str = "gpt") -> list[Case]:
-    """Pairs of which one is objectively right; the label is ``A>B`` or ``B>A``.
-
-    Args:
-        path: a file with the columns ``pair_id, source, question, response_A, response_B, label``; None for the hub.
-        split: of the hub data set: whose answers, ``gpt`` or ``claude``.
-    """
-    cases = []
-    needed = ("pair_id", "source", "question", "response_A", "response_B", "label")
-    for row in _rows("judgebench", path or "ScalerLab/JudgeBench", split, needed):
-        if row["label"] not in ("A>B", "B>A"):
-            raise InputError(f"judgebench {row['pair_id']}: label must be A>B or B>A; got {row['label']!r:.60}")
-        subset = "mmlu-pro" if row["source"].startswith("mmlu-pro") else row["source"]
-        texts, right = (row["response_A"], row["response_B"]), int(row["label"] == "B>A")
-        cases.append(_case("judgebench", row["pair_id"], row["question"], texts, [right], subset))
-    return cases
-
-
-_VL_GROUPS = {
-    "RLAIF": "hallucination", "RLHF": "hallucination", "hallucination": "hallucination",
-    "mathverse": "reasoning", "mmmu": "reasoning",
-}  # fmt: skip
-"""Beginning of an id, up to its first ``_`` or ``-`` → group; all others are general (``cal.py``)."""
-
-
-def load_vl_rewardbench(path: str | None = None, split: str = "test") -> list[Case]:
-    """Pairs of answers to a question about an image; ``human_ranking`` [0, 1] says that the first is better.
-
-    Args:
-        path: a file with the columns ``id, query, response, image, human_ranking``; None for the hub.
-        split: of the hub data set.
-    """
-    cases = []
-    needed = ("id", "query", "response", "image", "human_ranking")
-    for number, row in enumerate(_rows("vl_rewardbench", path or "MMInstruction/VL-RewardBench", split, needed)):
-        prompt = with_images(row["query"].replace("<image>\n", "").replace("<image>", ""), [row["image"]])
-        start = row["id"].replace("-", "_").partition("_")[0]
-        key, right = f"{row['id']}/{number}", list(row["human_ranking"]).index(0)  # ids may come twice
-        cases.append(_case("vl_rewardbench", key, prompt, row["response"], [right], _VL_GROUPS.get(start, "general")))
-    return cases
-
-
-def load_multimodal_rewardbench(path: str | None = None, split: str = "") -> list[Case]:
-    """Pairs of answers to a question about an image; ``Better`` is ``Output1`` or ``Output2``.
-
-    Args:
-        path: ``all_data.json`` as the benchmark's download script leaves it, with ``images/`` beside it.
-        split: there is none.
-
-    Raises:
-        InputError: without a path: this benchmark is in no hub.
-    """
-    if path is None:
-        raise InputError("multimodal_rewardbench needs --path to the all_data.json that its own download script makes")
-    cases = []
-    needed = ("ID", "Text", "Image", "Output1", "Output2", "Better", "Category")
-    for number, row in enumerate(_rows("multimodal_rewardbench", path, split, needed)):
-        subset, name = row["Category"], row["ID"].lower()
-        if subset == "safety":
-            subset = "safety/bias" if name.startswith("pairs") else "safety/toxicity"
-        elif subset == "reasoning":
-            subset = "reasoning/math" if name.startswith("math") else "reasoning/coding"
-        if row["Better"] not in ("Output1", "Output2"):
-            raise InputError(f"{row['ID']}: Better must be Output1 or Output2; got {row['Better']!r:.60}")
-        prompt, right = (
-            with_images(row["Text"], [str(Path(path).parent / row["Image"])]),
-            int(row["Better"] == "Output2"),
-        )
-        texts = (row["Output1"], row["Output2"])
-        cases.append(_case("multimodal_rewardbench", f"{row['ID']}/{number}", prompt, texts, [right], subset))
-    return cases
-
-
-def _rows(benchmark: str, path: str, split: str, needed: Sequence[str]) -> list[dict[str, Any]]:
-    rows = read_rows(path, split)
-    for number, row in enumerate(rows, 1):
-        missing = [name for name in needed if row.get(name) is None]
-        if missing:
-            raise InputError(f"{path}, row {number}: {benchmark} needs {', '.join(missing)}")
-    if not rows:
-        raise InputError(f"{path} is empty")
-    return rows
 
 
 # -- judging ----------------------------------------------------------------------------------------------------------
@@ -262,6 +159,20 @@ def score_votes(benchmark: str, cases: Sequence[Case], config: JudgeConfig, engi
             agreeing[index] += sum(_games(judgement, case)) > 0
             failed[index] |= _failed(judgement)
     return _report(benchmark, cases, [float(count > votes / 2) for count in agreeing], failed)
+
+
+def score_rewardbench(cases: Sequence[Case], config: JudgeConfig, engine: Engine) -> Report:
+    """Each pair once, in a random order; a row per section, and the mean of the sections over all."""
+    by_subset = score_votes("rewardbench", cases, config, engine, 1)
+    rows = []
+    for section in dict.fromkeys(section_of(row.subset) for row in by_subset.rows):
+        mine = [row for row in by_subset.rows if section_of(row.subset) == section]
+        weights = [row.cases * (MATH_WEIGHT if row.subset == "math-prm" else 1) for row in mine]
+        score = sum(row.score * weight for row, weight in zip(mine, weights, strict=True)) / sum(weights)
+        cases_, failed = sum(row.cases for row in mine), sum(row.failed * row.cases for row in mine)
+        rows.append(Row(section, score, cases_, failed / cases_))
+    overall = fmean(row.score for row in rows)
+    return Report("rewardbench", tuple(rows), overall, overall)
 
 
 def score_rewardbench2(cases: Sequence[Case], config: JudgeConfig, engine: Engine) -> Report:
@@ -349,21 +260,26 @@ def _relative(margin: float, spread: float) -> float:
 
 Loader = Callable[[str | None, str], list[Case]]
 BENCHMARKS: Mapping[str, tuple[Loader, str]] = {
+    "rewardbench": (load_rewardbench, "filtered"),
     "rewardbench2": (load_rewardbench2, "test"),
     "judgebench": (load_judgebench, "gpt"),
     "vl_rewardbench": (load_vl_rewardbench, "test"),
     "multimodal_rewardbench": (load_multimodal_rewardbench, ""),
+    "rm_bench": (load_rm_bench, "train"),
 }
 """Name → how it is loaded, and its split."""
 
 
 def score(benchmark: str, cases: Sequence[Case], config: JudgeConfig, engine: Engine, votes: int = 10) -> Report:
     """Score a judge by a benchmark's own protocol; ``votes`` are VL-RewardBench's k."""
+    if benchmark == "rewardbench":
+        return score_rewardbench(cases, config, engine)
     if benchmark == "rewardbench2":
         return score_rewardbench2(cases, config, engine)
     if benchmark == "judgebench":
         return score_judgebench(cases, config, engine)
-    return score_votes(benchmark, cases, config, engine, votes if benchmark == "vl_rewardbench" else 1)
+    report = score_votes(benchmark, cases, config, engine, votes if benchmark == "vl_rewardbench" else 1)
+    return replace(report, overall=report.macro) if benchmark == "rm_bench" else report
 
 
 def markdown(report: Report) -> str:

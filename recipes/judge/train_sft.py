@@ -18,7 +18,6 @@ Differences from the papers: LoRA by default (both train fully); tasks over seve
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Any
 
 from pydantic import Field
 
+from mrjudge_reward import json_lines
 from mrjudge_reward.engines.embedded import embedded_model_path
 from mrjudge_reward.engines.local.vision import load_processor
 from mrjudge_reward.errors import InputError
@@ -161,13 +161,10 @@ def written_rows(path: str) -> list[dict[str, Any]]:
         InputError: naming the first line that is none.
     """
     rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
+    for number, row in json_lines.read(path):
+        with json_lines.placed(f"{path}, line {number}"):
             answer = [{"role": "assistant", "content": row["answer"]}]
             rows.append({"prompt": row["messages"], "completion": answer, "task": row.get("task", "file")})
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}, line {number}: {error!r}") from error
     return rows
 
 

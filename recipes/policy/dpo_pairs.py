@@ -38,6 +38,7 @@ from typing import Any
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
+from mrjudge_reward import json_lines
 from mrjudge_reward.errors import ConfigError, InputError, MRJudgeError
 from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.judging.tournament import digest, is_degenerate
@@ -114,10 +115,10 @@ class Row:
     fault: str = ""
 
 
-def row_of(line: int, text: str, with_candidates: bool) -> Row:
+def row_of(line: int, raw: bytes, with_candidates: bool) -> Row:
     """A line of a file."""
     try:
-        record = json.loads(text)
+        record = json_lines.parsed(raw)
         prompt = prompt_in(record)
         if isinstance(prompt, list):
             prompt = [{"role": turn.role, "content": turn.text} for turn in as_messages(prompt)]
@@ -132,7 +133,7 @@ def row_of(line: int, text: str, with_candidates: bool) -> Row:
         "\n".join((written_prompt(prompt), *candidates)).encode()  # half a surrogate pair would spoil the whole file
         return Row(line, prompt, candidates)
     except (ValueError, TypeError, RecursionError) as error:
-        return Row(line, fault=f"{type(error).__name__}: {error}"[:200])
+        return Row(line, fault=str(error)[:200])
 
 
 def rows_of(recipe: PairsRecipe) -> list[Row]:
@@ -145,13 +146,9 @@ def rows_of(recipe: PairsRecipe) -> list[Row]:
     if source == "openings":
         rows = [Row(number, prompt) for number, prompt in enumerate(openings(), 1)]
     else:
-        try:
-            lines = Path(source).read_text(encoding="utf-8", errors="surrogateescape").split("\n")
-        except OSError as error:
-            raise InputError(f"{source}: {error}") from error
-        rows = [
-            row_of(number, line, recipe.candidates is not None) for number, line in enumerate(lines, 1) if line.strip()
-        ]
+        with json_lines.opened(source) as stream:
+            found = json_lines.lines(stream, source)
+            rows = [row_of(number, raw, recipe.candidates is not None) for number, raw in found]
     if recipe.candidates is None:
         rows = [row for row in rows if row.fault or split_of(written_prompt(row.prompt)) == "train"]
     form = next((type(row.prompt) for row in rows if not row.fault), None)

@@ -47,6 +47,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, PositiveInt
 
+from mrjudge_reward import json_lines
 from mrjudge_reward.errors import ConfigError, InputError, require
 from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.judging.tournament import digest
@@ -343,12 +344,9 @@ def agreement(path: str, score: Callable[[str], float], resamples: int, seed: in
     """
     marks: list[float] = []
     count = 0
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
+    for number, row in json_lines.read(path):
+        with json_lines.placed(f"{path}, line {number}"):
             chosen, rejected = (score(final_answer(written_prompt(row[name]))) for name in ("chosen", "rejected"))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path}, line {number}: {error!r}; chosen and rejected are needed") from error
         count += 1
         if chosen != rejected:
             marks.append(float(chosen > rejected))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeAlias
 
+from mrjudge_reward import json_lines
 from mrjudge_reward.engines.embedded import embedded_model_path
 from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.messages import as_messages
@@ -87,22 +86,18 @@ def read_prompts(path: str) -> Iterator[tuple[int, Prompt]]:
     Raises:
         InputError: naming the line that holds none.
     """
-    with Path(path).open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    yield number, prompt_in(json.loads(line))
-                except (ValueError, TypeError) as error:  # an InputError is a ValueError
-                    raise InputError(f"{path}, line {number}: {error}") from error
+    for number, record in json_lines.read(path):
+        with json_lines.placed(f"{path}, line {number}"):
+            yield number, prompt_in(record)
 
 
-def prompt_in(record: Any) -> Prompt:
+def prompt_in(record: Mapping[str, Any]) -> Prompt:
     """The prompt of a record: text, or chat messages of text.
 
     Raises:
         InputError: if it holds none.
     """
-    prompt = record.get("prompt") if isinstance(record, dict) else None
+    prompt = record.get("prompt")
     if not isinstance(prompt, str | list) or not prompt:
         raise InputError(f"prompt must be text or a list of messages; got {prompt!r:.60}")
     if isinstance(prompt, list) and any(message.images for message in as_messages(prompt)):

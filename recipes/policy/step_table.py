@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mrjudge_reward import json_lines
 from mrjudge_reward.cli.lines import plain
 from mrjudge_reward.integrations.trl import JudgeReward
 from mrjudge_reward.types import Grades, Judgement
@@ -70,9 +71,8 @@ def timed(trainer_class: type[Any]) -> type[Any]:
 def cut_log(log: Path, step: int) -> None:
     """Leave the rows up to a step: a run that goes on from a checkpoint writes the later ones again."""
     if log.exists():
-        lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]
-        log.write_text("".join(line for line in whole if json.loads(line)["step"] <= step), encoding="utf-8")
+        whole = [line for line in log.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        log.write_bytes(b"".join(line for line in whole if json_lines.parsed(line)["step"] <= step))
 
 
 def step_table(reward: JudgeReward, seconds: dict[str, float], log: Path) -> Any:

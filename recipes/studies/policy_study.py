@@ -27,6 +27,7 @@ from typing import Any
 
 from pydantic import Field
 
+from mrjudge_reward import json_lines
 from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.settings import Settings
 from recipes.common.config import read_config
@@ -122,7 +123,7 @@ def per_step(log: Path) -> dict[str, float]:
     """Means over the steps of a run; empty for one that asks no judge."""
     if not log.is_file():
         return {}
-    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    rows = [row for _, row in json_lines.read(log)]
     found = {
         "calls": [row["metrics"]["judge/calls"] for row in rows],
         "tokens": [row["metrics"]["judge/tokens"] for row in rows],

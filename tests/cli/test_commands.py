@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -161,7 +162,7 @@ def test_a_conversation_a_reference_and_a_rubric_reach_the_judge(engine: Scripte
 
 BAD = [
     ("{oops", "not JSON"),
-    ('{"prompt": "q", "candidates": ["a", NaN]}', "not JSON: NaN"),
+    ('{"prompt": "q", "candidates": ["a", NaN]}', "candidates[1]: must be text; got None"),
     ("[" * 100_000, "not JSON"),
     ("[1]", "must be an object"),
     ({"candidates": ["a"]}, "prompt: missing"),
@@ -209,6 +210,43 @@ def test_text_of_any_script_goes_through_as_it_is(tmp_path: Path, engine: Script
     assert rank(path, "-o", output).exit_code == 0
     assert "雪 ☃" in output.read_text(encoding="utf-8")
     assert "да" in engine.requests[0].messages[-1].text
+
+
+@pytest.mark.parametrize("way", ["file", "stdin"])
+@pytest.mark.parametrize(
+    "packed", [lambda data: data, gzip.compress, lambda data: b"\xef\xbb\xbf" + data.replace(b"\n", b"\r\n\r\n")]
+)
+def test_input_is_read_packed_or_with_other_line_ends(
+    tmp_path: Path, engine: ScriptedEngine, packed: Callable[[bytes], bytes], way: str
+) -> None:
+    data, path = packed(jsonl(*GROUPS).encode()), tmp_path / "in"
+    path.write_bytes(data)
+    result = rank(path) if way == "file" else rank(stdin=data)
+    assert result.exit_code == 0, result.stderr
+    assert [line["best"] for line in records(result.stdout)] == [1] * 5
+
+
+@pytest.mark.parametrize("way", ["file", "stdin"])
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"PAR1\0\0", "is a Parquet file, not JSON lines"),
+        (json.dumps(GROUPS[0], indent=1).encode(), "is a pretty-printed JSON document, not JSON lines"),
+        (json.dumps(GROUPS, indent=1).encode(), "is one JSON array, not JSON lines"),
+        (jsonl(GROUPS[0]).encode("utf-16"), "is UTF-16 text, not JSON lines; save it as UTF-8"),
+        (gzip.compress(jsonl(*GROUPS).encode())[:40], "the gzip data are cut off or damaged"),
+    ],
+)
+def test_another_kind_of_input_is_named_and_nothing_is_judged(
+    tmp_path: Path, engine: ScriptedEngine, data: bytes, said: str, way: str
+) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(data)
+    result = rank(path) if way == "file" else rank(stdin=data)
+    assert result.exit_code == 2
+    assert f"{path if way == 'file' else 'standard input'}" in result.stderr
+    assert said in result.stderr
+    assert engine.requests == []
 
 
 def test_half_a_surrogate_pair_is_judged_and_stays_valid_json(engine: ScriptedEngine) -> None:

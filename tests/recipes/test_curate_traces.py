@@ -91,7 +91,7 @@ def test_grades_and_lengths_are_those_that_the_config_names(tmp_path: Path):
 
 
 def test_a_source_without_traces_and_an_unknown_kind_are_refused(tmp_path: Path):
-    with pytest.raises(InputError, match="row 1: a judged trace needs"):
+    with pytest.raises(InputError, match="line 1: a judged trace needs"):
         curated(tmp_path, [{"text": "x"}])
     with pytest.raises(ConfigError, match="quota"):
         curate_traces.CurationRecipe(source="x", quota={"triple": 3})

@@ -266,7 +266,7 @@ def test_settings_that_cannot_give_pairs_are_refused(tmp_path: Path):
         dpo_pairs.PairsRecipe(temperature=0.0)
     with pytest.raises(InputError, match="nowhere"):
         dpo_pairs.build(dpo_pairs.PairsRecipe(candidates=str(tmp_path / "nowhere.jsonl")), tmp_path / "o", judge_by())
-    with pytest.raises(InputError, match="holds no prompt that can be used; JSONDecodeError"):
+    with pytest.raises(InputError, match="holds no prompt that can be used; not JSON"):
         dpo_pairs.build(
             dpo_pairs.PairsRecipe(candidates=file_of(tmp_path / "x.jsonl", "{")), tmp_path / "o", judge_by()
         )

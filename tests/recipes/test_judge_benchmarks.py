@@ -21,6 +21,7 @@ from mrjudge_reward.types import EngineFailure, Request
 from recipes.evaluate import benchmarks
 from tests.support import ROOT
 from tests.support.judge_server import JudgeServer
+from tests.training.test_layouts import TEXTS
 
 CHOICE: dict[str, Any] = {"model": "any", "format": "choice", "verdict": "generate", "temperature": 0.5}
 SCORE: dict[str, Any] = {"model": "any", "format": "score", "grades": {str(n): float(n) for n in range(1, 11)}}
@@ -300,7 +301,7 @@ def test_vl_rewardbench_groups_by_id_and_shows_the_image(tmp_path: Path):
     }
     assert "<image>" not in engine.requests[0].messages[-1].text
     asked = [tuple(shown_candidates(request).values()) for request in engine.requests]
-    assert len(set(asked)) == 14, "in both orders"
+    assert len(set(asked)) > 11, "in both orders, but for the luck of five draws"
     assert len({(request.messages, request.seed) for request in engine.requests}) == 35
 
 
@@ -359,21 +360,204 @@ def test_multimodal_rewardbench_is_asked_once_with_the_image_beside_the_file(tmp
 # -- all --------------------------------------------------------------------------------------------------------------
 
 
+def rewardbench1_row(prompt: str, right: str, wrong: str) -> dict[str, Any]:
+    return {"id": 30, "prompt": prompt, "chosen": right, "chosen_model": "m", "rejected": wrong, "rejected_model": "n",
+            "subset": "llmbar-natural"}  # fmt: skip
+
+
+def rewardbench2_row(prompt: str, right: str, wrong: str) -> dict[str, Any]:
+    return {"id": "30", "prompt": prompt, "chosen": [right], "rejected": [wrong, f"{wrong}!", f"{wrong}?"], "num_correct": 1,
+            "num_incorrect": 3, "total_completions": 4, "models": ["m"], "subset": "Focus"}  # fmt: skip
+
+
+def judgebench_row(prompt: str, right: str, wrong: str) -> dict[str, Any]:
+    return {"pair_id": "30", "source": "livebench-math", "question": prompt, "response_A": wrong, "response_B": right,
+            "label": "B>A"}  # fmt: skip
+
+
+def vl_row(prompt: str, right: str, wrong: str) -> dict[str, Any]:
+    return {"id": "RLHF-V-1", "query": f"<image>\n{prompt}", "response": [wrong, right], "image": "https://x.org/a.png",
+            "human_ranking": [2, 1]}  # fmt: skip
+
+
+def multimodal_row(prompt: str, right: str, wrong: str) -> dict[str, Any]:
+    return {"ID": 30, "Text": prompt, "Image": "images/a.png", "Output1": right, "Output2": wrong, "Better": "Output1",
+            "Category": "vqa"}  # fmt: skip
+
+
+def rm_bench_row(prompt: str, right: str, wrong: str) -> dict[str, Any]:
+    styles = [[f"{text}{end}" for end in ("", ".", "**")] for text in (right, wrong)]
+    return {"id": 30, "prompt": prompt, "chosen": styles[0], "rejected": styles[1], "domain": "safety-refuse"}
+
+
+MAKE: dict[str, Callable[[str, str, str], dict[str, Any]]] = {
+    "rewardbench": rewardbench1_row, "rewardbench2": rewardbench2_row, "judgebench": judgebench_row,
+    "vl_rewardbench": vl_row, "multimodal_rewardbench": multimodal_row, "rm_bench": rm_bench_row,
+}  # fmt: skip
+IDS = {"judgebench": "pair_id", "multimodal_rewardbench": "ID"}
+
+
+def load(benchmark: str, path: Path, rows: list[dict[str, Any]]) -> list[benchmarks.Case]:
+    return getattr(benchmarks, f"load_{benchmark}")(written(path, rows))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+@pytest.mark.parametrize("name", MAKE)
+def test_twenty_rows_of_each_benchmark_load_as_they_are_meant(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, suffix: str
+):
+    field = IDS.get(name, "id")
+    rows = [MAKE[name](*texts) | {field: number} for number, texts in enumerate(TEXTS)]
+    del rows[3][field]
+    rows[4][field], rows[5][field] = None, ""
+    cases = load(name, tmp_path / f"rows{suffix}", rows)
+    assert len(cases) == 20 * (9 if name == "rm_bench" else 1)
+    assert len({case.group.key for case in cases}) == len(cases)
+    place = "line" if suffix == ".jsonl" else "row"
+    assert {f"{name}/{place} {n}" for n in (4, 5, 6)} <= {case.group.key[: len(f"{name}/{place} 4")] for case in cases}
+    for case in cases[:: 9 if name == "rm_bench" else 1]:
+        (right,) = case.right
+        prompt, _, bad = next(texts for texts in TEXTS if texts[1] == case.group.candidates[right])
+        assert bad in case.group.candidates
+        assert (
+            case.group.prompt[-1].text.split()
+            == prompt.replace("<image>", "" if name == "vl_rewardbench" else "<image>").split()
+        )
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_an_id_that_stands_twice_is_said_and_each_row_is_a_case(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+):
+    rows = [MAKE[name](f"Question {number}?", "good", "bad") for number in range(3)]
+    cases = load(name, tmp_path / "rows.jsonl", rows)
+    assert len({case.group.key for case in cases}) == len(cases) == 3 * (9 if name == "rm_bench" else 1)
+    assert "1 ids stand more than once, first " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", MAKE)
+@pytest.mark.parametrize("name", MAKE)
+def test_rows_of_one_benchmark_are_none_of_another(tmp_path: Path, name: str, given: str):
+    rows = [MAKE[given]("q", "good answer", "bad answer")]
+    if name == given:
+        assert load(name, tmp_path / "rows.jsonl", rows)
+        return
+    with pytest.raises(InputError, match="line 1: ") as caught:
+        load(name, tmp_path / "rows.jsonl", rows)
+    assert given in str(caught.value), "what they are is named"
+
+
+def without(row: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != name}
+
+
+QAB = ("q", "a", "b")
+
+
 @pytest.mark.parametrize(
-    ("load", "rows", "fault"),
+    ("name", "row", "fault"),
     [
-        ("judgebench", [{"pair_id": "1"}], "row 1: judgebench needs source, question, response_A, response_B, label"),
-        ("judgebench", [judgebench_rows()[0] | {"label": "A=B"}], "label must be A>B or B>A"),
-        ("rewardbench2", [{"prompt": "p"}], "needs chosen, rejected, subset"),
-        ("vl_rewardbench", [vl_rows()[0] | {"image": None}], "needs image"),
-        ("multimodal_rewardbench", [multimodal_rows()[0] | {"Better": "A"}], "Better must be Output1 or Output2"),
-        ("judgebench", [], "is empty"),
+        ("judgebench", {"pair_id": "1"}, "judgebench needs source, question, response_A, response_B, label"),
+        ("judgebench", judgebench_row(*QAB) | {"label": "A=B"}, "label: must be A>B or B>A; got 'A=B'"),
+        ("judgebench", judgebench_row(*QAB) | {"label": ["A>B"]}, r"label: must be A>B or B>A; got \['A>B'\]"),
+        ("judgebench", judgebench_row(*QAB) | {"response_A": ["a"]}, "response_A: must be text"),
+        ("judgebench", judgebench_row(*QAB) | {"source": 3}, "source: must be text; got 3"),
+        ("judgebench", judgebench_row(*QAB) | {"question": ""}, "the question must be text or messages; got ''"),
+        ("judgebench", judgebench_row(*QAB) | {"question": 7}, "the question must be text or messages; got 7"),
+        (
+            "rewardbench",
+            rewardbench1_row(*QAB) | {"chosen": ["a", "c"]},
+            "chosen: must be one text; got 2 .*rewardbench2",
+        ),
+        ("rewardbench", rewardbench1_row(*QAB) | {"rejected": []}, "rejected: must be one text; got 0"),
+        ("rewardbench", rewardbench1_row(*QAB) | {"chosen": 3}, "chosen: must be text; got 3"),
+        ("rewardbench", without(rewardbench1_row(*QAB), "subset"), "rewardbench needs subset"),
+        ("rewardbench2", {"prompt": "p"}, "rewardbench2 needs chosen, rejected, subset"),
+        ("rewardbench2", rewardbench2_row(*QAB) | {"chosen": []}, r"chosen: must be a list of texts; got \[\]"),
+        ("rewardbench2", rewardbench2_row(*QAB) | {"rejected": ["a", None]}, "rejected: must be a list of texts"),
+        ("rewardbench2", ties_rows()[0] | {"num_correct": 9}, "num_correct: must be 1 to 4, of 5 answers; got 9"),
+        (
+            "rewardbench2",
+            ties_rows()[0] | {"num_correct": "two"},
+            "num_correct: must be 1 to 4, of 5 answers; got 'two'",
+        ),
+        (
+            "rewardbench2",
+            ties_rows()[0] | {"id": None},
+            "id: of the Ties subset it is ref:N or tied:N, once each; got None",
+        ),
+        ("vl_rewardbench", vl_row(*QAB) | {"image": None}, "vl_rewardbench needs image"),
+        ("vl_rewardbench", vl_row(*QAB) | {"response": "ab"}, "response: must be a list of texts; got 'ab'"),
+        ("vl_rewardbench", vl_row(*QAB) | {"human_ranking": [1, 1]}, "human_ranking: must be 2 different ranks"),
+        ("vl_rewardbench", vl_row(*QAB) | {"human_ranking": [0]}, "human_ranking: must be 2 different ranks"),
+        ("vl_rewardbench", vl_row(*QAB) | {"human_ranking": "01"}, "human_ranking: must be 2 different ranks"),
+        ("vl_rewardbench", vl_row(*QAB) | {"image": 3}, "an image must be"),
+        (
+            "multimodal_rewardbench",
+            multimodal_row(*QAB) | {"Better": "A"},
+            "Better: must be Output1 or Output2; got 'A'",
+        ),
+        ("multimodal_rewardbench", multimodal_row(*QAB) | {"Image": 3}, "Image: must be text; got 3"),
+        ("rm_bench", rm_bench_row(*QAB) | {"chosen": ["a"]}, "chosen, rejected: must be 3 styles each; got 1 and 3"),
+        ("rm_bench", rm_bench_row(*QAB) | {"chosen": "abc"}, "chosen: must be a list of texts; got 'abc'"),
     ],
 )
-def test_a_file_in_other_columns_is_refused(tmp_path: Path, load: str, rows: list[dict[str, Any]], fault: str):
-    rows = [{k: v for k, v in row.items() if not isinstance(v, dict) or k != "image"} for row in rows]
-    with pytest.raises(InputError, match=fault):
-        getattr(benchmarks, f"load_{load}")(written(tmp_path / "rows.jsonl", rows))
+def test_a_row_that_is_not_as_the_benchmark_has_it_is_refused_with_line_and_field(
+    tmp_path: Path, name: str, row: dict[str, Any], fault: str
+):
+    sound = MAKE[name](*QAB) | {IDS.get(name, "id"): "ref:9"}
+    with pytest.raises(InputError, match=rf"rows\.jsonl, line 2: {fault}"):
+        load(name, tmp_path / "rows.jsonl", [sound, row])
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_an_empty_file_and_another_kind_of_file_are_said(tmp_path: Path, name: str):
+    with pytest.raises(InputError, match="is empty"):
+        load(name, tmp_path / "rows.jsonl", [])
+    (tmp_path / "rows.jsonl").write_bytes(b"\x89PNG\r\n")
+    with pytest.raises(InputError, match="is an image"):
+        getattr(benchmarks, f"load_{name}")(str(tmp_path / "rows.jsonl"))
+
+
+@pytest.mark.parametrize("ranks", [[0, 1], [1, 2], [1.0, 2.0], [3, 7]])
+def test_the_least_rank_is_the_best_wherever_ranks_begin(tmp_path: Path, ranks: list[float]):
+    for given, right in ((ranks, 0), (ranks[::-1], 1)):
+        (case,) = load("vl_rewardbench", tmp_path / "rows.jsonl", [vl_row(*QAB) | {"human_ranking": given}])
+        assert case.right == {right}
+
+
+def test_rewardbench_is_the_mean_of_its_sections_with_math_as_much_as_all_code(tmp_path: Path):
+    subsets = ["alpacaeval-easy", "mt-bench-hard", "donotanswer", *["math-prm"] * 447, *["hep-go"] * 984]
+    rows = [
+        rewardbench1_row(f"Q{n}?", f"right {n}", f"wrong {n}") | {"id": n, "subset": subset}
+        for n, subset in enumerate(subsets)
+    ]
+    cases = load("rewardbench", tmp_path / "rows.jsonl", rows)
+
+    def no_code(shown: dict[str, str]) -> str:
+        number = int(next(iter(shown.values())).split()[1])
+        right = knowing(shown)
+        return right if number < 450 else next(label for label in shown if label != right)
+
+    report = benchmarks.score("rewardbench", cases, JudgeConfig(**CHOICE), choosing(no_code))
+    assert {row.subset: row.score for row in report.rows} == {
+        "Chat": 1.0, "Chat Hard": 1.0, "Safety": 1.0, "Reasoning": pytest.approx(0.5)}  # fmt: skip
+    assert report.overall == pytest.approx(3.5 / 4)
+
+
+def test_rm_bench_is_hard_where_the_wrong_answer_has_the_fancier_style(tmp_path: Path):
+    rows = [
+        rm_bench_row("q", "right", "wrong") | {"id": domain, "domain": domain} for domain in ("chat", "safety-response")
+    ]
+    cases = load("rm_bench", tmp_path / "rows.jsonl", rows)
+    fancy = choosing(lambda shown: max(shown, key=lambda label: (len(shown[label]), shown[label])))
+    report = benchmarks.score("rm_bench", cases, JudgeConfig(**CHOICE), fancy)
+    scores = {row.subset: row.score for row in report.rows}
+    assert scores == {f"{domain}/{level}": score for domain in ("chat", "safety")
+                      for level, score in (("normal", 0.0), ("hard", 0.0), ("easy", 1.0))}  # fmt: skip
+    assert report.overall == pytest.approx(1 / 3)
+    assert len(cases) == 18
 
 
 def test_multimodal_rewardbench_is_in_no_hub():

@@ -318,20 +318,26 @@ def test_rows_that_are_no_preference_are_left_out_and_told(tmp_path: Path, capsy
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     task = judge_data.TaskConfig(source="preferences", path=str(path), judge=CHOICE)
     assert sum(len(judge_data.items(task, split)) for split in SPLITS) == 49
-    assert "1 of 50 rows left out; first row 5: chosen and rejected are the same answer" in capsys.readouterr().err
+    assert "1 of 50 rows left out; first line 5: chosen and rejected are the same answer" in capsys.readouterr().err
     path.write_text(json.dumps(rows[4]), encoding="utf-8")
-    with pytest.raises(InputError, match="has no preference; row 1: chosen and rejected are the same"):
+    with pytest.raises(InputError, match="has no preference; line 1: chosen and rejected are the same"):
         judge_data.items(task, "train")
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", '"text"', '{"a": 1}\n3'])
-def test_a_file_that_holds_no_rows_is_an_error(tmp_path: Path, content: str):
-    path = tmp_path / "pairs.jsonl"
-    path.write_text(content, encoding="utf-8")
-    with pytest.raises(InputError, match=r"pairs\.jsonl"):
-        judge_data.read_rows(str(path))
-    with pytest.raises(InputError, match="there is no file"):
-        judge_data.read_rows(str(tmp_path / "none.parquet"))
+def test_lists_of_rated_answers_are_narrowed_to_the_best_and_worse_ones(tmp_path: Path):
+    path = tmp_path / "lists.jsonl"
+    rows = [
+        {"prompt": f"Q{i}", "answers": [{"answer": f"{i} {n}", "rank": max(n, 1)} for n in range(7)]} for i in range(40)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    for size in (2, 4, 7):
+        task = judge_data.TaskConfig(source="preferences", path=str(path), judge=CHOICE, size=size)
+        made = judge_data.items(task, "train")
+        assert {len(item.gold_G) for item in made} == {size}
+        assert all(item.gold_G.count(1.0) == (2 if size == 7 else 1) for item in made), "two share the first place"
+        assert made == judge_data.items(task, "train")
+    pair = judge_data.TaskConfig(source="preferences", path=str(path), judge=CHOICE)
+    assert len({item.group.candidates[item.gold_G.index(1.0)][-1] for item in judge_data.items(pair, "train")}) == 2
 
 
 # -- the config -------------------------------------------------------------------------------------------------------

@@ -337,7 +337,7 @@ def test_the_yardstick_agrees_with_pairs_as_often_as_it_prefers_what_was_chosen(
     assert found["agreement"][0] == pytest.approx(2 / 3)
     file.write_text(json.dumps({"chosen": "4", "rejected": "4"}), "utf-8")
     assert evaluate.agreement(str(file), float, 100, 0) == {"pairs": 1, "told apart": 0, "agreement": None}
-    for bad, message in (('{"chosen": "1"}', "line 1: KeyError"), ("", "holds no pair")):
+    for bad, message in (('{"chosen": "1"}', "line 1: lacks 'rejected'"), ("", "holds no pair")):
         file.write_text(bad, "utf-8")
         with pytest.raises(InputError, match=message):
             evaluate.agreement(str(file), float, 100, 0)

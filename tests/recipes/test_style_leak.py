@@ -133,7 +133,7 @@ def test_items_and_preferences_are_both_read_and_a_bad_row_is_named(tmp_path: Pa
     assert one == from_preference(preference)
     assert two.gold_G == (0.0, 1.0)
     path.write_text(json.dumps(preference) + "\n" + json.dumps({"candidates": ["x"]}) + "\n", encoding="utf-8")
-    with pytest.raises(InputError, match="row 2: an item needs prompt, candidates and gold"):
+    with pytest.raises(InputError, match="line 2: a preference needs"):
         style_leak.read_items(str(path))
 
 

@@ -433,7 +433,7 @@ def test_rows_that_are_no_samples_and_samples_that_come_twice_are_counted(
         "all": 8, "items": 2,
         "dropped": {"malformed": 2, "duplicate prompt": 1, "empty reference": 1, "refusal as reference": 1, "too long": 1},
     }  # fmt: skip
-    assert "2 of 8 rows are no samples; first row 4" in capsys.readouterr().err
+    assert "2 of 8 rows are no samples; first line 4" in capsys.readouterr().err
 
 
 def test_a_source_without_any_sample_is_refused(tmp_path: Path):

@@ -101,30 +101,6 @@ def test_every_layout_of_a_preference_makes_the_same_item(row: dict[str, Any]):
     assert item.group == plain.group
 
 
-@pytest.mark.parametrize(
-    ("row", "reason"),
-    [
-        ({"prompt": "p", "chosen": "a"}, "needs chosen and rejected"),
-        ({"prompt": "p", "chosen": "a", "rejected": None}, "needs chosen and rejected"),
-        ({}, "needs chosen and rejected"),
-        ({"prompt": "p", "chosen": "a", "rejected": "a"}, "same answer"),
-        ({"prompt": "p", "chosen": "<think>1</think>a", "rejected": "<think>2</think>a"}, "same answer"),
-        ({"chosen": "The sky is blue.", "rejected": "The sky is green."}, "without a prompt"),  # where does it begin?
-        ({"chosen": [BLUE], "rejected": [GREEN]}, "without a prompt"),
-        ({"chosen": [USER, BLUE], "rejected": [dict(USER, content="Other"), GREEN]}, "without a prompt"),
-        ({"chosen": [USER, BLUE], "rejected": "It is green."}, "without a prompt"),
-        ({"prompt": [USER], "chosen": [BLUE, USER, BLUE], "rejected": [GREEN]}, "one assistant message"),
-        ({"prompt": [USER], "chosen": [USER], "rejected": [GREEN]}, "one assistant message"),
-        ({"prompt": [USER], "chosen": 3, "rejected": [GREEN]}, "one assistant message"),
-        ({"prompt": 3, "chosen": "a", "rejected": "b"}, "text or messages"),
-        ({"prompt": "p", "chosen": "a", "rejected": "b", "images": [3]}, "an image must be"),
-    ],
-)
-def test_what_is_no_preference_says_why(row: dict[str, Any], reason: str):
-    with pytest.raises(InputError, match=reason):
-        from_preference(row)
-
-
 def test_images_go_to_their_places_or_before_the_first_user_turn():
     spaced = [{"role": "user", "content": [{"type": "text", "text": "Look:"}, {"type": "image"}, {"type": "image"}]}]
     (message,) = with_images(spaced, [b"one", {"bytes": None, "path": "two.png"}])
