@@ -111,7 +111,8 @@ def _context(config: Mapping[str, Any], settings: VerlSettings, judge: JudgeConf
     told = f" (assumed; the run asks the server, or set {SECTION}.judge.context_tokens)"
     assumed = told if judge.base_url else " (assumed)"
     where = "" if judge.context_tokens or judge.embedded else assumed
-    texts = [prompt, *[min(response, judge.max_candidate_tokens or response)] * slots]
+    response = min(response, judge.max_candidate_tokens or response)
+    texts = [prompt, *[response] * slots]
     needed, room = template + writes + sum(texts), size - template - writes
     data = {"needed": needed, "context": size, "slots": slots, "template": template, "reply": writes}
     figures = (
