@@ -122,19 +122,26 @@ class ServerCounts:
         silent = self._silent_at is not None and 0 <= time.monotonic() - self._silent_at < AGAIN_S
         return not self.absent and not silent
 
+    @property
+    def is_understood(self) -> bool:
+        """Whether it is known how the server is asked, and it counts."""
+        return self.name is not None and not self.absent
+
     async def ask(self, client: AsyncOpenAI, text: str) -> None:
         """Count a text, which is ``known`` afterwards unless the server cannot count it."""
-        if self.name is not None and (count := await self._counted(client, text)) is not None:
+        if self.is_understood and (count := await self._counted(client, text)) is not None:
             if len(self._known) >= _KEPT:
                 self._known = {}
             self._known[_key(text)] = count
 
     async def find_out(self, client: AsyncOpenAI) -> None:
         """Find out how the server counts, unless that is known."""
-        if self.name is None and self.can_be_asked:
+        if not self.is_understood and self.can_be_asked:
             count = await self._counted(client, SAMPLE)
-            usable = self.name is not None and 0 < (count or 0) <= len(SAMPLE) + 1
-            self.absent = self._silent_at is None and not usable
+            self.absent = self._silent_at is None and not self._makes_sense(count)
+
+    def _makes_sense(self, count: int | None) -> bool:
+        return self.is_understood and count is not None and 0 < count <= len(SAMPLE) + 1
 
     async def _counted(self, client: AsyncOpenAI, text: str) -> int | None:
         names = (self.name,) if self.name is not None else ("prompt", "content", "inputs")

@@ -260,7 +260,7 @@ class OpenAIEngine(Engine):
     def _learn(self, request: Request, reply: Reply | EngineFailure) -> None:
         """See what a prompt took, where that is estimated."""
         told = isinstance(reply, Reply) and reply.usage.prompt_tokens
-        if told and self._counts.name is None and not any(message.images for message in request.messages):
+        if told and not self._counts.is_understood and not any(message.images for message in request.messages):
             self._estimate.learn([*(message.text for message in request.messages), request.prefill], told)
 
     def close(self) -> None:
