@@ -86,7 +86,7 @@ class PromptSettings(Settings):
     answer_close: str | None = None
     """What closes it, empty for the end of the line; None for ``</answer>``."""
     max_candidate_tokens: PositiveInt | None = None
-    """Most tokens of each outside text; None to share out the judge's context."""
+    """Most tokens of each candidate, never more than the judge's context leaves; None for no bound but that."""
     max_pixels: Annotated[int, Field(ge=28 * 28)] = MAX_PIXELS
     """Most pixels of an image shown to the judge; larger ones are scaled down. About a megapixel, which models that see
     take in full."""

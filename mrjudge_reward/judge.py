@@ -36,6 +36,7 @@ from mrjudge_reward.judging.comparisons import Asked, Comparer
 from mrjudge_reward.judging.early import EarlyComparisons
 from mrjudge_reward.judging.label_mass import LabelMassWatch
 from mrjudge_reward.judging.parallel import shares, side_by_side
+from mrjudge_reward.judging.token_budget import Once
 from mrjudge_reward.judging.tournament import Tournament, digest, is_degenerate, players_of
 from mrjudge_reward.prompting.formats import Format
 from mrjudge_reward.scoring.ratings import rate
@@ -102,12 +103,13 @@ class Judge:
         self.cache = cache if cache is not None or settings.cache is None else ReplyCache(settings.cache)
         self.alarm = alarm or FailureAlarm(settings.max_failed_fraction, settings.failure_window)
         self._label_mass, self._slot_watch = LabelMassWatch(), SlotWatch()
+        self._said_once = Once()
         self._set_up(settings.settled(engine.can_read))
 
     def _set_up(self, settings: JudgeSettings) -> None:
         self.settings = settings
         self.format, self.schedule, self.rating = settings.judge_format, settings.judge_schedule, settings.judge_rating
-        self._comparer = Comparer(self.engine, settings, self.cache)
+        self._comparer = Comparer(self.engine, settings, self.cache, self._said_once)
         self._limits = settings.limits
         self._settled = settings.verdict != "auto" or settings.verdict_mode == "generate"
 
@@ -240,7 +242,7 @@ class Judge:
         twin = copy.copy(self)
         twin.cache, twin.alarm = None, FailureAlarm(max_fraction=1.0)
         twin._label_mass, twin._slot_watch = LabelMassWatch(), SlotWatch(math.inf)
-        twin._comparer = Comparer(self.engine, self.settings)
+        twin._comparer = Comparer(self.engine, self.settings, said=self._said_once)
         return twin
 
     def rank(
@@ -339,6 +341,7 @@ class Judge:
             cyclic_triads=cyclic_triads(tally),
             seconds=seconds,
             sanitized=tuple(i for i, text in enumerate(group.candidates) if text in tournament.sanitized),
+            cut=tuple(i for i, text in enumerate(group.candidates) if text in tournament.cut),
         )
 
     def _lowest(self, known: Sequence[float]) -> float:

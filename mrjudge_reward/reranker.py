@@ -245,4 +245,5 @@ def part_of(judgement: Judgement, indices: Sequence[int]) -> Judgement:
         played=played,
         forfeits=tuple(place[index] for index in judgement.forfeits if index in place),
         sanitized=tuple(place[index] for index in judgement.sanitized if index in place),
+        cut=tuple(place[index] for index in judgement.cut if index in place),
     )

@@ -355,6 +355,8 @@ class Judgement:
         sanitized: indices of candidates that held a marker of ours, or of the judge's chat template, which had to be made
             harmless before the judge saw it (see ``Sanitizer``). Quoted code does so now and then; a share that grows
             over a run is a policy that tries to speak for the judge.
+        cut: indices of candidates of which, or of whose question, reference or rubric, the judge was not shown the whole in
+            some comparison, because it was too long for the judge's context or for ``max_candidate_tokens``.
         seconds: wall time of the whole batch this group was judged in.
     """
 
@@ -370,6 +372,7 @@ class Judgement:
     cyclic_triads: int = 0
     seconds: float = 0.0
     sanitized: tuple[int, ...] = ()
+    cut: tuple[int, ...] = ()
 
     @property
     def order(self) -> tuple[int, ...]:

@@ -189,7 +189,7 @@ class VerlSettings(Settings):
             return
         config = self.judge_config(served).model_copy(update={"cache": None})
         engine = ScriptedEngine(lambda _: "")
-        engine.context_tokens = config.context_tokens
+        engine.context_tokens = config.context_tokens or engine.context_tokens
         config.build(engine).check_room()
 
     def actor_name(self, served: Mapping[str, Any] | None = None) -> str:

@@ -90,8 +90,9 @@ def rank(
     relative to the INPUT's folder, data URLs, or web addresses for a server to fetch. One that cannot be shown fails the
     comparisons of its line. Each line gets a result, in the same order: "id", "scores"
     (null where unknown), "order" (indices, best first), "best" (null where nothing is known or different texts tie for
-    the best), "verdicts", "rationale", "calls", "failed". A bad line gets "id", "line" and "error" instead, the others
-    are judged, and the exit code is 1. It is 3 if more than max_failed_fraction of all comparisons failed.
+    the best), "verdicts", "rationale", "calls", "failed", "cut" (candidates that were not judged whole). A bad line gets
+    "id", "line" and "error" instead, the others are judged, and the exit code is 1. It is 3 if more than
+    max_failed_fraction of all comparisons failed.
 
     An OUTPUT that holds results is continued. Each of them must be the result of the input line in its place, with the
     same settings (speed, device, cache and alarm may differ); a half-written last line is dropped. Otherwise nothing
@@ -130,6 +131,7 @@ def rank(
             f"{counts.written} lines"
             + (f" ({counts.found} of them found in {output})" if counts.found else "")
             + f", {counts.bad} bad, {counts.calls} calls, {counts.failed} failed comparisons"
+            + (f", {counts.cut} candidates not judged whole (cut)" if counts.cut else "")
         )
         limit = judge_config.max_failed_fraction
         if counts.failed > limit * counts.comparisons:

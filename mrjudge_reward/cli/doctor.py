@@ -24,6 +24,7 @@ from mrjudge_reward.engines.embedded import PACKAGE, cache_dir
 from mrjudge_reward.engines.openai.engine import is_here
 from mrjudge_reward.errors import MRJudgeError
 from mrjudge_reward.judge import Judge, JudgeConfig
+from mrjudge_reward.judging.token_budget import UNKNOWN_CONTEXT
 from mrjudge_reward.messages import as_messages
 from mrjudge_reward.monitoring.explain import verdict_line, verdict_record
 from mrjudge_reward.scoring.tally import position_consistency
@@ -216,7 +217,7 @@ def _memory(config: JudgeConfig) -> Check:
 def _engine(config: JudgeConfig, engine: Engine) -> Iterator[Check]:
     yield Check("engine", "ok", engine.name)
     size = engine.context_tokens
-    unknown = "unknown, taken to be 16384 tokens; set context_tokens if it is less"
+    unknown = f"not told, {UNKNOWN_CONTEXT} tokens are assumed: set context_tokens to what it is"
     yield Check("context", "ok" if size else "note", f"{size} tokens" if size else unknown, {"tokens": size})
     try:
         config.model_copy(update={"cache": None}).build(engine)

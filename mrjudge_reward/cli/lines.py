@@ -64,7 +64,8 @@ class InputLine:
 class Counts:
     """What happened so far; ``total`` is the number of input lines, where it is known.
 
-    ``comparisons``, and how many of them failed, include those of the results found; ``calls`` are this run's alone.
+    ``comparisons``, and how many of them failed, include those of the results found; ``calls`` and
+    ``cut`` (candidates that were not judged whole) are this run's alone.
     """
 
     written: int = 0
@@ -73,6 +74,7 @@ class Counts:
     calls: int = 0
     comparisons: int = 0
     failed: int = 0
+    cut: int = 0
     total: int | None = None
 
 
@@ -226,11 +228,12 @@ def _encoded(item: InputLine, judgement: Judgement | None, counts: Counts) -> by
         record = {
             "id": item.id, "scores": judgement.scores_G, "order": judgement.order, "best": judgement.best,
             "verdicts": [verdict_record(played) for played in judgement.played], "rationale": next(reasoned, ""),
-            "calls": judgement.calls, "failed": failed,
+            "calls": judgement.calls, "failed": failed, "cut": judgement.cut,
         }  # fmt: skip
         counts.calls += judgement.calls
         counts.comparisons += len(judgement.played)
         counts.failed += failed
+        counts.cut += len(judgement.cut)
     text = json.dumps(plain(record | {"input": item.digest}), ensure_ascii=False, allow_nan=False)
     text = _CONTROLS.sub(lambda control: f"\\u{ord(control[0]):04x}", text)
     return text.encode(errors="backslashreplace") + b"\n"  # half a surrogate pair becomes its JSON escape

@@ -27,7 +27,8 @@ class Engine(Protocol):
         repeats_reads: whether a request read again has the same probabilities, as with a model of one's own. What could
             not be read is then not read again.
         reserved: strings that its tokenizer turns into special tokens; rendering neutralises them.
-        context_tokens: the most tokens a request and its reply may hold together; None if unknown.
+        context_tokens: the most tokens a request and its reply may hold together; None if unknown. An engine that has to
+            ask does so when this is looked at.
         concurrent_calls: whether calls may come from several threads at once. The judge then lets groups go through
             their rounds side by side.
         weights_may_change: whether one identity can stand for different weights, as of a model that trains. No cache

@@ -125,7 +125,8 @@ class EngineConfig(Settings):
     """Hold the judge to verdicts that can be read, after its reasoning, by the server's structured output:
     ``structured_outputs`` (vLLM), ``guided`` (older vLLM), or ``response_format`` (hosted)."""
     context_tokens: PositiveInt | None = None
-    """A server's context, if it is to be respected; the context that vLLM is given, None for the model's own."""
+    """Most tokens of a prompt and its reply together. A server is asked for its own besides, and the smaller one holds;
+    vLLM's engines are given this one, None for the model's own."""
     device: str | None = None
     """E.g. ``cuda:1``; None for a GPU where there is one, under a launcher (torchrun) the rank's own."""
     dtype: str | None = None

@@ -57,6 +57,7 @@ class ScriptedEngine(Engine):
 
     can_read = True
     concurrent_calls = True
+    context_tokens: int | None = 16384
 
     def __init__(self, script: Script, identity: str = "scripted", reads: bool | None = None) -> None:
         self.script = script

@@ -46,7 +46,7 @@ from mrjudge_reward.types import (
 )
 
 from .group_images import BAD, image_tokens
-from .token_budget import TokenBudget
+from .token_budget import Once, TokenBudget
 from .tournament import Tournament, digest
 
 Asked: TypeAlias = tuple[Tournament, Comparison]
@@ -78,15 +78,18 @@ class Comparer:
         engine: runs the judge model.
         settings: of the judge.
         cache: replies kept on disk.
+        said: what was warned about already.
     """
 
-    def __init__(self, engine: Engine, settings: JudgeSettings, cache: ReplyCache | None = None) -> None:
+    def __init__(
+        self, engine: Engine, settings: JudgeSettings, cache: ReplyCache | None = None, said: Once | None = None
+    ) -> None:
         self.engine, self.settings, self.cache = engine, settings, cache
         self.format, self.mode, self.sampling = settings.judge_format, settings.verdict_mode, settings.sampling
         self._reserved = engine.reserved | {self.format.answer_open}
         self._album = Album(settings.max_pixels)
         self.budget = TokenBudget(
-            engine, self.format, settings.reply_tokens, self._reserved, settings.max_candidate_tokens
+            engine, self.format, settings.reply_tokens, self._reserved, settings.max_candidate_tokens, said
         )
 
     def decide(self, asked: Sequence[Asked]) -> list[list[JudgedComparison]]:
@@ -284,8 +287,12 @@ class Comparer:
     def render(self, tournament: Tournament, comparison: Comparison) -> tuple[Message, ...]:
         """The chat that shows a comparison, outside texts made safe and short enough."""
         group, texts = tournament.images.group if tournament.images else tournament.group, tournament.texts(comparison)
-        guard = tournament.guard(self.budget.of_each(tournament, texts), self.engine.count_tokens, self._reserved)
-        return self.format.render(group, texts, guard)
+        most = self.budget.of_each(tournament, texts)
+        guard = tournament.guard(most, self.engine.count_tokens, self._reserved, self.settings.max_candidate_tokens)
+        chat = self.format.render(group, texts, guard)
+        if guard.cut:
+            self.budget.note_cut(tournament, texts, guard)
+        return chat
 
     def check_shown(self, group: Group) -> None:
         """Raise InputError if a group has a reference or rubric that the wording does not place."""

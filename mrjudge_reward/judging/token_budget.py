@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Sequence
 
 from mrjudge_reward.engines.contract import Engine
@@ -14,11 +16,29 @@ from mrjudge_reward.types import Group
 from .group_images import image_tokens
 from .tournament import Tournament
 
+logger = logging.getLogger(__name__)
+
 UNKNOWN_CONTEXT = 16384
 """Assumed context of a judge that does not tell its own, in tokens."""
 
 LEAST_TEXT = 48
 """Tokens that each outside text must at least get; the note about a cut takes some twelve."""
+
+_CHAT = 128  # tokens that a chat template and an opened answer may add; gpt-oss puts 80 before a chat
+_FILLED = 0.98  # of the room, at most: texts side by side may take a token more than each alone
+
+
+class Once:
+    """Says each thing once, to the log. Several threads may share one."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, object] = {}
+
+    def warn(self, what: str, message: str) -> None:
+        """Warn, unless that was said."""
+        mine = object()
+        if self._said.setdefault(what, mine) is mine:
+            logger.warning("%s This is said once.", message)
 
 
 class TokenBudget:
@@ -29,54 +49,104 @@ class TokenBudget:
         format: its template takes some of the context.
         writes: tokens that the judge's reply may take.
         reserved: markers that are neutralised, which may take a few tokens more.
-        bound: most tokens of each outside text; None to share out what there is.
+        of_candidate: most tokens of a candidate, whatever room there is; None for no such bound.
+        said: what was warned about already.
     """
 
     def __init__(
-        self, engine: Engine, format: Format, writes: int, reserved: frozenset[str], bound: int | None = None
+        self,
+        engine: Engine,
+        format: Format,
+        writes: int,
+        reserved: frozenset[str],
+        of_candidate: int | None = None,
+        said: Once | None = None,
     ) -> None:
-        self._engine, self._format, self._writes, self._reserved, self._bound = engine, format, writes, reserved, bound
-        self._rooms: dict[int, int] = {}
+        self._engine, self._format, self._writes, self._reserved = engine, format, writes, reserved
+        self._of_candidate, self._said = of_candidate, said or Once()
+        self._frames: dict[int, int] = {}
+
+    @property
+    def context(self) -> int:
+        """The judge's context in tokens, of prompt and reply together; assumed where nobody says."""
+        known = self._engine.context_tokens
+        if known is None:
+            self._said.warn(
+                "context",
+                f"{self._engine.name} does not tell its context, so {UNKNOWN_CONTEXT} tokens are assumed, of prompt and "
+                "reply together: longer texts are cut, and a smaller context refuses them. Set context_tokens.",
+            )
+        return known or UNKNOWN_CONTEXT
 
     def room(self, slots: int) -> int:
         """Tokens that are left for outside texts where so many candidates are shown."""
-        if slots not in self._rooms:
+        if slots not in self._frames:
             guard = Sanitizer(self._engine.count_tokens, 1 << 20, self._reserved)
             frame = self._format.render(Group.of("", [""], rubric=" ", reference=" "), ("",) * slots, guard)
-            taken = sum(self._engine.count_tokens(message.text) for message in frame) + 64
-            self._rooms[slots] = max(0, (self._engine.context_tokens or UNKNOWN_CONTEXT) - taken - self._writes)
-        return self._rooms[slots]
+            self._frames[slots] = sum(self._engine.count_tokens(message.text) for message in frame) + _CHAT
+        return max(0, self.context - self._frames[slots] - self._writes)
 
     def of_each(self, tournament: Tournament, candidates: tuple[str, ...]) -> int:
-        """Most tokens of each outside text of a comparison.
+        """Most tokens of each outside text of a comparison; of candidates the smaller of this and their own bound.
 
         Where everything fits nothing is cut; otherwise the longest texts are cut to a common length.
 
         Raises:
             ConfigError: if there is no room for a share that is worth showing.
         """
-        if self._bound is not None:
-            return self._bound
-        group, room = tournament.group, self.room(len(candidates))
+        room = self.room(len(candidates))
         if tournament.images is not None:
             room -= image_tokens(self._engine, tournament.images.images(candidates))
-        texts = (conversation_text(group.prompt), group.reference or "", group.rubric or "", *candidates)
-        most = (tournament.remembered("most", text, most_tokens) for text in texts)
-        if sum(most) <= 0.95 * room:  # counting takes most of our own time
+        room = int(_FILLED * room)
+        own = self._of_candidate or sys.maxsize
+        texts = [(text, sys.maxsize) for text in shared_texts(tournament.group)] + [(text, own) for text in candidates]
+        most = (min(bound, tournament.remembered("most", text, most_tokens)) for text, bound in texts)
+        if sum(most) <= room:  # counting takes most of our own time
             return room
-        count = self._engine.count_tokens
-        sizes = [  # no token spans 16 characters, so far longer texts are not tokenized
-            tournament.remembered("counted", text, count) if len(text) <= 16 * room else len(text) // 4
-            for text in texts
-        ]
-        if sum(sizes) <= 0.95 * room:  # neutralising markers takes a few more
-            return room
-        return self._worth_showing(common_length(room, sizes), len(candidates))
+        sizes = [min(bound, self._size(tournament, text, room)) for text, bound in texts]
+        return room if sum(sizes) <= room else self._worth_showing(common_length(room, sizes), len(candidates))
+
+    def _size(self, tournament: Tournament, text: str, room: int) -> int:
+        """Tokens of a text; of one that is far beyond the room about, because no token spans 16 characters."""
+        if len(text) > 16 * max(1, room):
+            return len(text) // 4
+        return tournament.remembered("counted", text, self._count)
+
+    def _count(self, text: str) -> int:
+        # As it will stand: a special token is one, and takes several once it is none any more.
+        return self._engine.count_tokens(Sanitizer(self._engine.count_tokens, sys.maxsize, self._reserved)(text))
+
+    def note_cut(self, tournament: Tournament, candidates: tuple[str, ...], guard: Sanitizer) -> None:
+        """Note which candidates of a comparison were not shown whole, or not beside all they are to be judged by; warn of
+        the first."""
+        of_candidate = guard.most_of_candidate
+        shared = [text for text in shared_texts(tournament.group) if (text, guard.max_tokens) in guard.cut]
+        cut = candidates if shared else [text for text in candidates if (text, of_candidate) in guard.cut]
+        if not cut:
+            return
+        tournament.cut.update(cut)
+        room, slots = self.room(len(candidates)), len(candidates)
+        size = self._size(tournament, (shared or cut)[0], room)
+        if not shared and of_candidate < guard.max_tokens:
+            bound, cure = f"max_candidate_tokens={of_candidate}", "Raise max_candidate_tokens"
+        else:
+            assumed = ", which is assumed" if self._engine.context_tokens is None else ""
+            bound = (
+                f"{guard.max_tokens} tokens: a context of {self.context}{assumed}, leaves {room} for all texts beside the "
+                f"wording and a reply of {self._writes}"
+            )
+            cure = "Raise the judge's context (context_tokens, and the server's own), or lower max_tokens"
+            cure += " or max_slots" if slots > 2 else ""
+        self._said.warn(
+            "cut",
+            f"in group {tournament.group.key!r}, {'what is asked' if shared else 'a candidate'} takes {size} tokens and was "
+            f"cut in its middle to {bound}. {cure}. cut_rate tells how many candidates are judged so.",
+        )
 
     def lacks_room_for(self, tokens: int, slots: int) -> str:
         """Why images of so many tokens leave too little for the texts beside them; empty if they do not."""
         room = self.room(slots)
-        if room - tokens < LEAST_TEXT * (slots + 1):
+        if _FILLED * (room - tokens) < LEAST_TEXT * (slots + 3):  # beside question, reference and rubric
             return f"its images take {tokens} tokens, and {room} are left for all that is judged"
         return ""
 
@@ -91,10 +161,15 @@ class TokenBudget:
     def _worth_showing(self, tokens: int, slots: int) -> int:
         if tokens < LEAST_TEXT:
             raise ConfigError(
-                f"the judge's context of {self._engine.context_tokens or UNKNOWN_CONTEXT} tokens leaves {tokens} for each "
-                f"of {slots} candidates after the template and its reply; lower max_tokens or max_slots"
+                f"the judge's context of {self.context} tokens leaves {tokens} for each of {slots} candidates after the "
+                "template and its reply; lower max_tokens or max_slots"
             )
         return tokens
+
+
+def shared_texts(group: Group) -> tuple[str, ...]:
+    """What every comparison of a group shows beside candidates: question, reference, rubric."""
+    return tuple(text for text in (conversation_text(group.prompt), group.reference, group.rubric) if text)
 
 
 def common_length(room: int, sizes: Sequence[int]) -> int:

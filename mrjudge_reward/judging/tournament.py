@@ -88,6 +88,7 @@ class Tournament:
         quick_reads: of a cascade.
         spent: what all of it has cost.
         sanitized: texts in which a marker had to be made harmless.
+        cut: candidates of which, or of whose question, reference or rubric, the judge was not shown the whole.
         images: the group with its images loaded, once something of it was asked.
     """
 
@@ -99,12 +100,13 @@ class Tournament:
         self.quick_reads: list[JudgedComparison] = []
         self.spent = Spent()
         self.sanitized: set[str] = set()
+        self.cut: set[str] = set()
         self.images: GroupImages | None = None
         self._plan = plan
         self._players = list(players)
         self._number = {text: number for number, text in enumerate(players)}
         self._games = GameCount(len(players))
-        self._guards: dict[int, Sanitizer] = {}
+        self._guards: dict[tuple[int, int | None], Sanitizer] = {}
         self._tokens: dict[tuple[str, str], int] = {}
         self._early: dict[_Shown, list[tuple[_Shown, Verdict]]] = {}
         self._early_reads: dict[_Shown, Verdict] = {}
@@ -193,11 +195,14 @@ class Tournament:
             self.images = load_images(self.group, album)
         return self.images
 
-    def guard(self, bound: int, count_tokens: Callable[[str], int], reserved: frozenset[str]) -> Sanitizer:
+    def guard(
+        self, bound: int, count_tokens: Callable[[str], int], reserved: frozenset[str], of_candidate: int | None = None
+    ) -> Sanitizer:
         """What makes texts safe and at most so long; a text stands in many comparisons and is made safe once."""
-        if bound not in self._guards:
-            self._guards[bound] = Sanitizer(count_tokens, bound, reserved, self.sanitized)
-        return self._guards[bound]
+        key = bound, of_candidate
+        if key not in self._guards:
+            self._guards[key] = Sanitizer(count_tokens, bound, reserved, self.sanitized, of_candidate)
+        return self._guards[key]
 
     def remembered(self, what: str, text: str, count: Callable[[str], int]) -> int:
         """A count of a text's tokens, made once for each ``what``."""
@@ -223,6 +228,7 @@ class Tournament:
         with self._lock:
             self.spent += fork.spent
             self.sanitized |= fork.sanitized
+            self.cut |= fork.cut
             self.images = self.images or fork.images
             for comparison, items in decided.items():
                 self._early[shown(comparison)] = [(shown(item.comparison), item.verdict) for item in items]
@@ -234,6 +240,7 @@ class Tournament:
         """Go on from what another tournament of the same group found out; what that has cost counts here."""
         self.spent += earlier.spent
         self.sanitized |= earlier.sanitized
+        self.cut |= earlier.cut
         self._early, self._early_reads = earlier._early, earlier._early_reads
         if not self.group.images:  # of the candidates: those of the prompt are the same
             self.images = earlier.images

@@ -123,7 +123,7 @@ class LoggedCandidate:
         games: it took part in.
         strength, error: Bradley-Terry log-odds from the group's games, and the standard error; None without a game, and in
             groups above ``MAX_FITTED``.
-        marks: of ``"sanitized"`` and ``"forfeit"``, those that hold.
+        marks: of ``"sanitized"``, ``"cut"`` and ``"forfeit"``, those that hold.
     """
 
     text: str
@@ -180,7 +180,11 @@ class LoggedGroup:
                 error=round(float(errors_G[i]), 6) if met[i] else None,
                 marks=tuple(
                     mark
-                    for mark, of in (("sanitized", judgement.sanitized), ("forfeit", judgement.forfeits))
+                    for mark, of in (
+                        ("sanitized", judgement.sanitized),
+                        ("cut", judgement.cut),
+                        ("forfeit", judgement.forfeits),
+                    )
                     if i in of
                 ),
             )

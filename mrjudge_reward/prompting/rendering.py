@@ -261,16 +261,18 @@ def _responses(
         pieces = [piece for piece in IMAGE_MARK.split(candidate) if piece] if images else [candidate]
         shown = [images.get(piece[7:-1]) if IMAGE_MARK.fullmatch(piece) else None for piece in pieces]
         share = max(1, len(pieces) - sum(image is not None for image in shown))
-        own = guard if share == 1 else replace(guard, max_tokens=guard.max_tokens // share)
+        bound = guard.most_of_candidate // share
         opening, _, closing = template.response.partition("{text}")
         parts.append(TextPart(("\n" if parts else "") + _fill(opening, {"label": label})))
         parts += [
-            TextPart(own(piece, template.headers)) if image is None else image
+            TextPart(guard(piece, template.headers, bound)) if image is None else image
             for piece, image in zip(pieces, shown, strict=True)
         ]
         parts.append(TextPart(_fill(closing, {"label": label})))
         if not guard.sanitized.isdisjoint(pieces):  # what holds for a part of it holds for the candidate
             guard.sanitized.add(candidate)
+        if not guard.cut.isdisjoint((piece, bound) for piece in pieces):
+            guard.cut.add((candidate, guard.most_of_candidate))
     return parts
 
 

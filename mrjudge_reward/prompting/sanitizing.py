@@ -46,39 +46,59 @@ class Sanitizer:
         max_tokens: bound of one text.
         reserved: further strings to neutralise, such as the tokenizer's special tokens.
         sanitized: takes up the texts in which there was a marker to neutralise.
+        candidate_tokens: a further bound, of candidates alone.
+        cut: takes up the texts that were too long, each with the bound that it was cut to.
     """
 
     count_tokens: Callable[[str], int]
     max_tokens: int
     reserved: frozenset[str] = frozenset()
     sanitized: set[str] = field(default_factory=set, repr=False, compare=False)
-    _seen: dict[tuple[str, tuple[str, ...]], str] = field(default_factory=dict, init=False, repr=False, compare=False)
+    candidate_tokens: int | None = None
+    cut: set[tuple[str, int]] = field(default_factory=set, repr=False, compare=False)
+    _seen: dict[tuple[str, tuple[str, ...], int], str] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
-    def __call__(self, text: str, headers: Iterable[str] = ()) -> str:
-        """The text, without live markers and bounded; empty where not even the note about a cut would fit."""
-        key = text, tuple(headers)
+    def __call__(self, text: str, headers: Iterable[str] = (), bound: int | None = None) -> str:
+        """The text, without live markers and bounded; empty where not even the note about a cut would fit.
+
+        Args:
+            text: from outside.
+            headers: words that open a section of the template.
+            bound: of this text, where it is not ``max_tokens``.
+        """
+        key = text, tuple(headers), self.max_tokens if bound is None else bound
         if key not in self._seen:
             self._seen[key] = self._guarded(*key)
         return self._seen[key]
 
-    def _guarded(self, text: str, headers: tuple[str, ...]) -> str:
+    @property
+    def most_of_candidate(self) -> int:
+        """Bound of a candidate."""
+        return self.max_tokens if self.candidate_tokens is None else min(self.max_tokens, self.candidate_tokens)
+
+    def _guarded(self, text: str, headers: tuple[str, ...], most: int) -> str:
         given, text = text, visible(text.encode(errors="replace").decode())  # no tokenizer takes a lone surrogate
         # A token rarely spans 16 characters: far longer texts are cut before they are tokenized at all.
-        keep = max(0, min(len(text), self.max_tokens * 16))
+        keep = max(0, min(len(text), most * 16))
         while True:
             # A cut may complete a marker and a marker sanitized takes more tokens: so cut, neutralise, then count.
             bounded = _cut_middle(text, keep)
             safe = neutralise(bounded, self.reserved, headers)
             if safe != bounded:
                 self.sanitized.add(given)
-            if keep == len(text) and most_tokens(safe) <= self.max_tokens:
+            if keep < len(text):
+                self.cut.add((given, most))
+            elif most_tokens(safe) <= most:
                 return safe
             count = self.count_tokens(safe)
-            if count <= self.max_tokens:
+            if count <= most:
                 return safe
             if keep == 0:
+                self.cut.add((given, most))
                 return ""
-            keep = int(keep * self.max_tokens / count * 0.95)
+            keep = int(keep * most / count * 0.95)
 
 
 def most_tokens(text: str) -> int:

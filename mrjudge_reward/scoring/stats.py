@@ -30,6 +30,7 @@ METRICS = (
     "zero_spread_groups",
     "length_correlation",
     "sanitized_rate",
+    "cut_rate",
     "label_mass",
     "opened_rate",
 )
@@ -53,6 +54,7 @@ class JudgeStats:
         length_correlations, length_groups: sum over groups of the correlation of reward with length, and how many groups
             have one (both vary).
         sanitized: candidates that held a marker which had to be made harmless (``Judgement.sanitized``).
+        cut: candidates of which the judge was not shown all (``Judgement.cut``).
         reads: verdicts read from label probabilities.
         label_masses: sum over these of the probability of the labels together.
         opened: verdicts that the judge did not come to write, and that were read after what it wrote.
@@ -78,6 +80,7 @@ class JudgeStats:
     length_correlations: float = 0.0
     length_groups: int = 0
     sanitized: int = 0
+    cut: int = 0
     reads: int = 0
     label_masses: float = 0.0
     opened: int = 0
@@ -153,6 +156,7 @@ class JudgeStats:
             "zero_spread_groups": float(self.zero_spread_groups),
             "length_correlation": self.length_correlations / self.length_groups if self.length_groups else math.nan,
             "sanitized_rate": self.sanitized / max(1, self.candidates),
+            "cut_rate": self.cut / max(1, self.candidates),
             "label_mass": self.label_masses / self.reads if self.reads else math.nan,
             "opened_rate": self.opened / max(1, self.comparisons),
         }
@@ -225,6 +229,7 @@ def _count(judgement: Judgement, correlation: float | None) -> JudgeStats:
         length_correlations=correlation or 0.0,
         length_groups=int(correlation is not None),
         sanitized=len(judgement.sanitized),
+        cut=len(judgement.cut),
         reads=len(masses),
         label_masses=sum(masses),
         opened=sum(item.verdict.opened for item in judgement.played),

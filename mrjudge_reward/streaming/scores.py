@@ -27,12 +27,14 @@ INFO_KEYS = (
     "judge_abstained",
     "judge_partial",
     "judge_sanitized",
+    "judge_cut",
     "judge_seconds",
 )
 """What is told of every row, always all of it, each a float: its score (NaN where nothing is known), games it
 took part in, share of mirrored comparisons of its group that agree (NaN where none was mirrored), share of its group's
 comparisons that failed, whether (1 or 0) its score is unknown, whether its group was not whole, whether
-the answer held markers that had to be made harmless, seconds of judging."""
+the answer held markers that had to be made harmless, whether the judge was not shown all of it or of what it
+answers, seconds of judging."""
 
 
 REPORT_S = 60.0
@@ -158,6 +160,7 @@ class Scorer:
                 float(index in rewards.abstained),
                 float(partial),
                 float(index in judgement.sanitized),
+                float(index in judgement.cut),
                 judgement.seconds,
             )
             scored.append(Scored(reward, dict(zip(INFO_KEYS, values, strict=True))))

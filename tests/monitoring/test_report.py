@@ -273,7 +273,7 @@ def test_two_thousand_steps_and_huge_answers_make_a_bounded_page(opened: Any, tm
         len(series["x"]) for chart in said["charts"] for series in chart["series"] if chart["kind"] == "line"
     ) <= (MAX_POINTS)
     window = opened(tmp_path)
-    assert "cut: " in window.find_element("id", "group").text
+    assert "shortened here: " in window.find_element("id", "group").text
 
 
 def test_what_trainers_leave_in_the_folder_is_shown(tmp_path: Path) -> None:

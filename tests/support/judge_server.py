@@ -69,9 +69,14 @@ class JudgeServer:
         delay_s: time to think.
         hang_s: how long a hanging call hangs.
         retry_after: header of a 429.
+        max_model_len: told with the models; what takes more is answered 400, as vLLM does.
+        count: tokens of a text, for ``usage`` and ``max_model_len``; a quarter of the characters by default.
+        facts: what is answered to further paths, in place of what would be.
 
     Attributes:
         requests: bodies of the chat requests, in order of arrival.
+        asked: paths of all other requests.
+        largest: tokens of the largest chat request, its reply's bound included, where they are counted.
         all_fail: a fault for every call from now on; it can be flipped during a run.
         most_in_flight: most chat requests worked on at once.
         open_connections: connections open now.
@@ -90,10 +95,16 @@ class JudgeServer:
         delay_s: float = 0.0,
         hang_s: float = 60.0,
         retry_after: str = "0",
+        max_model_len: int | None = None,
+        count: Callable[[str], int] | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         planned = faults if callable(faults) else dict(enumerate(faults)).get
         self.answer, self.plan, self.reads = answer, planned, reads
         self.delay_s, self.hang_s, self.retry_after = delay_s, hang_s, retry_after
+        self.max_model_len, self.count, self.facts = max_model_len, count, dict(facts or {})
+        self.asked: list[str] = []
+        self.largest = 0
         self.tokens = dict(label_logprobs or {"A": math.log(0.7), "B": math.log(0.2), "C": math.log(0.1)})
         self.requests: list[dict[str, Any]] = []
         self.all_fail: str | None = None
@@ -145,6 +156,14 @@ class JudgeServer:
     def tokenize(self, text: str) -> list[int]:
         labels = sorted((re.escape(token) for token in self.tokens if token), key=len, reverse=True)
         return [self.token_id(piece) for piece in re.findall("|".join([*labels, "(?s:.)"]), text)]
+
+    def prompt_tokens(self, body: Mapping[str, Any]) -> int:
+        """Tokens of a chat request."""
+        if self.count is None:
+            return len(json.dumps(body["messages"])) // 4
+        turns = [turn["content"] for turn in body["messages"]]
+        parts = [part for turn in turns for part in (turn if isinstance(turn, list) else [{"text": turn}])]
+        return sum(self.count(part["text"]) if "text" in part else 300 for part in parts) + 4 * len(turns)
 
     def logprobs(self, body: Mapping[str, Any]) -> dict[str, Any] | None:
         """The log-probabilities a reply carries."""
@@ -223,15 +242,25 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def do_GET(self) -> None:
-        if self.path.endswith("/models"):
-            self.send(200, {"object": "list", "data": [{"id": "judge", "object": "model"}]})
+        judge = self.server.judge
+        judge.asked.append(self.path)
+        if self.path in judge.facts:
+            self.send(200, judge.facts[self.path])
+        elif self.path.endswith("/models"):
+            size = {} if judge.max_model_len is None else {"max_model_len": judge.max_model_len}
+            self.send(200, {"object": "list", "data": [{"id": "judge", "object": "model"} | size]})
         else:
             self.send(404, {"error": {"message": "not found"}})
 
     def do_POST(self) -> None:
         judge = self.server.judge
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
-        if self.path == "/tokenize" and judge.reads == "vllm":
+        if self.path != "/v1/chat/completions":
+            judge.asked.append(self.path)
+        if self.path in judge.facts:
+            found = judge.facts[self.path]
+            self.send(200, found(body) if callable(found) else found)
+        elif self.path == "/tokenize" and judge.reads == "vllm" and judge.count is None:
             tokens = judge.tokenize(body["prompt"])
             self.send(200, {"tokens": tokens, "count": len(tokens), "max_model_len": 4096})
         elif self.path == "/v1/chat/completions":
@@ -255,6 +284,13 @@ class _Handler(BaseHTTPRequestHandler):
         if judge.reads == "hosted" and unknown:
             self.send(400, {"error": {"message": f"Unrecognized request arguments: {', '.join(sorted(unknown))}"}})
             return
+        if judge.count is not None:
+            wanted = judge.prompt_tokens(body) + body.get("max_tokens", 0)
+            judge.largest = max(judge.largest, wanted)
+            if judge.max_model_len is not None and wanted > judge.max_model_len:
+                said = f"This model's maximum context length is {judge.max_model_len} tokens; this needs {wanted}."
+                self.send(400, {"error": {"message": said}})
+                return
         if fault == "drop" or judge.stopping.is_set():
             self.close_connection = True
             return
@@ -293,7 +329,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "truncated":
             message["content"], finish = "<think>Let me see. Response", "length"
         choice = {"index": 0, "message": message, "finish_reason": finish, "logprobs": judge.logprobs(body)}
-        prompt_tokens = len(json.dumps(body["messages"])) // 4
+        prompt_tokens = judge.prompt_tokens(body)
         usage = {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": 1 + len(str(message.get("content"))) // 4,

@@ -108,9 +108,11 @@ def _context(config: Mapping[str, Any], settings: VerlSettings, judge: JudgeConf
     prompt, response = config["data"]["max_prompt_length"], config["data"]["max_response_length"]
     template, (setting, writes) = _template_tokens(judge, slots), _writes(judge)
     size = judge.context_tokens or (8192 if judge.embedded else UNKNOWN_CONTEXT)
-    assumed = f" (assumed; set {SECTION}.judge.context_tokens)" if judge.base_url else " (assumed)"
+    told = f" (assumed; the run asks the server, or set {SECTION}.judge.context_tokens)"
+    assumed = told if judge.base_url else " (assumed)"
     where = "" if judge.context_tokens or judge.embedded else assumed
-    texts = [min(length, judge.max_candidate_tokens or length) for length in (prompt, *[response] * slots)]
+    response = min(response, judge.max_candidate_tokens or response)
+    texts = [prompt, *[response] * slots]
     needed, room = template + writes + sum(texts), size - template - writes
     data = {"needed": needed, "context": size, "slots": slots, "template": template, "reply": writes}
     figures = (
@@ -123,9 +125,6 @@ def _context(config: Mapping[str, Any], settings: VerlSettings, judge: JudgeConf
         f"raise reward.reward_model.rollout.max_model_len or the server's context, or lower data.max_response_length or "
         f"{SECTION}.judge.{setting}"
     )
-    if judge.max_candidate_tokens:
-        detail = f"{figures}; {SECTION}.judge.max_candidate_tokens={judge.max_candidate_tokens} is too much: remove it"
-        return Check("context", "failed", detail, data)
     level = common_length(room, texts)
     status: Literal["note", "failed"] = "failed" if level < max(LEAST_TEXT, response // 10) else "note"
     left = f"so the judge sees at most {max(0, level)} tokens of each text, their middles cut out"

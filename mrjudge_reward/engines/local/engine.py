@@ -27,7 +27,7 @@ from mrjudge_reward.types import EngineFailure, Reply, Request, Sampling, Usage
 
 from .batches import Prompt, batches, padded
 from .chat_template import ChatTemplate
-from .model import check_weights, fingerprint, folder_version, loaded_whole, sharded_by_trainer
+from .model import check_weights, context_of, fingerprint, folder_version, loaded_whole, sharded_by_trainer
 from .reading import GREEDY, next_logits
 from .sampling import RowSampler
 from .vision import ImageReader, load_processor, pictures_of, vision_model
@@ -152,7 +152,7 @@ class TransformersEngine(Engine):
         self._hidden = hidden_tokens(tokenizer)
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         config = self._model.config.get_text_config()
-        self.context_tokens: int | None = getattr(config, "max_position_embeddings", None)
+        self.context_tokens: int | None = context_of(config, tokenizer)
         self.reserved = frozenset(token.content for token in tokenizer.added_tokens_decoder.values())
         stop = self._model.generation_config.eos_token_id
         stops = stop if isinstance(stop, list) else [stop]

@@ -16,6 +16,8 @@ _SAMPLES = 64
 _EFFICIENT = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 _loading = threading.Lock()
 
+_ENDLESS = 10**9  # tokenizers that know no bound say 10**30
+
 
 def folder_version(source: Any) -> str:
     """Sizes and times of a local model's files, so that a model trained anew in its place is another one to a cache."""
@@ -24,6 +26,12 @@ def folder_version(source: Any) -> str:
         return ""
     files = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in folder.iterdir() if f.is_file())
     return " " + hashlib.blake2b(repr(files).encode(), digest_size=6).hexdigest()
+
+
+def context_of(config: Any, tokenizer: Any) -> int | None:
+    """The most tokens that a model takes: as its config says, else its tokenizer; None if neither does."""
+    size = getattr(config, "max_position_embeddings", None) or getattr(tokenizer, "model_max_length", None)
+    return int(size) if size and size < _ENDLESS else None
 
 
 def sharded_by_trainer() -> bool:

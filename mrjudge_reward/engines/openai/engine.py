@@ -39,7 +39,6 @@ import asyncio
 import concurrent.futures
 import ipaddress
 import json
-import math
 import os
 import threading
 import urllib.parse
@@ -55,6 +54,8 @@ from mrjudge_reward.messages import as_messages
 from mrjudge_reward.types import EngineFailure, Reply, Request
 
 from .connection import Connection
+from .context import ContextWindow
+from .counting import Estimate, ServerCounts
 from .reading import LabelReader
 from .wire import ChatBody, written_reply
 
@@ -72,7 +73,8 @@ class OpenAIEngine(Engine):
         api_key_env: the variable that holds it; a server that wants none gets ``"none"``.
         max_concurrency: most requests in flight.
         deadline_s: seconds within which all tries of a request must end.
-        context_tokens: the most tokens a request and its reply may hold together, if known.
+        context_tokens: the most tokens a request and its reply may hold together; the server is asked besides, and the
+            smaller number holds.
         extra_body: further fields of every request, e.g. ``{"chat_template_kwargs": {"enable_thinking": False}}``. They
             win over our own; ``None`` as a value removes a field, e.g. ``{"temperature": None}`` for hosted models
             that reject it.
@@ -116,7 +118,8 @@ class OpenAIEngine(Engine):
         self.base_url = base_url.rstrip("/")
         self.max_concurrency = max_concurrency
         self.deadline_s = deadline_s
-        self.context_tokens = context_tokens
+        self._context = ContextWindow(model, self.base_url, context_tokens)
+        self._estimate = Estimate()
         self.extra_body = dict(extra_body or {})
         self.can_read = can_read is not False
         self.identity = f"openai:{model}"  # not the address: the same judge elsewhere says the same
@@ -129,7 +132,9 @@ class OpenAIEngine(Engine):
         self.structured_output = structured_output
         self._api_key, self._api_key_env = api_key, api_key_env
         self._body = ChatBody(model, token_parameter, self.extra_body, fold_system, structured_output)
-        self._reader = LabelReader(self._body, self.base_url.removesuffix("/v1") + "/tokenize", top_logprobs)
+        tokenize_url = self.base_url.removesuffix("/v1") + "/tokenize"
+        self._counts = ServerCounts(model, tokenize_url)
+        self._reader = LabelReader(self._body, tokenize_url, top_logprobs)
         if not self.can_read:
             self._reader.refuse("the engine was built with can_read=False")
         self._pid = os.getpid()
@@ -220,10 +225,43 @@ class OpenAIEngine(Engine):
         self.can_read = not self._reader.refusal
         return None if found[-1:] != [None] and self.can_read else self.can_read
 
+    @property
+    def context_tokens(self) -> int | None:
+        """The most tokens a request and its reply may hold together: the smaller of what was given and what the server
+        says, which is asked when this is first looked at; None if neither says."""
+
+        async def ask(connection: Connection) -> None:
+            async with connection.probing:
+                if self._context.is_due:
+                    await self._context.ask(connection.client, self.deadline_s)
+
+        if self._context.is_due:
+            self._wait_for(ask)
+        return self._context.known
+
+    @context_tokens.setter
+    def context_tokens(self, tokens: int | None) -> None:
+        self._context.given = tokens
+
     def count_tokens(self, text: str) -> int:
-        """An upper estimate: three ASCII characters to a token, and every byte of anything else one."""
-        ascii_count = sum(map(str.isascii, text))
-        return math.ceil(ascii_count / 3) + len(text.encode("utf-8", errors="surrogatepass")) - ascii_count
+        """As the server counts (``/tokenize``), else an upper estimate; see ``counting``."""
+
+        async def ask(connection: Connection) -> None:
+            async with connection.probing:
+                await self._counts.find_out(connection.client)
+            if self._counts.can_be_asked:
+                await self._counts.ask(connection.client, text)
+
+        if text and self._counts.known(text) is None and self._counts.can_be_asked:
+            self._wait_for(ask)
+        count = self._counts.known(text)
+        return self._estimate(text) if count is None else count
+
+    def _learn(self, request: Request, reply: Reply | EngineFailure) -> None:
+        """See what a prompt took, where that is estimated."""
+        told = isinstance(reply, Reply) and reply.usage.prompt_tokens
+        if told and not self._counts.is_understood and not any(message.images for message in request.messages):
+            self._estimate.learn([*(message.text for message in request.messages), request.prefill], told)
 
     def close(self) -> None:
         """Cancel what is in flight and close all connections; a later call opens new ones."""
@@ -284,6 +322,7 @@ class OpenAIEngine(Engine):
                 async with connection.slots:
                     try:
                         replies[index] = await work(connection, request)
+                        self._learn(request, replies[index])
                     except InputError as error:
                         replies[index] = EngineFailure("image", str(error)[:500], transient=False)
                     except Exception as error:  # noqa: BLE001 (one bad request must not cost the batch)

@@ -148,6 +148,12 @@ def charts_of(run: RunLog, trainer: TrainerLogs) -> list[dict[str, Any]]:
             [line("sanitized", metric("sanitized_rate"))],
             **share,
         ),
+        chart(
+            "Texts cut",
+            "Completions that the judge did not see whole, or not the whole of what they answer.",
+            [line("cut", metric("cut_rate"))],
+            **share,
+        ),
         _seconds(run, train, trainer),
         chart(
             "Judge calls",
@@ -275,6 +281,14 @@ def findings_of(run: RunLog) -> list[dict[str, str]]:
     if now["sanitized_rate"] > 0.02 and now["sanitized_rate"] > 2 * begun["sanitized_rate"]:
         said = f"{begun['sanitized_rate']:.0%} of the completions at first, {now['sanitized_rate']:.0%} at last"
         found.append(("bad", f"The policy writes more and more of what would speak for the judge: {said}."))
+    if whole.cut:
+        found.append(
+            (
+                "warn",
+                f"{whole.cut / max(1, whole.candidates):.0%} of the completions were not judged whole: they, or what they "
+                "answer, did not fit the judge's context or max_candidate_tokens.",
+            )
+        )
     if now["length_correlation"] > 0.3:
         found.append(("warn", f"Long answers are paid for: correlation {now['length_correlation']:.2f} inside groups."))
     if now["position_consistency"] < 0.7:

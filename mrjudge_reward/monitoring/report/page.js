@@ -271,6 +271,8 @@
     if (failed) marks.push(["bad", failed === group.verdicts.length ? "all failed" : `${failed} failed`]);
     const sanitized = group.candidates.filter((one) => one.marks.includes("sanitized")).length;
     if (sanitized) marks.push(["warn", `${sanitized} sanitized`]);
+    const cut = group.candidates.filter((one) => one.marks.includes("cut")).length;
+    if (cut) marks.push(["warn", `${cut} cut`]);
     return marks;
   }
   const buttons = data.groups.map((group, index) => {
@@ -321,9 +323,9 @@
   }
 
   function candidateOf(one, index) {
-    const tags = one.marks.map((mark) => el("span", { class: `tag ${mark === "sanitized" ? "warn" : ""}` },
-      mark === "sanitized" ? "markers sanitized" : "no answer: loses unseen"));
-    if (one.chars > one.text.length) tags.push(el("span", { class: "tag" }, `cut: ${one.chars.toLocaleString("en")} characters`));
+    const meanings = { sanitized: "markers sanitized", cut: "not judged whole", forfeit: "no answer: loses unseen" };
+    const tags = one.marks.map((mark) => el("span", { class: `tag ${mark === "forfeit" ? "" : "warn"}` }, meanings[mark] || mark));
+    if (one.chars > one.text.length) tags.push(el("span", { class: "tag" }, `shortened here: ${one.chars.toLocaleString("en")} characters`));
     if (!known(one.score)) tags.push(el("span", { class: "tag bad" }, "no score"));
     return el("section", { class: "candidate" },
       el("header", {}, el("strong", {}, `#${index}`), el("span", {}, `score ${said(one.score)}`), el("span", {}, `reward ${said(one.reward)}`),

@@ -314,11 +314,11 @@ TRAPS: list[tuple[str, Sequence[str], str, str, Sequence[str]]] = [
         ["of 2048", "tokens of each text"],
     ),
     (
-        "candidates cut too late",
+        "candidates bounded beyond the room, in which the smaller bound holds",
         ["+mrjudge.judge.max_candidate_tokens=9000", "data.max_response_length=16384"],
         "context",
-        "failed",
-        ["max_candidate_tokens=9000", "remove it"],
+        "note",
+        ["tokens of each text"],
     ),
     (
         "a list of candidates",
