@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
+from .credentials import CONFIDENTIAL, without_credentials
 from .errors import ConfigError
 
 
@@ -35,15 +38,20 @@ class Settings(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            faults = {
-                str(e["loc"][0]): f"{e['msg'].removeprefix('Value error, ')} (got {e['input']!r:.100})"
-                for e in error.errors()
-            }
+            faults = {str(e["loc"][0]): e["msg"].removeprefix("Value error, ") + _came(e) for e in error.errors()}
             said = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
-            raise ConfigError(f"{self.where}: {said}" if self.where else said) from error
+            raise ConfigError(f"{self.where}: {said}" if self.where else said) from None  # pydantic's repeats what came
 
     def is_set(self, name: str) -> bool:
         """Whether a setting differs from its default."""
         value: Any = getattr(self, name)
         default: Any = type(self).model_fields[name].get_default(call_default_factory=True)
         return bool(value != default)
+
+
+def _came(fault: ErrorDetails) -> str:
+    """What came, unless it may be a credential."""
+    came = fault["input"]
+    if CONFIDENTIAL & set(map(str, fault["loc"])) or (isinstance(came, Mapping) and CONFIDENTIAL & came.keys()):
+        return f" (got {type(came).__name__}, not shown)"
+    return f" (got {without_credentials(repr(came)):.100})"

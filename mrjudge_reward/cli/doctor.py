@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.engines.embedded import PACKAGE, cache_dir
-from mrjudge_reward.engines.openai.engine import is_here
+from mrjudge_reward.engines.openai.access import is_here
 from mrjudge_reward.errors import MRJudgeError
 from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.messages import as_messages
