@@ -158,6 +158,17 @@ def put_aside(settings: Mapping[str, Any]) -> dict[str, Any]:
     return aside
 
 
+def hidden_within(value: Any) -> Any:
+    """The same, for settings of judges wherever they stand within others.
+
+    Raises:
+        ConfigError: see ``put_aside``.
+    """
+    if isinstance(value, dict):
+        return {name: hidden_within(item) for name, item in put_aside(value).items()}
+    return [hidden_within(item) for item in value] if type(value) is list else value
+
+
 def hidden_fields(fields: Mapping[str, Any], setting: str) -> dict[str, Any]:
     """Fields of a body or headers, each credential in them hidden."""
 
@@ -291,7 +302,9 @@ def reply_fields_hash(body: Mapping[str, Any]) -> str:
 
     def of(value: Any, path: tuple[str, ...]) -> Any:
         if isinstance(value, Mapping):
-            kept = {name: of(item, (*path, str(name))) for name, item in value.items() if not credential(path, name, item)}
+            kept = {
+                name: of(item, (*path, str(name))) for name, item in value.items() if not credential(path, name, item)
+            }
             return {name: item for name, item in kept.items() if item != {} or value[name] == {}}
         return value
 

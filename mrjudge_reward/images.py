@@ -38,6 +38,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+from .credentials import without_credentials
 from .errors import InputError, require
 
 MAX_PIXELS = 1280 * 28 * 28
@@ -216,7 +217,7 @@ def _name(image: Any) -> str:
     if isinstance(image, str) and image.startswith("data:"):
         return f"the image in a data URL of {len(image)} characters"
     if isinstance(image, str | os.PathLike):
-        return f"the image {os.fspath(image)!r:.300}"
+        return f"the image {without_credentials(repr(os.fspath(image))):.300}"
     if isinstance(image, bytes | bytearray):
         return f"the image of {len(image)} bytes"
     if isinstance(image, Picture) or _is_pil(image):

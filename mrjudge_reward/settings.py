@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from .credentials import CONFIDENTIAL, without_credentials
+from .credentials import CONFIDENTIAL, hidden_within, without_credentials
 from .errors import ConfigError
 
 
@@ -36,10 +36,10 @@ class Settings(BaseModel):
                 hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
                 raise ConfigError(f"unknown setting {key!r}{place}; {hint}")
         try:
-            super().__init__(**values)
+            super().__init__(**{name: hidden_within(value) for name, value in values.items()})
         except ValidationError as error:
             faults = {str(e["loc"][0]): e["msg"].removeprefix("Value error, ") + _came(e) for e in error.errors()}
-            said = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
+            said = "; ".join(f"{name}: {fault.removeprefix(f'{name} ')}" for name, fault in faults.items())
             raise ConfigError(f"{self.where}: {said}" if self.where else said) from None  # pydantic's repeats what came
 
     def is_set(self, name: str) -> bool:
@@ -55,3 +55,11 @@ def _came(fault: ErrorDetails) -> str:
     if CONFIDENTIAL & set(map(str, fault["loc"])) or (isinstance(came, Mapping) and CONFIDENTIAL & came.keys()):
         return f" (got {type(came).__name__}, not shown)"
     return f" (got {without_credentials(repr(came)):.100})"
+
+
+def yaml_fault(error: Exception) -> str:
+    """What is wrong with a YAML text and where, without the line itself, which may hold a credential."""
+    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+    if problem is None:
+        return without_credentials(" ".join(str(error).split()))
+    return f"{problem}, line {mark.line + 1}, column {mark.column + 1}" if mark is not None else str(problem)

@@ -414,7 +414,7 @@ def test_markers_that_the_wording_does_not_ask_for_are_refused(tmp_path: Path):
 
 @pytest.mark.parametrize("address", ["localhost:8000", "127.0.0.1:8000/v1", "file:///etc", "", "//host/v1"])
 def test_an_address_that_no_server_has_is_refused(address: str):
-    with pytest.raises(ConfigError, match="base_url must begin with http"):
+    with pytest.raises(ConfigError, match="base_url: must begin with http"):
         JudgeConfig(model="m", base_url=address)
 
 

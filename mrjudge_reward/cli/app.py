@@ -58,7 +58,9 @@ def _examiner(framework: str) -> Callable[[str, Sequence[str]], list[Check]]:
 def _load(path: Path | None, settings: list[str]) -> JudgeConfig:
     import yaml
 
+    from mrjudge_reward.credentials import without_credentials
     from mrjudge_reward.judge import JudgeConfig
+    from mrjudge_reward.settings import yaml_fault
 
     overrides: dict[str, Any] = {}
     for setting in settings:
@@ -66,9 +68,9 @@ def _load(path: Path | None, settings: list[str]) -> JudgeConfig:
         try:
             overrides[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise ConfigError(f"--set {setting}: the value is not YAML: {' '.join(str(error).split())}") from error
+            raise ConfigError(f"--set {key}: the value is not YAML: {yaml_fault(error)}") from None
         if not equals:
-            raise ConfigError(f"--set takes KEY=VALUE; got {setting!r}")
+            raise ConfigError(f"--set takes KEY=VALUE; got {without_credentials(repr(setting))}")
     return JudgeConfig.load(path, **overrides) if path is not None else JudgeConfig(**overrides)
 
 

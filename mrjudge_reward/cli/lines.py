@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import typer
 
+from mrjudge_reward.credentials import reply_fields_hash
 from mrjudge_reward.errors import InputError
 from mrjudge_reward.images import fingerprint
 from mrjudge_reward.monitoring.explain import printable, verdict_record
@@ -32,9 +33,10 @@ if TYPE_CHECKING:
     from mrjudge_reward.judge import Judge, JudgeConfig
 
 _NOT_OF_SCORES = {
-    "api_key_env", "max_concurrency", "deadline_s", "device", "batch_size", "batch_tokens", "cache",
-    "max_failed_fraction", "failure_window", "centre", "length_weight", "gpu_memory_utilization", "tensor_parallel_size",
-    "colocated", "sleep_level", "turn_wait_s", "token_parameter", "top_logprobs",
+    "base_url", "api_key_env", "extra_headers", "insecure_http", "extra_body", "max_concurrency", "deadline_s", "device",
+    "batch_size", "batch_tokens", "cache", "max_failed_fraction", "failure_window", "centre", "length_weight",
+    "gpu_memory_utilization", "tensor_parallel_size", "colocated", "sleep_level", "turn_wait_s", "token_parameter",
+    "top_logprobs",
 }  # fmt: skip
 """Settings that say where, how fast and how long to judge, or how scores become rewards: no part of a line's digest."""
 
@@ -173,7 +175,8 @@ def read_items(
 
     form = config.judge_format
     wording = load_template(form.template) if hasattr(form, "template") else None
-    settings = repr((config.model_dump(exclude=_NOT_OF_SCORES), form, wording)).encode()
+    body = reply_fields_hash(config.extra_body)
+    settings = repr((config.model_dump(exclude=_NOT_OF_SCORES), body, form, wording)).encode()
     for line, raw in enumerate(stream, 1):
         if not raw.strip():
             continue

@@ -9,12 +9,13 @@ import json
 import os
 import re
 import urllib.parse
-from collections.abc import Iterable, Mapping
+import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from mrjudge_reward.credentials import Address, Hidden, credentials_in, is_hidden, revealed
+from mrjudge_reward.credentials import Address, Hidden, credentials_in, is_hidden, revealed, without_credentials
 from mrjudge_reward.errors import ConfigError
 
 _NO_KEYS = frozenset({"", "none", "empty", "dummy"})
@@ -123,20 +124,30 @@ class Access:
                 data = data.replace(form, b"***")
         return data
 
+    def redirect(self, place: str) -> str:
+        """What is said of a redirect."""
+        place = self.cleaned_text(without_credentials(place))
+        return f"the server redirects to {place}, and keys follow no redirect: if you trust it, set base_url to it"
+
     def cleaned_text(self, text: str) -> str:
         """A text that may quote a server, e.g. of an error."""
         return self.cleaned(text.encode(errors="surrogatepass"), failed=True).decode(errors="surrogatepass")
 
 
-def proxy_of(url: str, names: Iterable[str] = ("all",)) -> str | None:
-    """The proxy that the environment names for a URL; none stands before a server on this machine."""
-    import urllib.request
+class NoRedirect(urllib.request.HTTPRedirectHandler):
+    """For ``urllib``, which would send a key on to wherever a redirect leads."""
 
+    def redirect_request(self, *_: Any) -> None:
+        """Follow none."""
+
+
+def proxy_of(url: str) -> str | None:
+    """The proxy that the environment names for a URL; none stands before a server on this machine."""
     if is_here(url):
         return None
     parts = urllib.parse.urlsplit(url)
     proxies = urllib.request.getproxies()
-    found = next((proxies[name] for name in (parts.scheme, *names) if name in proxies), None)
+    found = next((proxies[name] for name in (parts.scheme, "all") if name in proxies), None)
     if found is None or urllib.request.proxy_bypass(parts.netloc):
         return None
     return found if "://" in found else f"http://{found}"

@@ -10,8 +10,6 @@ import json
 import sys
 from typing import Any
 
-from mrjudge_reward.credentials import without_credentials
-
 from .access import Access
 
 _OF_THE_CLIENT = frozenset({"accept", "accept-encoding", "connection", "content-type", "user-agent"})
@@ -44,8 +42,7 @@ class OneServerTransport:
         response = await self._inner.handle_async_request(await self._told(request))
         if response.is_redirect:
             await response.aclose()
-            place = self._access.cleaned_text(without_credentials(response.headers["location"]))
-            said = f"the server redirects to {place}, and keys follow no redirect: if you trust it, set base_url to it"
+            said = self._access.redirect(response.headers["location"])
             response = self._http.Response(response.status_code, json={"error": {"message": said}})
         await response.aread()
         failed = response.status_code >= 300
