@@ -3,7 +3,8 @@
 The key of a call is everything that decides its answer: the engine's identity (model, revision, adapter, precision,
 tokenizer; not its address), the verb, and the whole request (rendered messages, prefill, labels, sampling, stop strings,
 seed). What is kept is the engine's raw reply, so a stricter parser applies to old replies as well. Failures are never kept.
-An image counts by its content, so a file that has changed is another image (what lies behind a web address is not looked at).
+An image counts by its content, so a file that has changed is another image (what lies behind a web address is not looked
+at).
 """
 
 from __future__ import annotations

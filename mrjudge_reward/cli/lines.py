@@ -11,7 +11,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
@@ -22,7 +22,7 @@ import typer
 
 from mrjudge_reward.credentials import reply_fields_hash
 from mrjudge_reward.errors import InputError
-from mrjudge_reward.images import fingerprint
+from mrjudge_reward.images import fingerprint, placed
 from mrjudge_reward.monitoring.explain import printable, verdict_record
 from mrjudge_reward.training.items import with_images
 from mrjudge_reward.types import Group, Judgement
@@ -95,26 +95,32 @@ def _parsed(raw: bytes) -> dict[str, Any]:
 _FIELDS = {"prompt": (str, list), "candidates": list, "reference": str, "rubric": str, "images": list}
 
 
-def _placed(part: Any, folder: Path) -> Any:
-    """An image, or a part of a message, with a path that is relative to the input's folder."""
-    if isinstance(part, str):
-        relative = not part.startswith("data:") and "://" not in part
-        return str(folder / part) if relative else part
-    if isinstance(part, dict):
-        return {
-            name: _placed(value, folder) if name in ("image", "url", "path", "image_url") else value
-            for name, value in part.items()
-        }
-    return part
+@dataclass(frozen=True)
+class ImageSource:
+    """Where the images of an input may come from; see ``images.placed``."""
+
+    folder: Path = Path()
+    allowed: Sequence[str] = ()
+
+    def placed(self, part: Any) -> Any:
+        """An image, or a part of a message with one, as it is to be opened."""
+        if isinstance(part, str):
+            return placed(part, self.folder, self.allowed)
+        if isinstance(part, dict):
+            return {
+                name: self.placed(value) if name in ("image", "url", "path", "image_url") else value
+                for name, value in part.items()
+            }
+        return part
 
 
-def _turn(turn: Any, folder: Path) -> Any:
+def _turn(turn: Any, source: ImageSource) -> Any:
     if isinstance(turn, dict) and isinstance(turn.get("content"), list):
-        return turn | {"content": [_placed(part, folder) for part in turn["content"]]}
+        return turn | {"content": [source.placed(part) for part in turn["content"]]}
     return turn
 
 
-def _group(record: dict[str, Any], key: str, folder: Path) -> Group:
+def _group(record: dict[str, Any], key: str, source: ImageSource) -> Group:
     from mrjudge_reward.scoring.tally import MAX_GROUP
 
     for field, kinds in _FIELDS.items():
@@ -133,8 +139,8 @@ def _group(record: dict[str, Any], key: str, folder: Path) -> Group:
     for index, candidate in enumerate(record["candidates"]):
         if not isinstance(candidate, str | list):
             raise InputError(f"candidates[{index}]: must be text; got {candidate!r:.60}")
-        parts = candidate if isinstance(candidate, str) else [_placed(part, folder) for part in candidate]
         try:
+            parts = candidate if isinstance(candidate, str) else [source.placed(part) for part in candidate]
             Group.of("", [parts])
         except (InputError, TypeError) as error:
             raise InputError(f"candidates[{index}]: {error}") from error
@@ -143,8 +149,8 @@ def _group(record: dict[str, Any], key: str, folder: Path) -> Group:
     if not prompt:
         raise InputError("prompt: must not be empty")
     try:
-        messages = prompt if isinstance(prompt, str) else [_turn(turn, folder) for turn in prompt]
-        beside = [_placed(image, folder) for image in record.get("images") or ()]
+        messages = prompt if isinstance(prompt, str) else [_turn(turn, source) for turn in prompt]
+        beside = [source.placed(image) for image in record.get("images") or ()]
         shown = with_images(messages, beside)
         return Group.of(shown, candidates, key, record.get("reference"), record.get("rubric"))
     except (InputError, TypeError) as error:
@@ -164,12 +170,12 @@ def _image_contents(group: Group) -> list[str]:
 
 
 def read_items(
-    stream: BinaryIO, name: str, config: JudgeConfig, counts: Counts, folder: Path = Path()
+    stream: BinaryIO, name: str, config: JudgeConfig, counts: Counts, images: ImageSource = ImageSource()
 ) -> Iterator[InputLine]:
     """The input lines, in order; what is wrong with one is said at once and kept in its place.
 
     Args:
-        folder: to which paths of images are relative.
+        images: where images may come from.
     """
     from mrjudge_reward.prompting.rendering import load_template
 
@@ -190,7 +196,7 @@ def read_items(
                 if type(given) not in (str, int):
                     raise InputError(f"id: must be text or a whole number; got {given!r:.60}")
                 key = given
-            group = _group(record, str(key), folder)
+            group = _group(record, str(key), images)
             content = [key, *(record.get(field) for field in ("prompt", "candidates", "reference", "rubric"))]
             content += _image_contents(group)
         except InputError as error:

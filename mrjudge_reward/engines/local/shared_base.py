@@ -88,7 +88,9 @@ class SharedBaseEngine(TransformersEngine):
         self.weights_may_change = any(parameter.requires_grad for parameter in judging)
         base = getattr(model, "name_or_path", "") or type(model.get_base_model()).__name__
         extras = (f"+{adapter}" if adapter else "") + template_kwargs_version(chat_template_kwargs)
-        weights = f"{judging[0].dtype}{folder_version(adapter)}{tokenizer_version(self._tokenizer)} {fingerprint(judging)}"
+        weights = (
+            f"{judging[0].dtype}{folder_version(adapter)}{tokenizer_version(self._tokenizer)} {fingerprint(judging)}"
+        )
         self.identity = f"shared_base:{base}{extras} {weights}"
 
     def _padded(self, prompts: Any) -> tuple[Any, Any]:
