@@ -1,9 +1,9 @@
 """A run's log: what the judge did, batch by batch, for ``mrjudge report`` and whoever reads JSON lines.
 
 One file per rank and reward, ``judge.rank0.jsonl``, in the run's folder. A line is complete when it is there: it is appended
-and flushed at once, and a line that a crash cut off is ignored on reading and removed when the run goes on. One process writes
-to a file at a time. What is logged never ends a run: where the disk or another writer says no, one warning is all that
-happens, and what follows is tried again.
+and flushed at once, and a line that a crash cut off is ignored on reading and removed when the run goes on. One process
+writes to a file at a time. What is logged never ends a run: where the disk or another writer says no, one warning is all
+that happens, and what follows is tried again.
 
 =============  ======================================================================================================
 a line's kind  holds

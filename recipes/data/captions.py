@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from mrjudge_reward.errors import InputError
+from mrjudge_reward.images import placed
 from mrjudge_reward.training.items import Item, from_choice
 from mrjudge_reward.training.tasks import Split, split_of
 
@@ -56,7 +57,7 @@ def read_captions(path: str, categories: Sequence[str] = (), without: Sequence[s
             raise InputError(f"{path}, line {number}: {error!r}; image, caption and category are needed") from error
         if not all(isinstance(text, str) and text.strip() for text in texts):
             raise InputError(f"{path}, line {number}: image, caption and category must be texts; got {texts!r:.200}")
-        found.append(Captioned(str((file.parent / texts[0]).resolve()), texts[1].strip(), texts[2]))
+        found.append(Captioned(placed(texts[0], file.parent), texts[1].strip(), texts[2]))
     if unknown := {*categories, *without} - {row.category for row in found}:
         raise InputError(f"{path} has no category {', '.join(sorted(unknown))}")
     return [row for row in found if (not categories or row.category in categories) and row.category not in without]
