@@ -360,7 +360,7 @@ def judge_of(server: EchoingServer, **more: Any) -> Judge:
     return JudgeConfig(**{"model": "judge", "base_url": url, **settings, **more}).build()
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_judge_works_in_a_process_of_multiprocessing(method: str, tmp_path: Path):
     context = multiprocessing.get_context(method)
     with EchoingServer() as server, warnings.catch_warnings():
@@ -384,45 +384,49 @@ def test_a_copy_of_a_judge_works_beside_it(copied: Callable[[Judge], Judge]):
         assert server.seen[0][1] == server.seen[-1][1]
 
 
+ELSEWHERE = """
+import pickle, sys
+from mrjudge_reward.errors import ConfigError
+for data in pickle.load(open(sys.argv[1], "rb")):
+    try:
+        judge = pickle.loads(data)
+        print(judge.rank("Which?", ["short", "somewhat longer"]).best)
+        judge.close()
+    except ConfigError as error:
+        print("ConfigError:", error)
+"""
+
+
 def test_a_pickle_in_another_process_says_what_to_do_and_works_with_names_of_variables(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setenv("MY_KEY", "k-s3cr3t")
     monkeypatch.setenv("MY_TOKEN", "t-s3cr3t")
-    code = (
-        "import pickle, sys\n"
-        "from mrjudge_reward.errors import ConfigError\n"
-        "try:\n"
-        "    judge = pickle.load(open(sys.argv[1], 'rb'))\n"
-        "    print(judge.rank('Which?', ['short', 'somewhat longer']).best)\n"
-        "    judge.close()\n"
-        "except ConfigError as error:\n"
-        "    print('ConfigError:', error)\n"
-    )
-
-    def elsewhere(judge: Judge) -> str:
-        data = pickle.dumps(judge)
-        assert b"s3cr3t" not in data
-        (tmp_path / "judge.pickle").write_bytes(data)
-        command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "judge.pickle")]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
-
+    named = {"extra_headers": {"X-Token": "env:MY_TOKEN"}, "extra_body": {"token": "env:MY_TOKEN", "top_k": 1}}
     with EchoingServer() as server:
         plain = f"http://127.0.0.1:{server.port}/v1"
-        assert re_said(elsewhere(judge_of(server)), "base_url", "env:NAME")
-        assert re_said(elsewhere(judge_of(server, base_url=plain)), "extra_body.token", "env:NAME")
-        engine = OpenAIEngine("judge", plain, api_key="a-s3cr3t")
-        assert re_said(elsewhere(Judge(engine, verdict="generate", format="choice")), "api_key", "api_key_env")
-        named = {"extra_headers": {"X-Token": "env:MY_TOKEN"}, "extra_body": {"token": "env:MY_TOKEN", "top_k": 1}}
-        assert elsewhere(judge_of(server, base_url=plain, api_key_env="MY_KEY", **named)) == "1"
+        given = OpenAIEngine("judge", plain, api_key="a-s3cr3t")
+        judges = [
+            judge_of(server),
+            judge_of(server, base_url=plain),
+            Judge(given, verdict="generate", format="choice"),
+            judge_of(server, base_url=plain, api_key_env="MY_KEY", **named),
+        ]
+        pickles = [pickle.dumps(judge) for judge in judges]
+        (tmp_path / "judges.pickle").write_bytes(pickle.dumps(pickles))
+        command = [sys.executable, "-W", "ignore", "-c", ELSEWHERE, str(tmp_path / "judges.pickle")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    for line, parts in zip(
+        said[:3], (("base_url", "env:"), ("extra_body.token", "env:"), ("api_key", "api_key_env")), strict=True
+    ):
+        assert line.startswith("ConfigError: ")
+        assert all(part in line for part in parts)
+    assert said[3:] == ["1"]
+    assert b"s3cr3t" not in b"".join(pickles)
     _, headers, body = server.seen[-1]
     assert (headers["authorization"], headers["x-token"], body["token"]) == ("Bearer k-s3cr3t", "t-s3cr3t", "t-s3cr3t")
-
-
-def re_said(said: str, *parts: str) -> bool:
-    return said.startswith("ConfigError: ") and all(part in said for part in parts)
 
 
 def test_settings_within_other_settings_are_hidden_too():
@@ -493,7 +497,7 @@ def test_a_run_with_credentials_everywhere_writes_none(
     said: list[Any] = []
     try:
         with (
-            EchoingServer(lambda number: (200, 400, 200, 401, 500, 200)[number % 6]) as server,
+            EchoingServer(lambda number: (200, 400, 200, 401, 404, 200)[number % 6]) as server,
             warnings.catch_warnings(record=True) as warned,
         ):
             warnings.simplefilter("always")
@@ -536,8 +540,8 @@ def test_a_run_with_credentials_everywhere_writes_none(
             config_file.write_text(json.dumps(settings))
             for command in (
                 ["rank", str(source), "-o", str(written / "out.jsonl"), "-c", str(config_file)],
-                ["doctor", "-c", str(config_file)],
-                ["doctor", "--json", "--show-prompt", "-c", str(config_file)],
+                *([["doctor", "-c", str(config_file)]] if way == "login" else []),
+                *([["doctor", "--json", "--show-prompt", "-c", str(config_file)]] if way == "environment" else []),
                 ["cache", str(written / "cache.sqlite")],
             ):
                 said.append(CliRunner().invoke(app, command).output)
