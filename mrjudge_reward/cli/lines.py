@@ -108,7 +108,7 @@ class ImageSource:
             return placed(part, self.folder, self.allowed)
         if isinstance(part, dict):
             return {
-                name: self.placed(value) if name in ("image", "url", "path", "image_url") else value
+                name: self.placed(value) if name in ("image", "url", "path", "bytes", "image_url") else value
                 for name, value in part.items()
             }
         return part
