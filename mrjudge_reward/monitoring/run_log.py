@@ -310,7 +310,7 @@ class RunLogWriter:
             text = ""
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self._sole is None or not self._sole.holds(self.path):
-                self._sole = _sole_writer(self.path)
+                self._sole, self._begun = _sole_writer(self.path), False
             if not self._begun:
                 _drop_torn_line(self.path)
                 text = _encoded({"kind": "start", "version": 1, "about": dict(about or {})})
