@@ -1,14 +1,14 @@
 """Ask each judge call once, across runs: replies on disk.
 
-The key of a call is everything that decides its answer: the engine's identity (model, adapter, precision), the verb, and
-the whole request (rendered messages, prefill, labels, sampling, stop strings, seed). What is kept is the engine's raw
-reply, so a stricter parser applies to old replies as well. Failures are never kept. An image counts by its content, so a
-file that has changed is another image (what lies behind a web address is not looked at).
+The key of a call is everything that decides its answer: the engine's identity (model, revision, adapter, precision,
+tokenizer; not its address), the verb, and the whole request (rendered messages, prefill, labels, sampling, stop strings,
+seed). What is kept is the engine's raw reply, so a stricter parser applies to old replies as well. Failures are never kept.
+An image counts by its content, so a file that has changed is another image (what lies behind a web address is not looked
+at).
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -17,6 +17,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -32,6 +33,8 @@ from .types import Reply, Request, Usage
 logger = logging.getLogger(__name__)
 
 Verb: TypeAlias = Literal["generate", "label_logprobs"]
+
+_ABANDONED: list[sqlite3.Connection] = []  # of a parent process
 
 _CHUNK = 500  # sqlite's default limit of variables in one statement is 999 in old builds
 
@@ -78,16 +81,15 @@ class ReplyCache:
         self._lock = threading.Lock()
         self._undecodable: set[bytes] = set()
         self._warned: set[str] = set()
-        self._owner = 0
+        self._owner = os.getpid()
         self._connection: sqlite3.Connection | None = None
         self._connect()
 
     def _connect(self) -> sqlite3.Connection:
-        # A connection must not cross a fork: each process opens its own.
-        if self._connection is None or self._owner != os.getpid():
+        if self._connection is None:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._connection, self._owner = self._open(), os.getpid()
+                self._connection = self._open()
             except (sqlite3.Error, OSError) as error:
                 raise ConfigError(f"{self.path} cannot serve as a reply cache ({error}); name another file") from error
         return self._connection
@@ -101,7 +103,7 @@ class ReplyCache:
             wait=wait_random(0.005, 0.05),
             reraise=True,
         ):
-            with attempt, contextlib.ExitStack() as undo:
+            with attempt, ExitStack() as undo:
                 connection = sqlite3.connect(self.path, timeout=self.timeout_s, check_same_thread=False)
                 undo.callback(connection.close)
                 connection.text_factory = bytes  # one row that is no UTF-8 must not cost the others
@@ -112,10 +114,21 @@ class ReplyCache:
                 undo.pop_all()
         return connection
 
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Hold the lock. After a fork it is a new one, as another thread may have held the old one at that moment, and the
+        connection is left alone: sqlite allows neither its use nor its end in another process."""
+        if self._owner != os.getpid():
+            if self._connection is not None:
+                _ABANDONED.append(self._connection)
+            self._connection, self._lock, self._owner = None, threading.Lock(), os.getpid()
+        with self._lock:
+            yield
+
     def get(self, keys: Sequence[bytes]) -> dict[bytes, Reply]:
         """The replies that are known."""
         found: dict[bytes, Reply] = {}
-        with self._lock:
+        with self._held():
             try:
                 for key, text in self._rows(list(keys)):
                     try:
@@ -143,7 +156,7 @@ class ReplyCache:
     def put(self, replies: dict[bytes, Reply]) -> None:
         """Keep replies; one that is there already stays, unless it could not be decoded."""
         rows = [(key, json.dumps(dataclasses.asdict(reply))) for key, reply in replies.items()]
-        with self._lock:
+        with self._held():
             spoiled = self._undecodable & replies.keys()
             try:
                 with self._connect() as transaction:
@@ -154,13 +167,13 @@ class ReplyCache:
                 self._warn("cannot be written", error, "judging goes on, and replies are not kept")
 
     def __len__(self) -> int:
-        with self._lock:
+        with self._held():
             return int(self._connect().execute("SELECT COUNT(*) FROM replies").fetchone()[0])
 
     def close(self) -> None:
         """Close the file; safe to call twice."""
-        with self._lock:
-            if self._connection is not None and self._owner == os.getpid():
+        with self._held():
+            if self._connection is not None:
                 self._connection.close()
             self._connection = None
 

@@ -29,7 +29,7 @@ from mrjudge_reward.scoring.schedules import SCHEDULES, Limits, Schedule
 
 from .errors import ConfigError
 from .images import MAX_PIXELS
-from .settings import Settings
+from .settings import Settings, yaml_fault
 from .types import Sampling
 
 FormatName: TypeAlias = Literal["auto", "choice", "ranking", "pair_scores", "score", "sentiment"]
@@ -194,7 +194,9 @@ class JudgeSettings(PromptSettings, VerdictSettings, ScheduleSettings, RatingSet
         """
         try:
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path}: {yaml_fault(error)}") from None
+        except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: {error}") from error
         if not isinstance(values, Mapping | None):
             raise ConfigError(f"{path} must hold settings (key: value); got {type(values).__name__}")

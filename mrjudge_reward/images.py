@@ -28,16 +28,23 @@ import base64
 import binascii
 import hashlib
 import io
+import ipaddress
 import math
 import os
+import re
+import socket
 import stat
 import threading
+import unicodedata
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
+from .credentials import without_credentials
 from .errors import InputError, require
 
 MAX_PIXELS = 1280 * 28 * 28
@@ -83,6 +90,78 @@ def bare(image: Any) -> Any:
 def is_web_address(image: Any) -> bool:
     """Whether it is a URL that only a server may fetch."""
     return isinstance(image, str) and image[:8].lower().startswith(_WEB)
+
+
+def placed(image: str, folder: Path, allowed: Sequence[str] = ()) -> str:
+    """An image that is named in a file which may come from anybody: the path that it stands for, or its address.
+
+    Args:
+        image: a path, absolute or relative to the folder; a ``file:``, ``data:`` or web address.
+        folder: of the file. Images come from below it, links followed.
+        allowed: further folders, and beginnings of web addresses.
+
+    Raises:
+        InputError: if it lies elsewhere, or is the address of the machine itself or of its network alone.
+    """
+    if image.startswith("data:"):
+        return image
+    if is_web_address(image):
+        if not any(is_web_address(one) and image.startswith(one) for one in allowed) and (
+            fault := local_address(image)
+        ):
+            raise InputError(f"{_name(image)} {fault}; if you trust whoever made the file, allow it by its beginning")
+        return image
+    path = unquote(image[7:]) if image[:7].lower() == "file://" else image
+    roots = [folder, *(Path(one) for one in allowed if not is_web_address(one))]
+    try:
+        found = (folder / path).resolve()
+        if any(found.is_relative_to(root.resolve()) for root in roots):
+            return str(found)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{_name(image)} is no path: {error}") from error
+    raise InputError(
+        f"{_name(image)} is not below {folder.resolve()}, where the file is that names it; allow its folder"
+    )
+
+
+def local_address(url: str) -> str:
+    """What is wrong with the web address of an image that names this machine, or what its network tells this machine alone
+    (169.254.169.254 in a cloud: its credentials), however it is spelled; empty if nothing is. Names are not looked up."""
+    if re.search(r"[\x00-\x20\x7f\\\\]", url):
+        return "has a space, a backslash or a line break in its address"
+    try:
+        host = urlsplit(url).hostname or ""
+    except ValueError as error:
+        return f"is at no address: {error}"
+    host = unicodedata.normalize("NFKC", unquote(host)).replace("\u3002", ".").lower().rstrip(".")
+    if not host or host in _LOCAL_NAMES or host.endswith((".localhost", ".local", ".internal")):
+        return f"is at {host or 'no host'}, which is for this machine or its network alone"
+    address = _ip(host)
+    if address is None:
+        return ""
+    own = address.is_loopback or address.is_link_local or address.is_unspecified or address.is_multicast
+    return f"is at {address}, which is for this machine or its network alone" if own or address in _METADATA else ""
+
+
+def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that a host is, in any of the spellings that are taken: ``0xA9FEA9FE``, ``[::ffff:169.254.169.254]``."""
+    with suppress(OSError, ValueError):
+        return ipaddress.IPv4Address(socket.inet_aton(host))
+    with suppress(ValueError):
+        six = ipaddress.IPv6Address(host.partition("%")[0])
+        teredo = six.teredo[1] if six.teredo else None
+        nat = ipaddress.IPv4Address(six.packed[-4:]) if six in _NAT64 or six.packed[:12] == bytes(12) else None
+        inner = six.ipv4_mapped or six.sixtofour or teredo or (nat if nat and int(six) > 1 else None)
+        return inner or six
+    return None
+
+
+_LOCAL_NAMES = frozenset({"localhost", "metadata", "instance-data", "ip6-localhost"})
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_METADATA = frozenset(
+    map(ipaddress.ip_address, ("100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254", "fd20:ce::254"))
+)
+"""Where clouds tell a machine its credentials, beside 169.254.169.254."""
 
 
 def load_picture(image: Any, max_pixels: int = MAX_PIXELS) -> Picture:
@@ -216,7 +295,7 @@ def _name(image: Any) -> str:
     if isinstance(image, str) and image.startswith("data:"):
         return f"the image in a data URL of {len(image)} characters"
     if isinstance(image, str | os.PathLike):
-        return f"the image {os.fspath(image)!r:.300}"
+        return f"the image {without_credentials(repr(os.fspath(image))):.300}"
     if isinstance(image, bytes | bytearray):
         return f"the image of {len(image)} bytes"
     if isinstance(image, Picture) or _is_pil(image):

@@ -113,6 +113,15 @@ class Judge:
         self._limits = settings.limits
         self._settled = settings.verdict != "auto" or settings.verdict_mode == "generate"
 
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("engine", "cache", "alarm", "settings", "_label_mass", "_slot_watch", "_settled")
+        return {name: getattr(self, name) for name in kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._set_up(state["settings"])  # what it works with holds locks
+        self._settled = state["_settled"]
+
     def settle(self) -> None:
         """Find out whether the engine reads labels where ``verdict`` is ``auto`` and that is not known yet, by asking a
         server with a tiny chat. Where it cannot, the judge writes; ``format`` and ``settings`` are then those of a judge

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
+from .credentials import CONFIDENTIAL, hidden_within, without_credentials
 from .errors import ConfigError
 
 
@@ -33,17 +36,30 @@ class Settings(BaseModel):
                 hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
                 raise ConfigError(f"unknown setting {key!r}{place}; {hint}")
         try:
-            super().__init__(**values)
+            super().__init__(**{name: hidden_within(value) for name, value in values.items()})
         except ValidationError as error:
-            faults = {
-                str(e["loc"][0]): f"{e['msg'].removeprefix('Value error, ')} (got {e['input']!r:.100})"
-                for e in error.errors()
-            }
-            said = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
-            raise ConfigError(f"{self.where}: {said}" if self.where else said) from error
+            faults = {str(e["loc"][0]): e["msg"].removeprefix("Value error, ") + _came(e) for e in error.errors()}
+            said = "; ".join(f"{name}: {fault.removeprefix(f'{name} ')}" for name, fault in faults.items())
+            raise ConfigError(f"{self.where}: {said}" if self.where else said) from None  # pydantic's repeats what came
 
     def is_set(self, name: str) -> bool:
         """Whether a setting differs from its default."""
         value: Any = getattr(self, name)
         default: Any = type(self).model_fields[name].get_default(call_default_factory=True)
         return bool(value != default)
+
+
+def _came(fault: ErrorDetails) -> str:
+    """What came, unless it may be a credential."""
+    came = fault["input"]
+    if CONFIDENTIAL & set(map(str, fault["loc"])) or (isinstance(came, Mapping) and CONFIDENTIAL & came.keys()):
+        return f" (got {type(came).__name__}, not shown)"
+    return f" (got {without_credentials(repr(came)):.100})"
+
+
+def yaml_fault(error: Exception) -> str:
+    """What is wrong with a YAML text and where, without the line itself, which may hold a credential."""
+    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+    if problem is None:
+        return without_credentials(" ".join(str(error).split()))
+    return f"{problem}, line {mark.line + 1}, column {mark.column + 1}" if mark is not None else str(problem)

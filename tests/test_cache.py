@@ -365,6 +365,24 @@ def test_a_forked_process_opens_its_own_connection(tmp_path: Path):
     cache.close()
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_fork_while_another_thread_uses_the_cache_does_not_wait_for_it(tmp_path: Path):
+    cache = ReplyCache(tmp_path / "replies.sqlite")
+    cache.put({b"parent": Reply("parent")})
+    with cache._lock:  # as a thread that is not in the child
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            cache.put({b"child": Reply("child")})
+            found = cache.get([b"parent", b"child"])
+            cache.close()
+            os._exit(0 if len(found) == 2 else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    cache.put({b"after": Reply("after")})
+    assert len(cache) == 3
+    cache.close()
+
+
 def other_tables(path: Path) -> None:
     connection = sqlite3.connect(path)
     connection.execute("CREATE TABLE replies (something TEXT)")

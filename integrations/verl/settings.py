@@ -167,7 +167,8 @@ class VerlSettings(Settings):
         """
         given = JudgeConfig.load_values(self.judge) if isinstance(self.judge, str) else dict(self.judge)
         if served and given.get("model", EMBEDDED) == EMBEDDED and "base_url" not in given:
-            given = {**served, **{key: value for key, value in given.items() if key != "model"}}
+            own = {key: value for key, value in given.items() if key != "model"}
+            given = {"api_key_env": "", **served, **own}  # verl's own server wants no key, and speaks plain http
         return JudgeConfig(**given)
 
     def watched(self) -> Canaries | None:

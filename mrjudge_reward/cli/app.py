@@ -22,8 +22,9 @@ import typer
 
 from mrjudge_reward.errors import ConfigError, InputError, JudgeUnreliableError, MRJudgeError
 from mrjudge_reward.json_lines import opened, unpacked
+from mrjudge_reward.sole_writer import SoleWriter
 
-from .lines import Counts, plain, read_items, say, skip_finished, write_all
+from .lines import Counts, ImageSource, plain, read_items, say, skip_finished, write_all
 
 if TYPE_CHECKING:
     from mrjudge_reward.judge import JudgeConfig
@@ -59,7 +60,9 @@ def _examiner(framework: str) -> Callable[[str, Sequence[str]], list[Check]]:
 def _load(path: Path | None, settings: list[str]) -> JudgeConfig:
     import yaml
 
+    from mrjudge_reward.credentials import without_credentials
     from mrjudge_reward.judge import JudgeConfig
+    from mrjudge_reward.settings import yaml_fault
 
     overrides: dict[str, Any] = {}
     for setting in settings:
@@ -67,9 +70,9 @@ def _load(path: Path | None, settings: list[str]) -> JudgeConfig:
         try:
             overrides[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise ConfigError(f"--set {setting}: the value is not YAML: {' '.join(str(error).split())}") from error
+            raise ConfigError(f"--set {key}: the value is not YAML: {yaml_fault(error)}") from None
         if not equals:
-            raise ConfigError(f"--set takes KEY=VALUE; got {setting!r}")
+            raise ConfigError(f"--set takes KEY=VALUE; got {without_credentials(repr(setting))}")
     return JudgeConfig.load(path, **overrides) if path is not None else JudgeConfig(**overrides)
 
 
@@ -80,6 +83,9 @@ def rank(
     config: _ConfigPath = None,
     settings: _Settings = [],  # noqa: B006  never changed
     chunk: Annotated[int, typer.Option(min=1, help="Groups that are judged, and then written, together.")] = 16,
+    images: Annotated[
+        list[str], typer.Option("--images", metavar="WHERE", help="Allow images from a folder or address; repeatable.")
+    ] = [],  # noqa: B006  never changed
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop what OUTPUT holds and judge all anew.")] = False,
 ) -> None:
     """Score the candidates of each input line.
@@ -87,16 +93,17 @@ def rank(
     A line is {"prompt": text or chat messages, "candidates": [text, ...]}, with "id" (or "key"), "reference" and
     "rubric" if there are any; other fields are ignored. Images are parts of a message or of a candidate (a list of
     {"type": "text", "text": ...} and {"type": "image", "image": ...}), or a list "images" beside the prompt: paths,
-    relative to the INPUT's folder, data URLs, or web addresses for a server to fetch. One that cannot be shown fails the
-    comparisons of its line. Each line gets a result, in the same order: "id", "scores"
-    (null where unknown), "order" (indices, best first), "best" (null where nothing is known or different texts tie for
-    the best), "verdicts", "rationale", "calls", "failed", "cut" (candidates that were not judged whole). A bad line gets
-    "id", "line" and "error" instead, the others are judged, and the exit code is 1. It is 3 if more than
+    relative to the INPUT's folder and below it, data URLs, or web addresses for a server to fetch, but not those of this
+    machine or its network alone; --images allows more. An image that cannot be shown fails the comparisons of its line.
+    Each line gets a result, in the same order: "id", "scores" (null where unknown), "order" (indices, best first), "best"
+    (null where nothing is known or different texts tie for the best), "verdicts", "rationale", "calls", "failed", "cut"
+    (candidates that were not judged whole). A bad line gets "id", "line" and "error" instead, the others are judged, and
+    the exit code is 1. It is 3 if more than
     max_failed_fraction of all comparisons failed.
 
     An OUTPUT that holds results is continued. Each of them must be the result of the input line in its place, with the
-    same settings (speed, device, cache and alarm may differ); a half-written last line is dropped. Otherwise nothing
-    is judged or written: remove the file, or pass --overwrite.
+    same settings (address, speed, device, cache and alarm may differ); a half-written last line is dropped. Otherwise
+    nothing is judged or written: remove the file, or pass --overwrite. Only one process writes to an OUTPUT at a time.
     """
     with _reported(), ExitStack() as stack:
         judge_config = _load(config, settings)
@@ -108,11 +115,13 @@ def rank(
         if sys.stderr.isatty() and Path(source).is_file():
             counts.total = sum(1 for raw in stream if raw.strip())
             stream.seek(0)
-        folder = Path() if source == "-" else Path(source).parent
-        items = read_items(stream, given, judge_config, counts, folder)
+        shown = ImageSource(Path() if source == "-" else Path(source).parent, images)
+        items = read_items(stream, given, judge_config, counts, shown)
         sink, keep = sys.stdout.buffer, None
         if output is not None:
             regular = output.is_file() or not output.exists()
+            if regular:
+                stack.enter_context(closing(SoleWriter(output)))
             if output.is_file() and not overwrite:
                 keep = skip_finished(output, items, counts)
             elif regular:

@@ -14,6 +14,7 @@ import os
 import platform
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from typing import Any, Literal
 
 from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.engines.embedded import PACKAGE, cache_dir
-from mrjudge_reward.engines.openai.engine import is_here
+from mrjudge_reward.engines.openai.access import Access, NoRedirect, is_here
 from mrjudge_reward.errors import MRJudgeError
 from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.judging.token_budget import UNKNOWN_CONTEXT
@@ -170,21 +171,31 @@ def _embedded(config: JudgeConfig) -> Iterator[Check]:
 
 
 def _server(config: JudgeConfig, base_url: str) -> Check:
-    url = f"{base_url.rstrip('/')}/models"
-    key = os.environ.get(config.api_key_env)
-    if not url.startswith(("http://", "https://")):
-        return Check("server", "failed", f"base_url must begin with http:// or https://; got {base_url}")
     try:
-        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
-        # As the engine does: no proxy of the environment stands before a server on this machine.
+        access = Access.of(
+            base_url, None, config.api_key_env, config.extra_headers, config.extra_body, config.insecure_http
+        )
+    except MRJudgeError as error:
+        return Check("server", "failed", str(error))
+    base_url = access.url
+    url = f"{base_url}/models"
+    try:
+        query = f"?{urllib.parse.urlencode(access.query)}" if access.query else ""
+        request = urllib.request.Request(url + query, headers=dict(access.headers))
+        # As the engine does: no proxy of the environment stands before a server on this machine, and no redirect is
+        # followed, because the key would go along.
         handlers = [urllib.request.ProxyHandler({})] if is_here(url) else []
-        with urllib.request.build_opener(*handlers).open(request, timeout=min(10.0, config.deadline_s)) as answer:
+        opener = urllib.request.build_opener(NoRedirect, *handlers)
+        with opener.open(request, timeout=min(10.0, config.deadline_s)) as answer:
             listed = json.load(answer)["data"]
         models = {str(model["id"]): model.get("max_model_len") for model in listed}
     except urllib.error.HTTPError as error:
         error.close()
         if error.code in (401, 403):
             return Check("server", "failed", f"{url} refuses the key in ${config.api_key_env} (HTTP {error.code})")
+        if error.code in (301, 302, 303, 307, 308):
+            place = access.redirect(error.headers.get("Location", "?"))
+            return Check("server", "failed", f"{url}: {place}")
         return Check("server", "note", f"reachable, but lists no models: {url} answers HTTP {error.code}")
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)

@@ -11,7 +11,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import typer
 
 from mrjudge_reward import json_lines
+from mrjudge_reward.credentials import reply_fields_hash
 from mrjudge_reward.errors import InputError
-from mrjudge_reward.images import fingerprint
+from mrjudge_reward.images import fingerprint, placed
 from mrjudge_reward.monitoring.explain import printable, verdict_record
 from mrjudge_reward.training.items import with_images
 from mrjudge_reward.types import Group, Judgement
@@ -33,9 +34,10 @@ if TYPE_CHECKING:
     from mrjudge_reward.judge import Judge, JudgeConfig
 
 _NOT_OF_SCORES = {
-    "api_key_env", "max_concurrency", "deadline_s", "device", "batch_size", "batch_tokens", "cache",
-    "max_failed_fraction", "failure_window", "centre", "length_weight", "gpu_memory_utilization", "tensor_parallel_size",
-    "colocated", "sleep_level", "turn_wait_s", "token_parameter", "top_logprobs",
+    "base_url", "api_key_env", "extra_headers", "insecure_http", "extra_body", "max_concurrency", "deadline_s", "device",
+    "batch_size", "batch_tokens", "cache", "max_failed_fraction", "failure_window", "centre", "length_weight",
+    "gpu_memory_utilization", "tensor_parallel_size", "colocated", "sleep_level", "turn_wait_s", "token_parameter",
+    "top_logprobs",
 }  # fmt: skip
 """Settings that say where, how fast and how long to judge, or how scores become rewards: no part of a line's digest."""
 
@@ -81,26 +83,32 @@ class Counts:
 _FIELDS = {"prompt": (str, list), "candidates": list, "reference": str, "rubric": str, "images": list}
 
 
-def _placed(part: Any, folder: Path) -> Any:
-    """An image, or a part of a message, with a path that is relative to the input's folder."""
-    if isinstance(part, str):
-        relative = not part.startswith("data:") and "://" not in part
-        return str(folder / part) if relative else part
-    if isinstance(part, dict):
-        return {
-            name: _placed(value, folder) if name in ("image", "url", "path", "image_url") else value
-            for name, value in part.items()
-        }
-    return part
+@dataclass(frozen=True)
+class ImageSource:
+    """Where the images of an input may come from; see ``images.placed``."""
+
+    folder: Path = Path()
+    allowed: Sequence[str] = ()
+
+    def placed(self, part: Any) -> Any:
+        """An image, or a part of a message with one, as it is to be opened."""
+        if isinstance(part, str):
+            return placed(part, self.folder, self.allowed)
+        if isinstance(part, dict):
+            return {
+                name: self.placed(value) if name in ("image", "url", "path", "bytes", "image_url") else value
+                for name, value in part.items()
+            }
+        return part
 
 
-def _turn(turn: Any, folder: Path) -> Any:
+def _turn(turn: Any, source: ImageSource) -> Any:
     if isinstance(turn, dict) and isinstance(turn.get("content"), list):
-        return turn | {"content": [_placed(part, folder) for part in turn["content"]]}
+        return turn | {"content": [source.placed(part) for part in turn["content"]]}
     return turn
 
 
-def _group(record: dict[str, Any], key: str, folder: Path) -> Group:
+def _group(record: dict[str, Any], key: str, source: ImageSource) -> Group:
     from mrjudge_reward.scoring.tally import MAX_GROUP
 
     for field, kinds in _FIELDS.items():
@@ -119,8 +127,8 @@ def _group(record: dict[str, Any], key: str, folder: Path) -> Group:
     for index, candidate in enumerate(record["candidates"]):
         if not isinstance(candidate, str | list):
             raise InputError(f"candidates[{index}]: must be text; got {candidate!r:.60}")
-        parts = candidate if isinstance(candidate, str) else [_placed(part, folder) for part in candidate]
         try:
+            parts = candidate if isinstance(candidate, str) else [source.placed(part) for part in candidate]
             Group.of("", [parts])
         except (InputError, TypeError) as error:
             raise InputError(f"candidates[{index}]: {error}") from error
@@ -129,8 +137,8 @@ def _group(record: dict[str, Any], key: str, folder: Path) -> Group:
     if not prompt:
         raise InputError("prompt: must not be empty")
     try:
-        messages = prompt if isinstance(prompt, str) else [_turn(turn, folder) for turn in prompt]
-        beside = [_placed(image, folder) for image in record.get("images") or ()]
+        messages = prompt if isinstance(prompt, str) else [_turn(turn, source) for turn in prompt]
+        beside = [source.placed(image) for image in record.get("images") or ()]
         shown = with_images(messages, beside)
         return Group.of(shown, candidates, key, record.get("reference"), record.get("rubric"))
     except (InputError, TypeError) as error:
@@ -150,18 +158,19 @@ def _image_contents(group: Group) -> list[str]:
 
 
 def read_items(
-    stream: BinaryIO, name: str, config: JudgeConfig, counts: Counts, folder: Path = Path()
+    stream: BinaryIO, name: str, config: JudgeConfig, counts: Counts, images: ImageSource = ImageSource()
 ) -> Iterator[InputLine]:
     """The input lines, in order; what is wrong with one is said at once and kept in its place.
 
     Args:
-        folder: to which paths of images are relative.
+        images: where images may come from.
     """
     from mrjudge_reward.prompting.rendering import load_template
 
     form = config.judge_format
     wording = load_template(form.template) if hasattr(form, "template") else None
-    settings = repr((config.model_dump(exclude=_NOT_OF_SCORES), form, wording)).encode()
+    body = reply_fields_hash(config.extra_body)
+    settings = repr((config.model_dump(exclude=_NOT_OF_SCORES), body, form, wording)).encode()
     for line, raw in json_lines.lines(stream, name):
         key: str | int = line
         content: Any = raw.hex()
@@ -173,7 +182,7 @@ def read_items(
                 if type(given) not in (str, int):
                     raise InputError(f"id: must be text or a whole number; got {given!r:.60}")
                 key = given
-            group = _group(record, str(key), folder)
+            group = _group(record, str(key), images)
             content = [key, *(record.get(field) for field in ("prompt", "candidates", "reference", "rubric"))]
             content += _image_contents(group)
         except InputError as error:

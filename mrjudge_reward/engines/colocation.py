@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import sys
 import tempfile
 import threading
@@ -93,10 +94,13 @@ class DeviceTurns:
         folder = lock_folder()
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fault = _fault_of(folder, shared="MRJUDGE_LOCKS" in os.environ)
         except OSError as error:
+            fault = str(error)
+        if fault:
             raise ConfigError(
-                f"the locks of devices cannot be kept in {folder} ({error}); set MRJUDGE_LOCKS"
-            ) from error
+                f"the locks of devices cannot be kept in {folder} ({fault}); set MRJUDGE_LOCKS to a folder of yours"
+            )
         # Always in the same order: two that want the same two devices must not wait for each other.
         names = sorted({physical_name(device) for device in devices})
         self._paths = [folder / f"{name}.lock" for name in names]
@@ -119,11 +123,13 @@ class DeviceTurns:
                 lock = FileLock(path, thread_local=False)
                 held.callback(lock.release)  # does nothing before it is taken
                 try:
+                    if path.is_symlink():
+                        raise OSError("it is a link, which somebody may have planted: remove it")
                     self._take(lock, path)
                 except OSError as error:
                     raise EngineError(f"{path} cannot be locked ({error}); set MRJUDGE_LOCKS") from error
                 with suppress(OSError):  # it is for messages alone
-                    _holder_file(path).write_text(f"process {os.getpid()} ({self.who})", encoding="utf-8")
+                    _write(_holder_file(path), f"process {os.getpid()} ({self.who})")
             yield
 
     def _take(self, lock: FileLock, path: Path) -> None:
@@ -139,6 +145,35 @@ class DeviceTurns:
             raise EngineError(
                 f"{self.who} had no turn on {path.stem} within {self.wait_s:g} s; it is held by {_holder(path)}"
             ) from None
+
+
+def _fault_of(folder: Path, shared: bool) -> str:
+    """Why a folder is not safe to keep locks in; empty if it is. Others could point a lock at a file of this user.
+
+    Args:
+        folder: to look at.
+        shared: whether it was named by the user, so that it may belong to root and be written to by a group.
+    """
+    found = os.lstat(folder)
+    if stat.S_ISLNK(found.st_mode) and not shared:
+        return "it is a link, which somebody may have planted"
+    found = os.stat(folder)
+    if not stat.S_ISDIR(found.st_mode):
+        return "it is no folder"
+    user = getattr(os, "getuid", lambda: found.st_uid)()
+    if found.st_uid not in ((user, 0) if shared else (user,)):
+        return f"it belongs to user {found.st_uid}, and this is user {user}"
+    sticky = shared and found.st_mode & stat.S_ISVTX
+    if found.st_mode & (stat.S_IWOTH if shared else stat.S_IWOTH | stat.S_IWGRP) and not sticky:
+        return f"others may write to it: its mode is {stat.S_IMODE(found.st_mode):o}, 700 is safe"
+    return ""
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a small file, which must not be a link."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+    with open(os.open(path, flags, 0o644), "w", encoding="utf-8") as file:
+        file.write(text)
 
 
 def _holder_file(path: Path) -> Path:

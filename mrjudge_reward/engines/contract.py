@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
+from mrjudge_reward.credentials import without_credentials
 from mrjudge_reward.images import Picture
 from mrjudge_reward.types import EngineFailure, Reply, Request
 
@@ -67,7 +68,7 @@ class Engine(Protocol):
     @property
     def name(self) -> str:
         """What is logged and shown: no folder of this machine, no credentials, no fields of requests."""
-        return _FOLDERS.sub("", self.identity)
+        return _FOLDERS.sub("", without_credentials(self.identity))
 
     # -- hooks --------------------------------------------------------------------------------------------------------
 

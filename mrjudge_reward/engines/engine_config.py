@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PositiveInt
+from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, PositiveInt
 
+from mrjudge_reward.credentials import hidden_address, hidden_fields
 from mrjudge_reward.errors import ConfigError, EngineError, require
 from mrjudge_reward.settings import Settings
 
@@ -47,6 +49,8 @@ ONLY: dict[str, tuple[str, ...]] = {
     "revision": _LOADED,
     "base_url": ("openai",),
     "api_key_env": ("openai",),
+    "extra_headers": ("openai",),
+    "insecure_http": ("openai",),
     "max_concurrency": _SERVED,
     "deadline_s": _SERVED,
     "fold_system": ("openai",),
@@ -81,9 +85,25 @@ _OWN = {"max_model_len": "context_tokens", "enable_sleep_mode": "colocated"}
 """What vLLM calls some of our settings; locks and plans would not see the argument."""
 
 
-def _address(value: str | None) -> str | None:
-    if value is not None and not value.startswith(("http://", "https://")):
-        raise ValueError("must begin with http:// or https://, e.g. http://127.0.0.1:8000/v1")
+_AS_IT_IS = PlainSerializer(lambda value: value, return_type=Any)  # pydantic would make a plain text of what is hidden
+
+
+def _address(value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise ValueError("must be a text")
+    return value if value is None else hidden_address(value)
+
+
+def _headers(value: Any) -> dict[str, str]:
+    plain = isinstance(value, dict) and all(isinstance(text, str) for pair in value.items() for text in pair)
+    if not plain or any(set(text) & set("\r\n\0") for pair in value.items() for text in pair):
+        raise ValueError("must be names of headers, each with a text of one line")
+    return hidden_fields(value, "extra_headers")
+
+
+def _variable(value: str) -> str:
+    if value and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,99}", value):
+        raise ValueError("must be the name of an environment variable, e.g. OPENAI_API_KEY, and not a key itself")
     return value
 
 
@@ -104,10 +124,14 @@ class EngineConfig(Settings):
     model."""
     revision: str | None = None
     """Branch, tag or commit of a model on the hub; None for its main branch."""
-    base_url: Annotated[str | None, AfterValidator(_address)] = None
-    """Of an OpenAI-compatible server, up to and including ``/v1``."""
-    api_key_env: str = "OPENAI_API_KEY"
-    """Environment variable that holds the server's key; a key itself never stands in a config."""
+    base_url: Annotated[str | None, PlainValidator(_address), _AS_IT_IS] = None
+    """Of an OpenAI-compatible server, up to and including ``/v1``. A login and parameters in it are sent, and not shown."""
+    api_key_env: Annotated[str, AfterValidator(_variable)] = "OPENAI_API_KEY"
+    """Environment variable that holds the server's key, empty for none; a key itself never stands in a config."""
+    extra_headers: Annotated[dict[str, str], PlainValidator(_headers), _AS_IT_IS] = Field(default_factory=dict)
+    """Further headers of each request; ``env:NAME`` as a value is taken from the environment."""
+    insecure_http: bool = False
+    """Send credentials over ``http://`` to another machine, where whoever is on the way can read them."""
     max_concurrency: PositiveInt = 64
     """Requests in flight."""
     deadline_s: Annotated[float, Field(gt=0)] = 120.0
@@ -115,8 +139,10 @@ class EngineConfig(Settings):
     fold_system: bool = False
     """Put the instructions into the user turn, for models without a system role behind a server; the other engines find
     out by themselves."""
-    extra_body: dict[str, Any] = Field(default_factory=dict)
-    """Further fields of each request; ``None`` as a value removes a field."""
+    extra_body: Annotated[dict[str, Any], AfterValidator(partial(hidden_fields, setting="extra_body"))] = Field(
+        default_factory=dict
+    )
+    """Further fields of each request; ``None`` as a value removes a field, ``env:NAME`` is taken from the environment."""
     token_parameter: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """Field of a request that bounds the reply; hosted reasoning models want ``max_completion_tokens``."""
     top_logprobs: Annotated[int, Field(ge=1, le=20)] = 20
@@ -307,6 +333,8 @@ class EngineConfig(Settings):
                 self.model,
                 base_url=self.base_url,
                 api_key_env=self.api_key_env,
+                extra_headers=self.extra_headers or None,
+                insecure_http=self.insecure_http,
                 max_concurrency=self.max_concurrency,
                 deadline_s=self.deadline_s,
                 fold_system=self.fold_system,

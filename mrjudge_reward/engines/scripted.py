@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -39,6 +40,29 @@ def _softmax(utilities: Mapping[str, float]) -> dict[str, float]:
     values = np.array(list(utilities.values()))
     logprobs = np.maximum(values - np.logaddexp.reduce(values), -700.0)  # never quite 0
     return dict(zip(utilities, map(float, np.exp(logprobs)), strict=True))
+
+
+@dataclass(frozen=True)
+class _ByUtility:
+    """A script of ``ScriptedEngine.by_utility``; a class, because closures cannot be pickled."""
+
+    utility: Callable[[str], float]
+    position_bias: float
+
+    def __call__(self, request: Request) -> str | Mapping[str, float]:
+        shown = shown_candidates(request)
+        values = {label: self.utility(text) for label, text in shown.items()}
+        if len(values) == 1:
+            (value,) = values.values()
+            if request.labels:
+                return _softmax({label: step * value for step, label in enumerate(request.labels)})
+            good = 1 / (1 + math.exp(-max(-60.0, min(60.0, value))))
+            return f"<think>alone</think><answer>{1 + round(4 * good)}</answer>"
+        values[next(iter(values))] += self.position_bias
+        if request.labels:
+            return _softmax(values)
+        best = max(values, key=lambda label: values[label])
+        return f"<think>compared {len(values)}</think><answer>{best}</answer>"
 
 
 class ScriptedEngine(Engine):
@@ -79,22 +103,7 @@ class ScriptedEngine(Engine):
             identity: part of the cache key.
         """
 
-        def script(request: Request) -> str | Mapping[str, float]:
-            shown = shown_candidates(request)
-            values = {label: utility(text) for label, text in shown.items()}
-            if len(values) == 1:
-                (value,) = values.values()
-                if request.labels:
-                    return _softmax({label: step * value for step, label in enumerate(request.labels)})
-                good = 1 / (1 + math.exp(-max(-60.0, min(60.0, value))))
-                return f"<think>alone</think><answer>{1 + round(4 * good)}</answer>"
-            values[next(iter(values))] += position_bias
-            if request.labels:
-                return _softmax(values)
-            best = max(values, key=lambda label: values[label])
-            return f"<think>compared {len(values)}</think><answer>{best}</answer>"
-
-        return cls(script, identity, reads=True)
+        return cls(_ByUtility(utility, position_bias), identity, reads=True)
 
     def _answer(self, request: Request) -> Reply | EngineFailure:
         self.requests.append(request)

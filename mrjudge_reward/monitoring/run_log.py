@@ -1,9 +1,9 @@
 """A run's log: what the judge did, batch by batch, for ``mrjudge report`` and whoever reads JSON lines.
 
-One file per rank and reward, ``judge.rank0.jsonl``, in the run's folder. A line is complete when it is there: it is
-appended and flushed at once, the file is not held open, and a line that a crash cut off is ignored on reading and removed
-when the run goes on. What is logged never ends a run: where the disk says no, one warning is all that happens,
-and what follows is tried again.
+One file per rank and reward, ``judge.rank0.jsonl``, in the run's folder. A line is complete when it is there: it is appended
+and flushed at once, and a line that a crash cut off is ignored on reading and removed when the run goes on. One process
+writes to a file at a time. What is logged never ends a run: where the disk or another writer says no, one warning is all
+that happens, and what follows is tried again.
 
 =============  ======================================================================================================
 a line's kind  holds
@@ -32,6 +32,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -40,6 +41,7 @@ from mrjudge_reward.prompting.rendering import conversation_text
 from mrjudge_reward.scoring.ratings import bradley_terry_fit
 from mrjudge_reward.scoring.stats import JudgeStats
 from mrjudge_reward.scoring.tally import count_games
+from mrjudge_reward.sole_writer import SoleWriter
 from mrjudge_reward.types import JudgedComparison, Judgement
 
 from .explain import verdict_record
@@ -257,9 +259,10 @@ class RunLogWriter:
         self._seed = seed
         self._begun = False
         self._warned = False
+        self._sole: SoleWriter | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_begun": False}
+        return {**vars(self), "_begun": False, "_sole": None}
 
     def batch(
         self,
@@ -309,8 +312,10 @@ class RunLogWriter:
     def _append(self, line: Any, about: Mapping[str, Any] | None = None) -> None:
         try:
             text = ""
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self._sole is None or not self._sole.holds(self.path):
+                self._sole, self._begun = _sole_writer(self.path), False
             if not self._begun:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
                 _drop_torn_line(self.path)
                 text = _encoded({"kind": "start", "version": 1, "about": dict(about or {})})
             text += _encoded(line())
@@ -324,6 +329,18 @@ class RunLogWriter:
                     self.path, type(error).__name__, error,
                 )  # fmt: skip
             self._warned = True
+
+
+_sole: WeakValueDictionary[Path, SoleWriter] = WeakValueDictionary()
+
+
+def _sole_writer(path: Path) -> SoleWriter:
+    """Of a log; the writers of one process share it."""
+    place = path.absolute()
+    held = _sole.get(place)
+    if held is None or not held.holds(path):
+        held = _sole[place] = SoleWriter(path)
+    return held
 
 
 def _encoded(record: Mapping[str, Any]) -> str:

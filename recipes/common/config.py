@@ -9,7 +9,9 @@ from typing import Any
 
 import yaml
 
+from mrjudge_reward.credentials import without_credentials
 from mrjudge_reward.errors import ConfigError
+from mrjudge_reward.settings import yaml_fault
 
 
 class _Loader(yaml.SafeLoader):
@@ -35,7 +37,9 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     try:
         values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: {yaml_fault(error)}") from None
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path} must hold settings (key: value); got {type(values).__name__}")
@@ -43,13 +47,13 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     for override in overrides:
         name, equals, value = override.partition("=")
         if not equals:
-            raise ConfigError(f"an override is name=value; got {override!r}")
+            raise ConfigError(f"an override is name=value; got {without_credentials(repr(override))}")
         *parents, last = name.split(".")
         place: Any = settings
         for parent in parents:
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
-                raise ConfigError(f"{override}: {parent} holds {place!r}, no settings")
+                raise ConfigError(f"{name}: {parent} holds a {type(place).__name__}, no settings")
         read = yaml.load(value, _Loader)
         if read is None:
             place.pop(last, None)

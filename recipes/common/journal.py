@@ -13,10 +13,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from mrjudge_reward import json_lines
-from mrjudge_reward.errors import ConfigError
+from mrjudge_reward.errors import ConfigError, InputError
+from mrjudge_reward.sole_writer import SoleWriter
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -64,17 +63,16 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "journal.jsonl"
         self.entries: dict[int, dict[str, Any]] = {}
-        self._lock = FileLock(folder / "journal.lock")
         try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise ConfigError(f"another run writes to {folder}; wait for it, or name another folder") from error
+            self._lock = SoleWriter(folder / "journal.lock")
+        except InputError as error:
+            raise ConfigError(f"another run writes to {folder}: {error}") from None
         try:
             self._agree(folder, json.loads(json.dumps(settings)))
             self._read()
             self._file = self.path.open("ab")
         except BaseException:
-            self._lock.release()
+            self._lock.close()
             raise
 
     def _agree(self, folder: Path, settings: dict[str, Any]) -> None:
@@ -117,4 +115,4 @@ class Journal:
     def close(self) -> None:
         """Give the folder back; safe to call twice."""
         self._file.close()
-        self._lock.release()
+        self._lock.close()

@@ -15,6 +15,7 @@ from typing import Literal
 
 from mrjudge_reward import json_lines
 from mrjudge_reward.errors import InputError
+from mrjudge_reward.images import placed
 from mrjudge_reward.training.items import Item, from_choice
 from mrjudge_reward.training.tasks import Split, split_of
 
@@ -51,7 +52,7 @@ def read_captions(path: str, categories: Sequence[str] = (), without: Sequence[s
         if not all(isinstance(text, str) and text.strip() for text in texts):
             raise InputError(f"{path}, line {number}: image, caption and category must be texts; got {texts!r:.200}")
         image, caption, category = map(str, texts)
-        found.append(Captioned(str((folder / image).resolve()), caption.strip(), category))
+        found.append(Captioned(placed(image, folder), caption.strip(), category))
     if unknown := {*categories, *without} - {row.category for row in found}:
         raise InputError(f"{path} has no category {', '.join(sorted(unknown))}")
     return [row for row in found if (not categories or row.category in categories) and row.category not in without]

@@ -23,8 +23,8 @@ ROLES = ("writer", "describer", "reasoner", "editor")
 _TEMPLATES = ("negative", "describe", "reason", "strip_hint", "align_style")
 _NOT_OF_ROWS = {"count", "batch", "retries", "max_failed_fraction", "max_leak", "match_length"}
 _NOT_OF_REPLIES = {
-    "api_key_env", "base_url", "max_concurrency", "deadline_s", "device", "batch_size", "batch_tokens", "turn_wait_s",
-    "gpu_memory_utilization", "tensor_parallel_size", "colocated", "sleep_level",
+    "api_key_env", "base_url", "extra_headers", "insecure_http", "max_concurrency", "deadline_s", "device", "batch_size",
+    "batch_tokens", "turn_wait_s", "gpu_memory_utilization", "tensor_parallel_size", "colocated", "sleep_level",
 }  # fmt: skip
 """Settings of an engine that say where and how fast it runs."""
 

@@ -36,6 +36,8 @@ from mrjudge_reward.types import (
     Tie,
     Verdict,
 )
+from tests.support import ROOT
+from tests.support.judge_server import JudgeServer
 
 SCRIPTED = ("--set", "model=scripted")
 GROUPS = [{"id": f"g{i}", "prompt": f"Question {i}?", "candidates": ["a", f"a long one {i}", "abc"]} for i in range(5)]
@@ -469,6 +471,126 @@ def test_speed_and_alarm_settings_may_change_between_runs(source: Path, tmp_path
     assert len(engine.requests) == asked
 
 
+def served(server: JudgeServer, login: str = "") -> list[str]:
+    address = f"http://{login}127.0.0.1:{server.port}/v1"
+    return ["--set", "model=judge", "--set", f"base_url={address}", "--set", "verdict=generate"]
+
+
+def test_a_judge_that_moves_keeps_its_results_and_its_replies(source: Path, tmp_path: Path) -> None:
+    output, cached = tmp_path / "out.jsonl", ["--set", f"cache={tmp_path / 'cache.db'}"]
+    with JudgeServer() as one, JudgeServer() as two:
+        assert run("rank", source, "-o", output, *cached, *served(one)).exit_code == 0
+        before = output.read_bytes()
+        more = ["--set", "extra_headers={X-Key: abc}", "--set", "extra_body={metadata: {run: second}}"]
+        assert run("rank", source, "-o", output, *cached, *served(two, "ann:pw@"), *more).exit_code == 0
+        assert output.read_bytes() == before, "no line was judged again"
+        output.unlink()
+        assert run("rank", source, "-o", output, *cached, *served(two, "ann:pw@"), *more).exit_code == 0
+        assert len(one.requests) > 0
+        assert two.requests == [], "nor asked again"
+        thinks = ["--set", "extra_body={chat_template_kwargs: {enable_thinking: true}}"]
+        again = run("rank", source, "-o", output, *cached, *served(two), *thinks)
+        assert again.exit_code == 2
+        assert "with these settings" in again.stderr
+
+
+def test_a_second_writer_of_an_output_is_refused_and_told_who_writes(
+    source: Path, tmp_path: Path, engine: ScriptedEngine
+) -> None:
+    output = tmp_path / "out.jsonl"
+    code = "import sys, time; from mrjudge_reward.sole_writer import SoleWriter; held = SoleWriter(sys.argv[1]); "
+    code += "print(1, flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code, output], stdout=subprocess.PIPE, cwd=ROOT) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        for more in ([], ["--overwrite"]):
+            result = rank(source, "-o", output, *more)
+            assert result.exit_code == 2
+            assert f"{output} is being written by process {other.pid} (python" in result.stderr
+        assert output.read_bytes() == b""
+        assert engine.requests == []
+        other.kill()
+    assert rank(source, "-o", output).exit_code == 0, "who dies gives it back"
+
+
+OUTSIDE = [
+    ("../secret.png", "is not below"),
+    ("pictures/../../secret.png", "is not below"),
+    ("{tmp}/secret.png", "is not below"),
+    ("file://{tmp}/secret.png", "is not below"),
+    ("FILE://{tmp}/secret.png", "is not below"),
+    ("file://{tmp}/set/%2e%2e/secret.png", "is not below"),
+    ("link.png", "is not below"),
+    ("linked/secret.png", "is not below"),
+    ("/etc/hostname", "is not below"),
+    ("pictures/../../set-too/x.png", "is not below"),
+    ("bad\u0000name.png", "is no path"),
+    ("loop.png", ""),
+    ("http://169.254.169.254/latest/meta-data/", "for this machine or its network alone"),
+    ("http://2852039166/", "169.254.169.254"),
+    ("http://0xA9.0xFE.0xA9.0xFE/", "169.254.169.254"),
+    ("http://0251.0376.0251.0376/", "169.254.169.254"),
+    ("http://[::ffff:169.254.169.254]/", "169.254.169.254"),
+    ("http://[fe80::1%25eth0]/x.png", "fe80::1"),
+    ("http://[::1]:8000/x.png", "::1"),
+    ("HTTP://127.1/x.png", "127.0.0.1"),
+    ("http://localhost/x.png", "localhost"),
+    ("http://ann:pw@169.254.169.254/", "169.254.169.254"),
+    ("http://metadata.google.internal/", "metadata.google.internal"),
+]
+
+
+@pytest.mark.parametrize("place", ["prompt", "images", "candidates", "path", "bytes", "url"])
+@pytest.mark.parametrize(("image", "fault"), OUTSIDE)
+def test_an_image_from_elsewhere_costs_its_line_and_is_not_opened(
+    image: str, fault: str, place: str, tmp_path: Path, engine: ScriptedEngine
+) -> None:
+    folder = tmp_path / "set"
+    (folder / "pictures").mkdir(parents=True)
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "secret.png")
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    (folder / "linked").symlink_to(tmp_path)
+    (folder / "loop.png").symlink_to("loop.png")
+    image = image.replace("{tmp}", str(tmp_path))
+    line: dict[str, Any] = {"prompt": "What?", "candidates": ["x", "yy"]}
+    if place == "images":
+        line["images"] = [image]
+    elif place == "candidates":
+        line["candidates"] = ["x", [part(image)]]
+    else:
+        shown = {"prompt": part(image), "path": part({"path": image}), "bytes": part({"bytes": image})}
+        url = {"type": "image_url", "image_url": {"url": image}}
+        line["prompt"] = [{"role": "user", "content": [shown.get(place, url)]}]
+    (folder / "in.jsonl").write_text(jsonl(line), encoding="utf-8")
+    (said,) = records(rank(folder / "in.jsonl").stdout)
+    assert fault in said.get("error", ""), said
+    assert "best" not in said or said["best"] is None
+    assert engine.requests == []
+    assert "pw" not in said.get("error", "")
+
+
+def test_images_from_elsewhere_are_taken_where_that_is_allowed(tmp_path: Path, engine: ScriptedEngine) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "other.png")
+    Image.new("RGB", (8, 8), "red").save(folder / "own.png")
+    (folder / "link.png").symlink_to(tmp_path / "other.png")
+    images = ["own.png", str(folder / "own.png"), f"file://{folder}/own.png", "../other.png", "link.png"]
+    lines = [{"prompt": "What?", "images": [image], "candidates": ["x", "yy"]} for image in images]
+    (folder / "in.jsonl").write_text(jsonl(*lines), encoding="utf-8")
+    own = records(rank(folder / "in.jsonl").stdout)
+    assert [line.get("best") for line in own] == [1, 1, 1, None, None]
+    allowed = records(rank(folder / "in.jsonl", "--images", tmp_path).stdout)
+    assert [line.get("best") for line in allowed] == [1, 1, 1, 1, 1]
+    web = "http://127.0.0.1:9/pictures/x.png"
+    (folder / "in.jsonl").write_text(
+        jsonl({"prompt": "What?", "images": [web], "candidates": ["x", "yy"]}), encoding="utf-8"
+    )
+    for more, error in (([], True), (["--images", "http://127.0.0.1:9/other"], True), (["--images", web[:22]], False)):
+        (line,) = records(rank(folder / "in.jsonl", *more).stdout)
+        assert ("error" in line) is error
+
+
 def changed_input(source: Path, output: Path) -> list[str]:
     source.write_text(source.read_text(encoding="utf-8").replace("Question 1", "Another"), encoding="utf-8")
     return []
@@ -582,8 +704,6 @@ def test_doctor_says_that_a_server_cannot_be_reached() -> None:
 
 
 def test_doctor_asks_a_server_for_its_models_and_judges_in_both_orders() -> None:
-    from tests.support.judge_server import JudgeServer
-
     with JudgeServer() as server:
         judge = ("--set", f"base_url={server.base_url}", "--set", "model=judge", "--set", "verdict=generate")
         result = run("doctor", *judge, "--json")

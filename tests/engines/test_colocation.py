@@ -12,7 +12,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import pairwise
@@ -398,6 +398,76 @@ def test_a_folder_that_cannot_hold_locks_is_named(tmp_path: Path, monkeypatch: p
         DeviceTurns(["cpu"], "x")
     monkeypatch.delenv("MRJUDGE_LOCKS")
     assert lock_folder().name.startswith("mrjudge-locks-")
+
+
+def as_link(folder: Path) -> None:
+    folder.with_name("planted").mkdir(mode=0o700)
+    folder.symlink_to(folder.with_name("planted"))
+
+
+def as_broken_link(folder: Path) -> None:
+    folder.symlink_to(folder.with_name("nowhere"))
+
+
+def as_file(folder: Path) -> None:
+    folder.write_text("")
+
+
+def with_mode(mode: int, user: int = -1) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        folder.chmod(mode)
+        os.chown(folder, user, -1)
+
+    return make
+
+
+FOLDERS = [  # what stands there, what is said where it was found, and where the user named it
+    (with_mode(0o700), "", ""),
+    (with_mode(0o755), "", ""),
+    (with_mode(0o770), "others may write to it: its mode is 770", ""),
+    (with_mode(0o777), "others may write to it", "others may write to it: its mode is 777"),
+    (with_mode(0o1777), "others may write to it", ""),
+    (with_mode(0o707), "others may write to it", "others may write to it"),
+    (with_mode(0o700, 4321), "it belongs to user 4321, and this is user 0", "it belongs to user 4321"),
+    (with_mode(0o777, 4321), "it belongs to user 4321", "it belongs to user 4321"),
+    (as_link, "it is a link, which somebody may have planted", ""),
+    (as_broken_link, "File exists", "File exists"),
+    (as_file, "File exists", "File exists"),
+]  # fmt: skip
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
+@pytest.mark.parametrize(("make", "found", "named"), FOLDERS)
+def test_locks_are_kept_only_where_nobody_else_can_write(
+    make: Callable[[Path], None], found: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("MRJUDGE_LOCKS")
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    folder = lock_folder()
+    make(folder)
+    for fault in (found, named):
+        if fault:
+            with pytest.raises(ConfigError, match=rf"{fault}.*set MRJUDGE_LOCKS"):
+                DeviceTurns(["cpu"], "x")
+        else:
+            DeviceTurns(["cpu"], "x")
+        monkeypatch.setenv("MRJUDGE_LOCKS", str(folder))
+
+
+@pytest.mark.parametrize("name", ["cpu.lock", "cpu.holder"])
+def test_no_link_in_the_folder_of_locks_is_followed(name: str, tmp_path: Path):
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    turns = DeviceTurns(["cpu"], "x", wait_s=0.1)
+    (lock_folder() / name).symlink_to(precious)
+    if name == "cpu.lock":
+        with pytest.raises(EngineError, match="it is a link, which somebody may have planted"), turns.turn():
+            pass
+    else:
+        with turns.turn():
+            pass
+    assert precious.read_text() == "mine"
 
 
 CONTENDER = textwrap.dedent(

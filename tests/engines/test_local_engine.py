@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -564,6 +564,25 @@ def test_the_commit_of_a_hub_model_is_part_of_its_identity(
     pinned = TransformersEngine(smol_engine._model, tokenizer=smol_tokenizer).identity
     assert "@c0ffee" in pinned
     assert pinned.replace("@c0ffee", "") == plain
+
+
+def test_another_tokenizer_or_chat_template_is_another_judge(smol_engine: TransformersEngine, smol_tokenizer: Any):
+    def identity(change: Callable[[Any], Any], **more: Any) -> str:
+        tokenizer = copy.deepcopy(smol_tokenizer)
+        change(tokenizer)
+        return TransformersEngine(smol_engine._model, tokenizer=tokenizer, **more).identity
+
+    plain = identity(lambda it: None)
+    assert plain == identity(lambda it: it("some text", padding="max_length", truncation=True, max_length=8))
+    changed = [
+        identity(lambda it: setattr(it, "chat_template", _TURNS)),
+        identity(lambda it: it.add_tokens(["<another>"])),
+        identity(lambda it: it.add_special_tokens({"additional_special_tokens": ["<special>"]})),
+        identity(lambda it: None, chat_template_kwargs={"enable_thinking": True}),
+        identity(lambda it: None, chat_template_kwargs={"enable_thinking": False}),
+    ]
+    assert len({plain, *changed}) == 6
+    assert not [one for one in changed if "thinking" in one], "a name is shown, and holds no fields"
 
 
 # -- chat templates ---------------------------------------------------------------------------------------------------

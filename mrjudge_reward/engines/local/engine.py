@@ -27,7 +27,16 @@ from mrjudge_reward.types import EngineFailure, Reply, Request, Sampling, Usage
 
 from .batches import Prompt, batches, padded
 from .chat_template import ChatTemplate
-from .model import check_weights, context_of, fingerprint, folder_version, loaded_whole, sharded_by_trainer
+from .model import (
+    check_weights,
+    context_of,
+    fingerprint,
+    folder_version,
+    loaded_whole,
+    sharded_by_trainer,
+    template_kwargs_version,
+    tokenizer_version,
+)
 from .reading import GREEDY, next_logits
 from .sampling import RowSampler
 from .vision import ImageReader, load_processor, pictures_of, vision_model
@@ -96,8 +105,8 @@ class TransformersEngine(Engine):
         name = model if isinstance(model, str) else getattr(model, "name_or_path", type(model).__name__)
         commit = getattr(self._model.config, "_commit_hash", None)  # of a model from the hub
         extras = (f"@{commit}" if commit else "") + (f"+{adapter}" if adapter else "")
-        extras += f" {self._chat_template_kwargs}" if chat_template_kwargs else ""
-        versions = "".join(folder_version(part) for part in (model, adapter))
+        extras += template_kwargs_version(chat_template_kwargs)
+        versions = "".join(folder_version(part) for part in (model, adapter)) + tokenizer_version(self._tokenizer)
         self.identity = f"transformers:{name}{extras} {self._dtype}{versions}"
 
     def _load(self) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mrjudge_reward.credentials import reply_fields_hash
 from mrjudge_reward.errors import EngineError, require
 
 _SAMPLES = 64
@@ -32,6 +33,17 @@ def context_of(config: Any, tokenizer: Any) -> int | None:
     """The most tokens that a model takes: as its config says, else its tokenizer; None if neither does."""
     size = getattr(config, "max_position_embeddings", None) or getattr(tokenizer, "model_max_length", None)
     return int(size) if size and size < _ENDLESS else None
+
+
+def template_kwargs_version(kwargs: Mapping[str, Any] | None) -> str:
+    """Hash of what a chat template is told; a name is shown, and holds no fields."""
+    return f" chat_template_kwargs {reply_fields_hash({'chat_template_kwargs': kwargs})}" if kwargs else ""
+
+
+def tokenizer_version(tokenizer: Any) -> str:
+    """Hash of a tokenizer's vocabulary and chat template: with others, a judge of the same weights says something else."""
+    content = tokenizer.chat_template, sorted(tokenizer.get_vocab().items()), sorted(tokenizer.all_special_tokens)
+    return " " + hashlib.blake2b(repr(content).encode(errors="surrogatepass"), digest_size=6).hexdigest()
 
 
 def sharded_by_trainer() -> bool:

@@ -31,7 +31,7 @@ from mrjudge_reward.errors import EngineError
 from mrjudge_reward.types import EngineFailure, Reply, Request
 
 from .engine import TransformersEngine
-from .model import fingerprint, folder_version
+from .model import fingerprint, folder_version, template_kwargs_version, tokenizer_version
 from .peft_state import Visitor, check_usable, kept, own_parameters
 
 _locks: WeakKeyDictionary[Any, threading.Lock] = WeakKeyDictionary()
@@ -87,8 +87,10 @@ class SharedBaseEngine(TransformersEngine):
                 judging = own_parameters(model, name if self._visitor else None)
         self.weights_may_change = any(parameter.requires_grad for parameter in judging)
         base = getattr(model, "name_or_path", "") or type(model.get_base_model()).__name__
-        extras = (f"+{adapter}" if adapter else "") + (f" {chat_template_kwargs}" if chat_template_kwargs else "")
-        weights = f"{judging[0].dtype}{folder_version(adapter)} {fingerprint(judging)}"
+        extras = (f"+{adapter}" if adapter else "") + template_kwargs_version(chat_template_kwargs)
+        weights = (
+            f"{judging[0].dtype}{folder_version(adapter)}{tokenizer_version(self._tokenizer)} {fingerprint(judging)}"
+        )
         self.identity = f"shared_base:{base}{extras} {weights}"
 
     def _padded(self, prompts: Any) -> tuple[Any, Any]:

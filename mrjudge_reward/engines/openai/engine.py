@@ -37,15 +37,13 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import ipaddress
-import json
 import os
 import threading
-import urllib.parse
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Literal
 
+from mrjudge_reward.credentials import Address, Hidden, hidden_address, hidden_fields, is_hidden, reply_fields_hash
 from mrjudge_reward.engines.cancelling import CANCELLED, cancelled, result_of
 from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.engines.structured import StructuredOutput
@@ -53,10 +51,12 @@ from mrjudge_reward.errors import ConfigError, EngineError, InputError, require
 from mrjudge_reward.messages import as_messages
 from mrjudge_reward.types import EngineFailure, Reply, Request
 
+from .access import Access, proxy_of
 from .connection import Connection
 from .context import ContextWindow
 from .counting import Estimate, ServerCounts
 from .reading import LabelReader
+from .transport import OneServerTransport, http_library
 from .wire import ChatBody, written_reply
 
 _IMAGES_KEPT = 32
@@ -68,21 +68,31 @@ class OpenAIEngine(Engine):
 
     Args:
         model: name under which the server knows the judge.
-        base_url: up to and including ``/v1``.
-        api_key: ``None`` takes it from the environment when the first call is made, so that it is in no pickle.
-        api_key_env: the variable that holds it; a server that wants none gets ``"none"``.
+        base_url: up to and including ``/v1``. A login in it (``https://user:password@host/v1``) is sent as HTTP basic
+            authorization, parameters with each request.
+        api_key: ``None`` takes it from the environment when the first call is made.
+        api_key_env: the variable that holds it, empty for none; a server that wants none gets ``"none"``.
+        extra_headers: further headers of every request; they win over a login and a key.
+        insecure_http: whether credentials may go over ``http://`` to another machine.
         max_concurrency: most requests in flight.
         deadline_s: seconds within which all tries of a request must end.
         context_tokens: the most tokens a request and its reply may hold together; the server is asked besides, and the
             smaller number holds.
         extra_body: further fields of every request, e.g. ``{"chat_template_kwargs": {"enable_thinking": False}}``. They
             win over our own; ``None`` as a value removes a field, e.g. ``{"temperature": None}`` for hosted models
-            that reject it.
+            that reject it. ``env:NAME`` as a value, here and in headers, is taken from the environment.
         token_parameter: field that bounds the reply; hosted reasoning models want ``max_completion_tokens``.
         can_read: whether the server can read labels; ``None`` to find out with the first read.
         top_logprobs: how many tokens to ask for in the second way of reading; some servers allow only 5.
         fold_system: put system text into the first user turn, for models whose chat template refuses a system role.
         structured_output: how the server holds the judge to verdicts that can be read; see ``engines.structured``.
+
+    Attributes:
+        base_url: without what is sent and not shown.
+
+    Raises:
+        ConfigError: on construction or with the first call, if a credential is not to be had in this process, or would go
+            unencrypted to another machine.
     """
 
     concurrent_calls = True
@@ -96,6 +106,8 @@ class OpenAIEngine(Engine):
         *,
         api_key: str | None = None,
         api_key_env: str = "OPENAI_API_KEY",
+        extra_headers: Mapping[str, str] | None = None,
+        insecure_http: bool = False,
         max_concurrency: int = 64,
         deadline_s: float = 120.0,
         context_tokens: int | None = None,
@@ -115,23 +127,29 @@ class OpenAIEngine(Engine):
         if token_parameter not in ("max_tokens", "max_completion_tokens"):
             raise ConfigError(f"token_parameter must be max_tokens or max_completion_tokens; got {token_parameter!r}")
         self.model = model
-        self.base_url = base_url.rstrip("/")
+        self._address = hidden_address(base_url)
+        self.base_url = Address.of(self._address).url
         self.max_concurrency = max_concurrency
         self.deadline_s = deadline_s
         self._context = ContextWindow(model, self.base_url, context_tokens)
         self._estimate = Estimate()
-        self.extra_body = dict(extra_body or {})
+        self.extra_body = hidden_fields(extra_body or {}, "extra_body")
         self.can_read = can_read is not False
         self.identity = f"openai:{model}"  # not the address: the same judge elsewhere says the same
-        if self.extra_body:
-            self.identity += " " + json.dumps(self.extra_body, sort_keys=True, default=repr)
+        if deciding := reply_fields_hash(self.extra_body):
+            self.identity += f" extra_body {deciding}"
         if fold_system:
             self.identity += " fold_system"
         if structured_output:
             self.identity += f" {structured_output}"
         self.structured_output = structured_output
-        self._api_key, self._api_key_env = api_key, api_key_env
-        self._body = ChatBody(model, token_parameter, self.extra_body, fold_system, structured_output)
+        self._api_key = api_key if api_key is None else Hidden("***", api_key, "api_key")
+        self._api_key_env, self._insecure_http = api_key_env, insecure_http
+        self._headers = hidden_fields(extra_headers or {}, "extra_headers")
+        self._access()  # a fault in it is said now
+        # What holds credentials is put on by the transport, and not twice.
+        plain = {name: None if is_hidden(value) else value for name, value in self.extra_body.items()}
+        self._body = ChatBody(model, token_parameter, plain, fold_system, structured_output)
         tokenize_url = self.base_url.removesuffix("/v1") + "/tokenize"
         self._counts = ServerCounts(model, tokenize_url)
         self._reader = LabelReader(self._body, tokenize_url, top_logprobs)
@@ -272,6 +290,11 @@ class OpenAIEngine(Engine):
         if connection is not None:
             connection.close()
 
+    def _access(self) -> Access:
+        return Access.of(
+            self._address, self._api_key, self._api_key_env, self._headers, self.extra_body, self._insecure_http
+        )
+
     def _connected(self) -> Connection:
         if self._connection is not None and self._connection.pid == os.getpid():
             return self._connection
@@ -280,14 +303,15 @@ class OpenAIEngine(Engine):
         if self._finalizer is not None:
             self._finalizer.detach()
         openai = require("openai", extra="openai")
-        # A proxy of the environment is for hosts elsewhere, and mostly cannot reach this one.
-        direct = openai.DefaultAsyncHttpxClient(trust_env=False) if is_here(self.base_url) else None
+        http = http_library(openai.DefaultAsyncHttpxClient)
+        carrying = http.AsyncHTTPTransport(limits=openai.DEFAULT_CONNECTION_LIMITS, proxy=proxy_of(self.base_url))
+        transport = OneServerTransport(http, carrying, self._access())
         client = openai.AsyncOpenAI(
-            api_key=self._api_key or os.environ.get(self._api_key_env) or "none",
+            api_key="none",
             base_url=self.base_url,
             max_retries=0,
             timeout=openai.Timeout(None, connect=min(10.0, self.deadline_s)),  # the deadline bounds all else
-            http_client=direct,
+            http_client=openai.DefaultAsyncHttpxClient(transport=transport, follow_redirects=False, trust_env=False),
         )
         self._connection = Connection(client, self.max_concurrency, self.deadline_s)
         self._finalizer = weakref.finalize(self, self._connection.close)
@@ -331,15 +355,6 @@ class OpenAIEngine(Engine):
 
         # As many as can be in flight, not one per request: of ten thousand, most would only wait.
         await asyncio.gather(*(serve() for _ in range(min(self.max_concurrency, len(requests)))))
-
-
-def is_here(url: str) -> bool:
-    """Whether a URL names this machine."""
-    host = urllib.parse.urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class _LatestImages(dict[int, str]):

@@ -29,6 +29,7 @@ import numpy as np
 
 from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.engines.label_tokens import first_label_tokens
+from mrjudge_reward.engines.local.model import tokenizer_version
 from mrjudge_reward.engines.local.vision import pictures_of
 from mrjudge_reward.engines.structured import pattern
 from mrjudge_reward.errors import EngineError, InputError, require
@@ -77,7 +78,7 @@ class VLLMEngine(Engine):
         self._refusals = (ValueError, getattr(exceptions, "VLLMValidationError", ValueError))
         self._exact = hasattr(self._vllm.SamplingParams, "logprob_token_ids")
         self.reserved = self._tokens.reserved
-        self.identity = self._setup.identity("vllm")
+        self.identity = self._setup.identity("vllm") + tokenizer_version(self._tokens.tokenizer)
         self.structured_output = self._setup.structured_output
         try:
             with _own_random_state():

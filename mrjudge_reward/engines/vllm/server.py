@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mrjudge_reward.engines.contract import Engine
+from mrjudge_reward.engines.local.model import tokenizer_version
 from mrjudge_reward.engines.openai.engine import OpenAIEngine
 from mrjudge_reward.errors import ConfigError, EngineError, require
 from mrjudge_reward.reasoning import without_hidden
@@ -107,7 +108,7 @@ class VLLMServerEngine(Engine):
         self._closed, self._told = False, False
         self._tokens = self._setup.load_tokenizer()
         self.reserved = self._tokens.reserved
-        self.identity = self._setup.identity("vllm-server")
+        self.identity = self._setup.identity("vllm-server") + tokenizer_version(self._tokens.tokenizer)
         self.structured_output = self._setup.structured_output
 
     # -- the child ------------------------------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mrjudge_reward.credentials import reply_fields_hash
 from mrjudge_reward.engines.local.chat_template import ChatTemplate
-from mrjudge_reward.engines.local.model import folder_version
+from mrjudge_reward.engines.local.model import folder_version, template_kwargs_version
 from mrjudge_reward.engines.structured import StructuredOutput
 from mrjudge_reward.errors import ConfigError, EngineError, require
 from mrjudge_reward.reasoning import hidden_tokens
@@ -100,8 +101,9 @@ class VLLMSetup:
         """Everything that decides what the judge says; part of a cache key."""
         extras = f"@{self._commit()}" if self._commit() else ""
         extras += f"+{self.adapter}" if self.adapter else ""
-        for values in (self.chat_template_kwargs, self.engine_kwargs):
-            extras += f" {json.dumps(dict(values), sort_keys=True, default=repr)}" if values else ""
+        extras += template_kwargs_version(self.chat_template_kwargs)
+        arguments = reply_fields_hash(self.engine_kwargs)
+        extras += f" engine_kwargs {arguments}" if arguments else ""
         extras += f" {self.structured_output}" if self.structured_output else ""
         versions = "".join(folder_version(part) for part in (self.model, self.adapter))
         return f"{engine}:{self.model}{extras} {self.dtype or 'auto'}{versions}"
