@@ -102,3 +102,10 @@ def test_the_images_benchmark_shows_that_a_shared_image_is_processed_once(size: 
     assert len(ratios) == 2
     assert max(ratios) < 0.6, printed  # at least four times the work against little more than one
     assert "not shared" in printed
+
+
+def test_the_rank_benchmark_prints_four_ways_and_finds_the_same_scores() -> None:
+    printed = printed_by("rank", "--quick")
+    rows = re.findall(r"^(adaptive|ring) +(batches|window|default|at once) +\d+ +[\d.]+ ", printed, re.MULTILINE)
+    assert len(set(rows)) == len(rows) == 8
+    assert "scores of all ways are identical" in printed

@@ -10,6 +10,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -493,22 +494,80 @@ def test_overwrite_keeps_the_old_results_until_there_are_new_ones(
     assert output.read_bytes() == before
 
 
-def test_ctrl_c_keeps_the_finished_chunks_and_the_same_command_goes_on(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def when_asked(text: str, act: Callable[[], object]) -> ScriptedEngine:
+    """Prefers long texts, and does something first wherever a text is shown."""
+    inner = by_length()
+
+    def script(request: Request) -> Any:
+        if text in request.messages[-1].text:
+            act()
+        return inner.script(request)
+
+    return ScriptedEngine(script, inner.identity, reads=True)
+
+
+def wait_for_lines(output: Path, count: int) -> None:
+    end = time.monotonic() + 30
+    while not (output.exists() and len(output.read_bytes().splitlines()) >= count):
+        assert time.monotonic() < end, f"{count} lines were expected in time"
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5, None])
+@pytest.mark.parametrize("at", [1, 2, 4])
+def test_ctrl_c_keeps_what_was_written_and_the_same_command_goes_on(
+    chunk: int | None, at: int, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "out.jsonl"
     use(by_length(), monkeypatch)
     whole = rank(source).stdout
     calls = [record["calls"] for record in records(whole)]
-    use(interrupting(sum(calls[:4]) + 1, KeyboardInterrupt), monkeypatch)
-    stopped = rank(source, "-o", output, "--chunk", "2")
+
+    def interrupt() -> None:
+        wait_for_lines(output, at)
+        raise KeyboardInterrupt
+
+    arguments = (source, "-o", output, *(() if chunk is None else ("--chunk", str(chunk))))
+    use(when_asked(f"Question {at}?", interrupt), monkeypatch)
+    stopped = rank(*arguments)
     assert stopped.exit_code == 130
-    assert "interrupted; 4 results are written, the same command goes on" in stopped.stderr
-    assert len(records(output)) == 4
+    assert f"interrupted; {at} results are written, the same command goes on" in stopped.stderr
+    assert output.read_text(encoding="utf-8") == "".join(whole.splitlines(keepends=True)[:at])
     engine = use(by_length(), monkeypatch)
-    assert rank(source, "-o", output, "--chunk", "2").exit_code == 0
-    assert len(engine.requests) == calls[4]
+    assert rank(*arguments).exit_code == 0
+    assert len(engine.requests) == sum(calls[at:])
     assert output.read_text(encoding="utf-8") == whole
+
+
+def test_a_slow_line_keeps_no_other_waiting_and_the_output_stays_in_order(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.jsonl"
+    use(by_length(), monkeypatch)
+    whole = rank(source).stdout
+    last_is_asked = threading.Event()
+    slow = when_asked("Question 0?", lambda: last_is_asked.wait(30))
+    fast = slow.script
+
+    def script(request: Request) -> Any:
+        if "Question 4?" in request.messages[-1].text:
+            last_is_asked.set()
+            assert not output.exists() or not output.read_bytes(), "the first line is still to come"
+        return fast(request)
+
+    slow.script = script
+    use(slow, monkeypatch)
+    assert rank(source, "-o", output, "--chunk", "2").exit_code == 0
+    assert last_is_asked.is_set()
+    assert output.read_text(encoding="utf-8") == whole
+
+
+def test_a_model_in_this_process_judges_lines_in_batches(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = by_length()
+    engine.concurrent_calls = False  # type: ignore[misc]
+    use(engine, monkeypatch)
+    assert rank(source, "--chunk", "2", "--set", "schedule=ring").exit_code == 0
+    assert engine.batches == [12, 12, 6]
 
 
 def test_an_unreliable_judge_stops_the_run_with_code_3_and_keeps_earlier_chunks(
