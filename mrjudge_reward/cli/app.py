@@ -3,7 +3,7 @@
 
 Exit codes: 0 done; 1 done, but some input lines were bad (rank), or a check failed (doctor); 2 wrong usage, settings or
 files, or an engine that cannot work; 3 the judge failed too often (which goes before 1); 130 interrupted. Whatever the
-code, results that were finished in order are in the output. What is heavy is imported where it is used, so that ``--help`` is quick.
+code, what was finished in order is in the output. What is heavy is imported where it is used, so that ``--help`` is quick.
 """
 
 from __future__ import annotations

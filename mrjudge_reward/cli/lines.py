@@ -292,7 +292,8 @@ def results(
     with closing(config.build()) as judge:
         several = judge.engine.concurrent_calls
         at_once = chunk or (SERVED if several else TOGETHER)
-        batches = iter(lambda rest=chain([item], items): list(islice(rest, 1 if several else at_once)), [])
+        rest = chain([item], items)
+        batches = iter(lambda: list(islice(rest, 1 if several else at_once)), [])
         judged = partial(_judged, judge)
         if several:
             with closing(in_order(batches, judged, at_once, AHEAD * at_once)) as served:
