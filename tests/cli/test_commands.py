@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from mrjudge_reward.types import (
     Tie,
     Verdict,
 )
+from tests.support.judge_server import JudgeServer, longest_wins, prompt_text
 
 SCRIPTED = ("--set", "model=scripted")
 GROUPS = [{"id": f"g{i}", "prompt": f"Question {i}?", "candidates": ["a", f"a long one {i}", "abc"]} for i in range(5)]
@@ -603,8 +604,6 @@ def test_doctor_says_that_a_server_cannot_be_reached() -> None:
 
 
 def test_doctor_asks_a_server_for_its_models_and_judges_in_both_orders() -> None:
-    from tests.support.judge_server import JudgeServer
-
     with JudgeServer() as server:
         judge = ("--set", f"base_url={server.base_url}", "--set", "model=judge", "--set", "verdict=generate")
         result = run("doctor", *judge, "--json")
@@ -879,3 +878,39 @@ def test_a_real_interrupt_ends_with_code_130_and_no_traceback(tmp_path: Path) ->
     assert b"Traceback" not in stderr
     assert b"interrupted" in stderr
     assert all("best" in record for record in records(output))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends a signal")
+def test_an_interrupt_cancels_what_a_server_is_still_thinking_about_and_the_run_goes_on_to_the_same_output(
+    tmp_path: Path,
+) -> None:
+    source, output, whole = tmp_path / "in.jsonl", tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
+    source.write_text(jsonl(*({"prompt": f"Question {i}?", "candidates": ["a", "bb", "c"]} for i in range(40))))
+    stuck = threading.Event()
+
+    def answer(body: Mapping[str, Any]) -> str:
+        if stuck.is_set() and any(f"Question {i}?" in prompt_text(body) for i in range(5, 30)):
+            server.stopping.wait(100)
+        return longest_wins(body)
+
+    with JudgeServer(answer) as server:
+        command = [
+            sys.executable, "-m", "mrjudge_reward.cli", "rank", str(source), "--chunk", "4", "--set", "model=judge",
+            "--set", f"base_url={server.base_url}", "--set", "verdict=generate", "--set", "temperature=0",
+            "--set", "format=choice", "--set", "schedule=adaptive",
+        ]  # fmt: skip
+        assert process([*command, "-o", str(whole)]).returncode == 0
+        stuck.set()
+        with subprocess.Popen([*command, "-o", str(output)], stderr=subprocess.PIPE) as running:
+            wait_for_lines(output, 5)
+            assert server.wait_until(lambda server: server.in_flight >= 4)
+            began = time.monotonic()
+            running.send_signal(signal.SIGINT)
+            _, stderr = running.communicate(timeout=60)
+        assert time.monotonic() - began < 50, "it does not sit out the deadline of its requests"
+        assert running.returncode == 130, stderr.decode()
+        assert b"Traceback" not in stderr
+        assert b"interrupted; 5 results are written" in stderr
+        stuck.clear()
+        assert process([*command, "-o", str(output)]).returncode == 0
+    assert output.read_bytes() == whole.read_bytes()
