@@ -351,18 +351,18 @@ class GroupPlace(NamedTuple):
     Attributes:
         path: of the file.
         offset: of its line, in bytes.
-        index: among the line's groups.
+        number: among the line's groups.
     """
 
     path: Path
     offset: int
-    index: int
+    number: int
 
     def read(self) -> LoggedGroup:
         """The group."""
         with self.path.open("rb") as file:
             file.seek(self.offset)
-            return LoggedGroup.read(json.loads(file.readline())["groups"][self.index])
+            return LoggedGroup.read(json.loads(file.readline())["groups"][self.number])
 
 
 @dataclass(frozen=True)
@@ -523,8 +523,8 @@ def read_run(folder: str | os.PathLike[str], name: str | None = None) -> RunLog:
     if started > ended:
         raise InputError(f"{files[0]} holds no line that can be read")
     ordered = tuple(batch for _, batch in sorted(batches.items()))
-    steps = (dict(sorted(of_step.items())) for of_step in (seconds, trainer))
-    return RunLog(name, about, ordered, *steps, started, ended, damaged)
+    of_steps, logs_of_steps = dict(sorted(seconds.items())), dict(sorted(trainer.items()))
+    return RunLog(name, about, ordered, of_steps, logs_of_steps, started, ended, damaged)
 
 
 def _read_batch(line: Mapping[str, Any], path: Path, offset: int) -> LoggedBatch:
@@ -535,7 +535,7 @@ def _read_batch(line: Mapping[str, Any], path: Path, offset: int) -> LoggedBatch
         mode=str(line["mode"]),
         stats=JudgeStats.read(line["stats"]),
         rewards=RewardSums(**line["rewards"]),
-        places=tuple(GroupPlace(path, offset, index) for index in range(len(line["groups"]))),
+        places=tuple(GroupPlace(path, offset, number) for number in range(len(line["groups"]))),
         canaries=line.get("canaries"),
     )
 

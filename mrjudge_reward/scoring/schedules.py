@@ -50,7 +50,7 @@ EQUAL = 5e-10
 """Games whose worth differs by less than this share are equally good to ``adaptive``."""
 
 MAX_ADAPTIVE = 256
-"""Largest group for which ``adaptive`` chooses game by game, each choice costing O(G³); larger ones play the ring."""
+"""Largest group for which ``adaptive`` chooses game by game, each choice costing O(G²); larger ones play the ring."""
 
 
 @dataclass(frozen=True, slots=True)

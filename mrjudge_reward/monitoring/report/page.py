@@ -46,7 +46,7 @@ def page_of(folder: str | os.PathLike[str], name: str | None = None) -> str:
     run = read_run(folder, name)
     logs = trainer_logs(Path(folder))
     for step, values in run.trainer.items():
-        logs[step] = logs[step] | values if step in logs else dict(values)
+        logs.setdefault(step, {}).update(values)
     groups, logged = browsable(run)
     said = {
         "name": run.name,
