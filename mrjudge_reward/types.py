@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, product
 from typing import Any, Literal, TypeAlias
 
 from .errors import InputError
@@ -161,17 +162,23 @@ class RankOrder:
     strengths: tuple[int, ...] = ()
 
 
-def steps_between(order: RankOrder, a: int, b: int) -> int:
-    """The strongest step between two slots: positive if ``a`` stands above ``b``, negative below, 0 if they are tied.
+def steps_between(order: RankOrder) -> list[list[int]]:
+    """The strongest step between each two slots: positive where the row stands above the column, negative below, 0 where
+    they are tied. Shape (K, K).
 
     The steps are not added up: an order that grades nothing says nothing of margins.
 
-    >>> steps_between(RankOrder(((0,), (1,), (2,)), (2, 1)), 2, 0)
-    -2
+    >>> steps_between(RankOrder(((0,), (1,), (2,)), (2, 1)))
+    [[0, 2, 2], [-2, 0, 1], [-2, -1, 0]]
     """
-    first, second = (next(place for place, tier in enumerate(order.tiers) if slot in tier) for slot in (a, b))
-    strengths = order.strengths or (1,) * len(order.tiers)
-    return max(strengths[first:second], default=0) - max(strengths[second:first], default=0)
+    size, count = sum(map(len, order.tiers)), len(order.tiers)
+    steps_KK = [[0] * size for _ in range(size)]
+    for place, tier in enumerate(order.tiers):
+        strongest = accumulate(order.strengths[place:] or (1,) * (count - 1 - place), max)
+        for step, below in zip(strongest, order.tiers[place + 1 :], strict=True):
+            for a, b in product(tier, below):
+                steps_KK[a][b], steps_KK[b][a] = step, -step
+    return steps_KK
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 
 Exit codes: 0 done; 1 done, but some input lines were bad (rank), or a check failed (doctor); 2 wrong usage, settings or
 files, or an engine that cannot work; 3 the judge failed too often (which goes before 1); 130 interrupted. Whatever the
-code, finished chunks are in the output. What is heavy is imported where it is used, so that ``--help`` is quick.
+code, what was finished in order is in the output. What is heavy is imported where it is used, so that ``--help`` is quick.
 """
 
 from __future__ import annotations
@@ -82,7 +82,12 @@ def rank(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSONL file; else standard output.")] = None,
     config: _ConfigPath = None,
     settings: _Settings = [],  # noqa: B006  never changed
-    chunk: Annotated[int, typer.Option(min=1, help="Groups that are judged, and then written, together.")] = 16,
+    chunk: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Lines judged at once: 64 with a server; 16, in one batch, with a model in this process."
+        ),
+    ] = None,
     images: Annotated[
         list[str], typer.Option("--images", metavar="WHERE", help="Allow images from a folder or address; repeatable.")
     ] = [],  # noqa: B006  never changed
@@ -98,8 +103,10 @@ def rank(
     Each line gets a result, in the same order: "id", "scores" (null where unknown), "order" (indices, best first), "best"
     (null where nothing is known or different texts tie for the best), "verdicts", "rationale", "calls", "failed", "cut"
     (candidates that were not judged whole). A bad line gets "id", "line" and "error" instead, the others are judged, and
-    the exit code is 1. It is 3 if more than
-    max_failed_fraction of all comparisons failed.
+    the exit code is 1. It is 3 if more than max_failed_fraction of all comparisons failed.
+
+    Results are written in the input's order, each as soon as those before it are. A server always has CHUNK lines to
+    work on. With a model in this process, lines are judged, and written, in batches of CHUNK.
 
     An OUTPUT that holds results is continued. Each of them must be the result of the input line in its place, with the
     same settings (address, speed, device, cache and alarm may differ); a half-written last line is dropped. Otherwise

@@ -1,7 +1,11 @@
-"""The lines of ``mrjudge rank``: read, match with finished results, judge in chunks, write.
+"""The lines of ``mrjudge rank``: read, match with finished results, judge, write in the input's order.
 
 An output that is continued must hold, line for line, results of the same input with the same settings: each result
-carries a digest of both. Nothing is written before the first new chunk is judged, and every chunk is written at once.
+carries a digest of both. Nothing is written before there is a new result, and every result is written as soon as those
+before it are.
+
+A server gets the next line whenever one is done, so that none waits for the slowest of its neighbours. A model in this
+process, which batches by itself, gets lines in chunks.
 """
 
 from __future__ import annotations
@@ -11,10 +15,11 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -24,6 +29,7 @@ from mrjudge_reward import json_lines
 from mrjudge_reward.credentials import reply_fields_hash
 from mrjudge_reward.errors import InputError
 from mrjudge_reward.images import fingerprint, placed
+from mrjudge_reward.judging.parallel import in_order
 from mrjudge_reward.monitoring.explain import printable, verdict_record
 from mrjudge_reward.training.items import with_images
 from mrjudge_reward.types import Group, Judgement
@@ -40,6 +46,12 @@ _NOT_OF_SCORES = {
     "top_logprobs",
 }  # fmt: skip
 """Settings that say where, how fast and how long to judge, or how scores become rewards: no part of a line's digest."""
+
+SERVED, TOGETHER = 64, 16
+"""Lines judged at once: by a server, each by itself; by a model in this process, in one batch."""
+
+AHEAD = 8
+"""Results that may wait for a slow line before them, as a multiple of the lines judged at once."""
 
 _START = b'{"id": '  # of every output line, which tells a half-written one from somebody else's file
 
@@ -78,6 +90,14 @@ class Counts:
     failed: int = 0
     cut: int = 0
     total: int | None = None
+
+    def add(self, other: Counts) -> None:
+        """What a line brought."""
+        self.written += other.written
+        self.calls += other.calls
+        self.comparisons += other.comparisons
+        self.failed += other.failed
+        self.cut += other.cut
 
 
 _FIELDS = {"prompt": (str, list), "candidates": list, "reference": str, "rubric": str, "images": list}
@@ -229,8 +249,10 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _encoded(item: InputLine, judgement: Judgement | None, counts: Counts) -> bytes:
+def _encoded(item: InputLine, judgement: Judgement | None) -> tuple[bytes, Counts]:
+    """A line of the output, and what it adds to the counts."""
     record: dict[str, Any] = {"id": item.id, "line": item.line, "error": item.error}
+    counts = Counts(written=1)
     if judgement is not None:
         failed = sum(played.verdict.failed for played in judgement.played)
         reasoned = (p.verdict.rationale for p in judgement.played if p.verdict.rationale and not p.verdict.failed)
@@ -239,19 +261,42 @@ def _encoded(item: InputLine, judgement: Judgement | None, counts: Counts) -> by
             "verdicts": [verdict_record(played) for played in judgement.played], "rationale": next(reasoned, ""),
             "calls": judgement.calls, "failed": failed, "cut": judgement.cut,
         }  # fmt: skip
-        counts.calls += judgement.calls
-        counts.comparisons += len(judgement.played)
-        counts.failed += failed
-        counts.cut += len(judgement.cut)
+        asked, cut = len(judgement.played), len(judgement.cut)
+        counts = Counts(written=1, calls=judgement.calls, comparisons=asked, failed=failed, cut=cut)
     text = json.dumps(plain(record | {"input": item.digest}), ensure_ascii=False, allow_nan=False)
     text = _CONTROLS.sub(lambda control: f"\\u{ord(control[0]):04x}", text)
-    return text.encode(errors="backslashreplace") + b"\n"  # half a surrogate pair becomes its JSON escape
+    return text.encode(errors="backslashreplace") + b"\n", counts  # half a surrogate pair becomes its JSON escape
 
 
-def _judged(judge: Judge | None, batch: list[InputLine], counts: Counts) -> bytes:
-    groups = [item.group for item in batch if item.group is not None]
-    judgements = iter(judge.judge(groups) if judge is not None and groups else ())
-    return b"".join(_encoded(item, next(judgements) if item.group else None, counts) for item in batch)
+def _judged(judge: Judge, batch: list[InputLine]) -> list[tuple[bytes, Counts]]:
+    judgements = iter(judge.judge([item.group for item in batch if item.group is not None]))
+    return [_encoded(item, next(judgements) if item.group else None) for item in batch]
+
+
+def results(
+    config: JudgeConfig, items: Iterator[InputLine], chunk: int | None
+) -> Generator[list[tuple[bytes, Counts]]]:
+    """Lines of the output in order, those together that come together; see ``write_all``. Close it to stop judging."""
+    for item in items:
+        if item.group is not None:
+            break
+        yield [_encoded(item, None)]
+    else:
+        return
+    if config.embedded:
+        trained = "trained for pairs" if config.trained else "untrained"
+        say(f"the embedded model judges: it is {trained}, and only orders texts by sentiment")
+    with closing(config.build()) as judge:
+        several = judge.engine.concurrent_calls
+        at_once = chunk or (SERVED if several else TOGETHER)
+        rest = chain([item], items)
+        batches = iter(lambda: list(islice(rest, 1 if several else at_once)), [])
+        judged = partial(_judged, judge)
+        if several:
+            with closing(in_order(batches, judged, at_once, AHEAD * at_once)) as served:
+                yield from served
+        else:
+            yield from map(judged, batches)
 
 
 def _progress(sink: BinaryIO) -> Progress:
@@ -264,27 +309,28 @@ def _progress(sink: BinaryIO) -> Progress:
 
 
 def write_all(
-    config: JudgeConfig, items: Iterator[InputLine], chunk: int, sink: BinaryIO, keep: int | None, counts: Counts
+    config: JudgeConfig,
+    items: Iterator[InputLine],
+    chunk: int | None,
+    sink: BinaryIO,
+    keep: int | None,
+    counts: Counts,
 ) -> None:
-    """Judge in chunks and write each as soon as it is judged; what is beyond ``keep`` goes before the first write."""
-    judge: Judge | None = None
-    with ExitStack() as stack:
-        progress = stack.enter_context(_progress(sink))
+    """Judge, and write each result as soon as it is its turn; what is beyond ``keep`` goes before the first write.
+
+    Args:
+        chunk: lines judged at once; None for ``SERVED`` or ``TOGETHER``.
+    """
+    with closing(results(config, items, chunk)) as found, _progress(sink) as progress:
         task = progress.add_task("loading the judge", total=counts.total)
-        while batch := list(islice(items, chunk)):
-            if judge is None and any(item.group for item in batch):
-                if config.embedded:
-                    trained = "trained for pairs" if config.trained else "untrained"
-                    say(f"the embedded model judges: it is {trained}, and only orders texts by sentiment")
-                judge = config.build()
-                stack.callback(judge.close)
-            lines = _judged(judge, batch, counts)
+        for written in found:
             if keep is not None:
                 sink.truncate(keep)
                 keep = None
-            sink.write(lines)
+            sink.write(b"".join(line for line, _ in written))
             sink.flush()
-            counts.written += len(batch)
+            for _, of_line in written:
+                counts.add(of_line)
             done = f"{counts.written} groups done, {counts.calls} calls, {counts.failed} failed comparisons"
             progress.update(task, completed=counts.written, description=done)
         if keep is not None:

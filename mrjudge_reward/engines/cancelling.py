@@ -62,6 +62,11 @@ class Cancellation:
                 self._waited_for.discard(future)
 
 
+def governed() -> bool:
+    """Whether this thread's calls belong to a cancellation."""
+    return _CURRENT.get() is not None
+
+
 def cancelled() -> bool:
     """Whether the results of this thread's calls are no longer waited for."""
     current = _CURRENT.get()

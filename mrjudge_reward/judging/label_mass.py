@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import statistics
-import threading
 from collections import Counter, deque
 from collections.abc import Iterable
-from typing import Any
 
+from mrjudge_reward.scoring.stats import Watch
 from mrjudge_reward.types import Verdict
 
 logger = logging.getLogger(__name__)
@@ -19,19 +18,13 @@ LOW = 0.1
 _LEAST, _WINDOW = 32, 256
 
 
-class LabelMassWatch:
+class LabelMassWatch(Watch):
     """Warns once when the labels of the latest reads held little probability, in the median."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._latest: deque[tuple[float, str]] = deque(maxlen=_WINDOW)
-        self._lock = threading.Lock()
         self._warned = False
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_lock"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _lock=threading.Lock())
 
     def observe(self, verdicts: Iterable[Verdict]) -> None:
         """Count verdicts, read ones and others."""

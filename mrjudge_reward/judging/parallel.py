@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
+from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import TypeVar
 
-from mrjudge_reward.engines.cancelling import Cancellation
+from mrjudge_reward.engines.cancelling import Cancellation, governed
 from mrjudge_reward.messages import TextPart
 from mrjudge_reward.types import Group
 
@@ -33,7 +34,8 @@ _GRACE_S = (
     1.0  # for threads that were told to stop; those that wait for an engine which cannot be stopped are left alone
 )
 
-_Share = TypeVar("_Share")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 def shares(tournaments: Sequence[Tournament]) -> list[list[Tournament]]:
@@ -60,45 +62,73 @@ def _question(group: Group) -> Hashable:
     return turns, group.reference, group.rubric
 
 
-def side_by_side(shares: Sequence[_Share], work: Callable[[_Share], None]) -> None:
-    """Work on every share in a thread of its own, and wait for all.
+def side_by_side(shares: Sequence[_Item], work: Callable[[_Item], None]) -> None:
+    """Work on every share in a thread of its own, and wait for all; see ``in_order`` for what is raised."""
+    if len(shares) == 1 and governed():  # whoever waits for this thread can cancel what it asks
+        work(shares[0])
+        return
+    for _ in in_order(shares, work, len(shares)):
+        pass
+
+
+def in_order(
+    items: Iterable[_Item], work: Callable[[_Item], _Result], in_flight: int, ahead: int = 0
+) -> Generator[_Result]:
+    """Work on so many items at any moment, each in a thread of its own, and give the results in the items' order.
 
     Calls of engines are made in those threads alone, so that an interrupt, which reaches the caller's, can cancel them
-    and what they have is kept.
+    and what they have is kept. Close the generator where it may not be run to its end.
+
+    Args:
+        items: taken one by one, each when a thread is free for it.
+        work: what to do with one.
+        in_flight: items worked on at once.
+        ahead: results that may wait for an earlier one while others are worked on.
 
     Raises:
-        BaseException: the first that a share raised, or an interrupt of the wait. The other shares are told to stop, and
+        BaseException: the first that an item raised, or an interrupt of the wait. The others are told to stop, and
             their engine calls are cancelled where the engine can (see ``engines/cancelling.py``). What cannot stop is
             left behind after a second; its results go nowhere but into the reply cache.
     """
     cancellation = Cancellation()
-    ended: SimpleQueue[BaseException | None] = SimpleQueue()
+    ended: SimpleQueue[tuple[int, Future[_Result]]] = SimpleQueue()
+    threads: dict[int, threading.Thread] = {}
+    results: dict[int, _Result] = {}
+    coming, given = enumerate(items), 0
 
-    def run(share: _Share) -> None:
+    def run(number: int, item: _Item) -> None:
+        outcome: Future[_Result] = Future()
         try:
             with cancellation.governs():
-                work(share)
+                outcome.set_result(work(item))
         except BaseException as error:  # noqa: BLE001  raised again by the thread that waits
-            ended.put(error)  # before the others hear of it, so that what they raise then comes later
+            outcome.set_exception(error)
+            ended.put((number, outcome))  # before the others hear of it, so that what they raise then comes later
             cancellation.cancel()
         else:
-            ended.put(None)
+            ended.put((number, outcome))
 
-    threads = [threading.Thread(target=run, args=(share,), name="mrjudge-rounds", daemon=True) for share in shares]
-    error: BaseException | None = None
     try:
-        for thread in threads:
-            thread.start()
-        for _ in threads:
-            error = ended.get()
-            if error is not None:
-                raise error
+        while True:
+            while given in results:
+                yield results.pop(given)
+                given += 1
+            while len(threads) < in_flight and len(threads) + len(results) < in_flight + ahead:
+                if (entry := next(coming, None)) is None:
+                    break
+                thread = threading.Thread(target=run, args=entry, name="mrjudge-rounds", daemon=True)
+                thread.start()
+                threads[entry[0]] = thread
+            if not threads:
+                return
+            number, outcome = ended.get()
+            threads.pop(number).join()
+            results[number] = outcome.result()
+            del outcome
     except BaseException:
         cancellation.cancel()
         raise
     finally:
-        error = None  # an exception that holds a frame that holds the exception lives until the next collection
         until = time.monotonic() + _GRACE_S
-        for thread in threads:
-            if thread.ident is not None:
-                thread.join(max(0.0, until - time.monotonic()))
+        for thread in threads.values():
+            thread.join(max(0.0, until - time.monotonic()))

@@ -14,8 +14,9 @@ seconds        where a step's time went
 trainer        what the trainer logged
 =============  ======================================================================================================
 
-Lines of ranks, and of several calls in a step, are added up on reading. A run that goes on from a checkpoint repeats steps:
-lines of the process before, from that step on, count no more.
+Lines of ranks, and of several calls in a step, are added up on reading, which keeps sums and finds the texts of a group in
+the file again where they are wanted: memory grows with the steps, not with the file. A run that goes on from a checkpoint
+repeats steps: lines of the process before, from that step on, count no more.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ import math
 import os
 import random
 import re
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -364,6 +366,26 @@ def _drop_torn_line(path: Path) -> None:
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
+class GroupPlace(NamedTuple):
+    """Where a logged group lies: the groups of a long run do not fit into memory.
+
+    Attributes:
+        path: of the file.
+        offset: of its line, in bytes.
+        number: among the line's groups.
+    """
+
+    path: Path
+    offset: int
+    number: int
+
+    def read(self) -> LoggedGroup:
+        """The group."""
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            return LoggedGroup.read(json.loads(file.readline())["groups"][self.number])
+
+
 @dataclass(frozen=True)
 class LoggedBatch:
     """All that was judged for a step, over ranks and calls."""
@@ -372,8 +394,13 @@ class LoggedBatch:
     mode: str
     stats: JudgeStats
     rewards: RewardSums
-    groups: tuple[LoggedGroup, ...] = ()
+    places: tuple[GroupPlace, ...] = ()
     canaries: Mapping[str, Any] | None = None
+
+    @property
+    def groups(self) -> tuple[LoggedGroup, ...]:
+        """The logged groups, read from the file."""
+        return tuple(place.read() for place in self.places)
 
 
 @dataclass(frozen=True)
@@ -401,36 +428,69 @@ class RunLog:
 
 
 @dataclass
-class _Lines:
-    """The lines of one file that count, in their order."""
+class _RankLog:
+    """What counts of one rank's file, added up line by line."""
 
-    kept: list[dict[str, Any]] = field(default_factory=list)
+    about: dict[str, Any] = field(default_factory=dict)
+    batches: dict[tuple[str, int], LoggedBatch] = field(default_factory=dict)
+    seconds: dict[int, dict[str, float]] = field(default_factory=dict)
+    trainer: dict[int, dict[str, float]] = field(default_factory=dict)
+    started: float = math.inf
+    ended: float = -math.inf
     damaged: int = 0
 
+    def forget_from(self, step: int) -> None:
+        """A later process begins at this step: what the one before logged from there on is superseded."""
+        self.batches = {place: batch for place, batch in self.batches.items() if place[1] < step}
+        self.seconds = {at: of for at, of in self.seconds.items() if at < step}
+        self.trainer = {at: of for at, of in self.trainer.items() if at < step}
 
-def read_lines(path: Path) -> _Lines:
-    """The lines of one rank's file. What an earlier process logged of steps that a later one went over is left out."""
-    found = _Lines()
-    began, fresh = 0, False
-    data = path.read_bytes()
-    *whole, _ = data.split(b"\n")  # the last is empty, or torn
-    for raw in whole:
-        try:
-            record = json.loads(raw)
-            kind = record["kind"]
-            step = int(record["step"]) if kind != "start" else 0
-            float(record["time"])
-        except (ValueError, TypeError, KeyError, RecursionError):
-            found.damaged += 1
-            continue
-        if kind == "start":
-            began, fresh = len(found.kept), True
-        elif fresh:  # the first step of a process that goes on: what the one before logged from there on is superseded
-            fresh = False
-            earlier = [line for line in found.kept[:began] if line["kind"] == "start" or line["step"] < step]
-            found.kept = earlier + found.kept[began:]
-        found.kept.append(record)
+    def add(self, line: Mapping[str, Any], path: Path, offset: int) -> None:
+        """Raises what a line raises that holds something else than its kind does."""
+        match line["kind"]:
+            case "start":
+                self.about = self.about or dict(line["about"])
+            case "batch":
+                batch = _read_batch(line, path, offset)
+                place = (batch.mode, batch.step)
+                self.batches[place] = _joined(self.batches[place], batch, True) if place in self.batches else batch
+            case "seconds":
+                self.seconds[line["step"]] = _numbers(line["seconds"])
+            case "trainer":
+                self.trainer.setdefault(line["step"], {}).update(_numbers(line["logs"]))
+            case kind:
+                raise ValueError(f"unknown kind {kind!r}")
+        self.started, self.ended = min(self.started, line["time"]), max(self.ended, line["time"])
+
+
+def _read_rank(path: Path) -> _RankLog:
+    """One rank's file, whatever its size. What an earlier process logged of steps that a later one went over is left out."""
+    found = _RankLog()
+    fresh, offset = False, 0
+    with path.open("rb") as file:
+        for raw in file:
+            if not raw.endswith(b"\n"):
+                break  # torn
+            try:
+                line = json.loads(raw)
+                kind = line["kind"]
+                line["time"] = float(line["time"])
+                if kind == "start":
+                    fresh = True
+                else:
+                    line["step"] = int(line["step"])
+                    if fresh:
+                        found.forget_from(line["step"])
+                    fresh = False
+                found.add(line, path, offset)
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                found.damaged += 1
+            offset += len(raw)
     return found
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {sys.intern(str(name)): float(value) for name, value in values.items()}  # one name for all lines
 
 
 def log_files(folder: str | os.PathLike[str], name: str | None = None) -> tuple[str, list[Path]]:
@@ -471,55 +531,32 @@ def read_run(folder: str | os.PathLike[str], name: str | None = None) -> RunLog:
     seconds: dict[int, dict[str, float]] = {}
     trainer: dict[int, dict[str, float]] = {}
     about: dict[str, Any] = {}
-    times: list[float] = []
-    damaged = 0
+    started, ended, damaged = math.inf, -math.inf, 0
     for path in files:
-        lines = read_lines(path)
-        damaged += lines.damaged
-        of_rank: dict[tuple[str, int], LoggedBatch] = {}
-        for line in lines.kept:
-            try:
-                match line["kind"]:
-                    case "start":
-                        about = about or dict(line["about"])
-                    case "batch":
-                        batch = _read_batch(line)
-                        place = (batch.mode, batch.step)
-                        of_rank[place] = _joined(of_rank[place], batch, True) if place in of_rank else batch
-                    case "seconds":
-                        seconds[line["step"]] = {str(k): float(v) for k, v in line["seconds"].items()}
-                    case "trainer":
-                        logs = {str(key): float(value) for key, value in line["logs"].items()}
-                        trainer[line["step"]] = trainer.get(line["step"], {}) | logs
-                    case _:
-                        damaged += 1
-                times.append(float(line["time"]))
-            except (ValueError, TypeError, KeyError, AttributeError):
-                damaged += 1
-        for place, batch in of_rank.items():
+        rank = _read_rank(path)
+        about = about or rank.about
+        for place, batch in rank.batches.items():
             batches[place] = _joined(batches[place], batch, False) if place in batches else batch
-    if not times:
+        seconds |= rank.seconds
+        for step, logs in rank.trainer.items():
+            trainer[step] = trainer[step] | logs if step in trainer else logs
+        started, ended, damaged = min(started, rank.started), max(ended, rank.ended), damaged + rank.damaged
+    if started > ended:
         raise InputError(f"{files[0]} holds no line that can be read")
     ordered = tuple(batch for _, batch in sorted(batches.items()))
-    return RunLog(
-        name,
-        about,
-        ordered,
-        dict(sorted(seconds.items())),
-        dict(sorted(trainer.items())),
-        min(times),
-        max(times),
-        damaged,
-    )
+    of_steps, logs_of_steps = dict(sorted(seconds.items())), dict(sorted(trainer.items()))
+    return RunLog(name, about, ordered, of_steps, logs_of_steps, started, ended, damaged)
 
 
-def _read_batch(line: Mapping[str, Any]) -> LoggedBatch:
+def _read_batch(line: Mapping[str, Any], path: Path, offset: int) -> LoggedBatch:
+    for group in line["groups"]:
+        LoggedGroup.read(group)  # so that a line that holds something else counts as damaged
     return LoggedBatch(
         step=int(line["step"]),
         mode=str(line["mode"]),
         stats=JudgeStats.read(line["stats"]),
         rewards=RewardSums(**line["rewards"]),
-        groups=tuple(LoggedGroup.read(group) for group in line["groups"]),
+        places=tuple(GroupPlace(path, offset, number) for number in range(len(line["groups"]))),
         canaries=line.get("canaries"),
     )
 
@@ -529,5 +566,5 @@ def _joined(one: LoggedBatch, two: LoggedBatch, after_each_other: bool) -> Logge
     if after_each_other:
         stats = dataclasses.replace(stats, seconds=one.stats.seconds + two.stats.seconds)
     return LoggedBatch(
-        one.step, one.mode, stats, one.rewards + two.rewards, one.groups + two.groups, one.canaries or two.canaries
+        one.step, one.mode, stats, one.rewards + two.rewards, one.places + two.places, one.canaries or two.canaries
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def trainer_logs(folder: Path) -> TrainerLogs:
     """What trainers logged, found in the folder and its checkpoints; newer checkpoints hold all that older ones do."""
     found: TrainerLogs = {}
     states = [*folder.glob("trainer_state.json"), *folder.glob("checkpoint-*/trainer_state.json")]
-    histories = [history for path in states if (history := _history(path))]
+    histories = (history for path in states if (history := _history(path)))  # one at a time: all of them are many
     for entry in max(histories, key=lambda history: max(map(_step, history)), default=[]):
         found.setdefault(_step(entry), {}).update(_numbers(entry))
     for path in sorted(folder.glob("*.jsonl")):
@@ -73,7 +74,7 @@ def _verl_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _numbers(entry: Mapping[str, Any]) -> dict[str, float]:
     return {
-        str(name): float(value)
+        sys.intern(str(name)): float(value)  # one name for all steps
         for name, value in entry.items()
         if isinstance(value, int | float) and name != "step" and math.isfinite(value)
     }

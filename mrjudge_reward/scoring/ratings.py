@@ -94,10 +94,12 @@ def bradley_terry_fit(tally: Tally) -> tuple[Matrix, Matrix]:
         information[-1, -1] = float(weight @ (p_tie * (1 - p_tie))) if ties > 0 else 1.0
         information[np.diag_indices_from(information)] += 1e-9
         step = np.linalg.solve(information, gradient)
+        # What slots alone decide has no finite optimum: they go on for ever, and move no strength by it.
+        settled = np.abs(np.delete(step, np.s_[size:-1])).max() < 1e-10 and np.abs(gradient).max() < 1e-9
         largest = float(np.abs(step).max())
         step *= min(1.0, 1.0 / max(largest, 1e-12))
         fitted, log_nu = fitted + step[:-1], log_nu + float(step[-1])
-        if largest < 1e-10 or np.abs(gradient).max() < 1e-12:  # what slots alone decide has no finite optimum
+        if settled or largest < 1e-10:
             break
     s, centre = fitted[:size], np.eye(size) - 1 / size
     covariance = centre @ np.linalg.inv(information)[:size, :size] @ centre

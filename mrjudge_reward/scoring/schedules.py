@@ -46,8 +46,11 @@ Plan: TypeAlias = Generator[list[Slots], Tally, None]
 ADAPTIVE_ROUNDS = 4
 """Rounds after the opening of ``adaptive``. Each is one engine batch; more rounds gain next to nothing."""
 
+EQUAL = 5e-10
+"""Games whose worth differs by less than this share are equally good to ``adaptive``."""
+
 MAX_ADAPTIVE = 256
-"""Largest group for which ``adaptive`` chooses game by game, each choice costing O(G³); larger ones play the ring."""
+"""Largest group for which ``adaptive`` chooses game by game, each choice costing O(G²); larger ones play the ring."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,24 +290,37 @@ def _most_telling(tally: Tally, slotter: _Slotter, count: int) -> list[Slots]:
     strength_G, covariance_GG = (inverse @ target)[: tally.size], inverse[: tally.size, : tally.size].copy()
     # By the prior strengths have the variance noise / PRIOR_GAMES, so their spread tells the noise of a game.
     noise = (strength_G @ strength_G) / max(1e-9, float((1 / PRIOR_GAMES - covariance_GG.diagonal()).sum()))
-    diagonal_GG = np.eye(tally.size, dtype=bool)
-    variance_GG = _of_differences(covariance_GG) + diagonal_GG
-    gap_GG = np.abs(strength_G[:, None] - strength_G[None, :])
-    odds_GG = gap_GG / np.sqrt(2 * noise * variance_GG + 1e-12)
-    wrong_GG = np.array([[math.erfc(odds) for odds in odds_G] for odds_G in odds_GG.tolist()]) / 2
-    weight_GG = wrong_GG / variance_GG
+    variance_GG = _of_differences(covariance_GG)
+    above = np.triu_indices(tally.size, 1)
+    gap_P = np.abs(strength_G[above[0]] - strength_G[above[1]])
+    odds_P = gap_P / np.sqrt(2 * noise * variance_GG[above] + 1e-12)
+    weight_GG = np.zeros_like(variance_GG)
+    weight_GG[above] = np.array([math.erfc(odds) for odds in odds_P.tolist()]) / 2 / variance_GG[above]
+    weight_GG += weight_GG.T
     laplacian_GG = np.diag(weight_GG.sum(axis=1)) - weight_GG
+    told_GG = _of_differences(covariance_GG @ laplacian_GG @ covariance_GG)
+    told_GG[(slotter.asked_GG & slotter.asked_GG.T) | np.eye(tally.size, dtype=bool)] = -np.inf
+    variance_GG += 1
     chosen: list[Slots] = []
     while len(chosen) < count:
-        worth_GG = _of_differences(covariance_GG @ laplacian_GG @ covariance_GG) / (1 + _of_differences(covariance_GG))
-        worth_GG = (worth_GG / max(1e-300, worth_GG.max())).round(9)  # equal games stay equal on every machine
-        worth_GG[(slotter.asked_GG & slotter.asked_GG.T) | diagonal_GG] = -np.inf
-        i, j = divmod(int(worth_GG.argmax()), tally.size)
-        if worth_GG[i, j] == -np.inf:
+        worth_GG = told_GG / variance_GG
+        most = worth_GG.max()
+        if most == -np.inf:
             break
-        for _ in range(len(played := slotter.play([(i, j)]))):
-            column_G = covariance_GG[:, i] - covariance_GG[:, j]
-            covariance_GG -= column_G[:, None] * column_G / (1 + column_G[i] - column_G[j])
+        # Of games that are equal but for rounding the first, so that it is the same one on every machine.
+        i, j = divmod(int((worth_GG >= most - EQUAL * abs(most)).argmax()), tally.size)
+        played = slotter.play([(i, j)])
+        for _ in played:  # each takes a rank off the covariance; what follows from it is carried along
+            taken_G = covariance_GG[:, i] - covariance_GG[:, j]
+            taken_G /= math.sqrt(1 + taken_G[i] - taken_G[j])
+            weighed_G = laplacian_GG @ taken_G
+            taken_GG = taken_G[:, None] - taken_G
+            moved_G = (taken_G @ weighed_G) * taken_G - 2 * (covariance_GG @ weighed_G)
+            covariance_GG -= taken_G[:, None] * taken_G
+            variance_GG -= taken_GG * taken_GG
+            told_GG += taken_GG * (moved_G[:, None] - moved_G)
+        if slotter.asked_GG[i, j] and slotter.asked_GG[j, i]:
+            told_GG[i, j] = told_GG[j, i] = -np.inf
         chosen += played
     return chosen
 

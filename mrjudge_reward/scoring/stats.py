@@ -36,6 +36,9 @@ METRICS = (
 )
 """Names of the metrics, the same on every rank at every step."""
 
+MOST_REJECTED = 32
+"""Rejected texts that are told apart."""
+
 
 @dataclass(frozen=True)
 class JudgeStats:
@@ -59,7 +62,8 @@ class JudgeStats:
         label_masses: sum over these of the probability of the labels together.
         opened: verdicts that the judge did not come to write, and that were read after what it wrote.
         reasons: failures by reason.
-        rejected: what the judge said instead of a verdict (``NoVerdict.rejected``), how often.
+        rejected: what the judge said instead of a verdict (``NoVerdict.rejected``), how often; of a sum, the
+            ``MOST_REJECTED`` most frequent texts.
     """
 
     groups: int = 0
@@ -132,6 +136,8 @@ class JudgeStats:
 
     def __add__(self, other: JudgeStats) -> JudgeStats:
         values = {name: getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__}
+        if len(values["rejected"]) > MOST_REJECTED:  # the sum over a run must not hold all that was ever said
+            values["rejected"] = Counter(dict(values["rejected"].most_common(MOST_REJECTED)))
         values["seconds"] = max(self.seconds, other.seconds)  # batches of several ranks run side by side
         return JudgeStats(**values)
 
@@ -238,18 +244,10 @@ def _count(judgement: Judgement, correlation: float | None) -> JudgeStats:
     )
 
 
-class SlotWatch:
-    """Says once that a judge goes by the slot. Several threads may share one.
+class Watch:
+    """What several threads tell what has come. Its lock is left behind when it is pickled or copied."""
 
-    Args:
-        least: pairs in both orders that must have been seen.
-        limit: consistency up to which it is said; for reads, that without the bias they share decides.
-    """
-
-    def __init__(self, least: float = 32, limit: float = 0.2) -> None:
-        self.least, self.limit = least, limit
-        self._seen = JudgeStats()
-        self._said = False
+    def __init__(self) -> None:
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -258,16 +256,37 @@ class SlotWatch:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _lock=threading.Lock())
 
+
+class SlotWatch(Watch):
+    """Says once that a judge goes by the slot.
+
+    Args:
+        least: pairs in both orders that must have been seen.
+        limit: consistency up to which it is said; for reads, that without the bias they share decides.
+    """
+
+    def __init__(self, least: float = 32, limit: float = 0.2) -> None:
+        super().__init__()
+        self.least, self.limit = least, limit
+        self._agreeing = self._mirrored = self._debiased_agreeing = self._debiased_mirrored = 0
+        self._said = False
+
     def observe(self, judgements: Sequence[Judgement]) -> None:
         """Judgements have come."""
         if self._said:
             return
+        asked = [_asked(judgement) for judgement in judgements]
+        counts = [position_consistency(items) for items in asked]
+        debiased_agreeing, debiased_mirrored = debiased_consistency(asked)
         with self._lock:
-            self._seen += JudgeStats.of(judgements)
-            seen, rates = self._seen, self._seen.metrics()
-            without = rates["position_consistency_debiased"]
-            orders = without > 0.6  # its reads name one slot, and their margins tell
-            if self._said or seen.mirrored < self.least or rates["position_consistency"] > self.limit or orders:
+            self._agreeing += sum(agreeing for agreeing, _ in counts)
+            self._mirrored += sum(mirrored for _, mirrored in counts)
+            self._debiased_agreeing += debiased_agreeing
+            self._debiased_mirrored += debiased_mirrored
+            if self._said or self._mirrored < self.least or self._agreeing > self.limit * self._mirrored:
+                return
+            without = self._debiased_agreeing / self._debiased_mirrored if self._debiased_mirrored else math.nan
+            if without > 0.6:  # its reads name one slot, and their margins tell
                 return
             self._said = True
         written = (
@@ -278,13 +297,13 @@ class SlotWatch:
         logger.warning(
             "position consistency is %.2f over %d pairs shown in both orders: the judge goes by the slot (0: the slot alone "
             "decides; .5: a coin; 1: the slot does not matter); %s. This is said once.",
-            rates["position_consistency"], seen.mirrored, read if seen.debiased_mirrored else written,
+            self._agreeing / self._mirrored, self._mirrored, written if math.isnan(without) else read,
         )  # fmt: skip
 
 
 @dataclass
-class FailureAlarm:
-    """Stops a run when too many of the latest comparisons failed. Several threads may share one.
+class FailureAlarm(Watch):
+    """Stops a run when too many of the latest comparisons failed.
 
     Args:
         max_fraction: the most that may fail; 1 switches the alarm off.
@@ -297,14 +316,8 @@ class FailureAlarm:
     least: int = 32
 
     def __post_init__(self) -> None:
+        super().__init__()
         self._latest: deque[NoVerdict | None] = deque(maxlen=self.window)
-        self._lock = threading.Lock()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_lock"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _lock=threading.Lock())
 
     def observe(self, outcomes: Iterable[Outcome]) -> None:
         """Count comparisons, in the order they were decided.

@@ -263,9 +263,9 @@ class GameCount:
                 for pair in pairs:
                     self._hard(pair, slots, 0.0)
             case RankOrder():
+                steps_KK = steps_between(outcome)
                 for a, b in pairs:
-                    steps = steps_between(outcome, a, b)
-                    self._hard((a, b), slots, steps, abs(steps))
+                    self._hard((a, b), slots, steps_KK[a][b], abs(steps_KK[a][b]))
             case Grades(values):
                 for a, b in pairs:
                     self._graded((a, b), slots, values[a] - values[b])

@@ -102,3 +102,26 @@ def test_the_images_benchmark_shows_that_a_shared_image_is_processed_once(size: 
     assert len(ratios) == 2
     assert max(ratios) < 0.6, printed  # at least four times the work against little more than one
     assert "not shared" in printed
+
+
+def test_the_rank_benchmark_prints_four_ways_and_finds_the_same_scores() -> None:
+    printed = printed_by("rank", "--quick")
+    rows = re.findall(r"^(adaptive|ring) +(batches|window|default|at once) +\d+ +[\d.]+ ", printed, re.MULTILINE)
+    assert len(set(rows)) == len(rows) == 8
+    assert "scores of all ways are identical" in printed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads a process's peak memory from /proc")
+def test_the_report_benchmark_prints_memory_time_and_the_size_of_the_page() -> None:
+    printed = printed_by("report", "--quick")
+    found = re.search(r"100 steps x 2 ranks, (\d+) MB of log: peak memory (\d+) MiB, .* page ([\d.]+) MB", printed)
+    assert found, printed
+    assert int(found[1]) > 5
+    assert int(found[2]) < 256
+    assert 0.1 < float(found[3]) < 10
+
+
+def test_the_adaptive_benchmark_finds_the_same_games_both_ways() -> None:
+    printed = printed_by("adaptive", "--quick")
+    assert re.findall(r"^ +(\d+) +3 +[\d.]+ +[\d.]+ +[\d.]+$", printed, re.MULTILINE) == ["4", "8"]
+    assert "both ways play the same games" in printed

@@ -11,8 +11,9 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from mrjudge_reward.types import (
     Verdict,
 )
 from tests.support import ROOT
-from tests.support.judge_server import JudgeServer
+from tests.support.judge_server import JudgeServer, longest_wins, prompt_text
 
 SCRIPTED = ("--set", "model=scripted")
 GROUPS = [{"id": f"g{i}", "prompt": f"Question {i}?", "candidates": ["a", f"a long one {i}", "abc"]} for i in range(5)]
@@ -653,22 +654,80 @@ def test_overwrite_keeps_the_old_results_until_there_are_new_ones(
     assert output.read_bytes() == before
 
 
-def test_ctrl_c_keeps_the_finished_chunks_and_the_same_command_goes_on(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def when_asked(text: str, act: Callable[[], object]) -> ScriptedEngine:
+    """Prefers long texts, and does something first wherever a text is shown."""
+    inner = by_length()
+
+    def script(request: Request) -> Any:
+        if text in request.messages[-1].text:
+            act()
+        return inner.script(request)
+
+    return ScriptedEngine(script, inner.identity, reads=True)
+
+
+def wait_for_lines(output: Path, count: int) -> None:
+    end = time.monotonic() + 30
+    while not (output.exists() and len(output.read_bytes().splitlines()) >= count):
+        assert time.monotonic() < end, f"{count} lines were expected in time"
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5, None])
+@pytest.mark.parametrize("at", [1, 2, 4])
+def test_ctrl_c_keeps_what_was_written_and_the_same_command_goes_on(
+    chunk: int | None, at: int, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "out.jsonl"
     use(by_length(), monkeypatch)
     whole = rank(source).stdout
     calls = [record["calls"] for record in records(whole)]
-    use(interrupting(sum(calls[:4]) + 1, KeyboardInterrupt), monkeypatch)
-    stopped = rank(source, "-o", output, "--chunk", "2")
+
+    def interrupt() -> None:
+        wait_for_lines(output, at)
+        raise KeyboardInterrupt
+
+    arguments = (source, "-o", output, *(() if chunk is None else ("--chunk", str(chunk))))
+    use(when_asked(f"Question {at}?", interrupt), monkeypatch)
+    stopped = rank(*arguments)
     assert stopped.exit_code == 130
-    assert "interrupted; 4 results are written, the same command goes on" in stopped.stderr
-    assert len(records(output)) == 4
+    assert f"interrupted; {at} results are written, the same command goes on" in stopped.stderr
+    assert output.read_text(encoding="utf-8") == "".join(whole.splitlines(keepends=True)[:at])
     engine = use(by_length(), monkeypatch)
-    assert rank(source, "-o", output, "--chunk", "2").exit_code == 0
-    assert len(engine.requests) == calls[4]
+    assert rank(*arguments).exit_code == 0
+    assert len(engine.requests) == sum(calls[at:])
     assert output.read_text(encoding="utf-8") == whole
+
+
+def test_a_slow_line_keeps_no_other_waiting_and_the_output_stays_in_order(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.jsonl"
+    use(by_length(), monkeypatch)
+    whole = rank(source).stdout
+    last_is_asked = threading.Event()
+    slow = when_asked("Question 0?", lambda: last_is_asked.wait(30))
+    fast = slow.script
+
+    def script(request: Request) -> Any:
+        if "Question 4?" in request.messages[-1].text and not last_is_asked.is_set():
+            assert not output.exists() or not output.read_bytes(), "the first line is still to come"
+            last_is_asked.set()
+        return fast(request)
+
+    slow.script = script
+    use(slow, monkeypatch)
+    assert rank(source, "-o", output, "--chunk", "2").exit_code == 0
+    assert last_is_asked.is_set()
+    assert output.read_text(encoding="utf-8") == whole
+
+
+def test_a_model_in_this_process_judges_lines_in_batches(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = by_length()
+    engine.concurrent_calls = False  # type: ignore[misc]
+    use(engine, monkeypatch)
+    assert rank(source, "--chunk", "2", "--set", "schedule=ring").exit_code == 0
+    assert engine.batches == [12, 12, 6]
 
 
 def test_an_unreliable_judge_stops_the_run_with_code_3_and_keeps_earlier_chunks(
@@ -978,3 +1037,39 @@ def test_a_real_interrupt_ends_with_code_130_and_no_traceback(tmp_path: Path) ->
     assert b"Traceback" not in stderr
     assert b"interrupted" in stderr
     assert all("best" in record for record in records(output))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends a signal")
+def test_an_interrupt_cancels_what_a_server_is_still_thinking_about_and_the_run_goes_on_to_the_same_output(
+    tmp_path: Path,
+) -> None:
+    source, output, whole = tmp_path / "in.jsonl", tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
+    source.write_text(jsonl(*({"prompt": f"Question {i}?", "candidates": ["a", "bb", "c"]} for i in range(40))))
+    stuck = threading.Event()
+
+    def answer(body: Mapping[str, Any]) -> str:
+        if stuck.is_set() and any(f"Question {i}?" in prompt_text(body) for i in range(5, 30)):
+            server.stopping.wait(100)
+        return longest_wins(body)
+
+    with JudgeServer(answer) as server:
+        command = [
+            sys.executable, "-m", "mrjudge_reward.cli", "rank", str(source), "--chunk", "4", "--set", "model=judge",
+            "--set", f"base_url={server.base_url}", "--set", "verdict=generate", "--set", "temperature=0",
+            "--set", "format=choice", "--set", "schedule=adaptive",
+        ]  # fmt: skip
+        assert process([*command, "-o", str(whole)]).returncode == 0
+        stuck.set()
+        with subprocess.Popen([*command, "-o", str(output)], stderr=subprocess.PIPE) as running:
+            wait_for_lines(output, 5)
+            assert server.wait_until(lambda server: server.in_flight >= 4)
+            began = time.monotonic()
+            running.send_signal(signal.SIGINT)
+            _, stderr = running.communicate(timeout=60)
+        assert time.monotonic() - began < 50, "it does not sit out the deadline of its requests"
+        assert running.returncode == 130, stderr.decode()
+        assert b"Traceback" not in stderr
+        assert b"interrupted; 5 results are written" in stderr
+        stuck.clear()
+        assert process([*command, "-o", str(output)]).returncode == 0
+    assert output.read_bytes() == whole.read_bytes()

@@ -8,18 +8,19 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import Any
 
 import pytest
 
-from mrjudge_reward.engines.cancelling import CANCELLED, Cancellation
+from mrjudge_reward.engines.cancelling import CANCELLED, Cancellation, cancelled
 from mrjudge_reward.engines.openai.engine import OpenAIEngine
 from mrjudge_reward.engines.scripted import ScriptedEngine, shown_candidates
 from mrjudge_reward.errors import EngineError, JudgeUnreliableError
 from mrjudge_reward.judge import Judge
-from mrjudge_reward.judging.parallel import MOST_SHARES, shares, side_by_side
+from mrjudge_reward.judging.parallel import MOST_SHARES, in_order, shares, side_by_side
 from mrjudge_reward.messages import ImagePart, Message, TextPart
 from mrjudge_reward.prompting.formats import Choice
 from mrjudge_reward.scoring.schedules import SCHEDULES, Limits
@@ -225,6 +226,73 @@ def test_a_server_is_asked_once_how_labels_are_read_however_many_groups_begin_at
         judgements = judge.judge([group(i) for i in range(8)])
         judge.close()
         assert len(server.requests) == sum(judgement.calls for judgement in judgements) + 1
+
+
+@pytest.mark.parametrize(
+    ("items", "in_flight", "ahead"),
+    [(0, 1, 0), (1, 4, 0), (5, 1, 0), (5, 1, 9), (40, 3, 0), (40, 3, 2), (40, 3, 100), (40, 40, 0), (40, 64, 8)],
+)  # nothing, one, one at a time, few, bounded ahead or hardly, all at once, more threads than items
+def test_results_come_in_order_with_so_many_in_flight_and_so_many_ahead(items: int, in_flight: int, ahead: int) -> None:
+    rng, lock = Random(items + in_flight), threading.Lock()
+    waits = [rng.random() * 0.004 for _ in range(items)]
+    taken = working = most = given = 0
+
+    def coming() -> Iterator[int]:
+        nonlocal taken
+        for item in range(items):
+            taken += 1
+            assert taken - given <= in_flight + ahead
+            yield item
+
+    def work(item: int) -> int:
+        nonlocal working, most
+        with lock:
+            working += 1
+            most = max(most, working)
+        time.sleep(waits[item])
+        with lock:
+            working -= 1
+        return item * item
+
+    for result in in_order(coming(), work, in_flight, ahead):
+        assert result == given * given
+        given += 1
+    assert given == items
+    assert most <= in_flight
+    assert not alive()
+
+
+def test_a_slow_item_at_the_front_stops_nobody_until_so_many_results_wait() -> None:
+    begun: list[int] = []
+    release = threading.Event()
+
+    def work(item: int) -> int:
+        begun.append(item)
+        if item == 0:
+            assert release.wait(LONG_S)
+        elif item == 6:
+            release.set()  # two in flight and five ahead: the seventh is the last to begin
+        return item
+
+    assert list(in_order(range(20), work, 2, 5)) == list(range(20))
+    assert begun[:7] == list(range(7))
+
+
+def test_a_generator_that_is_closed_cancels_what_is_in_flight() -> None:
+    stopped: list[bool] = []
+
+    def work(item: int) -> int:
+        end = time.monotonic() + LONG_S
+        while item and not cancelled() and time.monotonic() < end:
+            time.sleep(0.001)
+        stopped.append(cancelled())
+        return item
+
+    results = in_order(iter(range(100)), work, 4)
+    assert next(results) == 0
+    results.close()
+    assert not alive()
+    assert stopped == [False, True, True, True]
 
 
 # -- errors and interrupts --------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import logging
 import pickle
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -105,6 +106,38 @@ def test_ranks_and_calls_of_a_step_add_up(tmp_path: Path) -> None:
     assert batch.stats.seconds == pytest.approx(2 * judgement.seconds), "calls follow each other, ranks do not"
     assert batch.rewards.metrics()["reward"] == pytest.approx(16 / 7)
     assert len(batch.groups) == 3
+
+
+def test_the_texts_of_a_long_run_are_not_held_in_memory(tmp_path: Path) -> None:
+    """Twenty megabytes of texts: a line's are read, its sums kept, and the groups found again where they are asked for."""
+    write(tmp_path, 1, answers=("a" * 5000, "b" * 5000, "c" * 5000))
+    path = tmp_path / "judge.rank0.jsonl"
+    start, line = path.read_text().splitlines(keepends=True)
+    steps = 20_000_000 // len(line)
+    for rank in (0, 1):
+        lines = (
+            line.replace('"step": 1,', f'"step": {step},').replace('"g01"', f'"g{rank}-{step}"')
+            for step in range(steps)
+        )
+        (tmp_path / f"judge.rank{rank}.jsonl").write_text(start + "".join(lines))
+    tracemalloc.start()
+    run = read_run(tmp_path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(run.batches) == steps > 500
+    assert peak < 10_000_000
+    assert [group.key for group in run.batches[7].groups] == ["g0-7", "g1-7"]
+    assert run.batches[-1].stats.groups == 2
+
+
+def test_a_torn_line_and_damaged_ones_do_not_move_the_groups_that_follow(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        write(tmp_path, step)
+        with (tmp_path / "judge.rank0.jsonl").open("ab") as file:
+            file.write("not JSON, ☃\n\n".encode() if step < 3 else b'{"kind": "batch", "step": 4')
+    run = read_run(tmp_path)
+    assert [group.key for batch in run.batches for group in batch.groups] == ["g01", "g02", "g03"]
+    assert run.damaged == 4
 
 
 def test_a_disk_that_cannot_be_written_costs_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

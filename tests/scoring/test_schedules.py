@@ -14,6 +14,8 @@ from mrjudge_reward.scoring.ratings import RATINGS, rate
 from mrjudge_reward.scoring.schedules import MAX_ADAPTIVE, SCHEDULES, Limits, ring_offsets
 from mrjudge_reward.scoring.tally import MAX_GROUP, count_games
 from mrjudge_reward.types import Comparison, JudgedComparison, NoVerdict, Outcome, Preference, Verdict
+from tests.benchmarks.adaptive import games_of
+from tests.benchmarks.schedules import CONFIDENT, LEVELS, SLIPPING, TIED, Judge
 
 PAIRWISE = [name for name in SCHEDULES if name not in ("pointwise", "listwise")]
 repeatable = settings(derandomize=True, deadline=None, max_examples=40)
@@ -208,6 +210,16 @@ def test_adaptive_keeps_slots_nearly_balanced() -> None:
 
 def test_adaptive_with_enough_budget_plays_everything() -> None:
     assert sorted(slots_of("adaptive", 6, Limits(budget=1000))) == sorted(permutations(range(6), 2))
+
+
+@pytest.mark.parametrize("limits", [Limits(), Limits(both_orders=True, audit=True), Limits(budget=60)], ids=repr)
+@pytest.mark.parametrize("size", [2, 3, 4, 5, 7, 8, 12, 16, 23, 40])
+def test_adaptive_plays_the_games_that_it_would_if_all_were_computed_anew_for_each(size: int, limits: Limits) -> None:
+    for group in range(6):
+        judge = Judge(size, group, (*LEVELS, TIED, SLIPPING, CONFIDENT)[group], soft=group % 2 == 0)
+        anew, _ = games_of(size, group, judge, limits, anew=True)
+        carried, _ = games_of(size, group, judge, limits, anew=False)
+        assert carried == anew
 
 
 def test_adaptive_tolerates_groups_in_which_all_are_equal() -> None:

@@ -12,7 +12,7 @@ from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import JudgeUnreliableError
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.prompting.formats import SENTIMENT, Choice
-from mrjudge_reward.scoring.stats import METRICS, FailureAlarm, JudgeStats, SlotWatch, is_tie
+from mrjudge_reward.scoring.stats import METRICS, MOST_REJECTED, FailureAlarm, JudgeStats, SlotWatch, is_tie
 from mrjudge_reward.types import (
     Comparison,
     Grades,
@@ -192,6 +192,14 @@ def test_reads_that_name_one_slot_always_may_be_consistent_without_their_common_
 def test_the_bias_of_a_handful_of_reads_and_of_written_verdicts_is_not_known():
     for judgement in (reads(4.0, 1.0), judged(*[played(FIRST, 0, 1), played(FIRST, 1, 0)] * 5)):
         assert math.isnan(JudgeStats.of([judgement]).metrics()["position_consistency_debiased"])
+
+
+def test_a_sum_over_a_run_keeps_the_texts_that_were_rejected_most_often():
+    run = JudgeStats()
+    for step in range(500):
+        run += JudgeStats(rejected=Counter({"again and again": 3, f"once, at step {step}": 1}))
+    assert len(run.rejected) == MOST_REJECTED
+    assert run.rejected.most_common(1) == [("again and again", 1500)]
 
 
 def test_a_judge_that_goes_by_the_slot_is_named_once(caplog: pytest.LogCaptureFixture):

@@ -226,7 +226,8 @@ def test_a_stronger_step_credits_a_larger_margin_and_the_same_win() -> None:
     ],
 )
 def test_the_steps_between_two_slots(order: RankOrder, steps: dict[tuple[int, int], int]) -> None:
-    assert {pair: steps_between(order, *pair) for pair in steps} == steps
+    steps_KK = steps_between(order)
+    assert {(a, b): steps_KK[a][b] for a, b in steps} == steps
 
 
 def test_candidates_graded_alone_meet_afterwards() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 from mrjudge_reward.monitoring.run_log import LoggedBatch, RunLog
 from mrjudge_reward.monitoring.trainer_logs import TrainerLogs, step_seconds
@@ -19,6 +19,9 @@ MAX_POINTS = 400
 
 MAX_DOTS = 1200
 """Points of the scatter plot."""
+
+MAX_DOTTED = 150
+"""Groups of each half of a run whose completions are in the scatter plot."""
 
 TRAINER_METRICS = {
     "loss": ("Loss", ("loss", "actor/pg_loss")),
@@ -32,6 +35,7 @@ TRAINER_METRICS = {
 PARTS = {"generate": "generating", "judge": "judging", "update": "updating"}
 
 Point = tuple[float, float | None]
+T = TypeVar("T")
 
 
 def number(value: float | None) -> float | None:
@@ -39,6 +43,12 @@ def number(value: float | None) -> float | None:
     if value is None or not math.isfinite(value):
         return None
     return float(f"{value:.5g}") if abs(value) > 1e-12 else 0.0
+
+
+def evenly(items: Sequence[T], count: int) -> list[T]:
+    """At most so many of them, evenly over all."""
+    count = min(count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
 
 
 def thinned(points: Sequence[Point]) -> tuple[list[float | None], list[float | None]]:
@@ -202,12 +212,11 @@ def _scatter(train: Sequence[LoggedBatch]) -> dict[str, Any] | None:
     series = []
     for name, batches in halves:
         dots: list[tuple[float, float]] = []
-        for batch in batches:
-            for group in batch.groups:
-                known = [(one.length, one.reward) for one in group.candidates if one.reward is not None]
-                if len(known) > 1:
-                    length, reward = fmean(x for x, _ in known), fmean(y for _, y in known)
-                    dots += [(x - length, y - reward) for x, y in known]
+        for place in evenly([place for batch in batches for place in batch.places], MAX_DOTTED):
+            known = [(one.length, one.reward) for one in place.read().candidates if one.reward is not None]
+            if len(known) > 1:
+                length, reward = fmean(x for x, _ in known), fmean(y for _, y in known)
+                dots += [(x - length, y - reward) for x, y in known]
         step = math.ceil(len(dots) / (MAX_DOTS / 2)) or 1
         dots = dots[::step]
         series.append({"name": name, "x": [number(x) for x, _ in dots], "y": [number(y) for _, y in dots]})

@@ -24,7 +24,7 @@ from typing import Any
 from mrjudge_reward.monitoring.run_log import LoggedGroup, RunLog, read_run
 from mrjudge_reward.monitoring.trainer_logs import trainer_logs
 
-from .charts import charts_of, findings_of, number, tiles_of
+from .charts import charts_of, evenly, findings_of, number, tiles_of
 
 MAX_GROUPS = 150
 """Groups that can be browsed."""
@@ -44,7 +44,7 @@ def page_of(folder: str | os.PathLike[str], name: str | None = None) -> str:
         InputError: if there is no log that can be read.
     """
     run = read_run(folder, name)
-    logs = {step: dict(values) for step, values in trainer_logs(Path(folder)).items()}
+    logs = trainer_logs(Path(folder))
     for step, values in run.trainer.items():
         logs.setdefault(step, {}).update(values)
     groups, logged = browsable(run)
@@ -64,12 +64,17 @@ def page_of(folder: str | os.PathLike[str], name: str | None = None) -> str:
 
 def browsable(run: RunLog) -> tuple[list[dict[str, Any]], int]:
     """The groups that the page shows, and how many were logged."""
-    logged = [(batch.step, batch.mode, group) for batch in run.batches for group in batch.groups]
+    logged = [(batch.step, batch.mode, place) for batch in run.batches for place in batch.places]
     count = min(MAX_GROUPS, len(logged))
     while count:
-        chosen = [logged[index * len(logged) // count] for index in range(count)]
-        shown = [{"step": step, "mode": mode, **_plain(group)} for step, mode, group in chosen]
-        if count == 1 or len(json.dumps(shown)) <= MAX_BYTES:
+        shown: list[dict[str, Any]] = []
+        size = 0
+        for step, mode, place in evenly(logged, count):
+            shown.append({"step": step, "mode": mode, **_plain(place.read())})
+            size += len(json.dumps(shown[-1]))
+            if size > MAX_BYTES and count > 1:
+                break
+        else:
             return shown, len(logged)
         count //= 2
     return [], len(logged)
