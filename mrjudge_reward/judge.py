@@ -114,7 +114,7 @@ class Judge:
         self._settled = settings.verdict != "auto" or settings.verdict_mode == "generate"
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("engine", "cache", "alarm", "settings", "_label_mass", "_slot_watch", "_settled")
+        kept = ("engine", "cache", "alarm", "settings", "_label_mass", "_slot_watch", "_said_once", "_settled")
         return {name: getattr(self, name) for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
