@@ -9,6 +9,7 @@ from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.prompting.formats import Format
 from mrjudge_reward.prompting.rendering import conversation_text
 from mrjudge_reward.prompting.sanitizing import Sanitizer, most_tokens
+from mrjudge_reward.special_tokens import Reserved
 from mrjudge_reward.types import Group
 
 from .group_images import image_tokens
@@ -33,7 +34,7 @@ class TokenBudget:
     """
 
     def __init__(
-        self, engine: Engine, format: Format, writes: int, reserved: frozenset[str], bound: int | None = None
+        self, engine: Engine, format: Format, writes: int, reserved: Reserved, bound: int | None = None
     ) -> None:
         self._engine, self._format, self._writes, self._reserved, self._bound = engine, format, writes, reserved, bound
         self._rooms: dict[int, int] = {}
@@ -43,7 +44,9 @@ class TokenBudget:
         if slots not in self._rooms:
             guard = Sanitizer(self._engine.count_tokens, 1 << 20, self._reserved)
             frame = self._format.render(Group.of("", [""], rubric=" ", reference=" "), ("",) * slots, guard)
-            taken = sum(self._engine.count_tokens(message.text) for message in frame) + 64
+            taken = (
+                sum(self._engine.count_tokens(message.text) for message in frame) + 64 + 8 * slots
+            )  # codes differ in tokens
             self._rooms[slots] = max(0, (self._engine.context_tokens or UNKNOWN_CONTEXT) - taken - self._writes)
         return self._rooms[slots]
 

@@ -47,6 +47,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Literal
 
+from mrjudge_reward import special_tokens
 from mrjudge_reward.engines.cancelling import CANCELLED, cancelled, result_of
 from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.engines.structured import StructuredOutput
@@ -113,6 +114,7 @@ class OpenAIEngine(Engine):
         if token_parameter not in ("max_tokens", "max_completion_tokens"):
             raise ConfigError(f"token_parameter must be max_tokens or max_completion_tokens; got {token_parameter!r}")
         self.model = model
+        self.reserved = special_tokens.of_model(model)
         self.base_url = base_url.rstrip("/")
         self.max_concurrency = max_concurrency
         self.deadline_s = deadline_s
