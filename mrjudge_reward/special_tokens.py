@@ -55,7 +55,7 @@ ANY_FAMILY: Reserved = frozenset({_IN_BARS, *_UNMISTAKABLE})
 
 _LLAMA3 = _in_bars(
     r"(?:begin|end)_of_text|(?:start|end)_header_id|header_(?:start|end)|eot(?:_id)?|eom(?:_id)?|python_(?:tag|start|end)"
-    r"|image|patch|finetune_\w+|reserved_\w+|(?:vision|text)_\w+|step_id"
+    r"|image|patch|finetune_\w+|reserved_\w+|(?:vision|text)_\w*reserved\w*"
 )
 _FAMILIES: dict[str, set[str | re.Pattern[str]]] = {
     r"qwen|qwq": {

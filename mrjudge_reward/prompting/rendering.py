@@ -111,8 +111,7 @@ def load_template(name: str) -> Template:
     if not all(_MARK.match(line) and "{text}" not in line for line in (lines[0], lines[-1])):
         raise ConfigError(
             f"template {name!r}: section response must begin and end with a line of its own that opens with brackets, "
-            "such as [Response {label}] and [End of response {label}]; these get a code, without which a candidate could "
-            "forge them"
+            "such as [Response {label}] and [End of response {label}]: these get a code, and other marks could be forged"
         )
     return Template(
         name, sections["system"], sections["user"], sections["response"],
