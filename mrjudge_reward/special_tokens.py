@@ -57,33 +57,32 @@ _LLAMA3 = _in_bars(
     r"(?:begin|end)_of_text|(?:start|end)_header_id|header_(?:start|end)|eot(?:_id)?|eom(?:_id)?|python_(?:tag|start|end)"
     r"|image|patch|finetune_\w+|reserved_\w+|(?:vision|text)_\w*reserved\w*"
 )
-_FAMILIES: dict[str, set[str | re.Pattern[str]]] = {
-    r"qwen|qwq": {
-        _in_bars(r"(?:object_ref|box|quad|vision|audio)_\w+|(?:image|video)_pad|fim_\w+|repo_name|file_sep|AUDIO|audio_\w+")
-    },
-    r"llama-?[12](?!\d)|vicuna|alpaca|tulu-2": _SENTENCE | _LLAMA2,
-    r"llama-?[34](?!\d)|tulu-3": {_LLAMA3},
-    r"mi[sx]tral|magistral|ministral|codestral|devstral|pixtral|voxtral|zephyr|prometheus": {
+_FAMILIES: dict[str, tuple[str | re.Pattern[str], ...]] = {
+    r"qwen|qwq": (
+        _in_bars(r"(?:object_ref|box|quad|vision|audio)_\w+|(?:image|video)_pad|fim_\w+|repo_name|file_sep|AUDIO"),
+    ),
+    r"llama-?[12](?!\d)|vicuna|alpaca|tulu-2": (*_SENTENCE, *_LLAMA2),
+    r"llama-?[34](?!\d)|tulu-3": (_LLAMA3,),
+    r"mi[sx]tral|magistral|ministral|codestral|devstral|pixtral|voxtral|zephyr|prometheus": (
         *_SENTENCE, *_MISTRAL,
         "[IMG]", "[AUDIO]", "[TOOL_CONTENT]", "[ARGS]", "[CALL_ID]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]",
-    },
-    r"gemma": _GEMMA | {"<pad>", "<unk>", "<mask>", "<image_soft_token>", "<audio_soft_token>"},
-    r"deepseek|r1-distill": {_IN_BARS},
-    r"phi-?[3-9]": {
-        _in_bars(r"system|user|assistant|end|/?tool\w*|placeholder\d*|im_sep|fim_\w+|dummy_\d+|endofprompt")
-    },
-    r"glm": _GLM | {_in_bars(r"system|user|assistant|observation|endoftext|(?:begin|end)_of_\w+|code_\w+")},
-    r"gpt-oss": {_in_bars(r"start|end|message|channel|constrain|return|call|startoftext|endofprompt|reserved_\d+")},
-    r"command-?[ar]|aya|cohere": _COHERE | {_IN_BARS},
-    r"exaone": _EXAONE,
-    r"seed-oss": _SEED,
-    r"minimax": _MINIMAX,
-    r"baichuan": _BAICHUAN,
-    r"nemotron": _NEMOTRON | _SENTENCE,
-    r"kimi": {_IN_BARS, "[BOS]", "[EOS]", "[EOT]", "[PAD]"},
-    r"internvl": {_IN_BARS, "<img>", "</img>", "<IMG_CONTEXT>", "<image>"},
-    r"internlm|granite|smollm|olmo|minicpm|falcon|hunyuan|ernie|apertus|(?:^|[/_-])yi-": {_IN_BARS},
-    r"llava": {"<image>"},
+    ),
+    r"gemma": (*_GEMMA, "<pad>", "<unk>", "<mask>", "<image_soft_token>", "<audio_soft_token>"),
+    r"phi-?[3-9]": (
+        _in_bars(r"system|user|assistant|end|/?tool\w*|placeholder\d*|im_sep|fim_\w+|dummy_\d+|endofprompt"),
+    ),
+    r"glm": (*_GLM, _in_bars(r"system|user|assistant|observation|(?:begin|end)_of_\w+|code_\w+")),
+    r"gpt-oss": (_in_bars(r"start|end|message|channel|constrain|return|call|startoftext|endofprompt|reserved_\d+"),),
+    r"command-?[ar]|aya|cohere": (*_COHERE, _IN_BARS),
+    r"exaone": (*_EXAONE,),
+    r"seed-oss": (*_SEED,),
+    r"minimax": (*_MINIMAX,),
+    r"baichuan": (*_BAICHUAN,),
+    r"nemotron": (*_NEMOTRON, *_SENTENCE),
+    r"kimi": (_IN_BARS, "[BOS]", "[EOS]", "[EOT]", "[PAD]"),
+    r"internvl": (_IN_BARS, "<img>", "</img>", "<IMG_CONTEXT>", "<image>"),
+    r"deepseek|internlm|granite|smollm|olmo|minicpm|falcon|hunyuan|ernie|apertus|(?:^|[/_-])yi-": (_IN_BARS,),
+    r"llava": ("<image>",),
 }  # fmt: skip
 
 
@@ -102,4 +101,4 @@ def of_tokenizer(tokenizer: Any) -> Reserved:
 def of_model(name: str) -> Reserved:
     """Of a model behind a server, by its name; a fine-tune may name several families."""
     known = [tokens for family, tokens in _FAMILIES.items() if re.search(family, name, re.IGNORECASE)]
-    return frozenset(_CHATML.union(*known)) if known else ANY_FAMILY
+    return frozenset().union(_CHATML, *known) if known else ANY_FAMILY

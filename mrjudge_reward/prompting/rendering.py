@@ -63,10 +63,14 @@ class Template:
 
     def marked(self, code: str) -> Template:
         """The same wording with a code in its section marks."""
-        blocks = {
-            name: _MARK.sub(rf"\g<0> {code}", getattr(self, name)) for name in ("response", "reference", "rubric")
-        }
-        return replace(self, user=marked(self.user, code), **blocks)
+
+        def block(wording: str) -> str:
+            return _MARK.sub(rf"\g<0> {code}", wording)
+
+        return replace(
+            self, user=marked(self.user, code), response=block(self.response),
+            reference=block(self.reference), rubric=block(self.rubric),
+        )  # fmt: skip
 
 
 def marked(wording: str, code: str) -> str:
