@@ -37,7 +37,7 @@ from mrjudge_reward.judging.early import EarlyComparisons
 from mrjudge_reward.judging.label_mass import LabelMassWatch
 from mrjudge_reward.judging.parallel import shares, side_by_side
 from mrjudge_reward.judging.token_budget import Once
-from mrjudge_reward.judging.tournament import Tournament, digest, is_degenerate, players_of
+from mrjudge_reward.judging.tournament import Tournament, digest, is_degenerate
 from mrjudge_reward.prompting.formats import Format
 from mrjudge_reward.scoring.ratings import rate
 from mrjudge_reward.scoring.stats import FailureAlarm, SlotWatch
@@ -292,7 +292,9 @@ class Judge:
             raise InputError(
                 f"group {group.key!r} has {len(group.candidates)} candidates; at most {MAX_GROUP} are judged together"
             )
-        tournament = self._tournament(group, players_of(group, self.settings.seed), first_vote)
+        player_of, sanitized = self._comparer.seat(group)
+        tournament = self._tournament(group, tuple(dict.fromkeys(player_of.values())), first_vote)
+        tournament.player_of, tournament.sanitized = player_of, sanitized
         if early is not None:
             tournament.follow(early.tournament)
         return tournament
@@ -324,9 +326,7 @@ class Judge:
                     tournament.next_round()
 
     def _judgement(self, tournament: Tournament, seconds: float) -> Judgement:
-        group, players = tournament.group, tournament.players
-        if len(players) < self.format.min_slots:  # a policy that collapsed may still try to speak for the judge
-            self._comparer.look_for_markers(tournament)
+        group, players, player_of = tournament.group, tournament.players, tournament.player_of
         tally = tournament.tally()
         scores: list[float | None] = rate(self.rating, tally)
         forfeits = tuple(i for i, text in enumerate(group.candidates) if is_degenerate(text))
@@ -335,12 +335,18 @@ class Judge:
         known = [score for score in scores if score is not None]
         # Degenerate answers lose by rule: never above the lowest known, and below a middling one.
         lowest = self._lowest(known) if known else None
-        score_of = dict(zip(players, scores, strict=True))
-        games_of = dict(zip(players, (float(games) for games in tally.games_G), strict=True))
+        known_of = dict(zip(players, zip(scores, map(float, tally.games_G), strict=True), strict=True))
+        found_of = {text: known_of[player] for text, player in player_of.items()}
+
+        def candidates_in(texts: set[str]) -> tuple[int, ...]:
+            """Which candidates these are, themselves or by the text that played for them."""
+            shown = (texts.intersection((text, player_of.get(text, text))) for text in group.candidates)
+            return tuple(index for index, found in enumerate(shown) if found)
+
         return Judgement(
             group=group,
-            scores_G=tuple(score_of.get(text, lowest) for text in group.candidates),
-            games_G=tuple(games_of.get(text, 0.0) for text in group.candidates),
+            scores_G=tuple(found_of.get(text, (lowest, 0.0))[0] for text in group.candidates),
+            games_G=tuple(found_of.get(text, (lowest, 0.0))[1] for text in group.candidates),
             played=tournament.in_candidates(tournament.played),
             quick_reads=tournament.in_candidates(tournament.quick_reads),
             forfeits=forfeits,
@@ -349,8 +355,8 @@ class Judge:
             usage=tournament.spent.usage,
             cyclic_triads=cyclic_triads(tally),
             seconds=seconds,
-            sanitized=tuple(i for i, text in enumerate(group.candidates) if text in tournament.sanitized),
-            cut=tuple(i for i, text in enumerate(group.candidates) if text in tournament.cut),
+            sanitized=candidates_in(tournament.sanitized),
+            cut=candidates_in(tournament.cut),
         )
 
     def _lowest(self, known: Sequence[float]) -> float:

@@ -34,14 +34,14 @@ _PAIRS = {f"<{tag}>": f"</{tag}>" for tag in _TAGS} | {
 }
 _OPENED_BY = {close: opening for opening, close in _PAIRS.items()}
 _HARMONY = "<|channel|>"  # gpt-oss: every channel but the final one is reasoning
-_MARK_PATTERN = (
+MARK_PATTERN = (
     rf"<(?=[/|a-zA-Z])(?:/?(?i:{'|'.join(_TAGS)})[ \t]*>|channel\|>|\|(?:"
     r"(?i:(?:begin|end)_of_thought|(?:start|end)_thinking|inner_(?:pre|suf)fix)\|>|channel>|(?:open|close)\|>think<\|sep\|>"
     r"|channel\|>(?:\s*final\b[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>)?))"
     r"|\[/?(?i:think)\]|◁/?(?i:think)▷"
 )
-_MARK = re.compile(_MARK_PATTERN)
-_CODE_OR_MARK = re.compile(rf"(?:```.*?```|`[^`\n]+`)|{_MARK_PATTERN}", re.DOTALL)
+_MARK = re.compile(MARK_PATTERN)
+_CODE_OR_MARK = re.compile(rf"(?:```.*?```|`[^`\n]+`)|{MARK_PATTERN}", re.DOTALL)
 _AROUND = re.compile(r"<\|(?i:(?:begin|end)_of_solution|(?:start|end)_response)\|>")
 _MESSAGE_END = re.compile(r"<\|(?:return|end|call|start)\|>")
 # Harmony when decoding skipped its special tokens. "analysis: A is ..." is a word, "analysisWe need to" is a channel.

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from mrjudge_reward.credentials import without_credentials
 from mrjudge_reward.images import Picture
+from mrjudge_reward.special_tokens import ANY_FAMILY, Reserved
 from mrjudge_reward.types import EngineFailure, Reply, Request
 
 _FOLDERS = re.compile(r"/(?:[^/\s+]+/)+")
@@ -27,7 +28,8 @@ class Engine(Protocol):
         can_read: whether ``label_logprobs`` works, as far as is known (see ``reads_labels``).
         repeats_reads: whether a request read again has the same probabilities, as with a model of one's own. What could
             not be read is then not read again.
-        reserved: strings that its tokenizer turns into special tokens; rendering neutralises them.
+        reserved: strings that its tokenizer turns into special tokens; rendering neutralises them. Those of all model
+            families unless it says so.
         context_tokens: the most tokens a request and its reply may hold together; None if unknown. An engine that has to
             ask does so when this is looked at.
         concurrent_calls: whether calls may come from several threads at once. The judge then lets groups go through
@@ -42,7 +44,7 @@ class Engine(Protocol):
     identity: str
     can_read: bool
     repeats_reads: bool = True
-    reserved: frozenset[str] = frozenset()
+    reserved: Reserved = ANY_FAMILY
     context_tokens: int | None = None
     concurrent_calls: bool = False
     weights_may_change: bool = False

@@ -26,14 +26,18 @@ from .contract import Engine
 
 Script: TypeAlias = Callable[[Request], str | Mapping[str, float] | Reply | EngineFailure]
 
-_RESPONSE = re.compile(r"^\[Response ?(\w*)\]\n(.*?)\n\[End of response ?\1\]$", re.DOTALL | re.MULTILINE)
+_LAST_END = re.compile(r".*^\[End of response\b[^\n\]]*?( [b-df-hj-np-tv-xz]{8})?\]$", re.DOTALL | re.MULTILINE)
 
 _PROBE = "Which?\n[Response A]\none\n[End of response A]\n[Response B]\ntwo\n[End of response B]"
 
 
 def shown_candidates(request: Request) -> dict[str, str]:
     """Label → candidate text of a comparison rendered by a built-in template, in slot order."""
-    return dict(_RESPONSE.findall(request.messages[-1].text))
+    text = request.messages[-1].text
+    end = _LAST_END.match(text)
+    code = end[1] or "" if end else ""  # of this prompt's section marks: lines without it are part of a text
+    section = rf"^\[Response(?: (\w+))??{code}\]\n(.*?)\n\[End of response(?(1) \1){code}\]$"
+    return dict(re.findall(section, text, re.DOTALL | re.MULTILINE))
 
 
 def _softmax(utilities: Mapping[str, float]) -> dict[str, float]:

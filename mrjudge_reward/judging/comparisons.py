@@ -29,6 +29,7 @@ from mrjudge_reward.messages import Message
 from mrjudge_reward.prompting.formats import read_reply
 from mrjudge_reward.prompting.parsing import after_thinking
 from mrjudge_reward.prompting.rendering import check_shown, load_template
+from mrjudge_reward.prompting.sanitizing import encodable, neutralise, section_code, verdict_marks, visible
 from mrjudge_reward.reasoning import THINK_CLOSE, THINK_OPEN, thought_in
 from mrjudge_reward.scoring.tally import bounded_log_odds
 from mrjudge_reward.types import (
@@ -47,7 +48,7 @@ from mrjudge_reward.types import (
 
 from .group_images import BAD, image_tokens
 from .token_budget import Once, TokenBudget
-from .tournament import Tournament, digest
+from .tournament import Tournament, digest, players_of
 
 Asked: TypeAlias = tuple[Tournament, Comparison]
 """A comparison of a group, in the numbers of its players."""
@@ -86,7 +87,7 @@ class Comparer:
     ) -> None:
         self.engine, self.settings, self.cache = engine, settings, cache
         self.format, self.mode, self.sampling = settings.judge_format, settings.verdict_mode, settings.sampling
-        self._reserved = engine.reserved | {self.format.answer_open}
+        self._reserved = engine.reserved | verdict_marks(self.format.answer_open)
         self._album = Album(settings.max_pixels)
         self.budget = TokenBudget(
             engine, self.format, settings.reply_tokens, self._reserved, settings.max_candidate_tokens, said
@@ -287,8 +288,13 @@ class Comparer:
     def render(self, tournament: Tournament, comparison: Comparison) -> tuple[Message, ...]:
         """The chat that shows a comparison, outside texts made safe and short enough."""
         group, texts = tournament.images.group if tournament.images else tournament.group, tournament.texts(comparison)
-        most = self.budget.of_each(tournament, texts)
-        guard = tournament.guard(most, self.engine.count_tokens, self._reserved, self.settings.max_candidate_tokens)
+        guard = tournament.guard(
+            self.budget.of_each(tournament, texts),
+            self.engine.count_tokens,
+            self._reserved,
+            self.settings.seed,
+            self.settings.max_candidate_tokens,
+        )
         chat = self.format.render(group, texts, guard)
         if guard.cut:
             self.budget.note_cut(tournament, texts, guard)
@@ -299,13 +305,12 @@ class Comparer:
         if (template := getattr(self.format, "template", None)) is not None:
             check_shown(load_template(template), group)
 
-    def look_for_markers(self, tournament: Tournament) -> None:
-        """Note which texts hold markers, of a group in which too few play to show any."""
-        template = getattr(self.format, "template", None)
-        headers = load_template(template).headers if template is not None else ()
-        guard = tournament.guard(1 << 20, self.engine.count_tokens, self._reserved)
-        for text in tournament.players:
-            guard(text, headers)
+    def seat(self, group: Group) -> tuple[dict[str, str], set[str]]:
+        """Who plays (see ``players_of``), and the candidates that hold a marker."""
+        code = section_code(self.settings.seed, group.key)
+        safe = {text: neutralise(encodable(text), self._reserved, code) for text in group.candidates}
+        players = players_of(group, self.settings.seed, lambda text: visible(safe[text]))
+        return players, {text for text in safe if safe[text] != encodable(text)}
 
 
 def ask(engine: Engine, verb: Verb, requests: Sequence[Request], cache: ReplyCache | None = None) -> list[Answer]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from mrjudge_reward.prompting.sanitizing import visible
 from mrjudge_reward.types import Comparison
 
 from .comparisons import Asked
@@ -31,6 +32,7 @@ class EarlyComparisons:
         self.tournament = tournament
         self._number = None if order is None else {name: number for number, name in enumerate(order)}
         self._present: set[int] = set()
+        self._looks: set[str] = set()
         self._waiting = tournament.comparisons(votes)
         if self._number is None and not _meets_every_order(tournament):
             self._waiting = []
@@ -45,8 +47,10 @@ class EarlyComparisons:
         Returns:
             The comparisons that can be asked now, for ``Judge.ask_early``; each is returned once.
         """
-        if is_degenerate(text) or text in self.tournament.players:
+        look = visible(text)
+        if is_degenerate(text) or look in self._looks:
             self._waiting = []
+        self._looks.add(look)
         if not self._waiting:
             return []
         number = len(self._present) if self._number is None else self._number[name]

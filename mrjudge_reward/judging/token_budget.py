@@ -11,6 +11,7 @@ from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.prompting.formats import Format
 from mrjudge_reward.prompting.rendering import conversation_text
 from mrjudge_reward.prompting.sanitizing import Sanitizer, most_tokens
+from mrjudge_reward.special_tokens import Reserved
 from mrjudge_reward.types import Group
 
 from .group_images import image_tokens
@@ -58,7 +59,7 @@ class TokenBudget:
         engine: Engine,
         format: Format,
         writes: int,
-        reserved: frozenset[str],
+        reserved: Reserved,
         of_candidate: int | None = None,
         said: Once | None = None,
     ) -> None:
@@ -83,7 +84,8 @@ class TokenBudget:
         if slots not in self._frames:
             guard = Sanitizer(self._engine.count_tokens, 1 << 20, self._reserved)
             frame = self._format.render(Group.of("", [""], rubric=" ", reference=" "), ("",) * slots, guard)
-            self._frames[slots] = sum(self._engine.count_tokens(message.text) for message in frame) + _CHAT
+            texts = sum(self._engine.count_tokens(message.text) for message in frame)
+            self._frames[slots] = texts + _CHAT + 8 * slots  # the codes of section marks differ in tokens
         return max(0, self.context - self._frames[slots] - self._writes)
 
     def of_each(self, tournament: Tournament, candidates: tuple[str, ...]) -> int:

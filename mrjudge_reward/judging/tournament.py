@@ -1,8 +1,9 @@
 """The state of one group while it is judged: who plays, what was decided, what it cost. Nobody else writes it.
 
-Players are a group's distinct candidates that can be shown to a judge. They are numbered by a hash of (seed, group key,
-text or name), so the order in which candidates arrive carries no information. Comparisons in here are in players' numbers:
-:meth:`Tournament.texts` says what such a comparison shows, :meth:`Tournament.slots` which numbers texts have.
+Players are a group's distinct candidates that can be shown to a judge; those that would look the same to it are one. They
+are numbered by a hash of (seed, group key, text or name), so the order in which candidates arrive carries no information.
+Comparisons in here are in players' numbers: :meth:`Tournament.texts` says what such a comparison shows,
+:meth:`Tournament.slots` which numbers texts have.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import TypeAlias
 
 from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.images import Album
-from mrjudge_reward.prompting.sanitizing import Sanitizer
+from mrjudge_reward.prompting.sanitizing import Sanitizer, visible
 from mrjudge_reward.scoring.schedules import Plan
 from mrjudge_reward.scoring.tally import GameCount, Tally
+from mrjudge_reward.special_tokens import Reserved
 from mrjudge_reward.types import Comparison, EngineFailure, Group, JudgedComparison, Reply, Usage, Verdict
 
 from .group_images import GroupImages, load_images
@@ -38,17 +40,26 @@ def is_degenerate(text: str) -> bool:
 
     Such answers win surprisingly often with judges ("master keys", arXiv 2507.08794), so they are not shown to one.
     """
-    return not any(unicodedata.category(char)[0] in "LNS" for char in text)
+    return not any(unicodedata.category(char)[0] in "LNS" for char in visible(text))
 
 
-def players_of(group: Group, seed: int) -> tuple[str, ...]:
-    """The texts of a group's players, in the order of their numbers."""
+def players_of(group: Group, seed: int, shown: Callable[[str], str] = visible) -> dict[str, str]:
+    """Candidate → the text that plays for it, players in the order of their numbers.
+
+    Args:
+        group: those of its candidates that are degenerate do not play.
+        seed: of the judge.
+        shown: what the judge sees of a text. Of twins, which look the same, the one with the least that is not seen plays.
+    """
     place: dict[str, tuple[int, str]] = {}  # twins share the place of the first of them
+    twins: dict[str, set[str]] = {}
     for name, text in zip(group.names or group.candidates, group.candidates, strict=True):
         if not is_degenerate(text):
-            own = (digest(seed, group.key, name), name)
-            place[text] = min(place.get(text, own), own)
-    return tuple(sorted(place, key=place.__getitem__))
+            own, look = (digest(seed, group.key, name), name), shown(text)
+            place[look] = min(place.get(look, own), own)
+            twins.setdefault(look, set()).add(text)
+    plays = {look: min(texts, key=lambda text: (len(text), text)) for look, texts in twins.items()}
+    return {text: plays[look] for look in sorted(place, key=place.__getitem__) for text in twins[look]}
 
 
 @dataclass
@@ -89,6 +100,7 @@ class Tournament:
         spent: what all of it has cost.
         sanitized: texts in which a marker had to be made harmless.
         cut: candidates of which, or of whose question, reference or rubric, the judge was not shown the whole.
+        player_of: candidate → the text that plays for it; the players alone unless set.
         images: the group with its images loaded, once something of it was asked.
     """
 
@@ -101,6 +113,7 @@ class Tournament:
         self.spent = Spent()
         self.sanitized: set[str] = set()
         self.cut: set[str] = set()
+        self.player_of: Mapping[str, str] = dict(zip(players, players, strict=True))
         self.images: GroupImages | None = None
         self._plan = plan
         self._players = list(players)
@@ -139,7 +152,8 @@ class Tournament:
 
     def in_candidates(self, items: Sequence[JudgedComparison]) -> tuple[JudgedComparison, ...]:
         """Comparisons in the indices of the group's candidates; of twins, the first."""
-        index = {text: index for index, text in reversed(list(enumerate(self.group.candidates)))}
+        candidates = reversed(list(enumerate(self.group.candidates)))
+        index = {self.player_of[text]: index for index, text in candidates if text in self.player_of}
         return tuple(
             JudgedComparison(
                 Comparison(tuple(index[text] for text in self.texts(item.comparison)), item.comparison.repeat),
@@ -196,12 +210,17 @@ class Tournament:
         return self.images
 
     def guard(
-        self, bound: int, count_tokens: Callable[[str], int], reserved: frozenset[str], of_candidate: int | None = None
+        self,
+        bound: int,
+        count_tokens: Callable[[str], int],
+        reserved: Reserved,
+        seed: int,
+        of_candidate: int | None = None,
     ) -> Sanitizer:
         """What makes texts safe and at most so long; a text stands in many comparisons and is made safe once."""
         key = bound, of_candidate
         if key not in self._guards:
-            self._guards[key] = Sanitizer(count_tokens, bound, reserved, self.sanitized, of_candidate)
+            self._guards[key] = Sanitizer(count_tokens, bound, reserved, self.sanitized, seed, of_candidate)
         return self._guards[key]
 
     def remembered(self, what: str, text: str, count: Callable[[str], int]) -> int:

@@ -7,13 +7,10 @@ placeholders inside a candidate stay what they are. A word in braces that is no 
 so is a group with a reference or rubric for which the wording has no place; all other braces (``{"a": 1}``,
 ``\\boxed{A}``) are text.
 
-Whatever comes from outside (question, candidates, reference, rubric) passes a :class:`Sanitizer`, which
-
-1. loses its invisible format characters, which would hide a marker from the next step and not from the judge;
-2. neutralises markers: the judge's tags, the template's own section headers (lines that begin with ``[``) and
-   chat-template tokens get a round bracket for their opening character (``<|im_end|>`` becomes ``(|im_end|>``), so that
-   no text can close its section, speak for the judge, or produce a special token;
-3. bounds the length in tokens by cutting the middle and saying so in the text.
+The lines in square brackets around a block, and others of their own, mark sections. Each gets a code drawn from the
+judge's seed and the group's key: ``[Response {label}]`` becomes ``[Response A qcgmnqcr]``. All comparisons of a group have
+the same one, so that what they share is computed once. Whatever comes from outside (question, candidates, reference,
+rubric) passes a :class:`Sanitizer`, which lets no text hold that code.
 
 Images of the prompt come before its text, in order; those of a candidate stand where it shows them. What is written inside
 an image is beyond any guard.
@@ -34,7 +31,7 @@ from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.messages import IMAGE_MARK, ImagePart, Message, Part, TextPart
 from mrjudge_reward.types import Group
 
-from .sanitizing import Sanitizer
+from .sanitizing import Sanitizer, section_code, verdict_marks
 
 _SECTION = re.compile(r"^=== (\w+) ===$", re.MULTILINE)
 _PLACEHOLDER = re.compile(r"\{([^\W\d]\w*)\}")
@@ -48,7 +45,8 @@ _KNOWN = {
 ALONE = "# shows: responses alone"
 """Line above the sections of a wording that shows neither question nor reference nor rubric."""
 _NEEDED = {"user": "{responses}", "response": "{text}", "reference": "{text}", "rubric": "{text}"}
-_HEADER = re.compile(r"^\[(?=[^\[\]{}\n]*[^\W_])([^\[\]{}\n]+)", re.MULTILINE)
+_MARK = re.compile(r"^\[[^\[\]\n]*\w[^\[\]\n]*(?=\])", re.MULTILINE)
+_OWN_LINE = re.compile(r"^\[[^\[\]{}\n]*\w[^\[\]{}\n]*(?=\]$)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -63,11 +61,21 @@ class Template:
     rubric: str
     alone: bool = False
 
-    @property
-    def headers(self) -> tuple[str, ...]:
-        """Words that open a section of this template, e.g. ``"Response"`` and ``"End of response"``."""
-        found = _HEADER.findall("\n".join((self.user, self.response, self.reference, self.rubric)))
-        return tuple(dict.fromkeys(header.strip() for header in found))
+    def marked(self, code: str) -> Template:
+        """The same wording with a code in its section marks."""
+
+        def block(wording: str) -> str:
+            return _MARK.sub(rf"\g<0> {code}", wording)
+
+        return replace(
+            self, user=marked(self.user, code), response=block(self.response),
+            reference=block(self.reference), rubric=block(self.rubric),
+        )  # fmt: skip
+
+
+def marked(wording: str, code: str) -> str:
+    """A wording with a code in each of its section marks: lines of their own in square brackets, without placeholders."""
+    return _OWN_LINE.sub(rf"\g<0> {code}", wording)
 
 
 @lru_cache(maxsize=64)
@@ -104,11 +112,10 @@ def load_template(name: str) -> Template:
         )
     _check_placeholders(name, sections)
     lines = sections["response"].split("\n")
-    if not all(_HEADER.match(line) and "{text}" not in line for line in (lines[0], lines[-1])):
+    if not all(_MARK.match(line) and "{text}" not in line for line in (lines[0], lines[-1])):
         raise ConfigError(
-            f"template {name!r}: section response must begin and end with a line of its own that opens with a bracket "
-            "and a word, such as [Response {label}] and [End of response {label}]; other headers could be forged by a "
-            "candidate, because nothing tells them from text"
+            f"template {name!r}: section response must begin and end with a line of its own that opens with brackets, "
+            "such as [Response {label}] and [End of response {label}]: these get a code, and other marks could be forged"
         )
     return Template(
         name, sections["system"], sections["user"], sections["response"],
@@ -209,7 +216,7 @@ def build_chat(
         group: for its prompt, reference and rubric.
         candidates: texts in slot order. Shape (K,).
         labels: label of each slot. Shape (K,).
-        guard: what every outside text passes through.
+        guard: what every outside text passes through; its seed and the group's key decide the code of section marks.
         grades: the allowed grades, for formats that score.
         tie_label: a further option besides the labels, meaning that none is better.
         marker: what opens the judge's verdict, neutralised in outside texts.
@@ -219,17 +226,19 @@ def build_chat(
         InputError: if the group has a reference or rubric for which the wording has no place.
     """
     check_shown(template, group)
-    headers = template.headers
-    guard = guard if marker in guard.reserved else replace(guard, reserved=guard.reserved | {marker})
+    code = section_code(guard.seed, group.key)
+    template = template.marked(code)
+    if not (marks := verdict_marks(marker)) <= guard.reserved:
+        guard = replace(guard, reserved=guard.reserved | marks)
     labels = tuple(label.strip() for label in labels)
     tie_label = tie_label.strip()
 
     def block(section: str, text: str | None, label: str = "") -> str:
-        return _fill(section, {"text": guard(text, headers), "label": label}) + "\n" if text and section else ""
+        return _fill(section, {"text": guard(text, code), "label": label}) + "\n" if text and section else ""
 
-    responses = _responses(template, group, candidates, labels, guard)
+    responses = _responses(template, group, candidates, labels, guard, code)
     values = {
-        "question": guard(conversation_text(group.prompt), headers),
+        "question": guard(conversation_text(group.prompt), code),
         "reference": block(template.reference, group.reference),
         "rubric": block(template.rubric, group.rubric),
         "labels": ", ".join(labels) + (f"; or {tie_label} if none is better than the others" if tie_label else ""),
@@ -252,7 +261,7 @@ def _kind(labels: Sequence[str]) -> str:
 
 
 def _responses(
-    template: Template, group: Group, candidates: tuple[str, ...], labels: tuple[str, ...], guard: Sanitizer
+    template: Template, group: Group, candidates: tuple[str, ...], labels: tuple[str, ...], guard: Sanitizer, code: str
 ) -> list[Part]:
     """The candidates' blocks, a line apart."""
     images = dict(group.images)
@@ -265,7 +274,7 @@ def _responses(
         opening, _, closing = template.response.partition("{text}")
         parts.append(TextPart(("\n" if parts else "") + _fill(opening, {"label": label})))
         parts += [
-            TextPart(guard(piece, template.headers, bound)) if image is None else image
+            TextPart(guard(piece, code, bound)) if image is None else image
             for piece, image in zip(pieces, shown, strict=True)
         ]
         parts.append(TextPart(_fill(closing, {"label": label})))

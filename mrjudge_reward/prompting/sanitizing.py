@@ -1,40 +1,48 @@
-"""Outside text made safe to stand in a judge's prompt.
+"""Outside text made safe to stand in a judge's prompt, and otherwise shown as it stands.
 
-Whatever comes from outside (question, candidates, reference, rubric) passes a :class:`Sanitizer`, which
+Sections of a prompt are marked by lines that carry a code drawn from the judge's seed and the group's key
+(:func:`section_code`), so a text that does not hold it can close no section. What comes from outside (question, candidates,
+reference, rubric) passes a :class:`Sanitizer`, which
 
-1. loses its invisible format characters, which would hide a marker from the next step and not from the judge;
-2. neutralises markers: the judge's tags, the template's own section headers (lines that begin with ``[``) and
-   chat-template tokens get a round bracket for their opening character (``<|im_end|>`` becomes ``(|im_end|>``), so that
-   no text can close its section, speak for the judge, or produce a special token;
-3. bounds the length in tokens by cutting the middle and saying so in the text.
+1. neutralises what could still be taken for something else: that code, the mark of a verdict, marks of reasoning (a judge
+   that copies one would be misread), and the judge's own special tokens. Their first character becomes a round bracket:
+   ``<|im_end|>`` becomes ``(|im_end|>``. They are found in full-width letters and through characters that are not seen;
+2. bounds the length in tokens by cutting the middle and saying so in the text.
+
+Two texts that a reader cannot tell apart are the same in :func:`visible`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-_JOINERS = re.compile(r"(?<=[\x00-\x7f])[\u200c\u200d]+|[\u200c\u200d]+(?=[\x00-\x7f])")
-_SHOWN = frozenset("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd")
-"""Signs of Arabic, Syriac and Kaithi that are format characters by category, and yet are seen."""
+from mrjudge_reward.reasoning import MARK_PATTERN
+from mrjudge_reward.special_tokens import ANY_FAMILY, Reserved
 
-# What may stand unseen between the letters of a header: joiners, fillers and variation selectors (emoji need these, so
-# they are not removed). Between its words there may be more: white space, hyphens, dashes, underscores.
-_UNSEEN = r"\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200c\u200d\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef"
-_BETWEEN = r"\s_\-\u2010-\u2015\u2212"
+_CODE_LETTERS = "bcdfghjklmnpqrstvwxz"  # no vowels, so it is in no word; as letters it takes few tokens
 
-# Tokens of common chat templates, for judges whose tokenizer is out of reach (a remote server); a local engine names
-# its tokenizer's own list besides. Sources: the tokenizer configs of the Llama, Qwen, Mistral, Gemma, DeepSeek, Phi,
-# GLM and SmolLM families.
-_CHAT_TOKENS = (
-    r"<\|[^|<>\n]{1,60}\|>|<｜[^｜<>\n]{1,60}｜>|</?s>|\[/?INST\]|<</?SYS>>"
-    r"|\[/?(?:SYSTEM_PROMPT|[A-Z]+_TOOLS|TOOL_[A-Z]+|IMG[A-Z_]*|THINK|[gs]?MASK)\]"
-    r"|</?(?:bos|eos|bos_token|eos_token|pad|unk|mask|sop|eop|start_of_turn|end_of_turn|start_of_image|end_of_image"
-    r"|image|video|audio|img|tool_call|tool_response|think|thinking|answer|reasoning)\s*>"
-)
+
+def section_code(seed: int, key: str) -> str:
+    """The code of a group's section marks, the same on every machine and in every run."""
+    number = int.from_bytes(hashlib.blake2b(repr(("sections", seed, key)).encode(), digest_size=8).digest(), "big")
+    return "".join(_CODE_LETTERS[number // len(_CODE_LETTERS) ** place % len(_CODE_LETTERS)] for place in range(8))
+
+
+def verdict_marks(opening: str) -> Reserved:
+    """What an outside text must not hold, so that no judge that copies it speaks a verdict.
+
+    Parsing takes tags and brackets in any case, and words in their own: "the sentiment: great" is prose.
+    """
+    if tag := re.fullmatch(r"<([\w:.-]+)>", opening):
+        return frozenset({re.compile(rf"<(?i:/?{re.escape(tag[1])})\s*>")})
+    if opening.startswith(("<", "[")):
+        return frozenset({re.compile(rf"{re.escape(opening[0])}(?i:{re.escape(opening[1:])})")})
+    return frozenset({opening})
 
 
 @dataclass(frozen=True)
@@ -44,31 +52,31 @@ class Sanitizer:
     Attributes:
         count_tokens: the judge's tokenizer, or an upper estimate.
         max_tokens: bound of one text.
-        reserved: further strings to neutralise, such as the tokenizer's special tokens.
-        sanitized: takes up the texts in which there was a marker to neutralise.
+        reserved: the judge's special tokens, and what else must not be in a text.
+        sanitized: takes up the texts in which there was something to neutralise.
+        seed: the judge's; the codes of section marks depend on it.
         candidate_tokens: a further bound, of candidates alone.
         cut: takes up the texts that were too long, each with the bound that it was cut to.
     """
 
     count_tokens: Callable[[str], int]
     max_tokens: int
-    reserved: frozenset[str] = frozenset()
+    reserved: Reserved = ANY_FAMILY
     sanitized: set[str] = field(default_factory=set, repr=False, compare=False)
+    seed: int = 0
     candidate_tokens: int | None = None
     cut: set[tuple[str, int]] = field(default_factory=set, repr=False, compare=False)
-    _seen: dict[tuple[str, tuple[str, ...], int], str] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    _seen: dict[tuple[str, str, int], str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def __call__(self, text: str, headers: Iterable[str] = (), bound: int | None = None) -> str:
+    def __call__(self, text: str, code: str = "", bound: int | None = None) -> str:
         """The text, without live markers and bounded; empty where not even the note about a cut would fit.
 
         Args:
             text: from outside.
-            headers: words that open a section of the template.
+            code: of the section marks around it.
             bound: of this text, where it is not ``max_tokens``.
         """
-        key = text, tuple(headers), self.max_tokens if bound is None else bound
+        key = text, code, self.max_tokens if bound is None else bound
         if key not in self._seen:
             self._seen[key] = self._guarded(*key)
         return self._seen[key]
@@ -78,14 +86,14 @@ class Sanitizer:
         """Bound of a candidate."""
         return self.max_tokens if self.candidate_tokens is None else min(self.max_tokens, self.candidate_tokens)
 
-    def _guarded(self, text: str, headers: tuple[str, ...], most: int) -> str:
-        given, text = text, visible(text.encode(errors="replace").decode())  # no tokenizer takes a lone surrogate
+    def _guarded(self, text: str, code: str, most: int) -> str:
+        given, text = text, encodable(text)
         # A token rarely spans 16 characters: far longer texts are cut before they are tokenized at all.
         keep = max(0, min(len(text), most * 16))
         while True:
             # A cut may complete a marker and a marker sanitized takes more tokens: so cut, neutralise, then count.
             bounded = _cut_middle(text, keep)
-            safe = neutralise(bounded, self.reserved, headers)
+            safe = neutralise(bounded, self.reserved, code)
             if safe != bounded:
                 self.sanitized.add(given)
             if keep < len(text):
@@ -118,18 +126,48 @@ def _cut_middle(text: str, keep: int) -> str:
     return f"{text[:head]}\n(... {len(text) - keep} characters cut here ...)\n{text[tail:]}"
 
 
-def visible(text: str) -> str:
-    """A text without invisible format characters (Unicode category Cf), such as U+200B and the bidi overrides.
+def encodable(text: str) -> str:
+    """A text with a question mark for each lone surrogate, which no tokenizer takes."""
+    return text if text.isascii() else text.encode(errors="replace").decode()
 
-    The joiners U+200C and U+200D stay between characters that are not ASCII: emoji and many scripts need them there.
-    """
+
+# -- neutralising -------------------------------------------------------------------------------------------------------
+
+_FILLERS = "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef"
+_FORMATTING = frozenset(
+    "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"
+    + "".join(map(chr, range(0x13430, 0x13440)))
+)
+"""Format characters by category that are seen: signs of Arabic, Syriac and Kaithi, and Egyptian joiners."""
+_UNSEEN = re.compile(f"[{_FILLERS}]")
+
+
+@lru_cache(maxsize=4096)
+def _unseen(char: str) -> bool:
+    """Whether nothing is drawn for a character itself."""
+    return bool(_UNSEEN.match(char)) or (unicodedata.category(char) == "Cf" and char not in _FORMATTING)
+
+
+@lru_cache(maxsize=4096)
+def _plain_char(char: str) -> str | None:
+    """The ASCII character that another one is a variant of (full-width, say), itself, or None if it is not seen."""
+    if char.isascii():
+        return char
+    if _unseen(char):
+        return None
+    compatible = unicodedata.normalize("NFKC", char)
+    return compatible if len(compatible) == 1 and compatible.isascii() else char
+
+
+def _plain(text: str) -> tuple[str, list[int] | None]:
+    """A text as markers are looked for in it, and where its characters stand in the text, unless at the same places."""
     if text.isascii():
-        return text
-    found = set(text)  # far fewer than the text is long
-    unseen = [c for c in found if unicodedata.category(c) == "Cf" and c not in "\u200c\u200d" and c not in _SHOWN]
-    if unseen:
-        text = text.translate(dict.fromkeys(map(ord, unseen)))
-    return text if found.isdisjoint("\u200c\u200d") else _JOINERS.sub("", text)
+        return text, None
+    table = {ord(char): _plain_char(char) for char in set(text) if _plain_char(char) != char}
+    if None not in table.values():
+        return text.translate(table), None
+    kept = [place for place, char in enumerate(text) if table.get(ord(char), "") is not None]
+    return text.translate(table), kept
 
 
 def _any_of(texts: set[str]) -> str:
@@ -143,35 +181,122 @@ def _any_of(texts: set[str]) -> str:
     return branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"
 
 
-def _header_pattern(header: str) -> str:
-    """A section header as a reader would take it for one: in either width of bracket, however its words are joined."""
-    words = (f"[{_UNSEEN}]*".join(map(re.escape, word)) for word in re.split(f"[{_BETWEEN}]+", header) if word)
-    between = f"[{_BETWEEN}{_UNSEEN}]*"
-    return rf"[\[\uff3b]{between}{between.join(words)}(?![^\W_])"
+_OPENINGS = "<[\u25c1"
+# A type in code, as in Promise<Answer>, or a subscript, as in rows[think]: nobody writes a mark so, and its end is one.
+_IN_CODE = r"(?<=[\w\])])(?:<[A-Z][a-z]+>|\[think\])"
+# gpt-oss without its special tokens: what follows would be read as another channel.
+_BARE_CHANNEL = "assistant(?=analysis|commentary|final)"
 
 
 @lru_cache(maxsize=256)
-def _markers(reserved: frozenset[str], headers: tuple[str, ...]) -> re.Pattern[str]:
-    patterns = [_CHAT_TOKENS, *map(_header_pattern, headers)]
-    literals = {token for token in reserved if token.strip()}
-    words = {token for token in literals if "<" not in token and "[" not in token}
-    if literals > words:
-        patterns.append(_any_of(literals - words))
-    if words:  # "Sentiment:" is a marker and "the sentiment: great" is prose
-        patterns.append(f"(?-i:{_any_of(words)})")
-    # Matches the opening character alone, so that one pass finds markers that overlap. It is looked for by itself first:
-    # to try all patterns at every character takes longer than all else that is done to a text.
-    openings = re.escape("".join(sorted({"<", "[", "\uff3b", *(literal[0] for literal in literals)})))
-    return re.compile(f"[{openings}](?<=(?=(?:{'|'.join(patterns)})).)", re.IGNORECASE | re.DOTALL)
+def _markers(reserved: Reserved) -> tuple[tuple[re.Pattern[str], ...], str]:
+    """Patterns of all that is to be neutralised, and the character that takes the place of their first one."""
+    literals = {_plain(token)[0] for token in reserved if isinstance(token, str) and token.strip()} - {""}
+    tags = {token for token in literals if token[0] in _OPENINGS}
+    patterns = sorted(token.pattern for token in reserved if isinstance(token, re.Pattern))
+    marks = "|".join([MARK_PATTERN, r"<(?i:/?answer)\s*>", *patterns])
+    marks = f"(?!{_IN_CODE})(?:{marks})" + (f"|{_any_of(tags)}" if tags else "")
+    words = _BARE_CHANNEL + (f"|{_any_of(literals - tags)}" if literals > tags else "")
+    bracket = next(sign for sign in "({\u2039" if not any(literal.startswith(sign) for literal in literals))
+    # Of a tag the opening character alone is matched, so that one pass finds those that overlap. It is looked for by itself
+    # first: to try all patterns at every character takes longer than all else that is done to a text.
+    tag = re.compile(f"[{re.escape(_OPENINGS)}](?<=(?=(?:{marks})).)", re.DOTALL)
+    return (tag, re.compile(words)), bracket
 
 
-def neutralise(text: str, reserved: frozenset[str] = frozenset(), headers: tuple[str, ...] = ()) -> str:
-    """Put a round bracket for the opening character of every marker in a text, leaving the rest readable.
+def neutralise(text: str, reserved: Reserved = ANY_FAMILY, code: str = "") -> str:
+    """Put a round bracket for the first character of every marker in a text, leaving the rest as it stands.
 
     Repeats until none is left, because a bracket may complete another marker; each pass leaves fewer characters that
-    are not brackets, so it ends (a reserved string that itself begins with a round bracket stays).
+    are not brackets, so it ends. (It is another bracket where a marker begins with a round one.)
+
+    Args:
+        text: from outside.
+        reserved: the judge's special tokens, and what else must not be in a text.
+        code: of the section marks around it.
     """
-    pattern = _markers(reserved, headers)
-    while (sanitized := pattern.sub("(", text)) != text:
-        text = sanitized
-    return text
+    patterns, bracket = _markers(reserved)
+    if code:
+        patterns = (*patterns, re.compile(code, re.IGNORECASE))
+    while True:
+        plain, places = _plain(text)
+        found = [match.start() for pattern in patterns for match in pattern.finditer(plain)]
+        if not found:
+            return text
+        chars = list(text)
+        for place in found:
+            chars[places[place] if places is not None else place] = bracket
+        text = "".join(chars)
+
+
+# -- what a reader sees ---------------------------------------------------------------------------------------------------
+
+_DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_SELECTORS = re.compile("[\u180b-\u180d\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+_FLAG = re.compile("(?<=\U0001f3f4)[\U000e0020-\U000e007e]+\U000e007f")
+_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_BLANK = "\u115f\u1160\u3164\uffa0\u2800"  # fillers of Hangul, the empty pattern of Braille
+_SPACES = _BLANK + "".join(char for char in map(chr, range(0x3001)) if char.isspace() and char != "\n")
+
+
+def visible(text: str) -> str:
+    """What a reader sees of a text: the same for all texts that look the same. To tell texts apart, not to be shown.
+
+    Left out are white space at the end of lines and around the whole (but for the indent of a first line among several),
+    controls, and format characters where nothing is seen of them. Joiners, variation selectors, tags and marks of
+    direction stay where they are seen: in emoji, flags, Persian, Hindi, right-to-left text. Lines end in ``\\n``, accents
+    are composed (NFC), a no-break space is a space. Look-alikes of different scripts are seen as different.
+
+    >>> visible("Hel\\u200blo! \\r\\n") == visible("Hello!")
+    True
+    """
+    text = encodable(text).replace("\r\n", "\n").replace("\r", "\n")
+    if not text.isascii():
+        text = _drawn(unicodedata.normalize("NFC", text.replace("\xa0", " ")))
+    lines = [line.rstrip(_SPACES) for line in _CONTROLS.sub("", text).split("\n")]
+    text = "\n".join(lines).strip("\n")
+    return text if "\n" in text else text.lstrip(_SPACES)
+
+
+def _drawn(text: str) -> str:
+    """A text without the characters that nothing is seen of where they stand."""
+    found = {char for char in set(text) if _unseen(char) and char not in _BLANK}
+    if not found:
+        return text
+    turned = any(unicodedata.bidirectional(char) in ("R", "AL", "RLE", "RLO", "LRO", "RLI") for char in set(text))
+    flags = {place for flag in _FLAG.finditer(text) for place in range(*flag.span())}
+    kept = [""]
+    for place, char in enumerate(text):
+        after = text[place + 1 : place + 2]
+        if (
+            char not in found
+            or place in flags
+            or (turned and char in _DIRECTIONS)
+            or (char in "\u200c\u200d" and _joins(char, kept[-1], after))
+            or (_SELECTORS.match(char) and _selects(kept[-1], after))
+        ):
+            kept.append(char)
+    return "".join(kept)
+
+
+def _joins(joiner: str, before: str, after: str) -> bool:
+    """Whether a joiner changes how its neighbours are drawn: letters of a cursive script, conjuncts, emoji."""
+    if any(char and unicodedata.combining(char) == 9 for char in (before, after)):  # a virama
+        return True
+    joined = [bool(char) and (_cursive(char) or _pictured(char)) for char in (before, after)]
+    return all(joined) or (joiner == "\u200d" and before != "" and _cursive(before))
+
+
+def _cursive(char: str) -> bool:
+    return unicodedata.bidirectional(char) in ("R", "AL") or "\u1800" <= char <= "\u18af"
+
+
+def _pictured(char: str) -> bool:
+    return unicodedata.category(char) in ("So", "Sk", "Sm") or char in "\ufe0e\ufe0f"
+
+
+def _selects(before: str, after: str) -> bool:
+    """Whether a variation selector changes how the character before it is drawn: an emoji, an ideograph, a key."""
+    if not before or before.isascii():
+        return before != "" and after == "\u20e3"  # a key is a digit, U+FE0F and a frame
+    return unicodedata.category(before) not in ("Ll", "Lu", "Mn", "Zs")

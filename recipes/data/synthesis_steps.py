@@ -18,8 +18,8 @@ from mrjudge_reward.judging.comparisons import ask
 from mrjudge_reward.judging.tournament import digest
 from mrjudge_reward.messages import Message, TextPart
 from mrjudge_reward.prompting.formats import Choice, read_reply
-from mrjudge_reward.prompting.rendering import conversation_text
-from mrjudge_reward.prompting.sanitizing import Sanitizer, neutralise, visible
+from mrjudge_reward.prompting.rendering import conversation_text, marked
+from mrjudge_reward.prompting.sanitizing import Sanitizer, neutralise, section_code, verdict_marks, visible
 from mrjudge_reward.reasoning import THINK_CLOSE, THINK_OPEN
 from mrjudge_reward.training.items import Item, from_choice
 from mrjudge_reward.training.tasks import Exercise
@@ -168,7 +168,8 @@ class Plan:
 
     def guard(self, engine: Engine) -> Sanitizer:
         """What outside texts pass on their way to an engine; new for each batch, because it remembers them."""
-        return Sanitizer(engine.count_tokens, self.max_text_tokens, engine.reserved | {self.form.answer_open})
+        reserved = engine.reserved | verdict_marks(self.form.answer_open)
+        return Sanitizer(engine.count_tokens, self.max_text_tokens, reserved)
 
 
 # -- reverse candidate synthesis ----------------------------------------------------------------------------------------
@@ -312,17 +313,18 @@ def hinted_chat(work: Work, plan: Plan, guard: Sanitizer) -> tuple[Message, ...]
     """The judge's own prompt, with a description for the images and a hint; the hint is kept in the work."""
     assert work.item is not None
     wording, exercise = load_wording("reason"), exercise_of(work.item, plan.form)
-    # Guarded here against the headers of the hint, and by the format against its own.
-    prompt = tuple(Message(m.role, (TextPart(guard(m.text, wording.headers)),)) for m in work.sample.prompt)
-    texts = tuple(guard(text, wording.headers) for text in work.item.group.candidates)
-    rendered = plan.form.render(replace(work.item.group, prompt=prompt, candidates=texts), texts, guard)
+    # Without images, which the reasoner does not see.
+    prompt = tuple(Message(turn.role, (TextPart(turn.text),)) for turn in work.sample.prompt)
+    group = replace(work.item.group, prompt=prompt)
+    rendered = plan.form.render(group, group.candidates, guard)
+    code = section_code(guard.seed, group.key)  # of the format's own section marks
     label = plan.form.labels[exercise.gold_K.index(max(exercise.gold_K))].strip()
     work.hint = filled(wording.sections["hint"], {"label": label})
     before: tuple[TextPart, ...] = ()
     if work.description:
-        shown = {"description": guard(work.description, wording.headers)}
-        before = (TextPart(filled(wording.sections["description"], shown)),)
-    hinted = TextPart(filled(wording.sections["hinted"], {"hint": work.hint}))
+        shown = {"description": guard(work.description, code)}
+        before = (TextPart(filled(marked(wording.sections["description"], code), shown)),)
+    hinted = TextPart(filled(marked(wording.sections["hinted"], code), {"hint": work.hint}))
     user = Message("user", (*before, *rendered[-1].content, hinted))
     return (*rendered[:-1], user)
 
@@ -360,7 +362,7 @@ def _edit(works: Sequence[Work], editor: Speaker, plan: Plan, wording: Wording, 
     guard = writer_guard(replace(plan.guard(editor.engine), max_tokens=editor.sampling.max_tokens))
     asked: list[Work] = []
     for work in _standing(works):
-        if guard(work.trace, wording.headers) == work.trace:
+        if guard(work.trace) == work.trace:
             asked.append(work)
         else:
             work.trace_fault = f"{step}: too long or with markers"

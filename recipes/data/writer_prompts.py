@@ -1,7 +1,8 @@
 """Prompts of the models that write training data: from a template file and untrusted texts to a chat, and back.
 
 Templates (``recipes/data/templates/*.txt``) are files of sections like those of the judge. They are filled in one pass, and
-every outside text is guarded as it is for a judge: it loses the markers of this recipe, section headers and special tokens.
+every outside text is guarded as it is for a judge: section marks carry a code that it cannot hold, and it loses the markers
+of this recipe and special tokens.
 
 A writer puts its text between ``<written>`` and ``</written>``; what is not there is not taken, so that no "Sure, here is
 ..." gets into the data. What it thinks before ``</think>`` is dropped.
@@ -18,27 +19,22 @@ from pathlib import Path
 from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.messages import ImagePart, Message, Part, TextPart
 from mrjudge_reward.prompting.parsing import answers_in
-from mrjudge_reward.prompting.sanitizing import Sanitizer
+from mrjudge_reward.prompting.rendering import marked
+from mrjudge_reward.prompting.sanitizing import Sanitizer, section_code
 from mrjudge_reward.types import EngineFailure, NoVerdict, Reply
 
 WRITTEN_OPEN, WRITTEN_CLOSE = "<written>", "</written>"
 _SECTION = re.compile(r"^=== (\w+) ===$", re.MULTILINE)
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
-_HEADER = re.compile(r"^\[([^\[\]{}\n]+)\]$", re.MULTILINE)
 FOLDER = Path(__file__).resolve().parent / "templates"
 
 
 @dataclass(frozen=True)
 class Wording:
-    """A template file: its sections, and the headers that outside texts must not forge."""
+    """A template file: its sections."""
 
     name: str
     sections: Mapping[str, str]
-
-    @property
-    def headers(self) -> tuple[str, ...]:
-        """Such as ``"Question"`` and ``"End of question"``."""
-        return tuple(dict.fromkeys(_HEADER.findall("\n".join(self.sections.values()))))
 
 
 @lru_cache(maxsize=32)
@@ -84,8 +80,9 @@ def chat(
         ours: placeholder → a text of this recipe.
         images: shown before the text.
     """
-    values = {name: guard(text, wording.headers) for name, text in outside.items()} | dict(ours or {})
-    user: tuple[Part, ...] = (*images, TextPart(filled(wording.sections["user"], values)))
+    code = section_code(guard.seed, repr(outside))
+    values = {name: guard(text, code) for name, text in outside.items()} | dict(ours or {})
+    user: tuple[Part, ...] = (*images, TextPart(filled(marked(wording.sections["user"], code), values)))
     return (Message("system", (TextPart(wording.sections["system"]),)), Message("user", user))
 
 

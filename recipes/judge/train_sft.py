@@ -33,6 +33,7 @@ from mrjudge_reward.images import load_picture
 from mrjudge_reward.messages import Message, TextPart
 from mrjudge_reward.prompting.sanitizing import Sanitizer
 from mrjudge_reward.settings import Settings
+from mrjudge_reward.special_tokens import of_tokenizer
 from mrjudge_reward.training.items import Item
 from mrjudge_reward.training.tasks import Exercise, Split, balanced
 from recipes.common.config import read_config
@@ -76,7 +77,7 @@ def chats(exercises: Sequence[Exercise], tokenizer: Any, max_text_tokens: int) -
 
 def guard_of(tokenizer: Any, max_text_tokens: int) -> Sanitizer:
     """What outside texts pass through, as in scoring."""
-    reserved = frozenset(token.content for token in tokenizer.added_tokens_decoder.values())
+    reserved = of_tokenizer(tokenizer)
     return Sanitizer(lambda text: len(tokenizer.encode(text, add_special_tokens=False)), max_text_tokens, reserved)
 
 

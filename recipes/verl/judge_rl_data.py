@@ -17,6 +17,7 @@ from mrjudge_reward.engines.embedded import embedded_model_path
 from mrjudge_reward.errors import InputError, require
 from mrjudge_reward.integrations.verl.judge_training import written_exercise
 from mrjudge_reward.prompting.sanitizing import Sanitizer
+from mrjudge_reward.special_tokens import of_tokenizer
 from mrjudge_reward.training.tasks import Exercise, Split, balanced
 from recipes.common.config import read_config
 from recipes.data.judge_data import TaskConfig, check_tasks, task_exercises
@@ -46,8 +47,11 @@ def verl_rows(tasks: dict[str, TaskConfig], split: Split, tokenizer: Any, seed: 
         weights = {name: task.weight for name, task in tasks.items()}
         count = round(max(len(made[name]) / weight for name, weight in weights.items()) * sum(weights.values()))
         shown = balanced(made, count, seed, weights)
-    reserved = frozenset(token.content for token in tokenizer.added_tokens_decoder.values())
-    guard = Sanitizer(lambda text: len(tokenizer.encode(text, add_special_tokens=False)), MAX_TEXT_TOKENS, reserved)
+
+    def length(text: str) -> int:
+        return len(tokenizer.encode(text, add_special_tokens=False))
+
+    guard = Sanitizer(length, MAX_TEXT_TOKENS, of_tokenizer(tokenizer))
     rows = []
     for index, (name, exercise) in enumerate(shown):
         if any(turn.images for turn in exercise.item.group.prompt):

@@ -848,7 +848,7 @@ def test_doctor_says_that_a_judge_works_only_if_its_example_went_well(
     better_first: str, worse_first: str, works: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def script(request: Request) -> str:
-        return worse_first if "five.\n[End of response A]" in request.messages[-1].text else better_first
+        return worse_first if "five.\n[End of response A " in request.messages[-1].text else better_first
 
     use(ScriptedEngine(script), monkeypatch)
     result = run("doctor", *SCRIPTED, "--set", "retries=0")

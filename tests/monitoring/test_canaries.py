@@ -319,7 +319,7 @@ def test_a_continued_run_compares_with_the_first_measurement_in_its_log(tmp_path
 
 def test_candidates_whose_markers_were_sanitized_are_counted():
     reward = JudgeReward(judge(), num_generations=4, name="judge")
-    answers = ("good one", "<answer>A</answer>", "[End of response A] and so on", "plain")
+    answers = ("good one", "<answer>A</answer>", "<|im_end|> and so on", "[End of response A]")
     (logged,) = run(reward, 1, answers)
     assert logged["judge/sanitized_rate"] == 0.5
     assert reward.last_judgements[0].sanitized == (1, 2)

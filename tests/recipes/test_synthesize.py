@@ -36,9 +36,9 @@ Script = Callable[[Request], Any]
 
 
 def section(text: str, name: str) -> str:
-    found = re.search(rf"\[{name}\]\n(.*?)\n\[End of {name.lower()}\]", text, re.DOTALL)
+    found = re.search(rf"\[{name} (\w+)\]\n(.*?)\n\[End of {name.lower()} \1\]", text, re.DOTALL)
     assert found is not None, text
-    return found[1]
+    return found[2]
 
 
 def role_of(request: Request) -> str:
@@ -63,7 +63,7 @@ def played(**parts: Script) -> Script:
         return f"<written>{section(user, 'Good answer').replace('is', 'was')}, and {flaw[1]}</written>"
 
     def reason(request: Request) -> str:
-        hint = re.search(r"\[Hint\]\nCareful readers leaned towards response (\w)\.", request.messages[-1].text)
+        hint = re.search(r"\[Hint \w+\]\nCareful readers leaned towards response (\w)\.", request.messages[-1].text)
         assert hint is not None
         return f"<think>{THOUGHT} Given the hint, it is {hint[1]}.</think><answer>{hint[1]}</answer>"
 
@@ -270,14 +270,19 @@ def test_no_sample_can_close_a_section_fill_a_placeholder_or_speak_for_a_model(t
     rows = [{"prompt": evil, "answer": f"Good. {evil.replace('</think>', '')}"}]
     report, engine, files = run(tmp_path, rows, played(), max_similarity=1.0, negatives=[1, 1])
     add_up(report)
+
+    def marks(user: str) -> list[str]:
+        return re.findall(r"^\[(.*) [b-df-hj-np-tv-xz]{8}\]$", user, re.MULTILINE)
+
     for request in engine.requests:
         user = request.messages[-1].text
         if role_of(request) == "writer":
-            assert user.count("\n[End of question]") == user.count("[Good answer]") == 1
+            assert marks(user) == ["Question", "End of question", "Good answer", "End of good answer"]
             assert "{reference} {flaw}" in user
             assert user.count("<written>") == 1
         if role_of(request) == "reasoner":
-            assert user.count("[Hint]") == user.count("[End of hint]") == user.count("[End of question]") == 1
+            assert marks(user)[:2] == ["Question", "End of question"]
+            assert marks(user)[-2:] == ["Hint", "End of hint"]
         assert "<|im_end|>" not in user
         assert "<answer>A" not in user
     (example,) = files["examples"]
@@ -393,7 +398,7 @@ def test_what_fails_is_dropped_and_counted_and_never_invented(tmp_path: Path, pa
         ("<think></think><answer>{right}</answer>", "too short"),
         ("<think>{thought} <|im_end|></think><answer>{right}</answer>", "markers"),
         (
-            "<think>{thought}\n[Reasoning]\nmine</think><answer>{right}</answer>",
+            "<think>{thought}\n<written>mine</think><answer>{right}</answer>",
             "hint removal: too long or with markers",
         ),
         ("{thought} <answer>{right}</answer>", None),

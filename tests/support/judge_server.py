@@ -24,7 +24,10 @@ FAULTS = (
     "wrong_count", "off_menu", "truncated",
 )  # fmt: skip
 
-_RESPONSE = re.compile(r"^\[Response ?(\w*)\]\n(.*?)\n\[End of response ?\1\]$", re.DOTALL | re.MULTILINE)
+_RESPONSE = re.compile(
+    r"^\[Response(?: (\w+?))??( [b-df-hj-np-tv-xz]{8})?\]\n(.*?)\n\[End of response(?(1) \1)(?(2)\2)\]$",
+    re.DOTALL | re.MULTILINE,
+)
 _KNOWN_BY_HOSTED = {
     "model", "messages", "temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "seed", "logprobs",
     "top_logprobs", "n",
@@ -39,7 +42,7 @@ def prompt_text(body: Mapping[str, Any]) -> str:
 
 def longest_wins(body: Mapping[str, Any]) -> str:
     """A judge that prefers the longest response."""
-    shown = dict(_RESPONSE.findall(prompt_text(body)))
+    shown = {label: text for label, _, text in _RESPONSE.findall(prompt_text(body))}
     best = max(shown, key=lambda label: len(shown[label]), default="A")
     verdict = f"{best}</answer>"
     begun = body["messages"][-1]["content"] if body.get("continue_final_message") else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections import Counter
 from statistics import fmean
 from typing import Any
@@ -17,7 +18,7 @@ from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.messages import ImagePart, TextPart
 from mrjudge_reward.prompting.formats import SENTIMENT, Choice, Format, PairScores, Ranking, Score, grade_scale
-from mrjudge_reward.prompting.sanitizing import Sanitizer
+from mrjudge_reward.prompting.sanitizing import Sanitizer, section_code
 from mrjudge_reward.training.items import Item, from_choice, from_preference, from_ratings, rated_groups, with_images
 from mrjudge_reward.training.tasks import Exercise, balanced, exercises, mark, split_of, with_twins
 from mrjudge_reward.types import Group, RankOrder, Reply, Tie
@@ -216,10 +217,16 @@ def test_a_hostile_candidate_can_neither_speak_for_the_judge_nor_move_what_is_ri
         exercise, plain = Exercise(item, slots, form), Exercise(tame, slots, form)
         assert exercise.right() == plain.right()
         assert mark(exercise, Reply(exercise.right())).accuracy == 1.0
-        shown = exercise.render(Sanitizer(guard, 1000, frozenset({form.answer_open})))[-1].text
-        blank = plain.render(Sanitizer(guard, 1000, frozenset({form.answer_open})))[-1].text
-        for marker in (form.answer_open, "<answer>", "</think>", "[Response", "[End of", "<|im_start|>"):
+        shown = exercise.render(Sanitizer(guard, 1000))[-1].text
+        blank = plain.render(Sanitizer(guard, 1000))[-1].text
+        markers = [form.answer_open, "<answer>", "</think>", "<|im_start|>"]
+        for marker in markers:
             assert shown.lower().count(marker.lower()) == blank.lower().count(marker.lower())
+        marks = [
+            re.findall(rf"^\[.* {section_code(0, one.group.key)}\]$", text, re.M)
+            for one, text in ((item, shown), (tame, blank))
+        ]
+        assert len(marks[0]) == len(marks[1]) > 0
 
 
 def test_an_exercise_shows_what_the_judge_will_show():

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from mrjudge_reward import special_tokens
 from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.engines.label_tokens import first_label_tokens
 from mrjudge_reward.errors import EngineError, InputError, require
@@ -162,7 +163,7 @@ class TransformersEngine(Engine):
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         config = self._model.config.get_text_config()
         self.context_tokens: int | None = context_of(config, tokenizer)
-        self.reserved = frozenset(token.content for token in tokenizer.added_tokens_decoder.values())
+        self.reserved = special_tokens.of_tokenizer(tokenizer)
         stop = self._model.generation_config.eos_token_id
         stops = stop if isinstance(stop, list) else [stop]
         ends = (*stops, tokenizer.eos_token_id, self._pad)  # a row that ended at a stop string is padded

@@ -43,6 +43,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Literal
 
+from mrjudge_reward import special_tokens
 from mrjudge_reward.credentials import Address, Hidden, hidden_address, hidden_fields, is_hidden, reply_fields_hash
 from mrjudge_reward.engines.cancelling import CANCELLED, cancelled, result_of
 from mrjudge_reward.engines.contract import Engine
@@ -127,6 +128,7 @@ class OpenAIEngine(Engine):
         if token_parameter not in ("max_tokens", "max_completion_tokens"):
             raise ConfigError(f"token_parameter must be max_tokens or max_completion_tokens; got {token_parameter!r}")
         self.model = model
+        self.reserved = special_tokens.of_model(model)
         self._address = hidden_address(base_url)
         self.base_url = Address.of(self._address).url
         self.max_concurrency = max_concurrency

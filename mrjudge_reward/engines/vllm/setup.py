@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mrjudge_reward import special_tokens
 from mrjudge_reward.credentials import reply_fields_hash
 from mrjudge_reward.engines.local.chat_template import ChatTemplate
 from mrjudge_reward.engines.local.model import folder_version, template_kwargs_version
@@ -149,9 +150,9 @@ class JudgeTokenizer:
     chat: ChatTemplate
 
     @property
-    def reserved(self) -> frozenset[str]:
+    def reserved(self) -> special_tokens.Reserved:
         """Strings that become special tokens."""
-        return frozenset(token.content for token in self.tokenizer.added_tokens_decoder.values())
+        return special_tokens.of_tokenizer(self.tokenizer)
 
     @cached_property
     def hidden(self) -> dict[int, str]:
