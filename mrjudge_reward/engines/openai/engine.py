@@ -8,15 +8,17 @@
 per engine holds one event loop and one client with pooled connections. It starts with the first call and ends with
 ``close()``, with the last reference to the engine, or with the interpreter. Pickled or forked, an engine starts anew.
 
-**Failing.** Lost connections, 408, 429 and 5xx are tried again, with exponentially growing, jittered pauses (or the
-server's ``Retry-After``, at most a minute), until the request's own deadline, which begins when a slot is free for it
-and not while it queues. What answers 500 again and again has crashed on this prompt and is given up after a few tries.
-Other 4xx and replies that make no sense are not tried again here. A server that let a request run into its deadline
-without a sign of life counts as down: for ``min(30 s, deadline)`` new requests fail at once, so that a batch costs one
-deadline and not one per wave of slots. Failures: ``timeout``, ``server down``, ``http <status>``, ``malformed reply``,
-``server error`` (a 200 that holds an error), ``refused``, ``tool call``, ``unknown finish``, ``image`` (one that cannot be
-shown), ``label not in top logprobs``, ``labels share a token``, ``no log-probabilities``, ``no token ids``, ``cancelled``
-(which only whoever cancelled gets to see, see ``cancelling``), or the name of an unexpected exception.
+**Failing.** Lost connections, 408 and 5xx are tried again, with exponentially growing, jittered pauses (or the server's
+own), until the request's deadline, which begins when a slot is free for it and not while it queues. What answers 500
+again and again has crashed on this prompt and is given up after a few tries. A 429 is waited out as long as the server
+wants, and a quota that is used up is not tried again; nor are other 4xx and replies that make no sense. A server that
+answers nobody is waited for (see ``Connection.post``): one request asks again, the others wait, those that were in flight
+too, for at most ``outage_wait_s``. A field that a server rejects is left out where that is safe (see ``dialect``).
+Failures: ``timeout``, ``server down``, ``cannot connect``, ``connection lost``, ``http <status>`` with the server's own
+sentence, ``quota``, ``malformed reply``, ``server error`` (a 200 that holds an error), ``refused``, ``tool call``,
+``unknown finish``, ``image`` (one that cannot be shown), ``label not in top logprobs``, ``labels share a token``,
+``no log-probabilities``, ``no token ids``, ``cancelled`` (which only whoever cancelled gets to see, see ``cancelling``), or
+the name of an unexpected exception.
 
 **Reading.** One token at temperature 0 with log-probabilities, after a judge's turn that is continued
 (``continue_final_message``). Which of two ways a server offers is found out with the first read:
@@ -55,8 +57,10 @@ from mrjudge_reward.messages import as_messages
 from mrjudge_reward.types import EngineFailure, Reply, Request
 
 from .connection import Connection
+from .dialect import Dialect
 from .reading import LabelReader
-from .wire import ChatBody, written_reply
+from .requests import ChatBody
+from .wire import written_reply
 
 _IMAGES_KEPT = 32
 _ABANDONED: list[Connection] = []  # of a parent process: its sockets must neither be closed nor collected here
@@ -72,6 +76,7 @@ class OpenAIEngine(Engine):
         api_key_env: the variable that holds it; a server that wants none gets ``"none"``.
         max_concurrency: most requests in flight.
         deadline_s: seconds within which all tries of a request must end.
+        outage_wait_s: seconds that a request waits besides, while the server is silent or asks to be left alone (429).
         context_tokens: the most tokens a request and its reply may hold together, if known.
         extra_body: further fields of every request, e.g. ``{"chat_template_kwargs": {"enable_thinking": False}}``. They
             win over our own; ``None`` as a value removes a field, e.g. ``{"temperature": None}`` for hosted models
@@ -96,6 +101,7 @@ class OpenAIEngine(Engine):
         api_key_env: str = "OPENAI_API_KEY",
         max_concurrency: int = 64,
         deadline_s: float = 120.0,
+        outage_wait_s: float = 600.0,
         context_tokens: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         token_parameter: Literal["max_tokens", "max_completion_tokens"] = "max_tokens",
@@ -105,17 +111,17 @@ class OpenAIEngine(Engine):
         structured_output: StructuredOutput | None = None,
     ) -> None:
         require("openai", extra="openai")
-        if max_concurrency < 1 or not deadline_s > 0 or top_logprobs < 1:
+        if max_concurrency < 1 or not deadline_s > 0 or top_logprobs < 1 or not outage_wait_s >= 0:
             raise ConfigError(
-                "max_concurrency, deadline_s and top_logprobs must be positive; "
-                f"got {max_concurrency}, {deadline_s} and {top_logprobs}"
+                "max_concurrency, deadline_s and top_logprobs must be positive, outage_wait_s not negative; "
+                f"got {max_concurrency}, {deadline_s}, {top_logprobs} and {outage_wait_s}"
             )
         if token_parameter not in ("max_tokens", "max_completion_tokens"):
             raise ConfigError(f"token_parameter must be max_tokens or max_completion_tokens; got {token_parameter!r}")
         self.model = model
         self.base_url = base_url.rstrip("/")
         self.max_concurrency = max_concurrency
-        self.deadline_s = deadline_s
+        self.deadline_s, self.outage_wait_s = deadline_s, outage_wait_s
         self.context_tokens = context_tokens
         self.extra_body = dict(extra_body or {})
         self.can_read = can_read is not False
@@ -129,7 +135,10 @@ class OpenAIEngine(Engine):
         self.structured_output = structured_output
         self._api_key, self._api_key_env = api_key, api_key_env
         self._body = ChatBody(model, token_parameter, self.extra_body, fold_system, structured_output)
-        self._reader = LabelReader(self._body, self.base_url.removesuffix("/v1") + "/tokenize", top_logprobs)
+        self._dialect = Dialect(self.name, self.extra_body)
+        self._reader = LabelReader(
+            self._body, self._dialect, self.base_url.removesuffix("/v1") + "/tokenize", top_logprobs
+        )
         if not self.can_read:
             self._reader.refuse("the engine was built with can_read=False")
         self._pid = os.getpid()
@@ -157,7 +166,7 @@ class OpenAIEngine(Engine):
         encoded, replies = _LatestImages(), _unanswered(requests)
 
         async def write(connection: Connection, request: Request) -> Reply | EngineFailure:
-            payload = await connection.post("/chat/completions", self._body.of(request, encoded))
+            payload = await self._dialect.ask(connection, self._body.of(request, encoded))
             return (
                 payload
                 if isinstance(payload, EngineFailure)
@@ -251,7 +260,7 @@ class OpenAIEngine(Engine):
             timeout=openai.Timeout(None, connect=min(10.0, self.deadline_s)),  # the deadline bounds all else
             http_client=direct,
         )
-        self._connection = Connection(client, self.max_concurrency, self.deadline_s)
+        self._connection = Connection(client, self.max_concurrency, self.deadline_s, self.outage_wait_s)
         self._finalizer = weakref.finalize(self, self._connection.close)
         return self._connection
 
