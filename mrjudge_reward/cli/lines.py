@@ -23,6 +23,7 @@ import typer
 from mrjudge_reward.errors import InputError
 from mrjudge_reward.images import fingerprint
 from mrjudge_reward.monitoring.explain import printable, verdict_record
+from mrjudge_reward.scoring.stats import JudgeStats
 from mrjudge_reward.training.items import with_images
 from mrjudge_reward.types import Group, Judgement
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from mrjudge_reward.judge import Judge, JudgeConfig
 
 _NOT_OF_SCORES = {
-    "api_key_env", "max_concurrency", "deadline_s", "device", "batch_size", "batch_tokens", "cache",
+    "api_key_env", "max_concurrency", "deadline_s", "outage_wait_s", "device", "batch_size", "batch_tokens", "cache",
     "max_failed_fraction", "failure_window", "centre", "length_weight", "gpu_memory_utilization", "tensor_parallel_size",
     "colocated", "sleep_level", "turn_wait_s", "token_parameter", "top_logprobs",
 }  # fmt: skip
@@ -63,7 +64,8 @@ class InputLine:
 class Counts:
     """What happened so far; ``total`` is the number of input lines, where it is known.
 
-    ``comparisons``, and how many of them failed, include those of the results found; ``calls`` are this run's alone.
+    ``comparisons``, and how many of them failed, include those of the results found; ``calls``, and why comparisons
+    failed, are this run's alone.
     """
 
     written: int = 0
@@ -72,6 +74,7 @@ class Counts:
     calls: int = 0
     comparisons: int = 0
     failed: int = 0
+    failures: JudgeStats = JudgeStats()  # noqa: RUF009  never changed
     total: int | None = None
 
 
@@ -247,6 +250,7 @@ def _encoded(item: InputLine, judgement: Judgement | None, counts: Counts) -> by
         counts.calls += judgement.calls
         counts.comparisons += len(judgement.played)
         counts.failed += failed
+        counts.failures += JudgeStats.of([judgement])
     text = json.dumps(plain(record | {"input": item.digest}), ensure_ascii=False, allow_nan=False)
     text = _CONTROLS.sub(lambda control: f"\\u{ord(control[0]):04x}", text)
     return text.encode(errors="backslashreplace") + b"\n"  # half a surrogate pair becomes its JSON escape

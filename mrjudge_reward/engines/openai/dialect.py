@@ -43,9 +43,12 @@ def _named(field: str, said: str) -> bool:
     """Whether a sentence names a field, and not a word of English."""
     name = rf"(?:[\w.]+,\s)*{re.escape(field)}\b"
     quotes = "[\"'`‘’“”]"
-    marked = rf"{quotes}{name}|{name}{quotes}|^{name}:|:\s{name}(?=[.,;)]|\s*$)|\b{_KIND}(?:\ssupplied)?:?\s{name}|\b{name}\s{_KIND}"
-    plain = rf"|\b{field}\b" if field in ("seed", "temperature") or "_" in field else ""
-    return re.search(marked + plain, said) is not None
+    forms = (
+        f"{quotes}{name}", f"{name}{quotes}", f"^{name}:", rf":\s{name}(?=[.,;)]|\s*$)",
+        rf"\b{_KIND}(?:\ssupplied)?:?\s{name}", rf"\b{name}\s{_KIND}",
+    )  # fmt: skip
+    plain = (rf"\b{field}\b",) if field in ("seed", "temperature") or "_" in field else ()
+    return re.search("|".join(forms + plain), said) is not None
 
 
 class Dialect:

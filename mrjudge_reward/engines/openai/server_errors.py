@@ -50,8 +50,8 @@ def sentence_of(body: Any) -> str:
     Args:
         body: what it sent: decoded JSON or text, which may be JSON or a page.
 
-    >>> sentence_of({"error": {"message": "No model m", "type": "NotFoundError", "param": "model", "code": 404}})
-    'No model m (param: model)'
+    >>> sentence_of({"error": {"message": "Unsupported value", "type": "invalid_request_error", "param": "seed"}})
+    'Unsupported value (param: seed)'
     >>> sentence_of({"detail": [{"loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]})
     'seed: Extra inputs are not permitted'
     >>> sentence_of("<html><title>502 Bad Gateway</title></html>")
