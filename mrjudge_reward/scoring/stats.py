@@ -338,7 +338,7 @@ class FailureAlarm:
         shown = "; ".join(f"{one.reason}: {one.detail}".rstrip(": ") for one in dict.fromkeys((typical, failed[-1])))
         raise JudgeUnreliableError(
             f"{len(failed)} of the last {seen} judgements failed (limit {self.max_fraction:.0%}); most often: "
-            f"{most_frequent(reasons, rejected)}; latest: {shown}. Rewards "
-            f"from so few verdicts would be noise: {cure_of(typical.reason, typical.detail)}; mrjudge doctor shows more. To go on all the same, "
+            f"{most_frequent(reasons, rejected)}; latest: {shown}. Rewards from so few verdicts would be noise: "
+            f"{cure_of(typical.reason, typical.detail)}; mrjudge doctor shows more. To go on all the same, "
             "raise max_failed_fraction."
         )

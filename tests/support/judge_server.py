@@ -69,6 +69,7 @@ class JudgeServer:
         delay_s: time to think.
         hang_s: how long a hanging call hangs.
         retry_after: header of a 429.
+        rejects: what is wrong with a body, as the error that is sent with ``rejects_with``; None if nothing is.
 
     Attributes:
         requests: bodies of the chat requests, in order of arrival.
@@ -90,10 +91,13 @@ class JudgeServer:
         delay_s: float = 0.0,
         hang_s: float = 60.0,
         retry_after: str = "0",
+        rejects: Callable[[Mapping[str, Any]], Any] = lambda body: None,
+        rejects_with: int = 400,
     ) -> None:
         planned = faults if callable(faults) else dict(enumerate(faults)).get
         self.answer, self.plan, self.reads = answer, planned, reads
         self.delay_s, self.hang_s, self.retry_after = delay_s, hang_s, retry_after
+        self.rejects, self.rejects_with = rejects, rejects_with
         self.tokens = dict(label_logprobs or {"A": math.log(0.7), "B": math.log(0.2), "C": math.log(0.1)})
         self.requests: list[dict[str, Any]] = []
         self.all_fail: str | None = None
@@ -254,6 +258,9 @@ class _Handler(BaseHTTPRequestHandler):
         unknown = body.keys() - _KNOWN_BY_HOSTED
         if judge.reads == "hosted" and unknown:
             self.send(400, {"error": {"message": f"Unrecognized request arguments: {', '.join(sorted(unknown))}"}})
+            return
+        if (error := judge.rejects(body)) is not None:
+            self.send(judge.rejects_with, error)
             return
         if fault == "drop" or judge.stopping.is_set():
             self.close_connection = True

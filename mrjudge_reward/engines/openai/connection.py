@@ -51,6 +51,7 @@ class _Call:
         left_s: how much of that is left; neither a silent server nor a wait that one asks for takes of it.
         patience_s: how long one may yet ask it to wait.
         tries: since then.
+        lost_at: when the first of them ended without a sign of the server, if one did.
         timeouts: deadlines that it has used up.
         last: why the latest try failed.
     """
@@ -61,11 +62,12 @@ class _Call:
     left_s: float
     patience_s: float
     tries: int = 0
+    lost_at: float = -math.inf
     timeouts: int = 0
     last: EngineFailure | None = None
 
     def renew(self, now: float, deadline_s: float) -> None:
-        self.since, self.left_s, self.tries = now, deadline_s, 0
+        self.since, self.left_s, self.tries, self.lost_at = now, deadline_s, 0, -math.inf
 
 
 @dataclass(frozen=True)
@@ -156,11 +158,11 @@ class Connection:
     async def post(self, url: str, body: dict[str, Any]) -> Any:
         """The decoded answer (text, if it is not JSON by its content type), or an ``EngineFailure``.
 
-        The server is silent when a post comes to its deadline, or to its third lost connection or 502 and more, and
-        nobody has been answered since it began. Then posts wait, also those that ran into their deadlines, and one at a
-        time asks again; the first answer of any kind ends that, and deadlines begin anew. After ``outage_wait_s`` all that
-        wait fail; from then on one post in a while asks, and others fail at once. A server that was never reached has one
-        deadline, so that a wrong address is not waited for.
+        The server is silent when a post comes to its deadline and nobody has been answered for half of it, or to its third
+        lost connection (or 502 and more) and nobody has been answered since the first. Then posts wait, also those that
+        ran into their deadlines, and one at a time asks again; the first answer of any kind ends that, and deadlines begin
+        anew. After ``outage_wait_s`` all that wait fail; from then on one post in a while asks, and others fail at once. A
+        server that was never reached has one deadline, so that a wrong address is not waited for.
         """
         call = _Call(url, body, self.loop.time(), self.deadline_s, max(self.deadline_s, self.outage_wait_s))
         while True:
@@ -266,16 +268,27 @@ class Connection:
         """A post used up its deadline. It has another one only where the server was silent to all."""
         detail = f"no answer within {self.deadline_s:g} s" + (f"; last: {call.last.detail}" if call.last else "")
         failure = EngineFailure(reason, detail)
-        if call.timeouts < 2 and (self._silence is not None or self._answered_at < call.since):
+        if call.timeouts < 2 and (self._silence is not None or self._is_quiet(call)):
             return self._no_life(call, failure)
         # Where a post that began later was answered meanwhile, this one was unlucky; else it is too long for its deadline.
         return EngineFailure(reason, detail, transient=self._answered_call > call.since or reason != "timeout")
 
+    def _is_quiet(self, call: _Call) -> bool:
+        """Whether nobody has been answered since a call began or was first lost, or for half a deadline.
+
+        A server that stops has mostly just answered calls that began later than those it leaves hanging.
+        """
+        quiet_s = self.loop.time() - self._answered_at
+        long = self.outage_wait_s > 0 and quiet_s >= self.deadline_s / 2
+        return long or self._answered_at < max(call.since, call.lost_at)
+
     def _no_life(self, call: _Call, why: EngineFailure, pause_s: float = 0.0) -> EngineFailure | _Again:
         """A try ended without a sign of the server."""
+        if call.lost_at < call.since:
+            call.lost_at = self.loop.time()
         if self._silence is not None:
             self._silence.why = why
-        elif self._answered_at < call.since and (call.tries >= _SILENT_TRIES or call.left_s <= 0):
+        elif self._is_quiet(call) and (call.tries >= _SILENT_TRIES or call.left_s <= 0):
             self._silent(call, why)
             pause_s = 0.0
         elif call.left_s <= 0:
@@ -313,7 +326,7 @@ class Connection:
 
 
 def _backoff_s(tries: int) -> float:
-    return min(_LONGEST_BACKOFF_S, 0.25 * 2 ** (min(tries, 9) - 1)) + random.uniform(0.0, 0.25)
+    return min(_LONGEST_BACKOFF_S, 0.1 * 2 ** (min(tries, 9) - 1)) + random.uniform(0.0, 0.1)
 
 
 def _lost(error: BaseException) -> EngineFailure:
