@@ -129,7 +129,6 @@ class Connection:
         self.loop = asyncio.new_event_loop()
         self._silence: _Silence | None = None
         self._answered_at = -math.inf  # when the server last showed life
-        self._answered_call = -math.inf  # when the latest of the calls began that it has answered
         self._stop = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="mrjudge-openai", daemon=True)
         self._thread.start()
@@ -221,9 +220,8 @@ class Connection:
     def _rest(self, silence: _Silence) -> None:
         silence.rested_until = self.loop.time() + min(_LONGEST_REST_S, self.deadline_s)
 
-    def _alive(self, call: _Call) -> None:
+    def _alive(self) -> None:
         self._answered_at = self.loop.time()
-        self._answered_call = max(self._answered_call, call.since)
         silence, self._silence = self._silence, None
         if silence is not None:
             if silence.until > silence.began:
@@ -245,14 +243,14 @@ class Connection:
         try:
             async with asyncio.timeout(call.left_s):
                 answer = await self.client.post(call.url, cast_to=object, body=call.body)
-            self._alive(call)
+            self._alive()
             return answer
         except TimeoutError:
             call.timeouts += not probe
             call.left_s = 0.0
             return self._no_answer(call, "timeout")
         except json.JSONDecodeError as error:
-            self._alive(call)
+            self._alive()
             return EngineFailure("malformed reply", f"not JSON: {error}")
         except openai.APIConnectionError as error:
             call.last = _lost(error)
@@ -270,8 +268,8 @@ class Connection:
         failure = EngineFailure(reason, detail)
         if call.timeouts < 2 and (self._silence is not None or self._is_quiet(call)):
             return self._no_life(call, failure)
-        # Where a post that began later was answered meanwhile, this one was unlucky; else it is too long for its deadline.
-        return EngineFailure(reason, detail, transient=self._answered_call > call.since or reason != "timeout")
+        # Others were answered meanwhile, so it was unlucky; one that had two deadlines is too long for them.
+        return EngineFailure(reason, detail, transient=call.timeouts < 2)
 
     def _is_quiet(self, call: _Call) -> bool:
         """Whether nobody has been answered since a call began or was first lost, or for half a deadline.
@@ -305,7 +303,7 @@ class Connection:
         again_s = come_again_s(error.response.headers, said)
         call.last = failure = EngineFailure(f"http {status}", sentence_of(said) or str(error)[:300])
         if status <= 501:
-            self._alive(call)
+            self._alive()
         if must_be_paid(status, said, again_s):
             return EngineFailure("quota", f"{failure.reason}: {failure.detail}", transient=False)
         pause_s = max(_backoff_s(call.tries), again_s or 0.0)
