@@ -309,7 +309,7 @@ def test_the_settings_of_vllm_reach_its_engine(monkeypatch: pytest.MonkeyPatch, 
         "model": "m", "adapter": "a", "dtype": "bfloat16", "gpu_memory_utilization": 0.5,
         "engine_kwargs": {"seed": 1}, "chat_template_kwargs": {"enable_thinking": True},
     }  # fmt: skip
-    of_the_server: dict[str, Any] = {"device": "cuda:1", "max_concurrency": 3, "deadline_s": 9.0}
+    of_the_server: dict[str, Any] = {"device": "cuda:1", "max_concurrency": 3, "deadline_s": 9.0, "outage_wait_s": 5.0}
     given |= of_the_server if engine == "vllm_server" else {}
     JudgeConfig(engine=engine, context_tokens=4096, **given).build_engine()
     awake = {"tensor_parallel_size": 1, "enable_sleep_mode": False, "sleep_level": 1}
@@ -384,7 +384,7 @@ def test_a_setting_that_would_do_nothing_is_refused_by_name(judge: dict[str, Any
     "settings",
     [
         READS | {"thinking_tokens": 64, "temperature": 0.2, "top_p": 0.5}, SERVER | {"context_tokens": 512},
-        {"model": "m", "engine": "vllm_server", "deadline_s": 9.0, "max_concurrency": 3, "revision": "v2"},
+        {"model": "m", "engine": "vllm_server", "deadline_s": 9.0, "outage_wait_s": 5.0, "revision": "v2"},
         {"model": "m", "engine": "offload", "turn_wait_s": 9.0, "batch_size": 4},
         {"model": "m", "schedule": "listwise", "max_slots": 4, "both_orders": True},
         SERVER | {"verdict": "logprobs", "answer_open": "[[", "answer_close": "]]"},

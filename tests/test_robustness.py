@@ -140,7 +140,7 @@ def test_an_interrupted_rank_ends_with_code_130_and_the_same_command_asks_only_t
 
 def test_a_server_that_died_costs_a_thousand_comparisons_one_deadline_and_no_verdict() -> None:
     with JudgeServer() as server:
-        engine = OpenAIEngine("judge", server.base_url, max_concurrency=16, deadline_s=1.0)
+        engine = OpenAIEngine("judge", server.base_url, max_concurrency=16, deadline_s=1.0, outage_wait_s=1.0)
         judge = Judge(engine, verdict="generate", schedule="adaptive", audit=False, alarm=FailureAlarm(1.0))
         assert judge.rank("Question?", ["one", "three"]).best == 1
     groups = [Group.of(f"Question {g}?", [f"answer {i}" for i in range(8)], str(g)) for g in range(63)]

@@ -538,7 +538,7 @@ class JudgeReward:
             logger.warning(
                 "%s: %d of %d judgements failed, %d of %d completions left without a score%s",
                 self.__name__, stats.failed, stats.comparisons, stats.abstained, stats.candidates,
-                f"; {stats.failures}" if stats.failures else "",
+                f"; {stats.failures}; {stats.advice}" if stats.failures else "",
             )  # fmt: skip
         if log_metric is not None:
             for name, value in (stats.metrics() | (canaries.metrics() if canaries is not None else {})).items():

@@ -149,11 +149,13 @@ def rank(
             + f", {counts.bad} bad, {counts.calls} calls, {counts.failed} failed comparisons"
             + (f", {counts.cut} candidates not judged whole (cut)" if counts.cut else "")
         )
+        if counts.failures.failed:
+            say(f"what failed: {counts.failures.failures}; {counts.failures.advice}")
         limit = judge_config.max_failed_fraction
         if counts.failed > limit * counts.comparisons:
             say(
                 f"{counts.failed} of {counts.comparisons} comparisons failed, more than max_failed_fraction ({limit:.0%}) "
-                "allows: check the judge (mrjudge doctor); the results are written, for what they are worth"
+                "allows; mrjudge doctor shows more. The results are written, for what they are worth"
             )
             raise typer.Exit(3)
         if counts.bad:
@@ -199,8 +201,8 @@ def doctor(
     With --verl, check instead what a verl run makes of its judge: whether the reward manager is called, whether groups
     can fill, whether all fits the judge's context, whether its server answers. No model is loaded.
 
-    Exit code 1 if a check failed, else 0. A judge that gave no verdict on the example, or prefers the worse answer, is
-    not said to work.
+    Exit code 1 if a check failed, else 0. A judge that gave no verdict on the example in some order, or prefers the worse
+    answer, "works, with notes".
     """
     with _reported():
         from .doctor import as_table, examine
@@ -221,10 +223,10 @@ def doctor(
         else:
             as_table(checks)
             subject = "The judge" if verl is None else "The verl config"
-            why = "see what failed" if not passed else "it answers, and the smoke test shows what is wrong with that"
-            typer.echo(
-                f"{subject} works." if works else f"{subject} does not work{'' if not passed else ' yet'}: {why}."
-            )
+            if not passed:
+                typer.echo(f"{subject} does not work: see what failed.")
+            else:
+                typer.echo(f"{subject} works{'' if works else ', with notes: see the smoke test'}.")
         raise typer.Exit(0 if passed else 1)
 
 

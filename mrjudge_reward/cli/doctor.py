@@ -23,13 +23,15 @@ from typing import Any, Literal
 from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.engines.embedded import PACKAGE, cache_dir
 from mrjudge_reward.engines.openai.access import Access, NoRedirect, is_here
+from mrjudge_reward.engines.openai.server_errors import sentence_of
 from mrjudge_reward.errors import MRJudgeError
 from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.judging.token_budget import UNKNOWN_CONTEXT
 from mrjudge_reward.messages import as_messages
 from mrjudge_reward.monitoring.explain import verdict_line, verdict_record
+from mrjudge_reward.scoring.cures import CPU_FLAG, cure_of
 from mrjudge_reward.scoring.tally import position_consistency
-from mrjudge_reward.types import EngineFailure, Group, Reply, Request, Sampling
+from mrjudge_reward.types import EngineFailure, Group, NoVerdict, Reply, Request, Sampling
 
 TESTED: Mapping[str, tuple[str, str]] = {
     "numpy": ("2.3.5", ""),
@@ -86,6 +88,9 @@ def examine(config: JudgeConfig, smoke: bool = True, show_prompt: bool = False) 
     checks = [Check("Python", "ok", f"{platform.python_version()} on {platform.platform()}"), *_packages(), _devices()]
     checks += _embedded(config)
     if config.base_url is not None:
+        config = config.model_copy(
+            update={"outage_wait_s": 0.0}
+        )  # a server that does not answer is what is to be found out
         checks.append(_server(config, config.base_url))
         if checks[-1].status == "failed":  # every further check would wait for the same deadline
             return checks
@@ -180,33 +185,58 @@ def _server(config: JudgeConfig, base_url: str) -> Check:
     base_url = access.url
     url = f"{base_url}/models"
     try:
-        query = f"?{urllib.parse.urlencode(access.query)}" if access.query else ""
-        request = urllib.request.Request(url + query, headers=dict(access.headers))
-        # As the engine does: no proxy of the environment stands before a server on this machine, and no redirect is
-        # followed, because the key would go along.
-        handlers = [urllib.request.ProxyHandler({})] if is_here(url) else []
-        opener = urllib.request.build_opener(NoRedirect, *handlers)
-        with opener.open(request, timeout=min(10.0, config.deadline_s)) as answer:
-            listed = json.load(answer)["data"]
+        listed = _got(config, access, url)["data"]
         models = {str(model["id"]): model.get("max_model_len") for model in listed}
     except urllib.error.HTTPError as error:
-        error.close()
-        if error.code in (401, 403):
-            return Check("server", "failed", f"{url} refuses the key in ${config.api_key_env} (HTTP {error.code})")
+        with error:
+            told = sentence_of(error.read().decode(errors="replace")) or error.reason
         if error.code in (301, 302, 303, 307, 308):
             place = access.redirect(error.headers.get("Location", "?"))
             return Check("server", "failed", f"{url}: {place}")
-        return Check("server", "note", f"reachable, but lists no models: {url} answers HTTP {error.code}")
+        said = f"{url} answers HTTP {error.code}: {access.cleaned_text(told)}"
+        denied = error.code in (401, 403)
+        what = f"refuses the key in ${config.api_key_env}" if denied else "reachable, but lists no models"
+        return Check("server", "failed" if denied else "note", f"{what}: {said}. {_cure(f'http {error.code}', said)}")
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
-        return Check("server", "failed", f"{base_url} cannot be reached: {reason}. Is the server running?")
+        return Check("server", "failed", f"{base_url} cannot be reached: {reason}. {_cure('cannot connect')}")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         return Check("server", "note", f"{url} gives no list of models ({type(error).__name__}: {error})")
     names = ", ".join(f"{name} ({size} tokens)" if size else name for name, size in models.items()) or "none"
     data = {"models": list(models), "listed": config.model in models}
     if config.model not in models:
         return Check("server", "note", f"reachable, but {config.model!r} is not among its models: {names}", data)
+    if any(model.get("owned_by") == "vllm" for model in listed) and (version := _cpu_version(config, access)):
+        detail = f"reachable; models: {names}; vLLM {version}: {CPU_FLAG}"
+        return Check("server", "note", detail, data | {"version": version})
     return Check("server", "ok", f"reachable; models: {names}", data)
+
+
+def _got(config: JudgeConfig, access: Access, url: str) -> Any:
+    """The JSON at an address of the judge's server."""
+    query = f"?{urllib.parse.urlencode(access.query)}" if access.query else ""
+    request = urllib.request.Request(url + query, headers=dict(access.headers))
+    # As the engine does: no proxy of the environment stands before a server on this machine, and no redirect is followed,
+    # because the key would go along.
+    handlers = [urllib.request.ProxyHandler({})] if is_here(url) else []
+    opener = urllib.request.build_opener(NoRedirect, *handlers)
+    with opener.open(request, timeout=min(10.0, config.deadline_s)) as answer:
+        return json.load(answer)
+
+
+def _cpu_version(config: JudgeConfig, access: Access) -> str:
+    """The version of a vLLM that runs on a CPU; empty for any other, and where it is not told."""
+    try:
+        version = str(_got(config, access, access.url.removesuffix("/v1") + "/version")["version"])
+    except (OSError, http.client.HTTPException, ValueError, TypeError, KeyError):
+        return ""
+    return version if "cpu" in version else ""
+
+
+def _cure(reason: str, detail: str = "") -> str:
+    """What to do, as a sentence."""
+    said = cure_of(reason, detail)
+    return said[:1].upper() + said[1:] + ("" if said.endswith("?") else ".")
 
 
 def _memory(config: JudgeConfig) -> Check:
@@ -242,7 +272,7 @@ def _engine(config: JudgeConfig, engine: Engine) -> Iterator[Check]:
     try:
         reply = engine.label_logprobs([request])[0]
         if isinstance(reply, EngineFailure):
-            fault = f"{reply.reason}: {reply.detail}".rstrip(": ")
+            fault = f"{reply.reason}: {reply.detail}".rstrip(": ") + f". {_cure(reply.reason, reply.detail)}"
         else:
             fault = "" if reply.label_logprobs else "the reply holds no log-probabilities"
     except MRJudgeError as error:
@@ -320,8 +350,10 @@ def _smoke(config: JudgeConfig, engine: Engine) -> Check:
     asked = judgement.quick_reads or judgement.played
     agreeing, mirrored = position_consistency(asked)
     says = [f"{prompt!r} with " + " and ".join(f"#{i} {text!r}" for i, text in enumerate(candidates)) + ":"]
-    says += [verdict_line(item, 120) for item in asked]
-    failures = sum(item.verdict.failed for item in asked)
+    says += [verdict_line(item, 300) for item in asked]
+    failed = [outcome for item in asked if isinstance(outcome := item.verdict.outcome, NoVerdict)]
+    failures = len(failed)
+    says += dict.fromkeys(_cure(outcome.reason, outcome.detail) for outcome in failed)
     if mirrored:
         says.append("both orders agree" if agreeing else "the two orders contradict each other: position bias")
     elif both:

@@ -31,6 +31,7 @@ from mrjudge_reward.errors import InputError
 from mrjudge_reward.images import fingerprint, placed
 from mrjudge_reward.judging.parallel import in_order
 from mrjudge_reward.monitoring.explain import printable, verdict_record
+from mrjudge_reward.scoring.stats import JudgeStats
 from mrjudge_reward.training.items import with_images
 from mrjudge_reward.types import Group, Judgement
 
@@ -40,10 +41,10 @@ if TYPE_CHECKING:
     from mrjudge_reward.judge import Judge, JudgeConfig
 
 _NOT_OF_SCORES = {
-    "base_url", "api_key_env", "extra_headers", "insecure_http", "extra_body", "max_concurrency", "deadline_s", "device",
-    "batch_size", "batch_tokens", "cache", "max_failed_fraction", "failure_window", "centre", "length_weight",
-    "gpu_memory_utilization", "tensor_parallel_size", "colocated", "sleep_level", "turn_wait_s", "token_parameter",
-    "top_logprobs",
+    "base_url", "api_key_env", "extra_headers", "insecure_http", "extra_body", "max_concurrency", "deadline_s",
+    "outage_wait_s", "device", "batch_size", "batch_tokens", "cache", "max_failed_fraction", "failure_window", "centre",
+    "length_weight", "gpu_memory_utilization", "tensor_parallel_size", "colocated", "sleep_level", "turn_wait_s",
+    "token_parameter", "top_logprobs",
 }  # fmt: skip
 """Settings that say where, how fast and how long to judge, or how scores become rewards: no part of a line's digest."""
 
@@ -78,8 +79,8 @@ class InputLine:
 class Counts:
     """What happened so far; ``total`` is the number of input lines, where it is known.
 
-    ``comparisons``, and how many of them failed, include those of the results found; ``calls`` and
-    ``cut`` (candidates that were not judged whole) are this run's alone.
+    ``comparisons``, and how many of them failed, include those of the results found; ``calls``, ``cut`` (candidates that
+    were not judged whole), and why comparisons failed, are this run's alone.
     """
 
     written: int = 0
@@ -89,6 +90,7 @@ class Counts:
     comparisons: int = 0
     failed: int = 0
     cut: int = 0
+    failures: JudgeStats = JudgeStats()  # noqa: RUF009  never changed
     total: int | None = None
 
     def add(self, other: Counts) -> None:
@@ -98,6 +100,7 @@ class Counts:
         self.comparisons += other.comparisons
         self.failed += other.failed
         self.cut += other.cut
+        self.failures += other.failures
 
 
 _FIELDS = {"prompt": (str, list), "candidates": list, "reference": str, "rubric": str, "images": list}
@@ -262,7 +265,8 @@ def _encoded(item: InputLine, judgement: Judgement | None) -> tuple[bytes, Count
             "calls": judgement.calls, "failed": failed, "cut": judgement.cut,
         }  # fmt: skip
         asked, cut = len(judgement.played), len(judgement.cut)
-        counts = Counts(written=1, calls=judgement.calls, comparisons=asked, failed=failed, cut=cut)
+        failures = JudgeStats.of([judgement])
+        counts = Counts(1, calls=judgement.calls, comparisons=asked, failed=failed, cut=cut, failures=failures)
     text = json.dumps(plain(record | {"input": item.digest}), ensure_ascii=False, allow_nan=False)
     text = _CONTROLS.sub(lambda control: f"\\u{ord(control[0]):04x}", text)
     return text.encode(errors="backslashreplace") + b"\n", counts  # half a surrogate pair becomes its JSON escape

@@ -53,6 +53,7 @@ ONLY: dict[str, tuple[str, ...]] = {
     "insecure_http": ("openai",),
     "max_concurrency": _SERVED,
     "deadline_s": _SERVED,
+    "outage_wait_s": _SERVED,
     "fold_system": ("openai",),
     "extra_body": ("openai",),
     "token_parameter": ("openai",),
@@ -136,6 +137,9 @@ class EngineConfig(Settings):
     """Requests in flight."""
     deadline_s: Annotated[float, Field(gt=0)] = 120.0
     """Seconds a request may take, tries included."""
+    outage_wait_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 600.0
+    """Seconds that requests wait besides, while the server answers nobody or asks to be left alone (429). One of them asks
+    again; what fails in the end can be asked again later."""
     fold_system: bool = False
     """Put the instructions into the user turn, for models without a system role behind a server; the other engines find
     out by themselves."""
@@ -337,6 +341,7 @@ class EngineConfig(Settings):
                 insecure_http=self.insecure_http,
                 max_concurrency=self.max_concurrency,
                 deadline_s=self.deadline_s,
+                outage_wait_s=self.outage_wait_s,
                 fold_system=self.fold_system,
                 context_tokens=self.context_tokens,
                 extra_body=self.extra_body or None,
@@ -389,7 +394,7 @@ class EngineConfig(Settings):
             return VLLMEngine(self.model_path(), **settings)
         from mrjudge_reward.engines.vllm.server import VLLMServerEngine
 
-        settings |= {"device": self.device, "max_concurrency": self.max_concurrency, "deadline_s": self.deadline_s}
+        settings |= {name: getattr(self, name) for name in ("device", "max_concurrency", "deadline_s", "outage_wait_s")}
         return VLLMServerEngine(self.model_path(), **settings)
 
 

@@ -33,8 +33,8 @@ def verdict_line(item: JudgedComparison, limit: int = 400) -> str:
             said = "".join(part for pair in zip_longest(named, steps, fillvalue="") for part in pair)
         case Tie():
             said = "tie"
-        case NoVerdict(reason):
-            said = f"failed: {reason}"
+        case NoVerdict(reason, detail):
+            said = f"failed: {reason}" + (f": {detail[:limit]}" if detail else "")
     rationale = " ".join(item.verdict.rationale.split())
     if len(rationale) > limit:
         rationale = f"... {rationale[-limit:]}"

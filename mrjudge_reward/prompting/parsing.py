@@ -16,6 +16,7 @@ from mrjudge_reward.reasoning import split_reasoning
 from mrjudge_reward.types import NoVerdict
 
 _EXCERPT = 60
+_ALL_REASONING = "nothing follows its reasoning (reasoning_content, where a server sets it apart)"
 
 
 def excerpt(text: str) -> str:
@@ -54,7 +55,7 @@ def answers_in(text: str, opening: str, closing: str, every: bool = False) -> li
     if not pieces:
         if section.strip() or not text.strip():
             return no_verdict("no verdict", section)
-        return no_verdict("no verdict", text, f"nothing follows its reasoning, which ends: {excerpt(text)!r}")
+        return no_verdict("no verdict", text, f"{_ALL_REASONING}, which ends: {excerpt(text)!r}")
     if not all(closing in piece for piece in (pieces if every else pieces[-1:])):
         return no_verdict("unclosed verdict", pieces[-1])
     checked = section if every else pieces[-1]

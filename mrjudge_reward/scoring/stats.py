@@ -14,6 +14,7 @@ from typing import Any
 from mrjudge_reward.errors import JudgeUnreliableError
 from mrjudge_reward.types import JudgedComparison, Judgement, NoVerdict, Outcome, RankOrder, Tie, Usage
 
+from .cures import cure_of
 from .tally import debiased_consistency, position_consistency
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ METRICS = (
 )
 """Names of the metrics, the same on every rank at every step."""
 
-MOST_REJECTED = 32
+MOST_KEPT = 32
 """Rejected texts that are told apart."""
 
 
@@ -63,7 +64,9 @@ class JudgeStats:
         opened: verdicts that the judge did not come to write, and that were read after what it wrote.
         reasons: failures by reason.
         rejected: what the judge said instead of a verdict (``NoVerdict.rejected``), how often; of a sum, the
-            ``MOST_REJECTED`` most frequent texts.
+            ``MOST_KEPT`` most frequent texts.
+        details: failures by reason and what was seen, the most frequent of each group, as ``"reason: detail"``; bounded as
+            ``rejected`` is.
     """
 
     groups: int = 0
@@ -90,6 +93,7 @@ class JudgeStats:
     opened: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
+    details: Counter[str] = field(default_factory=Counter)
 
     @classmethod
     def of(
@@ -120,13 +124,14 @@ class JudgeStats:
 
     def record(self) -> dict[str, Any]:
         """As plain values for JSON."""
-        counts = {"reasons": dict(self.reasons), "rejected": dict(self.rejected.most_common(10))}
+        counts = {"reasons": dict(self.reasons)}
+        counts |= {name: dict(getattr(self, name).most_common(10)) for name in ("rejected", "details")}
         return {**vars(self), "usage": asdict(self.usage), **counts}
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> JudgeStats:
         """Stats from their ``record``, also by way of JSON."""
-        counts = {name: Counter(record.get(name, {})) for name in ("reasons", "rejected")}
+        counts = {name: Counter(record.get(name, {})) for name in ("reasons", "rejected", "details")}
         return cls(**{**record, "usage": Usage(**record["usage"]), **counts})
 
     @property
@@ -134,10 +139,21 @@ class JudgeStats:
         """The most frequent reasons for failures, and texts that were no verdict; empty without a failure."""
         return most_frequent(self.reasons, self.rejected)
 
+    @property
+    def advice(self) -> str:
+        """The commonest failure in the server's or the parser's own words, and what to do; empty without a failure."""
+        if not self.reasons:
+            return ""
+        reason = self.reasons.most_common(1)[0][0]
+        seen = (seen for seen, _ in self.details.most_common() if seen.startswith(f"{reason}: "))
+        detail = next(seen, "").removeprefix(f"{reason}: ")
+        return "; ".join(filter(None, (detail, cure_of(reason, detail))))
+
     def __add__(self, other: JudgeStats) -> JudgeStats:
         values = {name: getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__}
-        if len(values["rejected"]) > MOST_REJECTED:  # the sum over a run must not hold all that was ever said
-            values["rejected"] = Counter(dict(values["rejected"].most_common(MOST_REJECTED)))
+        for name in ("rejected", "details"):
+            if len(values[name]) > MOST_KEPT:  # the sum over a run must not hold all that was ever said
+                values[name] = Counter(dict(values[name].most_common(MOST_KEPT)))
         values["seconds"] = max(self.seconds, other.seconds)  # batches of several ranks run side by side
         return JudgeStats(**values)
 
@@ -220,6 +236,7 @@ def _count(judgement: Judgement, correlation: float | None) -> JudgeStats:
     scores = [score for score in judgement.scores_G if score is not None]
     masses = [item.verdict.label_mass for item in _asked(judgement) if item.verdict.label_mass is not None]
     failed = [item.verdict.outcome for item in judgement.played if isinstance(item.verdict.outcome, NoVerdict)]
+    details = Counter(f"{outcome.reason}: {outcome.detail[:300]}" for outcome in failed if outcome.detail)
     return JudgeStats(
         candidates=len(judgement.scores_G),
         comparisons=len(judgement.played),
@@ -241,6 +258,7 @@ def _count(judgement: Judgement, correlation: float | None) -> JudgeStats:
         opened=sum(item.verdict.opened for item in judgement.played),
         reasons=Counter(outcome.reason for outcome in failed),
         rejected=Counter(outcome.rejected for outcome in failed if outcome.rejected),
+        details=Counter(dict(details.most_common(3))),
     )
 
 
@@ -335,12 +353,12 @@ class FailureAlarm(Watch):
             self._latest.clear()
         reasons = Counter(outcome.reason for outcome in failed)
         rejected = Counter(outcome.rejected for outcome in failed if outcome.rejected)
-        advice = (
-            "raise max_tokens" if reasons.most_common(1)[0][0] == "truncated" else "check the judge (mrjudge doctor)"
-        )
+        commonest = reasons.most_common(1)[0][0]
+        typical = next(outcome for outcome in reversed(failed) if outcome.reason == commonest)
+        shown = "; ".join(f"{one.reason}: {one.detail}".rstrip(": ") for one in dict.fromkeys((typical, failed[-1])))
         raise JudgeUnreliableError(
             f"{len(failed)} of the last {seen} judgements failed (limit {self.max_fraction:.0%}); most often: "
-            f"{most_frequent(reasons, rejected)}; latest: {failed[-1].reason}: "
-            f"{failed[-1].detail or 'no detail'}. Rewards from so few verdicts would be noise: {advice}, or raise "
-            "max_failed_fraction."
+            f"{most_frequent(reasons, rejected)}; latest: {shown}. Rewards from so few verdicts would be noise: "
+            f"{cure_of(typical.reason, typical.detail)}; mrjudge doctor shows more. To go on all the same, "
+            "raise max_failed_fraction."
         )

@@ -174,11 +174,11 @@ class Scorer:
         recent, self._unreported = self._unreported, JudgeStats()
         self._next_report = time.monotonic() + REPORT_S
         rates = recent.metrics()
+        why = f" ({recent.failures}; {recent.advice})" if recent.failures else ""
         logger.log(
             logging.WARNING if recent.failed else logging.INFO,
             "judged %d groups: %d of %d judgements failed%s; %d of %d completions without a score; position consistency "
             "%.2f, ties %.2f, %d groups without spread, %d calls, %d tokens",
-            recent.groups, recent.failed, recent.comparisons, f" ({recent.failures})" if recent.failures else "",
-            recent.abstained, recent.candidates, rates["position_consistency"], rates["tie_rate"],
-            recent.zero_spread_groups, recent.calls, rates["tokens"],
+            recent.groups, recent.failed, recent.comparisons, why, recent.abstained, recent.candidates,
+            rates["position_consistency"], rates["tie_rate"], recent.zero_spread_groups, recent.calls, rates["tokens"],
         )  # fmt: skip

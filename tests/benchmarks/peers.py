@@ -60,7 +60,7 @@ import openai
 
 from mrjudge_reward import Choice, Group, Judge, Judgement
 from mrjudge_reward.engines.embedded import embedded_model_path
-from mrjudge_reward.engines.openai.wire import chat_messages
+from mrjudge_reward.engines.openai.requests import chat_messages
 from mrjudge_reward.engines.vllm.server import VLLMServerEngine
 from mrjudge_reward.engines.vllm.setup import cpu_build
 from mrjudge_reward.prompting.sanitizing import Sanitizer

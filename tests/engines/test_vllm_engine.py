@@ -28,6 +28,7 @@ from mrjudge_reward.engines.colocation import ColocatedEngine
 from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.engines.label_tokens import first_label_tokens
 from mrjudge_reward.engines.local.engine import TransformersEngine
+from mrjudge_reward.engines.openai.engine import OpenAIEngine
 from mrjudge_reward.engines.vllm import supervise
 from mrjudge_reward.engines.vllm.child import command_line, environment, reserve_port
 from mrjudge_reward.engines.vllm.setup import VLLMSetup, cpu_build
@@ -36,6 +37,8 @@ from mrjudge_reward.judge import Judge
 from mrjudge_reward.messages import ImagePart, Message, TextPart
 from mrjudge_reward.messages import as_messages as chat
 from mrjudge_reward.prompting.formats import SENTIMENT, Choice
+from mrjudge_reward.scoring.cures import cure_of
+from mrjudge_reward.scoring.stats import FailureAlarm
 from mrjudge_reward.types import EngineFailure, Group, Preference, Reply, Request, Sampling, VerdictForm
 from tests.benchmarks.test_overhead import assert_rows_of_a_duel
 from tests.benchmarks.test_peers import assert_both_tables
@@ -619,6 +622,47 @@ def test_the_child_says_what_the_engine_in_process_says(server: Any, small_path:
     seeded = [writing("Tell a story.", WARM, seed=1)]
     assert texts(server.generate(seeded)) == texts(server.generate(seeded))
     assert reasons(server.generate([writing("Hi!"), writing("word " * 2000)])) == ["", "http 400"]
+
+
+@linux
+@needs_vllm
+def test_a_live_server_is_judged_with_through_the_openai_engine(server: Any):
+    """Writing, reading, a cascade, prefix tokens in ``usage`` and what a server refuses, over HTTP as a user has it."""
+    name, port = server._setup.model, server._port.getsockname()[1]
+    engine = OpenAIEngine(name, f"http://127.0.0.1:{port}/v1", api_key=server._child._key, max_concurrency=4)
+    asked = [writing(question) for question in QUESTIONS]
+    assert texts(engine.generate(asked)) == texts(server.generate(asked))
+    seeded = [writing("Tell a story.", WARM, seed=seed) for seed in (1, 2, 1)]
+    one, other, again = texts(engine.generate(seeded))
+    assert one == again != other
+    capped = engine.generate([writing("Tell a story.", Sampling(0.0, 1.0, 3))])[0]
+    assert (capped.finish, capped.usage.completion_tokens) == ("length", 3)
+    assert engine.reads_labels() is True
+    reads = [reading(question) for question in QUESTIONS]
+    for ours, theirs in zip(
+        logprobs(engine.label_logprobs(reads)), logprobs(server.label_logprobs(reads)), strict=True
+    ):
+        assert ours == pytest.approx(theirs, abs=2e-3)
+    assert engine.label_logprobs(reads[1:2])[0].usage.cached_tokens >= 32
+    long, unknown = (
+        engine.generate([writing("word " * 2000)])[0],
+        OpenAIEngine("m", engine.base_url, api_key=server._child._key),
+    )
+    assert (long.reason, long.transient) == ("http 400", False)
+    assert "context_tokens" in cure_of(long.reason, long.detail)
+    (nobody,) = unknown.generate([writing("Hi!")])
+    assert nobody.reason == "http 404"
+    assert "`m` does not exist" in nobody.detail
+    stranger = OpenAIEngine(name, engine.base_url, api_key="guessed")
+    assert reasons(stranger.generate([writing("Hi!")])) == ["http 401"]
+    for verdict in ("logprobs", "cascade"):
+        judge = Judge(
+            engine, Choice(), verdict=verdict, schedule="all_pairs", retries=0, max_tokens=12, alarm=FailureAlarm(1.0)
+        )
+        judged = judge.judge([Group.of("Say hello.", ["Hello!", "Go away."], key) for key in "ab"])
+        assert all(item.scores_G != (None, None) for item in judged), judged
+    for client in (engine, unknown, stranger):
+        client.close()
 
 
 @linux

@@ -12,7 +12,7 @@ from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import JudgeUnreliableError
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.prompting.formats import SENTIMENT, Choice
-from mrjudge_reward.scoring.stats import METRICS, MOST_REJECTED, FailureAlarm, JudgeStats, SlotWatch, is_tie
+from mrjudge_reward.scoring.stats import METRICS, MOST_KEPT, FailureAlarm, JudgeStats, SlotWatch, is_tie
 from mrjudge_reward.types import (
     Comparison,
     Grades,
@@ -198,7 +198,7 @@ def test_a_sum_over_a_run_keeps_the_texts_that_were_rejected_most_often():
     run = JudgeStats()
     for step in range(500):
         run += JudgeStats(rejected=Counter({"again and again": 3, f"once, at step {step}": 1}))
-    assert len(run.rejected) == MOST_REJECTED
+    assert len(run.rejected) == MOST_KEPT
     assert run.rejected.most_common(1) == [("again and again", 1500)]
 
 

@@ -75,6 +75,7 @@ class JudgeServer:
         max_model_len: told with the models; what takes more is answered 400, as vLLM does.
         count: tokens of a text, for ``usage`` and ``max_model_len``; a quarter of the characters by default.
         facts: what is answered to further paths, in place of what would be.
+        rejects: what is wrong with a body, as the error that is sent with ``rejects_with``; None if nothing is.
 
     Attributes:
         requests: bodies of the chat requests, in order of arrival.
@@ -101,6 +102,8 @@ class JudgeServer:
         max_model_len: int | None = None,
         count: Callable[[str], int] | None = None,
         facts: Mapping[str, Any] | None = None,
+        rejects: Callable[[Mapping[str, Any]], Any] = lambda body: None,
+        rejects_with: int = 400,
     ) -> None:
         planned = faults if callable(faults) else dict(enumerate(faults)).get
         self.answer, self.plan, self.reads = answer, planned, reads
@@ -108,6 +111,7 @@ class JudgeServer:
         self.max_model_len, self.count, self.facts = max_model_len, count, dict(facts or {})
         self.asked: list[str] = []
         self.largest = 0
+        self.rejects, self.rejects_with = rejects, rejects_with
         self.tokens = dict(label_logprobs or {"A": math.log(0.7), "B": math.log(0.2), "C": math.log(0.1)})
         self.requests: list[dict[str, Any]] = []
         self.all_fail: str | None = None
@@ -286,6 +290,9 @@ class _Handler(BaseHTTPRequestHandler):
         unknown = body.keys() - _KNOWN_BY_HOSTED
         if judge.reads == "hosted" and unknown:
             self.send(400, {"error": {"message": f"Unrecognized request arguments: {', '.join(sorted(unknown))}"}})
+            return
+        if (error := judge.rejects(body)) is not None:
+            self.send(judge.rejects_with, error)
             return
         if judge.count is not None:
             wanted = judge.prompt_tokens(body) + body.get("max_tokens", 0)

@@ -8,15 +8,17 @@
 per engine holds one event loop and one client with pooled connections. It starts with the first call and ends with
 ``close()``, with the last reference to the engine, or with the interpreter. Pickled or forked, an engine starts anew.
 
-**Failing.** Lost connections, 408, 429 and 5xx are tried again, with exponentially growing, jittered pauses (or the
-server's ``Retry-After``, at most a minute), until the request's own deadline, which begins when a slot is free for it
-and not while it queues. What answers 500 again and again has crashed on this prompt and is given up after a few tries.
-Other 4xx and replies that make no sense are not tried again here. A server that let a request run into its deadline
-without a sign of life counts as down: for ``min(30 s, deadline)`` new requests fail at once, so that a batch costs one
-deadline and not one per wave of slots. Failures: ``timeout``, ``server down``, ``http <status>``, ``malformed reply``,
-``server error`` (a 200 that holds an error), ``refused``, ``tool call``, ``unknown finish``, ``image`` (one that cannot be
-shown), ``label not in top logprobs``, ``labels share a token``, ``no log-probabilities``, ``no token ids``, ``cancelled``
-(which only whoever cancelled gets to see, see ``cancelling``), or the name of an unexpected exception.
+**Failing.** Lost connections, 408 and 5xx are tried again, with exponentially growing, jittered pauses (or the server's
+own), until the request's deadline, which begins when a slot is free for it and not while it queues. What answers 500
+again and again has crashed on this prompt and is given up after a few tries. A 429 is waited out as long as the server
+wants, and a quota that is used up is not tried again; nor are other 4xx and replies that make no sense. A server that
+answers nobody is waited for (see ``Connection.post``): one request asks again, the others wait, those that were in flight
+too, for at most ``outage_wait_s``. A field that a server rejects is left out where that is safe (see ``dialect``).
+Failures: ``timeout``, ``server down``, ``cannot connect``, ``connection lost``, ``http <status>`` with the server's own
+sentence, ``quota``, ``malformed reply``, ``server error`` (a 200 that holds an error), ``refused``, ``tool call``,
+``unknown finish``, ``image`` (one that cannot be shown), ``label not in top logprobs``, ``labels share a token``,
+``no log-probabilities``, ``no token ids``, ``cancelled`` (which only whoever cancelled gets to see, see ``cancelling``), or
+the name of an unexpected exception.
 
 **Reading.** One token at temperature 0 with log-probabilities, after a judge's turn that is continued
 (``continue_final_message``). Which of two ways a server offers is found out with the first read:
@@ -56,9 +58,11 @@ from .access import Access, proxy_of
 from .connection import Connection
 from .context import ContextWindow
 from .counting import Estimate, ServerCounts
+from .dialect import Dialect
 from .reading import LabelReader
+from .requests import ChatBody
 from .transport import OneServerTransport, http_library
-from .wire import ChatBody, written_reply
+from .wire import written_reply
 
 _IMAGES_KEPT = 32
 _ABANDONED: list[Connection] = []  # of a parent process: its sockets must neither be closed nor collected here
@@ -77,6 +81,7 @@ class OpenAIEngine(Engine):
         insecure_http: whether credentials may go over ``http://`` to another machine.
         max_concurrency: most requests in flight.
         deadline_s: seconds within which all tries of a request must end.
+        outage_wait_s: seconds that a request waits besides, while the server is silent or asks to be left alone (429).
         context_tokens: the most tokens a request and its reply may hold together; the server is asked besides, and the
             smaller number holds.
         extra_body: further fields of every request, e.g. ``{"chat_template_kwargs": {"enable_thinking": False}}``. They
@@ -111,6 +116,7 @@ class OpenAIEngine(Engine):
         insecure_http: bool = False,
         max_concurrency: int = 64,
         deadline_s: float = 120.0,
+        outage_wait_s: float = 600.0,
         context_tokens: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         token_parameter: Literal["max_tokens", "max_completion_tokens"] = "max_tokens",
@@ -120,10 +126,10 @@ class OpenAIEngine(Engine):
         structured_output: StructuredOutput | None = None,
     ) -> None:
         require("openai", extra="openai")
-        if max_concurrency < 1 or not deadline_s > 0 or top_logprobs < 1:
+        if max_concurrency < 1 or not deadline_s > 0 or top_logprobs < 1 or not outage_wait_s >= 0:
             raise ConfigError(
-                "max_concurrency, deadline_s and top_logprobs must be positive; "
-                f"got {max_concurrency}, {deadline_s} and {top_logprobs}"
+                "max_concurrency, deadline_s and top_logprobs must be positive, outage_wait_s not negative; "
+                f"got {max_concurrency}, {deadline_s}, {top_logprobs} and {outage_wait_s}"
             )
         if token_parameter not in ("max_tokens", "max_completion_tokens"):
             raise ConfigError(f"token_parameter must be max_tokens or max_completion_tokens; got {token_parameter!r}")
@@ -132,7 +138,7 @@ class OpenAIEngine(Engine):
         self._address = hidden_address(base_url)
         self.base_url = Address.of(self._address).url
         self.max_concurrency = max_concurrency
-        self.deadline_s = deadline_s
+        self.deadline_s, self.outage_wait_s = deadline_s, outage_wait_s
         self._context = ContextWindow(model, self.base_url, context_tokens)
         self._estimate = Estimate()
         self.extra_body = hidden_fields(extra_body or {}, "extra_body")
@@ -152,9 +158,10 @@ class OpenAIEngine(Engine):
         # What holds credentials is put on by the transport, and not twice.
         plain = {name: None if is_hidden(value) else value for name, value in self.extra_body.items()}
         self._body = ChatBody(model, token_parameter, plain, fold_system, structured_output)
+        self._dialect = Dialect(self.name, self.extra_body)
         tokenize_url = self.base_url.removesuffix("/v1") + "/tokenize"
         self._counts = ServerCounts(model, tokenize_url)
-        self._reader = LabelReader(self._body, tokenize_url, top_logprobs)
+        self._reader = LabelReader(self._body, self._dialect, tokenize_url, top_logprobs)
         if not self.can_read:
             self._reader.refuse("the engine was built with can_read=False")
         self._pid = os.getpid()
@@ -182,7 +189,7 @@ class OpenAIEngine(Engine):
         encoded, replies = _LatestImages(), _unanswered(requests)
 
         async def write(connection: Connection, request: Request) -> Reply | EngineFailure:
-            payload = await connection.post("/chat/completions", self._body.of(request, encoded))
+            payload = await self._dialect.ask(connection, self._body.of(request, encoded))
             return (
                 payload
                 if isinstance(payload, EngineFailure)
@@ -315,7 +322,7 @@ class OpenAIEngine(Engine):
             timeout=openai.Timeout(None, connect=min(10.0, self.deadline_s)),  # the deadline bounds all else
             http_client=openai.DefaultAsyncHttpxClient(transport=transport, follow_redirects=False, trust_env=False),
         )
-        self._connection = Connection(client, self.max_concurrency, self.deadline_s)
+        self._connection = Connection(client, self.max_concurrency, self.deadline_s, self.outage_wait_s)
         self._finalizer = weakref.finalize(self, self._connection.close)
         return self._connection
 

@@ -14,10 +14,12 @@ from mrjudge_reward.errors import EngineError
 from mrjudge_reward.messages import as_messages
 from mrjudge_reward.types import EngineFailure, Reply, Request, Sampling
 
-from .connection import SERVER_DOWN, Connection
-from .wire import ChatBody, choice_of, token_ids, top_tokens, usage_of
+from .connection import Connection
+from .dialect import REJECTED, Dialect
+from .requests import ChatBody
+from .wire import choice_of, token_ids, top_tokens, usage_of
 
-_REJECTED = frozenset({"http 400", "http 422", "http 501"})
+_NO_SUCH_PATH = REJECTED | {"http 401", "http 403", "http 404", "http 405"}
 _TAIL = 8  # characters before a label that can change how it is tokenized
 _NONE_GIVEN = "no log-probabilities"
 _MISSING = "label not in top logprobs"
@@ -30,6 +32,7 @@ class LabelReader:
 
     Args:
         body: builds request bodies.
+        dialect: how the server takes them.
         tokenize_url: where vLLM tells token ids.
         top_logprobs: how many of the most likely tokens to ask for, where token ids cannot be asked for.
 
@@ -37,9 +40,9 @@ class LabelReader:
         refusal: why the server cannot read; empty as long as it is not known that it cannot.
     """
 
-    def __init__(self, body: ChatBody, tokenize_url: str, top_logprobs: int) -> None:
+    def __init__(self, body: ChatBody, dialect: Dialect, tokenize_url: str, top_logprobs: int) -> None:
         self.refusal = ""
-        self._body = body
+        self._body, self._dialect = body, dialect
         self._tokenize_url = tokenize_url
         self._top_logprobs = top_logprobs
         self._ways: dict[bool, _Way] = {}  # by whether the prefill holds a closed reasoning
@@ -64,17 +67,17 @@ class LabelReader:
         outcome = await self._ask(connection, request, "ids", {})
         if isinstance(outcome, Reply):
             return "ids"
-        if outcome.reason not in {*_REJECTED, _NONE_GIVEN, _MISSING, "no token ids"}:
+        if outcome.reason not in {*REJECTED, _NONE_GIVEN, _MISSING, "no token ids"}:
             return outcome
         outcome = await self._ask(connection, request, "top", {})
         if isinstance(outcome, Reply) or outcome.reason == _MISSING:
             return "top"
-        if outcome.reason not in {*_REJECTED, _NONE_GIVEN}:
+        if outcome.reason not in {*REJECTED, _NONE_GIVEN}:
             return outcome
         needs = f"logprobs with top_logprobs={self._top_logprobs}"
         if request.prefill:
             needs += " on a begun turn (continue_final_message)"
-        answer = f"{outcome.reason}: {outcome.detail}" if outcome.reason in _REJECTED else _NONE_GIVEN
+        answer = f"{outcome.reason}: {outcome.detail}" if outcome.reason in REJECTED else _NONE_GIVEN
         raise EngineError(self.refuse(f"it takes {needs}, to which the server answers {answer.rstrip('.: ')}"))
 
     def refuse(self, why: str) -> str:
@@ -114,7 +117,7 @@ class LabelReader:
             fields = {"logprob_token_ids": asked, "return_tokens_as_token_ids": True}
         greedy = replace(request, sampling=Sampling(max_tokens=1), stop=(), seed=None)
         body = self._body.of(greedy, encoded, logprobs=True, **{self._body.token_parameter: 1}, **fields)
-        payload = await connection.post("/chat/completions", body)
+        payload = await self._dialect.ask(connection, body)
         tokens = payload if isinstance(payload, EngineFailure) else top_tokens(payload)
         if isinstance(tokens, EngineFailure):
             return tokens
@@ -151,10 +154,8 @@ class LabelReader:
         body = {"model": self._body.model, "prompt": text, "add_special_tokens": False}
         payload = await connection.post(self._tokenize_url, body)
         if isinstance(payload, EngineFailure):
-            down = payload.reason == SERVER_DOWN  # says nothing about what the server offers
-            return (
-                payload if payload.transient or down else EngineFailure("no token ids", payload.reason, transient=False)
-            )
+            lacks = payload.reason in _NO_SUCH_PATH
+            return EngineFailure("no token ids", payload.reason, transient=False) if lacks else payload
         return token_ids(payload)
 
 

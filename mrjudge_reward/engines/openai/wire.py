@@ -1,7 +1,8 @@
-"""Requests and replies in the words of the OpenAI chat protocol; no network here.
+"""Replies in the words of the OpenAI chat protocol, as its many servers speak it; no network here.
 
 What is trusted least is the reply: whatever a server, proxy or load balancer sent back becomes a ``Reply`` or a
-``EngineFailure``, and nothing in it is guessed.
+``EngineFailure``, and nothing in it is guessed. Read are the shapes of vLLM, SGLang, llama.cpp, TGI, Ollama, LiteLLM,
+OpenRouter, Mistral, and of Claude, Gemini, Cohere and others behind OpenAI's protocol.
 """
 
 from __future__ import annotations
@@ -10,96 +11,36 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Literal
 
-from mrjudge_reward.engines import fold_system
-from mrjudge_reward.engines.structured import StructuredOutput, fields, marked
-from mrjudge_reward.images import data_url, is_web_address, load_picture
-from mrjudge_reward.messages import Message, TextPart
+from mrjudge_reward.engines.structured import StructuredOutput, marked
 from mrjudge_reward.types import EngineFailure, Reply, Request, Usage
 
+from .server_errors import sentence_of
+
 _FLOOR = -9999.0  # what the protocol writes for minus infinity, which JSON does not have
-_STOPPED = frozenset({None, "stop", "eos", "eos_token", "stop_sequence", "end_turn"})
 
+_STOPPED = frozenset({
+    "", "none", "null", "stop", "stopped", "eos", "eos_token", "stop_sequence", "stop_token", "stop_str", "end", "end_turn",
+    "complete", "completed", "finished", "done", "finish_reason_unspecified",
+})  # fmt: skip
+_CUT = frozenset({
+    "length", "max_tokens", "max_length", "max_output_tokens", "max_completion_tokens", "max_new_tokens", "token_limit",
+    "model_length", "context_length", "model_context_window_exceeded", "error_limit", "limit",
+})  # fmt: skip
+_REFUSED = frozenset({
+    "content_filter", "content_filtered", "safety", "refusal", "recitation", "blocklist", "prohibited_content", "spii",
+    "sensitive", "error_toxic", "guardrail", "guardrail_intervened", "image_safety",
+})  # fmt: skip
+_CALLED = frozenset({"tool_calls", "tool_call", "tool_use", "function_call"})
 
-def image_url(image: Any) -> str:
-    """An image as something a server can open: web addresses stay, all else becomes a data URL of a normalised picture.
-
-    Args:
-        image: whatever ``images.load_picture`` takes, or a web address.
-
-    Raises:
-        InputError: if it is no image that can be shown.
-        MissingPackageError: if Pillow is missing.
-    """
-    return str(image) if is_web_address(image) else data_url(load_picture(image))
-
-
-def chat_messages(
-    messages: Sequence[Message], prefill: str = "", encoded: dict[int, str] | None = None
-) -> list[dict[str, Any]]:
-    """Messages as the protocol writes them, ending in the judge's begun turn if there is a prefill.
-
-    Args:
-        messages: the chat.
-        prefill: text with which the judge's own turn begins.
-        encoded: image URLs already made, by ``id`` of the image; the images of one question are in every comparison.
-    """
-    encoded = {} if encoded is None else encoded
-    chat: list[dict[str, Any]] = []
-    for message in messages:
-        if not message.images:
-            chat.append({"role": message.role, "content": message.text})
-            continue
-        parts: list[dict[str, Any]] = []
-        for part in message.content:
-            if isinstance(part, TextPart):
-                parts.append({"type": "text", "text": part.text})
-                continue
-            if id(part.image) not in encoded:
-                encoded[id(part.image)] = image_url(part.image)
-            parts.append({"type": "image_url", "image_url": {"url": encoded[id(part.image)]}})
-        chat.append({"role": message.role, "content": parts})
-    if prefill:
-        chat.append({"role": "assistant", "content": prefill})
-    return chat
-
-
-@dataclass(frozen=True)
-class ChatBody:
-    """The body of a chat request.
-
-    Attributes:
-        model: the judge's name on the server.
-        token_parameter: field that bounds the reply.
-        extra: further fields, which win; ``None`` removes a field.
-        fold_system: whether system text goes into the first user turn.
-        structured_output: how the server holds a judge to its form.
-    """
-
-    model: str
-    token_parameter: str
-    extra: Mapping[str, Any]
-    fold_system: bool = False
-    structured_output: StructuredOutput | None = None
-
-    def of(self, request: Request, encoded: dict[int, str], **own: Any) -> dict[str, Any]:
-        """A request's body; ``own`` fields win over everything."""
-        messages = fold_system(request.messages) if self.fold_system else request.messages
-        body: dict[str, Any] = {
-            "model": self.model,
-            "messages": chat_messages(messages, request.prefill, encoded),
-            "temperature": request.sampling.temperature,
-            "top_p": request.sampling.top_p,
-            self.token_parameter: request.sampling.max_tokens,
-            "stop": list(request.stop) or None,
-            "seed": request.seed,
-        }
-        if request.prefill:
-            body |= {"continue_final_message": True, "add_generation_prompt": False}
-        body |= fields(request.form, self.structured_output) | dict(self.extra)
-        return {name: value for name, value in (body | own).items() if value is not None}
+_REASONING_FIELDS = (
+    "reasoning_content", "reasoning", "reasoning_text", "reasoning_details", "thinking", "thinking_blocks", "thought",
+    "thoughts",
+)  # fmt: skip
+"""Where servers set reasoning apart; some say the same in several of them."""
+_PLAIN_PARTS = frozenset({"text", "output_text", "input_text", "markdown", ""})
+_PART_TEXTS = ("thinking", "reasoning", "reasoning_content", "text", "thought", "content", "summary", "value")
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -110,6 +51,11 @@ def _sequence(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list) else []
 
 
+def _word(value: Any) -> str:
+    """A name as every server spells it: ``FinishReason.MAX_TOKENS`` is ``max_tokens``."""
+    return value.strip().lower().replace("-", "_").rpartition(".")[2] if isinstance(value, str) else ""
+
+
 def _excerpt(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, default=repr)
     return text[:300]
@@ -118,13 +64,14 @@ def _excerpt(value: Any) -> str:
 def usage_of(payload: Any) -> Usage:
     """Token counts of a reply; what is absent counts as zero."""
 
-    def count(counts: Mapping[str, Any], name: str) -> int:
-        value = counts.get(name)
-        return value if isinstance(value, int) else 0
+    def count(*names: str) -> int:
+        values = (counts.get(name) for counts in (usage, details) for name in names)
+        return next((int(value) for value in values if type(value) in (int, float) and 0 < value < 1e12), 0)
 
     usage = _mapping(_mapping(payload).get("usage"))
-    cached = count(_mapping(usage.get("prompt_tokens_details")), "cached_tokens")
-    return Usage(count(usage, "prompt_tokens"), cached, count(usage, "completion_tokens"))
+    details = _mapping(usage.get("prompt_tokens_details")) or _mapping(usage.get("input_tokens_details"))
+    cached = count("cached_tokens", "prompt_cache_hit_tokens", "cache_read_input_tokens")
+    return Usage(count("prompt_tokens", "input_tokens"), cached, count("completion_tokens", "output_tokens"))
 
 
 def choice_of(payload: Any) -> Mapping[str, Any] | EngineFailure:
@@ -133,13 +80,15 @@ def choice_of(payload: Any) -> Mapping[str, Any] | EngineFailure:
         try:
             payload = json.loads(payload)
         except ValueError:
-            return EngineFailure("malformed reply", f"not JSON: {_excerpt(payload)}")
+            return EngineFailure("malformed reply", f"not JSON: {_excerpt(sentence_of(payload) or payload)}")
     body = _mapping(payload)
-    if body.get("error") or body.get("object") == "error":
-        return EngineFailure("server error", _excerpt(body.get("error") or body.get("message")))
     choices = body.get("choices")
+    if body.get("error") or body.get("object") == "error" or (not choices and sentence_of(payload)):
+        return EngineFailure("server error", sentence_of(payload) or _excerpt(payload))
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], Mapping):
         return EngineFailure("malformed reply", f"expected one choice; got {_excerpt(payload)}")
+    if choices[0].get("error"):
+        return EngineFailure("server error", sentence_of(choices[0]["error"]) or _excerpt(choices[0]["error"]))
     return choices[0]
 
 
@@ -154,41 +103,96 @@ def written_reply(payload: Any, request: Request, way: StructuredOutput | None =
     choice = choice_of(payload)
     if isinstance(choice, EngineFailure):
         return choice
-    message, reason = _mapping(choice.get("message")), choice.get("finish_reason")
-    apart, content = _parts(message.get("content"))
-    reasoning = message.get("reasoning_content") or message.get("reasoning") or apart
-    if reason == "content_filter" or message.get("refusal"):
-        return EngineFailure("refused", _excerpt(message.get("refusal") or content or reason), transient=False)
-    if message.get("tool_calls") or message.get("function_call") or reason in ("tool_calls", "function_call"):
+    message = _mapping(choice.get("message"))
+    said = _Said(message.get("content"))
+    ended = choice.get("finish_reason")
+    reason = _word(_mapping(ended).get("type") if isinstance(ended, Mapping) else ended)
+    refusal = message.get("refusal") or said.refusal
+    if reason in _REFUSED or refusal:
+        return EngineFailure("refused", _excerpt(refusal or said.text or ended), transient=False)
+    if _calls(message) or said.called or (reason in _CALLED and not said.text):
         return EngineFailure("tool call", "the judge called a tool instead of answering")
-    finish: Literal["stop", "length"] = "stop"
-    if reason in ("length", "max_tokens"):
-        finish = "length"
-    elif not (reason is None or isinstance(reason, str)) or reason not in _STOPPED:
-        return EngineFailure("unknown finish", _excerpt(reason))
-    if not isinstance(reasoning, str) or not (content is None or isinstance(content, str)):
-        return EngineFailure("malformed reply", f"text expected; got {_excerpt(dict(message))}")
-    if content is None and finish == "stop" and not reasoning:
-        return EngineFailure("malformed reply", f"neither content nor reasoning; got {_excerpt(dict(message))}")
-    text = (content or "") if not reasoning else _with_reasoning(reasoning, content or "", finish, request.prefill)
+    finish: Literal["stop", "length"] = "length" if reason in _CUT else "stop"
+    told = reason or ended is None or isinstance(ended, str)
+    if not told or reason not in _STOPPED | _CUT | _CALLED:
+        return EngineFailure("unknown finish", _excerpt(ended))
+    reasoning = _reasoning(message) or said.reasoning
+    nothing = not said.text and not reasoning and not isinstance(message.get("content"), str)
+    if not said.readable or (nothing and finish == "stop"):
+        return EngineFailure("malformed reply", f"no text to read in {_excerpt(dict(message))}")
+    text = _cut_at(said.text, request.stop)
+    if reasoning:
+        text = _with_reasoning(reasoning, text, finish, request.prefill)
     if way == "response_format" and request.form is not None:
         text = marked(text, request.form)
     return Reply(text, finish, usage=usage_of(payload))
 
 
-def _parts(content: Any) -> tuple[str, Any]:
-    """Reasoning and text of a content that is a list of parts, as Mistral's servers give it; other content as it is."""
-    parts = [_mapping(part) for part in content] if isinstance(content, list) else []
-    if not all(part.get("type") in ("text", "thinking") for part in parts) or not parts:
-        return "", content
-    said: dict[str, str] = {"thinking": "", "text": ""}
-    for part in parts:
-        text = part.get(part["type"])
-        text = _parts(text)[1] if part["type"] == "thinking" else text
-        if not isinstance(text, str):
-            return "", content
-        said[part["type"]] += text
-    return said["thinking"], said["text"]
+class _Said:
+    """A content taken apart: text, or parts of several kinds. What is of no kind known is passed over beside text.
+
+    Attributes:
+        text, reasoning, refusal: what it says.
+        called: whether a part calls a tool.
+        readable: whether there is anything to read, be it empty.
+    """
+
+    def __init__(self, content: Any) -> None:
+        self.text = self.reasoning = self.refusal = ""
+        self.called = False
+        self.readable = content is None or content == []
+        for part in content if isinstance(content, list) else [content]:
+            self._take(part)
+
+    def _take(self, part: Any) -> None:
+        if isinstance(part, str):
+            self.text += part
+            self.readable = True
+            return
+        fields = _mapping(part)
+        kind = _word(fields.get("type"))
+        if kind in ("tool_use", "tool_call", "function_call"):
+            self.called = True
+        elif kind == "refusal":
+            self.refusal += _text_of(fields.get("refusal") or fields) or "refused"
+        elif any(word in kind for word in ("thinking", "reasoning", "thought")) or fields.get("thought") is True:
+            self.reasoning += _text_of(part) or ""
+            self.readable = True
+        elif kind in _PLAIN_PARTS and (text := _text_of(fields.get("text", fields.get("value")))) is not None:
+            self.text += text
+            self.readable = True
+
+
+def _text_of(value: Any, depth: int = 0) -> str | None:
+    """The text in a part or a list of parts; None if there is none. What is encrypted or a signature is no text."""
+    if isinstance(value, str):
+        return value
+    if depth > 6:
+        return None
+    if isinstance(value, list):
+        texts = [text for item in value if (text := _text_of(item, depth + 1)) is not None]
+        return "".join(texts) if texts or not value else None
+    inner = (_text_of(value[name], depth + 1) for name in _PART_TEXTS if name in _mapping(value))
+    return next((text for text in inner if text is not None), None)
+
+
+def _reasoning(message: Mapping[str, Any]) -> str:
+    """Reasoning in a field of its own, of the message or of what a gateway adds to it."""
+    for holder in (message, _mapping(message.get("provider_specific_fields")), _mapping(message.get("model_extra"))):
+        for name in _REASONING_FIELDS:
+            if text := _text_of(holder.get(name)):
+                return text
+    return ""
+
+
+def _cut_at(text: str, stop: Sequence[str]) -> str:
+    """A text up to the first stop string, as it comes from a server that knows the field."""
+    return text[: min((at for end in stop if (at := text.find(end)) >= 0), default=len(text))]
+
+
+def _calls(message: Mapping[str, Any]) -> bool:
+    """Whether a message calls a tool; some servers fill the fields with nothing."""
+    return any(_sequence(message.get("tool_calls"))) or bool(_mapping(message.get("function_call")).get("name"))
 
 
 def _with_reasoning(reasoning: str, content: str, finish: str, prefill: str) -> str:

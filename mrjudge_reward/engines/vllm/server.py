@@ -51,7 +51,7 @@ class VLLMServerEngine(Engine):
     Args:
         model: hub name or path.
         device: e.g. ``"cuda:1"``; None for all visible ones, or under a launcher (torchrun) for the rank's own.
-        max_concurrency, deadline_s: see ``OpenAIEngine``.
+        max_concurrency, deadline_s, outage_wait_s: see ``OpenAIEngine``.
         start_timeout_s: seconds until the server must be ready.
         restarts: how many times a server that died is started anew; counted afresh once one has lasted an hour.
         log_path: file that its output is appended to; None for one in the temporary folder, removed by ``close()``.
@@ -73,6 +73,7 @@ class VLLMServerEngine(Engine):
         device: str | None = None,
         max_concurrency: int = 64,
         deadline_s: float = 120.0,
+        outage_wait_s: float = 600.0,
         start_timeout_s: float = 600.0,
         restarts: int = 1,
         log_path: str | os.PathLike[str] | None = None,
@@ -83,7 +84,8 @@ class VLLMServerEngine(Engine):
                 f"restarts must not be negative, start_timeout_s positive; got {restarts}, {start_timeout_s}"
             )
         self._setup = VLLMSetup(model, **settings)
-        self._device, self._max_concurrency, self._deadline_s = device, max_concurrency, deadline_s
+        self._device, self._max_concurrency = device, max_concurrency
+        self._deadline_s, self._outage_wait_s = deadline_s, outage_wait_s
         self._start_timeout_s, self._restarts = start_timeout_s, restarts
         self._given_log = None if log_path is None else os.fspath(log_path)
         self.context_tokens: int | None = self._setup.max_model_len
@@ -132,6 +134,7 @@ class VLLMServerEngine(Engine):
             api_key=key,
             max_concurrency=self._max_concurrency,
             deadline_s=self._deadline_s,
+            outage_wait_s=self._outage_wait_s,
             extra_body=extra or None,
             fold_system=self._tokens.chat.folds_system,
             structured_output=setup.structured_output,
@@ -302,7 +305,10 @@ class VLLMServerEngine(Engine):
         return len(self._tokens.encode(text))
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("_setup", "_device", "_max_concurrency", "_deadline_s", "_start_timeout_s", "_restarts", "_given_log")
+        kept = (
+            "_setup", "_device", "_max_concurrency", "_deadline_s", "_outage_wait_s", "_start_timeout_s", "_restarts",
+            "_given_log",
+        )  # fmt: skip
         return {name: getattr(self, name) for name in (*kept, "context_tokens")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -286,7 +286,8 @@ def findings_of(run: RunLog) -> list[dict[str, str]]:
         said = "; ".join(map(str, (reports[-1].canaries or {})["problems"]))
         found.append(("bad", f"Canaries at step {reports[-1].step}: {said}."))
     if whole.comparisons and whole.failed / whole.comparisons > 0.05:
-        found.append(("bad", f"{whole.failed / whole.comparisons:.0%} of all judgements failed: {whole.failures}."))
+        said = f"{whole.failed / whole.comparisons:.0%} of all judgements failed: {whole.failures}; {whole.advice}."
+        found.append(("bad", said))
     if now["sanitized_rate"] > 0.02 and now["sanitized_rate"] > 2 * begun["sanitized_rate"]:
         said = f"{begun['sanitized_rate']:.0%} of the completions at first, {now['sanitized_rate']:.0%} at last"
         found.append(("bad", f"The policy writes more and more of what would speak for the judge: {said}."))

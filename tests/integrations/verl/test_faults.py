@@ -133,7 +133,7 @@ def test_a_judge_server_killed_in_mid_batch(streaming: Any, server: Any, limit: 
     port, process = server
     judge = {
         "model": "judge", "base_url": f"http://127.0.0.1:{port}/v1", "schedule": "ring", "verdict": "read",
-        "deadline_s": 3.0, "retries": 0, "max_concurrency": 8, "max_failed_fraction": limit,
+        "deadline_s": 3.0, "outage_wait_s": 3.0, "retries": 0, "max_concurrency": 8, "max_failed_fraction": limit,
     }  # fmt: skip
     with streaming(judge=judge, deadline_s=1000.0) as stream:
         whole = stream.all(rollouts(2, 4))
