@@ -835,7 +835,7 @@ def test_doctor_tells_the_flag_without_which_a_vllm_on_a_cpu_dies(monkeypatch: p
     from tests.support.judge_server import JudgeServer
 
     answers = {"models": {"data": [{"id": "judge", "owned_by": "vllm"}]}, "version": {"version": "0.31.0+cpu"}}
-    monkeypatch.setattr(doctor, "_got", lambda config, url: answers[url.rpartition("/")[2]])
+    monkeypatch.setattr(doctor, "_got", lambda config, access, url: answers[url.rpartition("/")[2]])
     with JudgeServer() as server:
         found = examined(run("doctor", *on(server), "--no-smoke", "--json"))["server"]
         answers["version"] = {"version": "0.31.0"}
