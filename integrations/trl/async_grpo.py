@@ -52,10 +52,10 @@ class JudgingRolloutLoop(_AsyncRolloutLoop):  # type: ignore[misc]
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        rewards = len(self.reward_funcs) + len(self._env_reward_types)
+        given: list[Any] = settings["reward_funcs"]
+        rewards = len(given) + len(self._env_reward_types)
         self.reward_funcs = [
-            self._reporting(reward, rewards) if isinstance(reward, JudgeReward) else reward
-            for reward in self.reward_funcs
+            self._reporting(reward, rewards) if isinstance(reward, JudgeReward) else reward for reward in given
         ]
 
     def _reporting(self, reward: JudgeReward, rewards: int) -> Callable[..., list[float | None]]:

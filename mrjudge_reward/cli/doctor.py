@@ -88,10 +88,9 @@ def examine(config: JudgeConfig, smoke: bool = True, show_prompt: bool = False) 
     checks = [Check("Python", "ok", f"{platform.python_version()} on {platform.platform()}"), *_packages(), _devices()]
     checks += _embedded(config)
     if config.base_url is not None:
-        config = config.model_copy(
-            update={"outage_wait_s": 0.0}
-        )  # a server that does not answer is what is to be found out
-        checks.append(_server(config, config.base_url))
+        # A server that does not answer is what is to be found out.
+        config = config.model_copy(update={"outage_wait_s": 0.0})
+        checks.append(_server(config))
         if checks[-1].status == "failed":  # every further check would wait for the same deadline
             return checks
     else:
@@ -175,10 +174,15 @@ def _embedded(config: JudgeConfig) -> Iterator[Check]:
         yield Check("judge model", "note", detail)
 
 
-def _server(config: JudgeConfig, base_url: str) -> Check:
+def _server(config: JudgeConfig) -> Check:
     try:
         access = Access.of(
-            base_url, None, config.api_key_env, config.extra_headers, config.extra_body, config.insecure_http
+            str(config.base_url),
+            None,
+            config.api_key_env,
+            config.extra_headers,
+            config.extra_body,
+            config.insecure_http,
         )
     except MRJudgeError as error:
         return Check("server", "failed", str(error))

@@ -38,7 +38,7 @@ def most_telling_anew(tally: Tally, slotter: schedules._Slotter, count: int) -> 
     if count < 1:
         return []
     system, target = log_odds_system(tally)
-    inverse = np.linalg.inv(system)
+    inverse: Matrix = np.linalg.inv(system).astype(np.float64)
     strength_G, covariance_GG = (inverse @ target)[: tally.size], inverse[: tally.size, : tally.size].copy()
     noise = (strength_G @ strength_G) / max(1e-9, float((1 / PRIOR_GAMES - covariance_GG.diagonal()).sum()))
     oneself_GG = np.eye(tally.size, dtype=bool)

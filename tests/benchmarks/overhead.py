@@ -65,6 +65,7 @@ from mrjudge_reward.engines.vllm.setup import JudgeTokenizer, VLLMSetup, cpu_bui
 from mrjudge_reward.judging import comparisons as comparisons_module
 from mrjudge_reward.judging.comparisons import Comparer
 from mrjudge_reward.judging.tournament import Tournament
+from mrjudge_reward.special_tokens import Reserved
 from mrjudge_reward.types import EngineFailure, Reply, Request
 
 REQUIRED = 0.97
@@ -290,7 +291,7 @@ class Instant(Engine):
     context_tokens: int | None = CONTEXT
 
     def __init__(
-        self, count_tokens: Callable[[str], int], reserved: frozenset[str] = frozenset(), rationale: str = ""
+        self, count_tokens: Callable[[str], int], reserved: Reserved = frozenset(), rationale: str = ""
     ) -> None:
         self._count, self.reserved, self._rationale = count_tokens, reserved, rationale
         self.seconds = 0.0

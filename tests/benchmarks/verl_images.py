@@ -43,7 +43,7 @@ def judge(config: JudgeConfig) -> Judge:
 
 def resident(_: Any) -> int:
     """Bytes of the process that runs this."""
-    return psutil.Process(os.getpid()).memory_info().rss
+    return int(psutil.Process(os.getpid()).memory_info().rss)
 
 
 async def measure(groups: int, size: int, kept_bytes: int) -> tuple[int, list[int]]:
