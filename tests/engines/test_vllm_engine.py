@@ -655,10 +655,9 @@ def test_a_live_server_is_judged_with_through_the_openai_engine(server: Any):
     assert "`m` does not exist" in nobody.detail
     stranger = OpenAIEngine(name, engine.base_url, api_key="guessed")
     assert reasons(stranger.generate([writing("Hi!")])) == ["http 401"]
-    for verdict in ("logprobs", "cascade"):
-        judge = Judge(
-            engine, Choice(), verdict=verdict, schedule="all_pairs", retries=0, max_tokens=12, alarm=FailureAlarm(1.0)
-        )
+    for verdict, more in (("logprobs", {}), ("cascade", {"max_tokens": 12})):
+        settings: dict[str, Any] = {"verdict": verdict, "schedule": "all_pairs", "retries": 0, **more}
+        judge = Judge(engine, Choice(), alarm=FailureAlarm(1.0), **settings)
         judged = judge.judge([Group.of("Say hello.", ["Hello!", "Go away."], key) for key in "ab"])
         assert all(item.scores_G != (None, None) for item in judged), judged
     for client in (engine, unknown, stranger):
