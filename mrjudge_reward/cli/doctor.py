@@ -85,11 +85,10 @@ def examine(config: JudgeConfig, smoke: bool = True, show_prompt: bool = False) 
     """
     checks = [Check("Python", "ok", f"{platform.python_version()} on {platform.platform()}"), *_packages(), _devices()]
     checks += _embedded(config)
-    if config.base_url is not None:
-        config = config.model_copy(
-            update={"outage_wait_s": 0.0}
-        )  # a server that does not answer is what is to be found out
-        checks.append(_server(config, config.base_url))
+    if (base_url := config.base_url) is not None:
+        # Whether the server answers is what is to be found out: it is not waited for.
+        config = config.model_copy(update={"outage_wait_s": 0.0})
+        checks.append(_server(config, base_url))
         if checks[-1].status == "failed":  # every further check would wait for the same deadline
             return checks
     else:
