@@ -88,7 +88,7 @@ def examine(config: JudgeConfig, smoke: bool = True, show_prompt: bool = False) 
     checks = [Check("Python", "ok", f"{platform.python_version()} on {platform.platform()}"), *_packages(), _devices()]
     checks += _embedded(config)
     if config.base_url is not None:
-        # A server that does not answer is what is to be found out.
+        # Whether the server answers is what is to be found out: it is not waited for.
         config = config.model_copy(update={"outage_wait_s": 0.0})
         checks.append(_server(config))
         if checks[-1].status == "failed":  # every further check would wait for the same deadline

@@ -324,7 +324,7 @@ class Connection:
 
 
 def _backoff_s(tries: int) -> float:
-    return min(_LONGEST_BACKOFF_S, 0.1 * 2 ** (min(tries, 9) - 1)) + random.uniform(0.0, 0.1)
+    return min(_LONGEST_BACKOFF_S, 0.1 * 2.0 ** (min(tries, 9) - 1)) + random.uniform(0.0, 0.1)
 
 
 def _lost(error: BaseException) -> EngineFailure:

@@ -103,15 +103,15 @@ def must_be_paid(status: int, said: str, again_s: float | None) -> bool:
 
 def come_again_s(headers: Mapping[str, str], said: str) -> float | None:
     """Seconds after which a server wants to be asked again, from its headers or its words; None if it does not say."""
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+    for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         value = headers.get(name, "")
         with suppress(ValueError):
-            return max(0.0, float(value) * unit)
+            return max(0.0, float(value) * scale)
         with suppress(ValueError, OverflowError):
             return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     for found in _AGAIN.finditer(said):
         hours, minutes, seconds, unit = found.groups()
         if hours or minutes or seconds:
-            scale = 0.001 if (unit or "").lower() == "ms" else 1.0
-            return float(hours or 0) * 3600 + float(minutes or 0) * 60 + float(seconds or 0) * scale
+            small = 0.001 if (unit or "").lower() == "ms" else 1.0
+            return float(hours or 0) * 3600 + float(minutes or 0) * 60 + float(seconds or 0) * small
     return None

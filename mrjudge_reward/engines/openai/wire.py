@@ -65,7 +65,7 @@ def usage_of(payload: Any) -> Usage:
     """Token counts of a reply; what is absent counts as zero."""
 
     def count(*names: str) -> int:
-        values = (counts.get(name) for counts in (usage, details) for name in names)
+        values: list[Any] = [counts.get(name) for counts in (usage, details) for name in names]
         return next((int(value) for value in values if type(value) in (int, float) and 0 < value < 1e12), 0)
 
     usage = _mapping(_mapping(payload).get("usage"))
