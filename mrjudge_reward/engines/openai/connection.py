@@ -299,7 +299,7 @@ class Connection:
         return _Again(pause_s)
 
     def _status(self, call: _Call, error: Any, began: float) -> EngineFailure | _Again:
-        status, said = error.status_code, error.response.text.replace(self.client.api_key, "***")
+        status, said = error.status_code, error.response.text
         again_s = come_again_s(error.response.headers, said)
         call.last = failure = EngineFailure(f"http {status}", sentence_of(said) or str(error)[:300])
         if status <= 501:
