@@ -158,7 +158,7 @@ def test_the_doctor_goes_past_a_proxy_to_a_server_on_this_machine_as_the_engine_
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
     with JudgeServer() as server:
-        found = doctor._server(JudgeConfig(model="judge", base_url=server.base_url), server.base_url)
+        found = doctor._server(JudgeConfig(model="judge", base_url=server.base_url))
     assert "cannot be reached" not in found.detail
 
 

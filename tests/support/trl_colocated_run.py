@@ -141,9 +141,10 @@ def main(policy_dir: str, out: Path, device: str) -> None:
         "sampled_against_trained": logged(trainer, "sampling/sampling_logp_difference/max"),
         **watch.all(),
     }
+    alike = JudgeReward(reward.judge, num_generations=2, on_abstain="none")  # its calls count from the beginning
     written["again"] = [
-        reward(**{name: call[name] for name in ("prompts", "completions", "completion_ids")},
-               trainer_state=SimpleNamespace(global_step=call["step"]))
+        alike(**{name: call[name] for name in ("prompts", "completions", "completion_ids")},
+              trainer_state=SimpleNamespace(global_step=call["step"]))
         for call in written["calls"]
     ]  # fmt: skip
 
