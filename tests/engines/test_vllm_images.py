@@ -37,6 +37,9 @@ def test_a_judge_in_vllm_sees_what_one_under_transformers_sees(smol_path: str):
     red, blue, none, broken = said["vllm"]
     for ours, theirs in zip((red, blue, none), said["transformers"], strict=False):
         assert ours == pytest.approx(theirs, abs=2e-3)
+    for served, ours in zip(said["server"], (red, blue, none), strict=False):
+        assert served == pytest.approx(ours, abs=2e-3), "over HTTP"
+    assert said["server"][3].startswith("image: ")
     assert abs(red[0] - blue[0]) > 0.01, "another picture, another verdict"
     assert abs(red[0] - none[0]) > 0.01
     assert broken.startswith("image: ")

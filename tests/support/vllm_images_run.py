@@ -1,4 +1,5 @@
-"""A process with torchvision: a small Qwen2.5-VL judges images in vLLM and under transformers. Prints what each said."""
+"""A process with torchvision: a small Qwen2.5-VL judges images in vLLM, behind a
+server of vLLM's, and under transformers. Prints what each said."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import json
 import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import transformers
@@ -13,7 +15,7 @@ import transformers
 from mrjudge_reward.engines.local.engine import TransformersEngine
 from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.messages import ImagePart, Message, TextPart
-from mrjudge_reward.types import Group, Reply, Request
+from mrjudge_reward.types import EngineFailure, Group, Reply, Request
 
 from .vision_setup import picture, qwen25, saved
 
@@ -21,6 +23,12 @@ from .vision_setup import picture, qwen25, saved
 def asked(*images: Any) -> Request:
     content = (*map(ImagePart, images), TextPart("Which is better?"))
     return Request((Message("user", content),), prefill="<answer>", labels=("A", "B"))
+
+
+def told(replies: Sequence[Reply | EngineFailure]) -> list[Any]:
+    return [
+        reply.label_logprobs if isinstance(reply, Reply) else f"{reply.reason}: {reply.detail}" for reply in replies
+    ]
 
 
 def main(smol_path: str) -> None:
@@ -46,15 +54,18 @@ def main(smol_path: str) -> None:
                 engine_kwargs={"enforce_eager": True, "block_size": 32, "skip_mm_profiling": True},
             ).build()  # fmt: skip
         for name, engine in (("vllm", judge.engine), ("transformers", TransformersEngine(folder, device="cpu"))):
-            replies = engine.label_logprobs(requests)
-            said[name] = [
-                reply.label_logprobs if isinstance(reply, Reply) else f"{reply.reason}: {reply.detail}"
-                for reply in replies
-            ]
+            said[name] = told(engine.label_logprobs(requests))
         (judgement,) = judge.judge([group])
         said["scores"] = judgement.scores_G
         said["verdicts"] = [str(item.verdict.outcome)[:200] for item in judgement.played]
         judge.close()
+        # Over HTTP, through the engine for OpenAI-compatible servers.
+        served = JudgeConfig(
+            **settings, engine="vllm_server", dtype="float32", context_tokens=1024,
+            engine_kwargs={"enforce_eager": True, "block_size": 32, "skip_mm_profiling": True},
+        ).build_engine()  # fmt: skip
+        said["server"] = told(served.label_logprobs(requests))
+        served.close()
     print("SAID " + json.dumps(said))
 
 
