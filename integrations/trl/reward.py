@@ -33,6 +33,7 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -63,6 +64,9 @@ Thinking: TypeAlias = Literal["strip", "opened", "keep"]
 Prompt: TypeAlias = str | Sequence[Mapping[str, Any]]
 Completion: TypeAlias = str | Sequence[Mapping[str, Any]]
 
+
+STEPS_KEPT = 256
+"""Steps whose calls are counted: those of a trainer that runs ahead may come mixed, and none comes from long ago."""
 
 JUDGED = "mrjudge_judged"
 """The column in which a rollout hands over what it has judged already."""
@@ -97,7 +101,7 @@ class _Judged:
     verdicts: dict[int, str]
     stats: JudgeStats
     canaries: CanaryReport | None = None
-    weights: str = ""
+    weights_checksum: str = ""
 
 
 @dataclass(frozen=True)
@@ -256,6 +260,7 @@ class JudgeReward:
         self.last_canaries: CanaryReport | None = None
         self._watch = RunMonitor(log_dir, self.__name__, canaries)
         self._follower: Any = None
+        self._untold: Counter[str] = Counter()
         self._calls: dict[tuple[str, int], int] = {}
         self._lock, self._judging = threading.RLock(), threading.Lock()
 
@@ -415,9 +420,12 @@ class JudgeReward:
         """A trainer that tells no step is taken to make one with each call."""
         with self._lock:
             told = getattr(trainer_state, "global_step", None)
-            step = int(told) if told is not None else sum(of == mode for of, _ in self._calls)
+            step = int(told) if told is not None else self._untold[mode]
+            self._untold[mode] += told is None
             again = self._calls.get((mode, step), 0)
             self._calls[mode, step] = again + 1
+            if len(self._calls) > STEPS_KEPT:
+                del self._calls[next(iter(self._calls))]
             return _Moment(mode, step, again)
 
     # -- judging, over ranks --------------------------------------------------------------------------------------------
@@ -445,7 +453,7 @@ class JudgeReward:
         results = gather_results(
             lambda: self._judge_blocks(known, mine, size, moment, offset // size, on_abstain), world
         )
-        if len(weights := {result.weights for result in results}) > 1:
+        if len(weights := {result.weights_checksum for result in results}) > 1:
             raise EngineError(
                 f"the judge's weights differ between ranks (checksums {', '.join(sorted(weights))}), so that ranks would "
                 "reward by different judges: check that all ranks load the same files, or use a server (base_url)"
@@ -522,7 +530,7 @@ class JudgeReward:
             self._watch.stop_if_asked(measured)
         # Of a rollout that judged more than is trained on, all of it counts.
         stats = JudgeStats.of(self.last_judgements) if known else JudgeStats.of(trained, shaped, lengths)
-        return _Judged(rewards, verdicts, stats, measured, self.judge.engine.weights)
+        return _Judged(rewards, verdicts, stats, measured, self.judge.engine.weights_checksum)
 
     # -- what goes out --------------------------------------------------------------------------------------------------
 

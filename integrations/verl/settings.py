@@ -139,11 +139,17 @@ class VerlSettings(Settings):
         """Of the judge and of ``compute_score``, for a row of this source.
 
         Raises:
-            ConfigError: if weights are given per source and this one has none.
+            ConfigError: if weights are given per source and this one has none, or both are 0: such a row would get a reward
+                that nobody gave.
         """
-        return _weight(self.judge_weight, data_source, "judge_weight"), _weight(
-            self.rule_weight, data_source, "rule_weight"
-        )
+        judge = _weight(self.judge_weight, data_source, "judge_weight")
+        rule = _weight(self.rule_weight, data_source, "rule_weight")
+        if not judge and not rule:
+            raise ConfigError(
+                f"judge_weight and rule_weight are both 0 for the data_source {data_source!r}, so that nothing rewards its "
+                "rows: give one of them a weight, or leave the rows out"
+            )
+        return judge, rule
 
     def not_passed(self, config: Mapping[str, Any]) -> list[str]:
         """Settings that need fields of a row which this run's rewards do not get: verl's colocated path in V1 passes prompts

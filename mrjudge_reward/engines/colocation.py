@@ -241,7 +241,7 @@ class ColocatedEngine(Engine):
             self.turns, self.awake_s = 1, time.perf_counter() - started
         self.identity, self._device.who = engine.identity, engine.name
         self.reserved, self.context_tokens = engine.reserved, engine.context_tokens
-        self.can_read, self.weights = engine.can_read, engine.weights
+        self.can_read, self.weights_checksum = engine.can_read, engine.weights_checksum
         self.concurrent_calls, self.weights_may_change = engine.concurrent_calls, engine.weights_may_change
 
     # -- turns --------------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ class Engine(Protocol):
             their rounds side by side.
         weights_may_change: whether one identity can stand for different weights, as of a model that trains. No cache
             keeps its replies.
-        weights: a checksum of the weights that this engine loaded in this process, the same on every rank; empty where it
+        weights_checksum: of the weights that this engine loaded in this process, the same on every rank; empty where it
             loaded none.
         structured_output: whether, and how, ``generate`` holds a judge to a request's form. Without it no form is sent.
     """
@@ -48,7 +48,7 @@ class Engine(Protocol):
     context_tokens: int | None = None
     concurrent_calls: bool = False
     weights_may_change: bool = False
-    weights: str = ""
+    weights_checksum: str = ""
     structured_output: str | None = None
 
     def generate(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:

@@ -111,7 +111,7 @@ def test_the_rank_benchmark_prints_four_ways_and_finds_the_same_scores() -> None
     assert "scores of all ways are identical" in printed
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads a process's peak memory from /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads a process's peak memory from /proc: run it on Linux")
 def test_the_report_benchmark_prints_memory_time_and_the_size_of_the_page() -> None:
     printed = printed_by("report", "--quick")
     found = re.search(r"100 steps x 2 ranks, (\d+) MB of log: peak memory (\d+) MiB, .* page ([\d.]+) MB", printed)

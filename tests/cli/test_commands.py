@@ -1083,7 +1083,7 @@ def test_stderr_of_a_pipe_holds_messages_and_no_bar(ranked: subprocess.Completed
     assert all(line.startswith("mrjudge: ") for line in messages)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="sends a signal")
+@pytest.mark.skipif(os.name == "nt", reason="sends a signal: run it on Linux or macOS")
 def test_a_real_interrupt_ends_with_code_130_and_no_traceback(tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     script = (
@@ -1109,7 +1109,7 @@ def test_a_real_interrupt_ends_with_code_130_and_no_traceback(tmp_path: Path) ->
     assert all("best" in record for record in records(output))
 
 
-@pytest.mark.skipif(os.name == "nt", reason="sends a signal")
+@pytest.mark.skipif(os.name == "nt", reason="sends a signal: run it on Linux or macOS")
 def test_an_interrupt_cancels_what_a_server_is_still_thinking_about_and_the_run_goes_on_to_the_same_output(
     tmp_path: Path,
 ) -> None:

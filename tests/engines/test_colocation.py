@@ -237,7 +237,7 @@ def test_a_cache_is_refused_for_weights_that_may_change(tmp_path: Path):
         Judge(engine, cache=cache)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork: run it on Linux or macOS")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_forked_process_can_take_turns(colocated: ColocatedEngine):
     child = os.fork()
@@ -437,7 +437,7 @@ FOLDERS = [  # what stands there, what is said where it was found, and where the
 ]  # fmt: skip
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away: run it as root")
 @pytest.mark.parametrize(("make", "found", "named"), FOLDERS)
 def test_locks_are_kept_only_where_nobody_else_can_write(
     make: Callable[[Path], None], found: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -40,10 +40,12 @@ from .test_shared_base import load, randomise, save_adapter
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.skipif(
+        not torch.cuda.is_available(), reason="needs a CUDA device: pytest -m gpu on a machine with one"
+    ),
     pytest.mark.filterwarnings("default"),  # what the CUDA builds of torch and vLLM warn about was never seen
 ]
-needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM")
+needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM: pip install '.[vllm]'")
 
 DEVICE = "cuda:0"
 SHARE = 0.3

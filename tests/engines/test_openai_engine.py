@@ -407,7 +407,7 @@ def test_a_key_from_the_environment_does_not_travel_in_a_pickle(monkeypatch: pyt
     assert b"sk-secret" not in pickle.dumps(engine)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork: run it on Linux or macOS")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_used_engine_survives_a_fork_in_both_processes(connect: EngineFactory) -> None:
     def child(engine: OpenAIEngine, pipe: Any) -> None:

@@ -548,10 +548,10 @@ HUGE = {
 
 @pytest.mark.parametrize("text", HUGE.values(), ids=HUGE.keys())
 @pytest.mark.parametrize("format", [CHOICE, RANKING, PAIR, SCORE, SENTIMENT], ids=lambda f: f"{type(f).__name__}")
-def test_a_huge_output_fails_at_once(format: Format, text):
+def test_a_huge_output_fails_in_well_under_a_second(format: Format, text):
     began = time.thread_time()
     outcome = format.parse(text, format.min_slots)
-    assert time.thread_time() - began < 5.0, "a second at most, and hours where it grew with the square"
+    assert time.thread_time() - began < 1.0
     assert isinstance(outcome, NoVerdict)
 
 

@@ -66,7 +66,7 @@ def train(judge: JudgeConfig, tokenizer: Any, out: Path, rows: int) -> None:
         "calls": reward.calls,
         "trainer_rewards": list(trainer._logs["rewards"]["judge"]),
         "metrics": [entry["judge/calls"] for entry in trainer.state.log_history if "judge/calls" in entry],
-        "weights": reward.judge.engine.weights,
+        "weights": reward.judge.engine.weights_checksum,
     }
     (out / f"rank{dist.get_rank()}.json").write_text(json.dumps(written), encoding="utf-8")
 

@@ -27,7 +27,7 @@ class BrokenEngine(ScriptedEngine):
 class OtherWeights(ScriptedEngine):
     """Says that it loaded other weights than its neighbour."""
 
-    weights = "c0ffee"
+    weights_checksum = "c0ffee"
 
 
 def main(out: Path) -> None:

@@ -154,7 +154,7 @@ class TransformersEngine(Engine):
                     self._model = peft.PeftModel.from_pretrained(self._model, self._adapter)
             except (OSError, ValueError) as error:
                 raise EngineError(f"the adapter {self._adapter!r} cannot be loaded: {error}") from error
-        self.weights = fingerprint(list(self._model.parameters())) if isinstance(source, str) else ""
+        self.weights_checksum = fingerprint(list(self._model.parameters())) if isinstance(source, str) else ""
         self._tokenizer: Any = tokenizer
         self._images = ImageReader(processor) if hasattr(processor, "image_processor") else None
         templated = processor if self._images and processor.chat_template else tokenizer

@@ -315,3 +315,13 @@ def test_numeric_reference_answers_mean_their_numerals() -> None:
     JudgeReward(seen, num_generations=2, reference_column="solution")(["p", "p"], ["a", "b"], solution=[42, 42])
     text = seen.engine.requests[0].messages[-1].text  # type: ignore[attr-defined]
     assert re.search(r"\[Reference answer \w{8}\]\n42", text)
+
+
+def test_what_is_counted_of_steps_is_bounded_and_no_two_calls_share_a_key() -> None:
+    reward = JudgeReward(judge(), num_generations=2)
+    keys = []
+    for call in range(600):
+        state = SimpleNamespace(global_step=call // 2) if call % 3 else None
+        keys.append(reward._now("train" if state else "eval", state).key)
+    assert len(set(keys)) == 600
+    assert len(reward._calls) == 256

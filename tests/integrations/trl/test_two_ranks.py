@@ -90,7 +90,7 @@ def test_a_judge_in_each_rank_has_its_weights_where_the_launcher_asks_transforme
     run: Path, ranks: list[Any], smol_engine: Any
 ) -> None:
     assert [(run / f"zeroed.rank{rank}").read_text() for rank in (0, 1)] == ["False", "True"]
-    assert [rank["weights"] for rank in ranks] == [smol_engine.weights] * 2
+    assert [rank["weights"] for rank in ranks] == [smol_engine.weights_checksum] * 2
 
 
 def test_one_rank_judges_canaries_and_all_ranks_stop(run: Path) -> None:

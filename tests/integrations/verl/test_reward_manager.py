@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,8 @@ def test_the_last_output_of_a_trajectory_counts():
         ({"a": 0.5, "default": 1.0}, 0.0, "a", (0.5, 0)),
         ({"a": 0.5, "default": 1.0}, {"default": 0.25}, "b", (1, 0.25)),
         ({"default": 1.0}, {"a": 1.0, "default": 0.0}, None, (1, 0)),
+        (0.0, 0.0, "a", "both 0 for the data_source 'a', so that nothing rewards its rows"),
+        ({"sums": 0.0, "default": 1.0}, {"essays": 1.0, "default": 0.0}, "sums", "both 0 for the data_source 'sums'"),
         ({"a": 0.5}, 0.0, "b", "judge_weight has no weight for the data_source 'b': it knows a"),
         (1.0, {"a": 0.5, "c": 1.0}, None, "rule_weight has no weight for the data_source None: it knows a, c"),
     ],
@@ -153,8 +156,14 @@ def test_what_a_prompt_carries_counts_where_verl_passes_nothing():
 def test_a_share_without_a_row_to_judge_is_handed_in(monkeypatch: pytest.MonkeyPatch):
     """The batch is judged when every worker has sent its share."""
     monkeypatch.setattr(verl_reward, "_worker_number", lambda: 0)
-    mine = manager(*colocated("policy"), CARRYING, "reward.num_workers=1", judge_weight={"sums": 0.0, "default": 1.0})
+    weights = {"judge_weight": {"sums": 0.0, "default": 1.0}, "rule_weight": {"sums": 1.0, "default": 0.0}}
+    mine = manager(*colocated("policy"), CARRYING, "reward.num_workers=1", **weights)
     handed: list[int] = []
+
+    async def ruled(data: DataProto) -> dict[str, float]:
+        return {"reward_score": 0.25}
+
+    mine._rule = SimpleNamespace(run_single=ruled)
 
     async def join_share(samples: list[Sample], worker: int, workers: int) -> list[Scored]:
         handed.append(len(samples))
@@ -169,8 +178,8 @@ def test_a_share_without_a_row_to_judge_is_handed_in(monkeypatch: pytest.MonkeyP
         await asyncio.sleep(0)
         return [row["reward_score"] for row in scored]
 
-    assert run(lambda: share("sums", "sums")) == [0.0, 0.0]
-    assert run(lambda: share("sums", "essays", "sums")) == [0.0, 1.0, 0.0]
+    assert run(lambda: share("sums", "sums")) == [0.25, 0.25]
+    assert run(lambda: share("sums", "essays", "sums")) == [0.25, 1.0, 0.25]
     assert handed == [0, 1]
 
 
