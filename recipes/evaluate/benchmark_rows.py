@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mrjudge_reward import images
 from mrjudge_reward.errors import InputError
-from mrjudge_reward.images import given_as
 from mrjudge_reward.json_lines import placed
 from mrjudge_reward.training.items import with_images
 from mrjudge_reward.types import Group
@@ -154,10 +154,13 @@ def load_vl_rewardbench(path: str | None = None, split: str = "test") -> list[Ca
                     f"human_ranking: must be {len(texts)} different ranks, one an answer; got {ranks!r:.60}"
                 )
             query = row.text("query").replace("<image>\n", "").replace("<image>", "")
-            given_as(row["image"])  # raises if it is none
+            image = images.bare(row["image"])
+            if path is not None and isinstance(image, str):
+                image = images.placed(image, Path(path).parent)
+            images.given_as(image)  # raises if it is none
             start = row.name.replace("-", "_").partition("_")[0]
             right, subset = list(ranks).index(min(ranks)), _VL_GROUPS.get(start, "general")
-            cases.append(row.case(with_images(query, [row["image"]]), texts, [right], subset))
+            cases.append(row.case(with_images(query, [image]), texts, [right], subset))
     return cases
 
 
@@ -182,7 +185,8 @@ def load_multimodal_rewardbench(path: str | None = None, split: str = "") -> lis
             elif subset == "reasoning":
                 subset = "reasoning/math" if name.startswith("math") else "reasoning/coding"
             right = row.choice("Better", ("Output1", "Output2"))
-            prompt = with_images(row.text("Text"), [str(Path(path).parent / row.text("Image"))])
+            image = images.placed(row.text("Image"), Path(path).parent)
+            prompt = with_images(row.text("Text"), [image])
             cases.append(row.case(prompt, [row.text("Output1"), row.text("Output2")], [right], subset))
     return cases
 

@@ -394,6 +394,12 @@ MAKE: dict[str, Callable[[str, str, str], dict[str, Any]]] = {
     "rewardbench": rewardbench1_row, "rewardbench2": rewardbench2_row, "judgebench": judgebench_row,
     "vl_rewardbench": vl_row, "multimodal_rewardbench": multimodal_row, "rm_bench": rm_bench_row,
 }  # fmt: skip
+ELSEWHERE: list[Any] = [
+    "../secret.png", "/etc/hostname", "file:///etc/hostname", "images/../../secret.png", "~/../../etc/hostname",
+    {"bytes": None, "path": "/etc/hostname"},
+]  # fmt: skip
+"""Images of a row from whoever made the file, that do not lie below it."""
+
 IDS = {"judgebench": "pair_id", "multimodal_rewardbench": "ID"}
 
 
@@ -493,6 +499,17 @@ QAB = ("q", "a", "b")
         ("vl_rewardbench", vl_row(*QAB) | {"human_ranking": [0]}, "human_ranking: must be 2 different ranks"),
         ("vl_rewardbench", vl_row(*QAB) | {"human_ranking": "01"}, "human_ranking: must be 2 different ranks"),
         ("vl_rewardbench", vl_row(*QAB) | {"image": 3}, "an image must be"),
+        *(("vl_rewardbench", vl_row(*QAB) | {"image": image}, "the image .* is not below") for image in ELSEWHERE),
+        *(
+            ("multimodal_rewardbench", multimodal_row(*QAB) | {"Image": image}, "the image .* is not below")
+            for image in ELSEWHERE[:5]
+        ),
+        (
+            "vl_rewardbench",
+            vl_row(*QAB) | {"image": "http://169.254.169.254/latest"},
+            ".*if you trust whoever made the file",
+        ),
+        ("vl_rewardbench", vl_row(*QAB) | {"image": "http://127.0.0.1/a.png"}, ".*if you trust whoever made the file"),
         (
             "multimodal_rewardbench",
             multimodal_row(*QAB) | {"Better": "A"},
