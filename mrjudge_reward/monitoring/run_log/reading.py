@@ -39,14 +39,13 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from mrjudge_reward.errors import InputError
+from mrjudge_reward.monitoring.explain import verdict_record
 from mrjudge_reward.prompting.rendering import conversation_text
 from mrjudge_reward.scoring.ratings import bradley_terry_fit
 from mrjudge_reward.scoring.stats import JudgeStats
 from mrjudge_reward.scoring.tally import count_games
 from mrjudge_reward.sole_writer import SoleWriter
 from mrjudge_reward.types import JudgedComparison, Judgement
-
-from .explain import verdict_record
 
 logger = logging.getLogger(__name__)
 
