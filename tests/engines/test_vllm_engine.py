@@ -37,8 +37,8 @@ from mrjudge_reward.judge import Judge
 from mrjudge_reward.messages import ImagePart, Message, TextPart
 from mrjudge_reward.messages import as_messages as chat
 from mrjudge_reward.prompting.formats import SENTIMENT, Choice
+from mrjudge_reward.scoring.alarms import FailureAlarm
 from mrjudge_reward.scoring.cures import cure_of
-from mrjudge_reward.scoring.stats import FailureAlarm
 from mrjudge_reward.types import EngineFailure, Group, Preference, Reply, Request, Sampling, VerdictForm
 from tests.benchmarks.test_overhead import assert_rows_of_a_duel
 from tests.benchmarks.test_peers import assert_both_tables

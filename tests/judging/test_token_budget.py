@@ -18,10 +18,11 @@ from mrjudge_reward import Group, Judge, JudgeConfig, Judgement, ScriptedEngine
 from mrjudge_reward.cli.app import app
 from mrjudge_reward.engines.scripted import shown_candidates
 from mrjudge_reward.images import estimated_tokens
-from mrjudge_reward.judging.token_budget import UNKNOWN_CONTEXT, Once
+from mrjudge_reward.judging.token_budget import UNKNOWN_CONTEXT
 from mrjudge_reward.monitoring.report.charts import findings_of
 from mrjudge_reward.monitoring.report.page import page_of
 from mrjudge_reward.monitoring.run_log import LoggedGroup, RunLogWriter, read_run
+from mrjudge_reward.once import Once
 from mrjudge_reward.scoring.stats import JudgeStats
 from mrjudge_reward.types import Request
 from tests.support.judge_server import JudgeServer, longest_wins, prompt_text

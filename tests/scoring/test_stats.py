@@ -12,7 +12,8 @@ from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import JudgeUnreliableError
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.prompting.formats import SENTIMENT, Choice
-from mrjudge_reward.scoring.stats import METRICS, MOST_KEPT, FailureAlarm, JudgeStats, SlotWatch, is_tie
+from mrjudge_reward.scoring.alarms import FailureAlarm, SlotWatch
+from mrjudge_reward.scoring.stats import METRICS, MOST_KEPT, JudgeStats, is_tie
 from mrjudge_reward.types import (
     Comparison,
     Grades,

@@ -19,20 +19,9 @@ the file again where they are wanted: memory grows with the steps, not with the 
 repeats steps: lines of the process before, from that step on, count no more.
 """
 
-from .reading import (
-    MAX_CANDIDATES,
-    MAX_CHARS,
-    GroupPlace,
-    LoggedBatch,
-    LoggedCandidate,
-    LoggedGroup,
-    RewardSums,
-    RunLog,
-    RunLogWriter,
-    log_files,
-    log_name,
-    read_run,
-)
+from .lines import MAX_CANDIDATES, MAX_CHARS, LoggedCandidate, LoggedGroup, RewardSums
+from .reading import GroupPlace, LoggedBatch, RunLog, log_files, read_run
+from .writing import RunLogWriter, log_name
 
 __all__ = [
     "MAX_CANDIDATES",
