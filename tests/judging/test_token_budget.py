@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import pickle
 import random
 import re
 from pathlib import Path
@@ -22,7 +21,6 @@ from mrjudge_reward.judging.token_budget import UNKNOWN_CONTEXT
 from mrjudge_reward.monitoring.report.charts import findings_of
 from mrjudge_reward.monitoring.report.page import page_of
 from mrjudge_reward.monitoring.run_log import LoggedGroup, RunLogWriter, read_run
-from mrjudge_reward.once import Once
 from mrjudge_reward.scoring.stats import JudgeStats
 from mrjudge_reward.types import Request
 from tests.support.judge_server import JudgeServer, longest_wins, prompt_text
@@ -169,14 +167,6 @@ def test_a_context_that_nobody_tells_is_assumed_and_that_is_said_once(caplog: py
     (record,) = caplog.records
     assert f"openai:judge does not tell its context, so {UNKNOWN_CONTEXT} tokens are assumed" in record.getMessage()
     assert "Set context_tokens." in record.getMessage()
-
-
-def test_what_was_said_stays_said_in_a_copy(caplog: pytest.LogCaptureFixture) -> None:
-    once = Once()
-    once.warn("a", "first")
-    pickle.loads(pickle.dumps(once)).warn("a", "again")
-    once.warn("b", "second")
-    assert [record.getMessage().split()[0] for record in caplog.records] == ["first", "second"]
 
 
 # -- what is cut is counted and said ---------------------------------------------------------------------------------------
