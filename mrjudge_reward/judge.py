@@ -34,19 +34,18 @@ from typing import Any
 from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.judging.comparisons import Asked, Comparer
 from mrjudge_reward.judging.early import EarlyComparisons
-from mrjudge_reward.judging.label_mass import LabelMassWatch
 from mrjudge_reward.judging.parallel import shares, side_by_side
-from mrjudge_reward.judging.token_budget import Once
 from mrjudge_reward.judging.tournament import Tournament, digest, is_degenerate
 from mrjudge_reward.prompting.formats import Format
+from mrjudge_reward.scoring.alarms import FailureAlarm, LabelMassWatch, SlotWatch
 from mrjudge_reward.scoring.ratings import rate
-from mrjudge_reward.scoring.stats import FailureAlarm, SlotWatch
 from mrjudge_reward.scoring.tally import HARD_LOG_ODDS, MAX_GROUP, cyclic_triads
 
 from .cache import ReplyCache
 from .config import JudgeSettings
 from .errors import ConfigError, InputError
 from .messages import Message, Part
+from .once import Once
 from .types import Comparison, Group, JudgedComparison, Judgement, NoVerdict, Verdict
 
 logger = logging.getLogger(__name__)

@@ -20,9 +20,9 @@ from mrjudge_reward.judge import Judge, is_degenerate
 from mrjudge_reward.messages import ImagePart, Message, TextPart
 from mrjudge_reward.prompting.formats import SENTIMENT, Choice, Format, PairScores, Ranking, Score
 from mrjudge_reward.prompting.sanitizing import section_code
+from mrjudge_reward.scoring.alarms import FailureAlarm
 from mrjudge_reward.scoring.ratings import RATINGS
 from mrjudge_reward.scoring.schedules import SCHEDULES
-from mrjudge_reward.scoring.stats import FailureAlarm
 from mrjudge_reward.scoring.tally import MAX_GROUP, position_consistency
 from mrjudge_reward.types import (
     Comparison,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Sequence
 
 from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.errors import ConfigError
+from mrjudge_reward.once import Once
 from mrjudge_reward.prompting.formats import Format
 from mrjudge_reward.prompting.rendering import conversation_text
 from mrjudge_reward.prompting.sanitizing import Sanitizer, most_tokens
@@ -17,8 +17,6 @@ from mrjudge_reward.types import Group
 from .group_images import image_tokens
 from .tournament import Tournament
 
-logger = logging.getLogger(__name__)
-
 UNKNOWN_CONTEXT = 16384
 """Assumed context of a judge that does not tell its own, in tokens."""
 
@@ -27,19 +25,6 @@ LEAST_TEXT = 48
 
 _CHAT = 128  # tokens that a chat template and an opened answer may add; gpt-oss puts 80 before a chat
 _FILLED = 0.98  # of the room, at most: texts side by side may take a token more than each alone
-
-
-class Once:
-    """Says each thing once, to the log. Several threads may share one."""
-
-    def __init__(self) -> None:
-        self._said: dict[str, object] = {}
-
-    def warn(self, what: str, message: str) -> None:
-        """Warn, unless that was said."""
-        mine = object()
-        if self._said.setdefault(what, mine) is mine:
-            logger.warning("%s This is said once.", message)
 
 
 class TokenBudget:

@@ -43,19 +43,20 @@ def is_degenerate(text: str) -> bool:
     return not any(unicodedata.category(char)[0] in "LNS" for char in visible(text))
 
 
-def players_of(group: Group, seed: int, shown: Callable[[str], str] = visible) -> dict[str, str]:
+def players_of(group: Group, seed: int, look_of: Mapping[str, str]) -> dict[str, str]:
     """Candidate → the text that plays for it, players in the order of their numbers.
 
     Args:
         group: those of its candidates that are degenerate do not play.
         seed: of the judge.
-        shown: what the judge sees of a text. Of twins, which look the same, the one with the least that is not seen plays.
+        look_of: candidate → what the judge sees of it. Of twins, which look the same, the one with the least that is not
+            seen plays.
     """
     place: dict[str, tuple[int, str]] = {}  # twins share the place of the first of them
     twins: dict[str, set[str]] = {}
     for name, text in zip(group.names or group.candidates, group.candidates, strict=True):
         if not is_degenerate(text):
-            own, look = (digest(seed, group.key, name), name), shown(text)
+            own, look = (digest(seed, group.key, name), name), look_of[text]
             place[look] = min(place.get(look, own), own)
             twins.setdefault(look, set()).add(text)
     plays = {look: min(texts, key=lambda text: (len(text), text)) for look, texts in twins.items()}

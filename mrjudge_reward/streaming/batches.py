@@ -24,9 +24,8 @@ from mrjudge_reward.errors import EngineError
 from mrjudge_reward.scoring.rewards import RewardShape
 from mrjudge_reward.scoring.stats import JudgeStats
 
-from .queue import JudgingQueue
+from .queue import JudgingQueue, refuse, serve
 from .scores import Sample, Scored, Scorer, group_of
-from .waiting import refuse, serve
 
 logger = logging.getLogger(__name__)
 

@@ -36,9 +36,8 @@ from mrjudge_reward.judging.early import EarlyComparisons
 from mrjudge_reward.scoring.rewards import RewardShape
 from mrjudge_reward.scoring.stats import JudgeStats
 
-from .queue import JudgingQueue
+from .queue import JudgingQueue, refuse, serve
 from .scores import INFO_KEYS, Sample, Scored, Scorer, group_of, prompt_bytes
-from .waiting import refuse, serve
 
 __all__ = ["INFO_KEYS", "KEPT", "ArrivingGroups", "Sample", "Scored"]
 

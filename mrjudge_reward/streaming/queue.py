@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 from mrjudge_reward.errors import EngineError, MRJudgeError
 from mrjudge_reward.judge import Judge
@@ -16,7 +17,6 @@ from mrjudge_reward.judging.early import EarlyComparisons
 from mrjudge_reward.types import Group, Judgement
 
 from .log import StreamMonitor
-from .waiting import refuse, serve
 
 logger = logging.getLogger(__name__)
 
@@ -151,3 +151,17 @@ class JudgingQueue:
         self._threads.shutdown(wait=False, cancel_futures=True)
         if self.judge is not None:
             self.judge.close()
+
+
+def refuse(waiters: Iterable[asyncio.Future[Any]], error: Exception) -> None:
+    """Tell all that still wait what went wrong."""
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_exception(error)
+
+
+def serve(waiters: Iterable[asyncio.Future[Any]], result: Any) -> None:
+    """Give all that still wait what they wait for."""
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(result)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from mrjudge_reward.judging.early import EarlyComparisons
 from mrjudge_reward.messages import Message
 from mrjudge_reward.scoring.rewards import RewardShape, reward_group
-from mrjudge_reward.scoring.stats import JudgeStats
+from mrjudge_reward.scoring.stats import JudgeStats, asked_of
 from mrjudge_reward.scoring.tally import position_consistency
 from mrjudge_reward.types import Group, Judgement
 
@@ -147,7 +147,7 @@ class Scorer:
         rewards = reward_group(judgement, self._shape, "group_mean", lengths_G, neutral)
         stats = JudgeStats.of([judgement], [rewards.rewards_G], [lengths_G])
         self.stats += stats
-        agreeing, mirrored = position_consistency(judgement.quick_reads or judgement.played)
+        agreeing, mirrored = position_consistency(asked_of(judgement))
         self._report(stats)
         scored = []
         for index, (reward, score) in enumerate(zip(rewards.rewards_G, judgement.scores_G, strict=True)):

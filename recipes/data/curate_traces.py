@@ -33,7 +33,7 @@ from mrjudge_reward.prompting.sanitizing import neutralise
 from mrjudge_reward.reasoning import THINK_CLOSE, THINK_OPEN
 from mrjudge_reward.settings import Settings
 from mrjudge_reward.types import NoVerdict
-from recipes.common.journal import write_lines, write_text
+from recipes.common.resumable import write_lines, write_text
 from recipes.common.rows import placed_rows
 
 from .synthesis_filters import normalised

@@ -27,7 +27,7 @@ pictures. So no task brings to training what another on the same source tests on
 opposite by a word; such two may be on two sides.
 
     film = TaskConfig(source="film reviews", judge={"format": "choice"}, both_orders=True)
-    task_exercises(film, "train")
+    task_problems(film, "train")
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from mrjudge_reward.prompting.formats import Format
 from mrjudge_reward.prompting.rendering import conversation_text
 from mrjudge_reward.settings import Settings
 from mrjudge_reward.training.items import Item, from_choice, from_preference, from_ratings, rated_groups
-from mrjudge_reward.training.tasks import Exercise, Split, exercises, split_of
+from mrjudge_reward.training.tasks import Problem, Split, problems, split_of
 from recipes.common.rows import placed_rows
 from recipes.common.rows import read_rows as read_rows  # part of this module
 
@@ -227,33 +227,33 @@ def items(task: TaskConfig, split: Split) -> list[Item]:
     return found[:count]
 
 
-def task_exercises(task: TaskConfig, split: Split) -> list[Exercise]:
-    """Exercises of one side, in the task's format.
+def task_problems(task: TaskConfig, split: Split) -> list[Problem]:
+    """Problems of one side, in the task's format.
 
     Raises:
         ConfigError: for a task that teaches to describe.
-        InputError: if the data cannot be had, or give no exercise.
+        InputError: if the data cannot be had, or give no problem.
     """
     if task.describe:
         raise ConfigError(f"the task on {task.source} teaches to describe: it has examples, and nothing to judge")
-    made = exercises(
+    made = problems(
         items(task, split), task.build_format(), slots=task.slots, both_orders=task.both_orders, seed=task.seed
     )
     if not made:
-        raise InputError(f"the task on {task.source} has no {split} exercise that its format can mark")
+        raise InputError(f"the task on {task.source} has no {split} problem that its format can verify")
     return made
 
 
-def reasoning(exercise: Exercise) -> str:
+def reasoning(problem: Problem) -> str:
     """What a rater might think before the verdict: how each text is rated, in the order shown, on the item's own scale.
 
     A stand-in, ours, for the reasoning that MR. Judge distils from a text reasoner (``synthesize.py``): it costs a small
     judge some twenty tokens, and says what the verdict follows from.
     """
-    labels = getattr(exercise.format, "labels", ("",))
+    labels = getattr(problem.format, "labels", ("",))
     rated = (
         f"{label.strip()}: {worth:+.1f}".removeprefix(": ")
-        for label, worth in zip(labels, exercise.gold_K, strict=False)
+        for label, worth in zip(labels, problem.gold_K, strict=False)
     )
     return f"<think>{', '.join(rated)}</think>"
 
@@ -315,8 +315,8 @@ def _choices(task: TaskConfig, sides: set[Split]) -> list[Item]:
         chosen = sorted([best, *draw.sample(others, min(task.size - 1, len(others)))])
         if len(chosen) < 2 or options.count(options[best]) > 1:
             continue
-        texts, worths = [options[i] for i in chosen], [worth[i] for i in chosen]
-        made.append(from_ratings(question, texts, worths, task.source, scale=(0.0, 1.0)))
+        texts, gold_G = [options[i] for i in chosen], [worth[i] for i in chosen]
+        made.append(from_ratings(question, texts, gold_G, task.source, scale=(0.0, 1.0)))
     return made
 
 

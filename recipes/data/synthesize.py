@@ -17,7 +17,7 @@ file in ``--out``   what
                     ``style_leak.read_items`` gives them as items. An item whose trace was dropped is here all the same
 ``report.json``     how many rows, negatives and traces were dropped for which reason, and the leak test on all
                     negatives that were written, on those that passed the filters, and after ``match_length``
-``journal.jsonl``   one line per finished row; interrupted, the same command goes on from there
+``progress.jsonl``   one line per finished row; interrupted, the same command goes on from there
 ``replies.sqlite``  all replies of the models, so that no finished call is made again
 ==================  =================================================================================================
 
@@ -48,7 +48,7 @@ from mrjudge_reward.errors import ConfigError, InputError, MissingPackageError, 
 from mrjudge_reward.prompting.rendering import conversation_text
 from mrjudge_reward.types import Sampling
 from recipes.common.config import read_config
-from recipes.common.journal import Journal, write_lines, write_text
+from recipes.common.resumable import ResumableRows, write_lines, write_text
 
 from .curate_traces import CurationRecipe, curate
 from .style_leak import Leak, Told, check, item_of, length_matched, measure, told
@@ -110,12 +110,12 @@ def synthesize(recipe: SynthesisRecipe, out: Path, engines: Mapping[str, Engine]
     samples, dropped = read_samples(recipe)
     plan = recipe.plan()
     with ExitStack() as stack:
-        journal = Journal(out, recipe.of_rows())
-        stack.callback(journal.close)
+        progress = ResumableRows(out, recipe.of_rows())
+        stack.callback(progress.close)
         for sample in samples:
-            if (known := journal.entries.get(sample.row)) is not None and known["key"] != sample.key:
+            if (known := progress.entries.get(sample.row)) is not None and known["key"] != sample.key:
                 raise ConfigError(f"row {sample.row} of {recipe.source} is not what it was when {out} was begun")
-        todo = [one for one in samples if journal.entries.get(one.row, {"again": True})["again"]]
+        todo = [one for one in samples if progress.entries.get(one.row, {"again": True})["again"]]
         if todo:
             cache = ReplyCache(out / "replies.sqlite")
             stack.callback(cache.close)
@@ -141,14 +141,14 @@ def synthesize(recipe: SynthesisRecipe, out: Path, engines: Mapping[str, Engine]
                         extract_reasoning(
                             works, speakers.get("describer"), speakers["reasoner"], speakers["editor"], plan, advance
                         )
-                    journal.add(entry_of(work, recipe, speakers, out) for work in works)
-        return _finish(recipe, out, samples, dropped, journal.entries)
+                    progress.add(entry_of(work, recipe, speakers, out) for work in works)
+        return _finish(recipe, out, samples, dropped, progress.entries)
 
 
 def _finish(
     recipe: SynthesisRecipe, out: Path, samples: Sequence[Sample], dropped: Counter[str], entries: Mapping[int, Any]
 ) -> dict[str, Any]:
-    """Write all files from the journal; nothing else decides what is in them."""
+    """Write all files from the finished rows; nothing else decides what is in them."""
     rows, traces, negatives = Counter(dropped), Counter[str](), Counter[str]()
     passed: list[dict[str, Any]] = []
     as_written: list[Told] = []

@@ -35,10 +35,10 @@ from mrjudge_reward.engines.embedded import embedded_adapter_path, embedded_mode
 from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.integrations.trl.distributed import gather, rank_and_world
 from mrjudge_reward.settings import Settings
-from mrjudge_reward.training.tasks import FORMAT_WEIGHT, Exercise, Mark, Split, balanced, mark, with_twins
+from mrjudge_reward.training.tasks import FORMAT_WEIGHT, Problem, Split, Verified, balanced, verify, with_twins
 from mrjudge_reward.types import Reply
 from recipes.common.config import read_config
-from recipes.data.judge_data import TaskConfig, check_tasks, task_exercises
+from recipes.data.judge_data import TaskConfig, check_tasks, task_problems
 
 from .train_sft import chats
 
@@ -54,8 +54,8 @@ class RLRecipe(Settings):
         opened: open the answer for the judge, which then says one token.
         both_orders_bonus: reward for being right in both orders; 0 for none.
         patience: measurements without a better dev accuracy before training stops; None to go on.
-        dev_samples: replies to each dev exercise; above 1 the measure is a mean over samples.
-        max_text_tokens: bound of each text of an exercise.
+        dev_samples: replies to each dev problem; above 1 the measure is a mean over samples.
+        max_text_tokens: bound of each text of a problem.
         training: fields of TRL's ``GRPOConfig``.
     """
 
@@ -78,30 +78,30 @@ class RLRecipe(Settings):
 
 # -- what is asked ----------------------------------------------------------------------------------------------------
 
-Unit = tuple[Exercise, ...]
+Unit = tuple[Problem, ...]
 
 
-def units_of(exercises: Sequence[Exercise]) -> list[Unit]:
-    """Exercises in twos: the two orders of a pair, or any two neighbours; so no batch of an even size parts twins."""
-    twins = with_twins(exercises)
+def units_of(problems: Sequence[Problem]) -> list[Unit]:
+    """Problems in twos: the two orders of a pair, or any two neighbours; so no batch of an even size parts twins."""
+    twins = with_twins(problems)
     alone = [unit[0] for unit in twins if len(unit) == 1]
     twos: list[Unit] = [unit for unit in twins if len(unit) == 2]
     return twos + list(zip(alone[::2], alone[1::2], strict=False))
 
 
-def asked(recipe: RLRecipe, split: Split) -> list[tuple[str, Exercise]]:
-    """The exercises of a split with their tasks, in the order in which they are asked.
+def asked(recipe: RLRecipe, split: Split) -> list[tuple[str, Problem]]:
+    """The problems of a split with their tasks, in the order in which they are asked.
 
     Raises:
         ConfigError: if all tasks are held out.
-        InputError: if a task has fewer than two exercises.
+        InputError: if a task has fewer than two problems.
     """
     tasks = {name: TaskConfig(**values) for name, values in recipe.tasks.items()}
     check_tasks(tasks)
     tasks = {name: task for name, task in tasks.items() if task.held_out == "no"}
     if not tasks:
         raise ConfigError("all tasks are held out: there is nothing to train on")
-    made = {name: units_of(task_exercises(task, split)) for name, task in tasks.items()}
+    made = {name: units_of(task_problems(task, split)) for name, task in tasks.items()}
     weights = {name: task.weight for name, task in tasks.items()}
     if split == "train":
         count = round(max(len(made[name]) / weight for name, weight in weights.items()) * sum(weights.values()))
@@ -109,37 +109,35 @@ def asked(recipe: RLRecipe, split: Split) -> list[tuple[str, Exercise]]:
     else:
         mixture = [(name, unit) for name, units in made.items() for unit in units]
         random.Random(0).shuffle(mixture)
-    return [(name, exercise) for name, unit in mixture for exercise in unit]
+    return [(name, problem) for name, unit in mixture for problem in unit]
 
 
-def rows_of(
-    asked: Sequence[tuple[str, Exercise]], first: int, tokenizer: Any, recipe: RLRecipe
-) -> list[dict[str, Any]]:
-    """Rows of the trainer's data set: a prompt, and the exercise's number in the reward's book.
+def rows_of(asked: Sequence[tuple[str, Problem]], first: int, tokenizer: Any, recipe: RLRecipe) -> list[dict[str, Any]]:
+    """Rows of the trainer's data set: a prompt, and the problem's number in the reward's list.
 
     Raises:
         InputError: for an item with images, which this recipe does not train on yet.
     """
     rows = []
-    shown = chats([exercise for _, exercise in asked], tokenizer, recipe.max_text_tokens)
-    for number, ((_, exercise), chat) in enumerate(zip(asked, shown, strict=True), first):
+    shown = chats([problem for _, problem in asked], tokenizer, recipe.max_text_tokens)
+    for number, ((_, problem), chat) in enumerate(zip(asked, shown, strict=True), first):
         prompt: Any = chat
         if recipe.opened:
             prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
             prompt = prompt.removeprefix(tokenizer.bos_token or "") if adds_bos(tokenizer) else prompt
-            prompt += exercise.format.answer_open
-            check_labels(prompt, exercise, tokenizer)
-        rows.append({"prompt": prompt, "exercise": number})
+            prompt += problem.format.answer_open
+            check_labels(prompt, problem, tokenizer)
+        rows.append({"prompt": prompt, "problem": number})
     return rows
 
 
-def check_labels(prompt: str, exercise: Exercise, tokenizer: Any) -> None:
+def check_labels(prompt: str, problem: Problem, tokenizer: Any) -> None:
     """Raise ConfigError if a label takes more than one token after the opened answer."""
     opened = tokenizer.encode(prompt)
-    for label in exercise.format.read_labels(len(exercise.slots)):
+    for label in problem.format.read_labels(len(problem.slots)):
         if tokenizer.encode(prompt + label)[:-1] != opened:
             raise ConfigError(
-                f"label {label!r} is not one token after {exercise.format.answer_open!r}: do without opened"
+                f"label {label!r} is not one token after {problem.format.answer_open!r}: do without opened"
             )
 
 
@@ -152,60 +150,60 @@ def adds_bos(tokenizer: Any) -> bool:
 
 
 @dataclass
-class Marks:
-    """The reward function: marks each reply, and remembers the marks since they were last taken.
+class VerdictReward:
+    """The reward function: verifies each reply, and remembers what it found since that was last taken.
 
     Args:
-        book: all exercises that are asked, with the names of their tasks; a row names its number here.
+        problems: all problems that are asked, with the names of their tasks; a row names its number here.
         ends: tokens that end a reply.
         opened: whether the answer was opened, so that a reply is a bare label.
         bonus: for being right in both orders.
     """
 
-    book: list[tuple[str, Exercise]]
+    problems: list[tuple[str, Problem]]
     ends: frozenset[int]
     opened: bool = False
     bonus: float = 0.5
-    seen: list[tuple[int, Mark]] = field(default_factory=list)
+    seen: list[tuple[int, Verified]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.__name__ = "verdict"  # what TRL logs it as
 
-    def mark(self, number: int, text: str, ids: Sequence[int]) -> Mark:
-        """The mark of one reply."""
-        exercise = self.book[number][1]
+    def verify(self, number: int, text: str, ids: Sequence[int]) -> Verified:
+        """What one reply is worth."""
+        problem = self.problems[number][1]
         if self.opened:
-            form, slots = exercise.format, len(exercise.slots)
+            form, slots = problem.format, len(problem.slots)
             # To the letter: a label with a space before it is another token, and reading looks at the label's own.
             said = [label == text for label in form.read_labels(slots)]
             outcome = form.from_logprobs([0.0 if one else -1e9 for one in said], slots)
-            accuracy = exercise.accuracy(outcome) if any(said) else 0.0
-            return Mark(accuracy, any(said), (1 - FORMAT_WEIGHT) * accuracy + FORMAT_WEIGHT * any(said))
+            accuracy = problem.accuracy(outcome) if any(said) else 0.0
+            return Verified(accuracy, any(said), (1 - FORMAT_WEIGHT) * accuracy + FORMAT_WEIGHT * any(said))
         whole = bool(ids) and ids[-1] in self.ends
-        return mark(exercise, Reply(text, finish="stop" if whole else "length"))
+        return verify(problem, Reply(text, finish="stop" if whole else "length"))
 
     def __call__(
         self,
         completions: Sequence[Any],
         completion_ids: Sequence[Sequence[int]],
-        exercise: Sequence[int],
+        problem: Sequence[int],
         log_metric: Callable[[str, float], None] | None = None,
         **columns: Any,
     ) -> list[float]:
-        """Rewards of one rank's rows; the marks of the opposite order may come from another rank."""
+        """Rewards of one rank's rows; accuracies of the opposite order may come from another rank."""
         texts = [said if isinstance(said, str) else said[-1]["content"] for said in completions]
-        marks = [self.mark(*row) for row in zip(exercise, texts, completion_ids, strict=True)]
-        own = list(zip(exercise, marks, strict=True))
+        verified = [self.verify(*row) for row in zip(problem, texts, completion_ids, strict=True)]
+        own = list(zip(problem, verified, strict=True))
         self.seen += own
         _, world = rank_and_world()
         every = [row for rows in gather(own, world) for row in rows]
         accuracies: dict[Any, dict[tuple[int, ...], list[float]]] = defaultdict(lambda: defaultdict(list))
         for row_number, one in every:
-            asked = self.book[row_number][1]
+            asked = self.problems[row_number][1]
             accuracies[asked.twins][asked.slots].append(one.accuracy)
         rewards = []
         for number, one in own:
-            asked = self.book[number][1]
+            asked = self.problems[number][1]
             orders = accuracies[asked.twins].items()
             other = [value for slots, values in orders if slots != asked.slots for value in values]
             rewards.append(one.reward + (self.bonus * one.accuracy * fmean(other) if other else 0.0))
@@ -220,7 +218,7 @@ class Marks:
         found: dict[str, list[float]] = defaultdict(list)
         for rows in gather(self.seen, world):
             for number, one in rows:
-                found[self.book[number][0]].append(one.accuracy)
+                found[self.problems[number][0]].append(one.accuracy)
         self.seen.clear()
         means = {f"accuracy/{name}": fmean(values) for name, values in sorted(found.items())}
         return means | ({"accuracy": fmean(means.values())} if means else {})
@@ -229,7 +227,7 @@ class Marks:
 # -- training ---------------------------------------------------------------------------------------------------------
 
 
-def trainer_class(marks: Marks) -> type[Any]:
+def trainer_class(reward_func: VerdictReward) -> type[Any]:
     """TRL's trainer, with dev accuracy among the measures by which checkpoints are chosen.
 
     Without a GPU, and in one process, a prompt is computed once for all its completions.
@@ -245,13 +243,13 @@ def trainer_class(marks: Marks) -> type[Any]:
 
     class JudgeTrainer(base):  # type: ignore[misc, valid-type]
         def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **settings: Any) -> Any:
-            marks.seen.clear()
+            reward_func.seen.clear()
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **settings)
-            output.metrics.update((f"{metric_key_prefix}_{name}", value) for name, value in marks.take().items())
+            output.metrics.update((f"{metric_key_prefix}_{name}", value) for name, value in reward_func.take().items())
             return output
 
         def training_step(self, *args: Any, **settings: Any) -> Any:
-            marks.seen.clear()
+            reward_func.seen.clear()
             return super().training_step(*args, **settings)
 
     return JudgeTrainer
@@ -327,19 +325,19 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
     train, dev = asked(recipe, "train"), asked(recipe, "dev")
     ends = frozenset({tokenizer.eos_token_id, tokenizer.pad_token_id})
-    marks = Marks([*train, *dev], ends, recipe.opened, recipe.both_orders_bonus)
+    reward_func = VerdictReward([*train, *dev], ends, recipe.opened, recipe.both_orders_bonus)
     model, lora = model_of(recipe.model, recipe.adapter, recipe.lora, settings.model_init_kwargs)
-    trainer = trainer_class(marks)(
+    trainer = trainer_class(reward_func)(
         model=model,
         args=settings,
-        reward_funcs=marks,
+        reward_funcs=reward_func,
         train_dataset=Dataset.from_list(rows_of(train, 0, tokenizer, recipe)),
         eval_dataset=Dataset.from_list(rows_of(dev, len(train), tokenizer, recipe)),
         processing_class=tokenizer,
         peft_config=lora,
         callbacks=[] if recipe.patience is None else [EarlyStoppingCallback(recipe.patience)],
     )
-    marks.ends |= frozenset(trainer.eos_token_ids)  # a model may have more of them than its tokenizer names
+    reward_func.ends |= frozenset(trainer.eos_token_ids)  # a model may have more of them than its tokenizer names
     output = Path(str(settings.output_dir))
     last = get_last_checkpoint(str(output)) if output.is_dir() else None
     trainer.train(resume_from_checkpoint=last)
@@ -350,7 +348,7 @@ def main() -> None:
         history = [entry for entry in trainer.state.log_history if "eval_accuracy" in entry]
         (output / "dev.json").write_text(json.dumps(history, indent=2), encoding="utf-8")
         best = max((entry["eval_accuracy"] for entry in history), default=None)
-        print(f"{len(train)} exercises; best dev accuracy {best}; saved to {output}")
+        print(f"{len(train)} problems; best dev accuracy {best}; saved to {output}")
 
 
 if __name__ == "__main__":

@@ -35,9 +35,9 @@ from mrjudge_reward.prompting.sanitizing import Sanitizer
 from mrjudge_reward.settings import Settings
 from mrjudge_reward.special_tokens import of_tokenizer
 from mrjudge_reward.training.items import Item
-from mrjudge_reward.training.tasks import Exercise, Split, balanced
+from mrjudge_reward.training.tasks import Problem, Split, balanced
 from recipes.common.config import read_config
-from recipes.data.judge_data import TaskConfig, check_tasks, items, reasoning, task_exercises
+from recipes.data.judge_data import TaskConfig, check_tasks, items, reasoning, task_problems
 
 from .seeing_model import make_known
 
@@ -62,17 +62,17 @@ class SFTRecipe(Settings):
     max_text_tokens: int = 2048
 
 
-def chats(exercises: Sequence[Exercise], tokenizer: Any, max_text_tokens: int) -> list[list[dict[str, str]]]:
+def chats(problems: Sequence[Problem], tokenizer: Any, max_text_tokens: int) -> list[list[dict[str, str]]]:
     """What the judge is shown, rendered as scoring renders it.
 
     Raises:
         InputError: for an item with images, which only the warm-up trains on.
     """
-    pictured = next((e.item.group.key for e in exercises if any(turn.images for turn in e.item.group.prompt)), None)
+    pictured = next((e.item.group.key for e in problems if any(turn.images for turn in e.item.group.prompt)), None)
     if pictured is not None:
         raise InputError(f"item {pictured} has images, and this recipe trains on text alone")
     guard = guard_of(tokenizer, max_text_tokens)
-    return [[{"role": turn.role, "content": turn.text} for turn in exercise.render(guard)] for exercise in exercises]
+    return [[{"role": turn.role, "content": turn.text} for turn in problem.render(guard)] for problem in problems]
 
 
 def guard_of(tokenizer: Any, max_text_tokens: int) -> Sanitizer:
@@ -105,7 +105,7 @@ def shown(turns: Sequence[Message]) -> tuple[list[dict[str, Any]], list[dict[str
 
 
 def rows_of(
-    asked: Sequence[tuple[str, Exercise | Item]],
+    asked: Sequence[tuple[str, Problem | Item]],
     tokenizer: Any,
     max_text_tokens: int,
     reasoned: frozenset[str] = frozenset(),
@@ -113,7 +113,7 @@ def rows_of(
     """Examples in TRL's prompt-completion layout, with ``images`` where there are some.
 
     Args:
-        asked: exercises, with the names of their tasks; or items of which the best candidate is to be written.
+        asked: problems, with the names of their tasks; or items of which the best candidate is to be written.
         tokenizer: of the judge.
         max_text_tokens: bound of each text.
         reasoned: tasks in which the verdict comes after reasoning.
@@ -173,8 +173,8 @@ def examples(recipe: SFTRecipe, split: Split, tokenizer: Any) -> list[dict[str, 
     """All examples of a split, in random order."""
     tasks = {name: TaskConfig(**values) for name, values in recipe.tasks.items()}
     check_tasks(tasks)
-    made: dict[str, list[Exercise | Item]] = {
-        name: list(items(task, split) if task.describe else task_exercises(task, split)) for name, task in tasks.items()
+    made: dict[str, list[Problem | Item]] = {
+        name: list(items(task, split) if task.describe else task_problems(task, split)) for name, task in tasks.items()
     }
     rows: list[dict[str, Any]] = []
     if made:

@@ -1,10 +1,10 @@
-"""Write judging exercises as verl's data sets: ``train.parquet`` and ``dev.parquet`` (see ``judge_rl.yaml``).
+"""Write judging problems as verl's data sets: ``train.parquet`` and ``dev.parquet`` (see ``judge_rl.yaml``).
 
     python -m recipes.verl.judge_rl_data recipes/judge/rl_7b.yaml ~/data/judge
     python -m recipes.verl.judge_rl_data recipes/judge/rl_7b.yaml ~/data/judge --set tasks.science.count=100
 
 Tasks and model are those of a config of ``judge/train_rl.py``, whose other settings are verl's business here. The training
-set is a mixture by the tasks' weights in which each task comes whole; the dev set has all dev exercises.
+set is a mixture by the tasks' weights in which each task comes whole; the dev set has all dev problems.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 
 from mrjudge_reward.engines.embedded import embedded_model_path
 from mrjudge_reward.errors import InputError, require
-from mrjudge_reward.integrations.verl.judge_training import written_exercise
+from mrjudge_reward.integrations.verl.judge_training import written_problem
 from mrjudge_reward.prompting.sanitizing import Sanitizer
 from mrjudge_reward.special_tokens import of_tokenizer
-from mrjudge_reward.training.tasks import Exercise, Split, balanced
+from mrjudge_reward.training.tasks import Problem, Split, balanced
 from recipes.common.config import read_config
-from recipes.data.judge_data import TaskConfig, check_tasks, task_exercises
+from recipes.data.judge_data import TaskConfig, check_tasks, task_problems
 
 MAX_TEXT_TOKENS = 2048
 
@@ -30,7 +30,7 @@ def verl_rows(tasks: dict[str, TaskConfig], split: Split, tokenizer: Any, seed: 
 
     Args:
         tasks: name → task. Held-out ones are left out.
-        split: training gives a mixture, the others all exercises.
+        split: training gives a mixture, the others all problems.
         tokenizer: of the judge that is trained; its own markers cannot be spoken by a text.
         seed: of the mixture.
 
@@ -39,10 +39,10 @@ def verl_rows(tasks: dict[str, TaskConfig], split: Split, tokenizer: Any, seed: 
     """
     check_tasks(tasks)
     tasks = {name: task for name, task in tasks.items() if task.held_out == "no"}
-    made = {name: task_exercises(task, split) for name, task in tasks.items()}
+    made = {name: task_problems(task, split) for name, task in tasks.items()}
     if not made:
         raise InputError("there is no task that is not held out")
-    shown: list[tuple[str, Exercise]] = [(name, exercise) for name, some in made.items() for exercise in some]
+    shown: list[tuple[str, Problem]] = [(name, problem) for name, some in made.items() for problem in some]
     if split == "train":
         weights = {name: task.weight for name, task in tasks.items()}
         count = round(max(len(made[name]) / weight for name, weight in weights.items()) * sum(weights.values()))
@@ -53,17 +53,17 @@ def verl_rows(tasks: dict[str, TaskConfig], split: Split, tokenizer: Any, seed: 
 
     guard = Sanitizer(length, MAX_TEXT_TOKENS, of_tokenizer(tokenizer))
     rows = []
-    for index, (name, exercise) in enumerate(shown):
-        if any(turn.images for turn in exercise.item.group.prompt):
-            raise InputError(f"item {exercise.item.group.key} has images, and these rows hold text alone")
-        written = written_exercise(exercise, tasks[name].judge)
+    for index, (name, problem) in enumerate(shown):
+        if any(turn.images for turn in problem.item.group.prompt):
+            raise InputError(f"item {problem.item.group.key} has images, and these rows hold text alone")
+        written = written_problem(problem, tasks[name].judge)
         rows.append(
             {
                 "data_source": name,
-                "prompt": [{"role": turn.role, "content": turn.text} for turn in exercise.render(guard)],
+                "prompt": [{"role": turn.role, "content": turn.text} for turn in problem.render(guard)],
                 "ability": "judging",
-                "reward_model": {"style": "rule", "ground_truth": exercise.right()},
-                "extra_info": {"split": split, "index": index, "exercise": written},
+                "reward_model": {"style": "rule", "ground_truth": problem.right()},
+                "extra_info": {"split": split, "index": index, "problem": written},
             }
         )
     return rows

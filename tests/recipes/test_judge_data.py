@@ -1,4 +1,4 @@
-"""The real data that judges are trained on: nothing is on two sides, and what is right has full marks."""
+"""The real data that judges are trained on: nothing is on two sides, and what is right earns all of the reward."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mrjudge_reward.judging.tournament import is_degenerate
 from mrjudge_reward.prompting.formats import Choice, Score
 from mrjudge_reward.prompting.rendering import conversation_text
 from mrjudge_reward.training.items import from_ratings
-from mrjudge_reward.training.tasks import Item, mark
+from mrjudge_reward.training.tasks import Item, verify
 from mrjudge_reward.types import Reply
 from recipes.data import judge_data, reviews
 
@@ -86,25 +86,25 @@ def test_a_text_is_on_one_side_alone_in_whichever_task(size: int):
     assert not sides["dev"] & sides["test"]
 
 
-def test_items_and_exercises_are_the_same_every_time_and_keep_their_gap():
+def test_items_and_problems_are_the_same_every_time_and_keep_their_gap():
     task = judge_data.TaskConfig(source="film reviews", judge=CHOICE, count=400, gap=1.5, both_orders=True, seed=3)
-    made = judge_data.task_exercises(task, "train")
-    assert made == judge_data.task_exercises(judge_data.TaskConfig(**task.model_dump()), "train")
-    assert made != judge_data.task_exercises(task.model_copy(update={"seed": 4}), "train")
+    made = judge_data.task_problems(task, "train")
+    assert made == judge_data.task_problems(judge_data.TaskConfig(**task.model_dump()), "train")
+    assert made != judge_data.task_problems(task.model_copy(update={"seed": 4}), "train")
     assert len(made) == 800
-    assert all(abs(exercise.gold_K[0] - exercise.gold_K[1]) >= 1.5 - 1e-9 for exercise in made)
+    assert all(abs(problem.gold_K[0] - problem.gold_K[1]) >= 1.5 - 1e-9 for problem in made)
     assert all(there.slots == back.slots[::-1] for there, back in zip(made[::2], made[1::2], strict=True))
-    assert 300 < sum(exercise.right() == "<answer>A</answer>" for exercise in made) < 500
+    assert 300 < sum(problem.right() == "<answer>A</answer>" for problem in made) < 500
     assert made[0].item.group.prompt[0].text == "Write a positive sentence about a film."
 
 
 def test_single_texts_are_plainly_good_or_plainly_bad():
     task = judge_data.TaskConfig(source="Amazon reviews", size=1, gap=2.0, judge={"format": "sentiment"}, eval_count=50)
-    made = judge_data.task_exercises(task, "test")
+    made = judge_data.task_problems(task, "test")
     assert len(made) == 50
-    assert all(abs(exercise.gold_K[0]) >= 1 for exercise in made)
-    assert {exercise.right() for exercise in made} == {"Sentiment: positive", "Sentiment: negative"}
-    assert all((exercise.right() == "Sentiment: positive") == (exercise.gold_K[0] > 0) for exercise in made)
+    assert all(abs(problem.gold_K[0]) >= 1 for problem in made)
+    assert {problem.right() for problem in made} == {"Sentiment: positive", "Sentiment: negative"}
+    assert all((problem.right() == "Sentiment: positive") == (problem.gold_K[0] > 0) for problem in made)
 
 
 def test_a_domain_held_out_is_test_as_a_whole_and_nobody_may_train_on_it():
@@ -204,8 +204,8 @@ def test_questions_are_read_whole_with_right_answers_in_every_slot(source: str, 
             assert source not in ("social_iqa", "emotional") or not text.endswith(".") or ". " in text, (
                 "the last option would show"
             )
-    for exercise in judge_data.task_exercises(task, "test"):
-        assert mark(exercise, Reply(exercise.right())).reward == 1.0
+    for problem in judge_data.task_problems(task, "test"):
+        assert verify(problem, Reply(problem.right())).reward == 1.0
 
 
 def test_fewer_options_always_hold_the_right_one():
@@ -215,7 +215,7 @@ def test_fewer_options_always_hold_the_right_one():
 
 def test_experts_order_of_answers_is_a_ranking():
     task = judge_data.TaskConfig(source="emotional", size=4, judge={"format": "ranking"}, count=10**6)
-    written = [exercise.right() for exercise in judge_data.task_exercises(task, "train")]
+    written = [problem.right() for problem in judge_data.task_problems(task, "train")]
     assert any("=" not in text for text in written)
     assert any(re.search(r"> .* = .* = ", text) for text in written)
 
@@ -297,7 +297,7 @@ def test_preferences_of_a_file_are_split_by_their_prompts(tmp_path: Path, suffix
     assert sum(map(len, made.values())) == count
     prompts = [{conversation_text(item.group.prompt) for item in items} for items in made.values()]
     assert len(prompts[0]) + len(prompts[1]) + len(prompts[2]) == 200, "no prompt on two sides"
-    assert all(mark(e, Reply(e.right())).reward == 1.0 for e in judge_data.task_exercises(task, "train"))
+    assert all(verify(e, Reply(e.right())).reward == 1.0 for e in judge_data.task_problems(task, "train"))
 
 
 def test_a_folder_that_the_hub_library_reads_is_read_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -375,20 +375,20 @@ def test_a_task_is_asked_as_the_judge_later_is():
     )
     graded = judge_data.TaskConfig(source="quartz", judge={"format": "score", "grades": {"no": 0, "yes": 1}})
     assert graded.build_format() == Score(grades=(("no", 0.0), ("yes", 1.0)))
-    written = {exercise.right() for exercise in judge_data.task_exercises(graded, "dev")}
+    written = {problem.right() for problem in judge_data.task_problems(graded, "dev")}
     assert written == {"<answer>no</answer>", "<answer>yes</answer>"}
 
 
 def test_reasoning_names_what_raters_said_in_the_order_shown():
     item = from_ratings("Q", ["good", "bad"], [1.84, -0.36], "films", scale=(-4.0, 4.0))
     pair = Choice(labels=("A", "B"))
-    assert judge_data.reasoning(judge_data.Exercise(item, (1, 0), pair)) == "<think>A: -0.4, B: +1.8</think>"
-    assert judge_data.reasoning(judge_data.Exercise(item, (0,), Score())) == "<think>+1.8</think>"
-    both = judge_data.Exercise(item, (1, 0), pair)
-    assert mark(both, Reply(judge_data.reasoning(both) + both.right())).reward == 1
+    assert judge_data.reasoning(judge_data.Problem(item, (1, 0), pair)) == "<think>A: -0.4, B: +1.8</think>"
+    assert judge_data.reasoning(judge_data.Problem(item, (0,), Score())) == "<think>+1.8</think>"
+    both = judge_data.Problem(item, (1, 0), pair)
+    assert verify(both, Reply(judge_data.reasoning(both) + both.right())).reward == 1
 
 
 def test_a_task_whose_items_no_verdict_fits_is_an_error():
     task = judge_data.TaskConfig(source="film reviews", size=1, judge=CHOICE)
-    with pytest.raises(InputError, match="no dev exercise that its format can mark"):
-        judge_data.task_exercises(task, "dev")
+    with pytest.raises(InputError, match="no dev problem that its format can verify"):
+        judge_data.task_problems(task, "dev")

@@ -13,7 +13,7 @@ import pytest
 from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.prompting.formats import SENTIMENT, Choice, Ranking
 from mrjudge_reward.training.items import from_choice, from_ratings
-from mrjudge_reward.training.tasks import Exercise
+from mrjudge_reward.training.tasks import Problem
 from recipes.common.config import read_config
 from recipes.judge import train_rl
 from tests.support import ROOT
@@ -31,70 +31,70 @@ def loaded(*overrides: str) -> train_rl.RLRecipe:
     return train_rl.RLRecipe(**read_config(str(CONFIG), overrides))
 
 
-def pair(question: str = "Which?") -> tuple[Exercise, Exercise]:
+def pair(question: str = "Which?") -> tuple[Problem, Problem]:
     item = from_choice(question, ["good", "bad"], gold=0)
-    return Exercise(item, (0, 1), PAIR), Exercise(item, (1, 0), PAIR)
+    return Problem(item, (0, 1), PAIR), Problem(item, (1, 0), PAIR)
 
 
-def rewards(marks: Any, rows: Sequence[tuple[int, str]], whole: bool = True) -> list[float]:
+def rewards(reward_func: Any, rows: Sequence[tuple[int, str]], whole: bool = True) -> list[float]:
     chats = [[{"role": "assistant", "content": text}] for _, text in rows]
-    found: list[float] = marks(
+    found: list[float] = reward_func(
         completions=chats,
         completion_ids=[[1, END if whole else 1]] * len(rows),
-        exercise=[number for number, _ in rows],
+        problem=[number for number, _ in rows],
     )
     return found
 
 
 def test_a_right_verdict_earns_all_a_wrong_one_the_format_and_none_nothing():
-    marks = train_rl.Marks([("pairs", pair()[0])], frozenset({END}))
+    reward_func = train_rl.VerdictReward([("pairs", pair()[0])], frozenset({END}))
     said = ["<think>x</think><answer>A</answer>", "<answer>B</answer>", "A is best", "<answer>C</answer>", ""]
-    assert rewards(marks, [(0, text) for text in said]) == pytest.approx([1.0, 0.1, 0.0, 0.0, 0.0])
+    assert rewards(reward_func, [(0, text) for text in said]) == pytest.approx([1.0, 0.1, 0.0, 0.0, 0.0])
 
 
 def test_a_reply_that_ran_into_the_cap_earns_nothing():
-    marks = train_rl.Marks([("pairs", pair()[0])], frozenset({END}))
-    assert rewards(marks, [(0, "<answer>A</answer>")], whole=False) == [0.0]
-    assert marks(completions=["<answer>A</answer>"], completion_ids=[[]], exercise=[0]) == [0.0]
+    reward_func = train_rl.VerdictReward([("pairs", pair()[0])], frozenset({END}))
+    assert rewards(reward_func, [(0, "<answer>A</answer>")], whole=False) == [0.0]
+    assert reward_func(completions=["<answer>A</answer>"], completion_ids=[[]], problem=[0]) == [0.0]
 
 
 def test_the_bonus_is_for_being_right_in_both_orders():
-    book = [("pairs", exercise) for exercise in (*pair(), *pair("Another?"))]
-    marks = train_rl.Marks(book, frozenset({END}), bonus=0.5)
+    problems = [("pairs", problem) for problem in (*pair(), *pair("Another?"))]
+    reward_func = train_rl.VerdictReward(problems, frozenset({END}), bonus=0.5)
     first, second = "<answer>A</answer>", "<answer>B</answer>"
     # First order: right, right. Opposite order: right, wrong. Another pair: wrong in the one order that is asked.
     rows = [(0, first), (0, first), (1, second), (1, first), (2, second)]
-    assert rewards(marks, rows) == pytest.approx([1.25, 1.25, 1.5, 0.1, 0.1])
+    assert rewards(reward_func, rows) == pytest.approx([1.25, 1.25, 1.5, 0.1, 0.1])
     # One that always names the first slot is right half of the time and never earns the bonus.
-    assert rewards(marks, [(0, first), (1, first)]) == pytest.approx([1.0, 0.1])
+    assert rewards(reward_func, [(0, first), (1, first)]) == pytest.approx([1.0, 0.1])
 
 
 def test_the_same_order_asked_twice_is_no_twin():
     one, _ = pair()
-    marks = train_rl.Marks([("a", one), ("b", one)], frozenset({END}), bonus=0.5)
-    assert rewards(marks, [(0, "<answer>A</answer>"), (1, "<answer>A</answer>")]) == pytest.approx([1.0, 1.0])
+    reward_func = train_rl.VerdictReward([("a", one), ("b", one)], frozenset({END}), bonus=0.5)
+    assert rewards(reward_func, [(0, "<answer>A</answer>"), (1, "<answer>A</answer>")]) == pytest.approx([1.0, 1.0])
 
 
 @pytest.mark.parametrize(("said", "reward"), [("A", 1.0), (" A", 0.0), ("B", 0.1), ("C", 0.0), ("", 0.0), ("AB", 0.0)])
 def test_an_opened_answer_is_a_bare_label(said: str, reward: float):
-    marks = train_rl.Marks([("pairs", pair()[0])], frozenset({END}), opened=True)
-    assert marks(completions=[said], completion_ids=[[7]], exercise=[0]) == pytest.approx([reward])
+    reward_func = train_rl.VerdictReward([("pairs", pair()[0])], frozenset({END}), opened=True)
+    assert reward_func(completions=[said], completion_ids=[[7]], problem=[0]) == pytest.approx([reward])
 
 
 def test_an_opened_grade_is_marked_as_a_grade():
     item = from_ratings("Write a positive sentence.", ["Lovely."], [3.0], "films", scale=(-4.0, 4.0))
-    marks = train_rl.Marks([("alone", Exercise(item, (0,), SENTIMENT))], frozenset({END}), opened=True)
-    assert marks(completions=[" positive", " negative"], completion_ids=[[7], [8]], exercise=[0, 0]) == pytest.approx(
-        [1.0, 0.1]
-    )
+    reward_func = train_rl.VerdictReward([("alone", Problem(item, (0,), SENTIMENT))], frozenset({END}), opened=True)
+    assert reward_func(
+        completions=[" positive", " negative"], completion_ids=[[7], [8]], problem=[0, 0]
+    ) == pytest.approx([1.0, 0.1])
 
 
 def test_dev_accuracy_is_per_task_and_weighs_tasks_alike():
-    marks = train_rl.Marks([("a", pair()[0]), ("b", pair("Another?")[0])], frozenset({END}))
-    rewards(marks, [(0, "<answer>A</answer>"), (0, "<answer>A</answer>"), (0, "?"), (1, "<answer>B</answer>")])
-    assert marks.take() == pytest.approx({"accuracy/a": 2 / 3, "accuracy/b": 0.0, "accuracy": 1 / 3})
-    assert marks.take() == {}
-    assert marks.__name__ == "verdict", "what TRL logs the reward as"
+    reward_func = train_rl.VerdictReward([("a", pair()[0]), ("b", pair("Another?")[0])], frozenset({END}))
+    rewards(reward_func, [(0, "<answer>A</answer>"), (0, "<answer>A</answer>"), (0, "?"), (1, "<answer>B</answer>")])
+    assert reward_func.take() == pytest.approx({"accuracy/a": 2 / 3, "accuracy/b": 0.0, "accuracy": 1 / 3})
+    assert reward_func.take() == {}
+    assert reward_func.__name__ == "verdict", "what TRL logs the reward as"
 
 
 def test_twins_are_neighbours_and_never_parted_by_an_even_batch():
@@ -107,7 +107,7 @@ def test_twins_are_neighbours_and_never_parted_by_an_even_batch():
             assert one.twins == other.twins
             assert one.slots == other.slots[::-1]
     assert {name for name, _ in asked} == {"film_pairs", "tweet_pairs", "film_alone"}
-    assert asked == train_rl.asked(recipe, "train"), "every process must see the same book"
+    assert asked == train_rl.asked(recipe, "train"), "every process must see the same list"
 
 
 def test_a_held_out_task_is_neither_trained_on_nor_watched():
@@ -147,11 +147,11 @@ def test_a_label_of_several_tokens_cannot_be_opened(smol_path: str):
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(smol_path)
     item = from_choice("Which?", ["good", "bad"], gold=0)
-    exercise = Exercise(item, (0, 1), Choice(labels=("Alpha and omega", "B")))
+    problem = Problem(item, (0, 1), Choice(labels=("Alpha and omega", "B")))
     with pytest.raises(ConfigError, match="not one token"):
-        train_rl.rows_of([("a", exercise)], 0, tokenizer, loaded())
+        train_rl.rows_of([("a", problem)], 0, tokenizer, loaded())
     with pytest.raises(ConfigError, match="cannot be read"):
-        train_rl.rows_of([("a", Exercise(item, (0, 1), Ranking()))], 0, tokenizer, loaded())
+        train_rl.rows_of([("a", Problem(item, (0, 1), Ranking()))], 0, tokenizer, loaded())
 
 
 def test_pictures_are_refused(smol_path: str):
@@ -162,7 +162,7 @@ def test_pictures_are_refused(smol_path: str):
     tokenizer = transformers.AutoTokenizer.from_pretrained(smol_path)
     item = from_choice(with_images("Which?", ["https://example.org/a.png"]), ["good", "bad"], gold=0)
     with pytest.raises(InputError, match="has images"):
-        train_rl.rows_of([("a", Exercise(item, (0, 1), PAIR))], 0, tokenizer, loaded())
+        train_rl.rows_of([("a", Problem(item, (0, 1), PAIR))], 0, tokenizer, loaded())
 
 
 # -- a prompt computed once ---------------------------------------------------------------------------------------------

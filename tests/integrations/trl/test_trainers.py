@@ -17,7 +17,8 @@ from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.integrations.trl import JudgeReward
 from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.prompting.formats import Choice
-from mrjudge_reward.scoring.stats import METRICS, FailureAlarm
+from mrjudge_reward.scoring.alarms import FailureAlarm
+from mrjudge_reward.scoring.stats import METRICS
 from mrjudge_reward.types import EngineFailure, Request
 from tests.support.trl_setup import PROMPTS, common, grpo_like, logged, prompt_dataset, tiny_policy
 

@@ -1,4 +1,4 @@
-"""Training the judge on verl: rows say what is right, and replies are worth what ``tasks.mark`` says."""
+"""Training the judge on verl: rows say what is right, and replies are worth what ``tasks.verify`` says."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from verl import DataProto
 from verl.trainer.ppo.reward import get_custom_reward_fn, load_reward_manager
 
 from mrjudge_reward.errors import ConfigError, InputError
-from mrjudge_reward.integrations.verl.judge_training import compute_score, written_exercise
-from mrjudge_reward.training.tasks import Exercise, mark
+from mrjudge_reward.integrations.verl.judge_training import compute_score, written_problem
+from mrjudge_reward.training.tasks import Problem, verify
 from mrjudge_reward.types import Reply
 from recipes.data import judge_data
 from recipes.verl import judge_rl_data
@@ -52,16 +52,16 @@ def tasks() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def marked(tasks: dict[str, Any]) -> list[tuple[Exercise, str]]:
-    """Exercises of all formats, and what is written of them."""
-    some = judge_data.task_exercises
-    return [(each, written_exercise(each, task.judge)) for task in tasks.values() for each in some(task, "train")[:6]]
+def verified(tasks: dict[str, Any]) -> list[tuple[Problem, str]]:
+    """Problems of all formats, and what is written of them."""
+    some = judge_data.task_problems
+    return [(each, written_problem(each, task.judge)) for task in tasks.values() for each in some(task, "train")[:6]]
 
 
-def replies(exercise: Exercise, draw: random.Random) -> list[str]:
+def replies(problem: Problem, draw: random.Random) -> list[str]:
     """Right, wrong, malformed and hostile ones."""
-    right = exercise.right()
-    opening, closing = exercise.format.answer_open, getattr(exercise.format, "answer_close", "")
+    right = problem.right()
+    opening, closing = problem.format.answer_open, getattr(problem.format, "answer_close", "")
     said = [
         "A",
         "B",
@@ -91,18 +91,18 @@ def replies(exercise: Exercise, draw: random.Random) -> list[str]:
     return [*strange, *wrapped, *(think + answer for answer in wrapped), *two]
 
 
-def test_a_reply_is_worth_what_the_other_recipes_pay(marked: list[tuple[Exercise, str]]) -> None:
+def test_a_reply_is_worth_what_the_other_recipes_pay(verified: list[tuple[Problem, str]]) -> None:
     draw = random.Random(0)
     seen = set()
-    for exercise, written in marked:
-        for text in replies(exercise, draw):
-            expected = mark(exercise, Reply(text))
-            given = compute_score("task", text, "nothing", {"exercise": written, "index": 3})
+    for problem, written in verified:
+        for text in replies(problem, draw):
+            expected = verify(problem, Reply(text))
+            given = compute_score("task", text, "nothing", {"problem": written, "index": 3})
             assert given == {"score": expected.reward, "acc": expected.accuracy, "formed": float(expected.formed)}
             seen.add(given["score"])
-            cut = compute_score("task", text, "nothing", {"exercise": written, "cut": True})
+            cut = compute_score("task", text, "nothing", {"problem": written, "cut": True})
             assert cut == {"score": 0.0, "acc": 0.0, "formed": 0.0}
-        assert compute_score("task", exercise.right(), None, {"exercise": written})["score"] == 1
+        assert compute_score("task", problem.right(), None, {"problem": written})["score"] == 1
     assert {0.0, 0.1, 1.0} < seen  # and shares in between
 
 
@@ -111,13 +111,13 @@ def test_a_reply_is_worth_what_the_other_recipes_pay(marked: list[tuple[Exercise
     [
         None,
         {},
-        {"exercise": None},
-        {"exercise": "no JSON"},
-        {"exercise": "[]"},
-        {"exercise": '{"judge": {}}'},
-        {"exercise": '{"judge": {}, "worths": ["x"], "scale": [0, 1]}'},
-        {"exercise": '{"judge": {}, "worths": [2], "scale": [0, 1]}'},
-        {"exercise": '{"judge": {"formt": "choice"}, "worths": [1, 0], "scale": [0, 1]}'},
+        {"problem": None},
+        {"problem": "no JSON"},
+        {"problem": "[]"},
+        {"problem": '{"judge": {}}'},
+        {"problem": '{"judge": {}, "gold": ["x"], "scale": [0, 1]}'},
+        {"problem": '{"judge": {}, "gold": [2], "scale": [0, 1]}'},
+        {"problem": '{"judge": {"formt": "choice"}, "gold": [1, 0], "scale": [0, 1]}'},
     ],
 )
 def test_a_row_that_says_not_what_is_right_is_an_error_and_no_score(info: Any) -> None:
@@ -207,12 +207,12 @@ def sample(tokenizer: Any, text: str, cap: int, info: Any, *, ended: bool = True
 
 
 def test_the_manager_gives_nothing_for_a_reply_that_was_cut(
-    marked: list[tuple[Exercise, str]], smol_tokenizer: Any, smol_path: str
+    verified: list[tuple[Problem, str]], smol_tokenizer: Any, smol_path: str
 ) -> None:
-    exercise, written = marked[0]
-    right = f"<think>It is so.</think>{exercise.right()}"
+    problem, written = verified[0]
+    right = f"<think>It is so.</think>{problem.right()}"
     length = len(smol_tokenizer.encode(right, add_special_tokens=False))
-    info = {"exercise": written, "index": 0}
+    info = {"problem": written, "index": 0}
 
     async def scores() -> list[float]:
         found = []
@@ -232,4 +232,4 @@ def test_the_manager_gives_nothing_for_a_reply_that_was_cut(
 
     # Room to spare; its end is the last token that fits; stopped without one before the cap; and twice no room for an end.
     assert asyncio.run(scores()) == [1.0, 1.0, 1.0, 0.0, 0.0]
-    assert info == {"exercise": written, "index": 0}  # verl's own manager writes in it, the rows of a group share it
+    assert info == {"problem": written, "index": 0}  # verl's own manager writes in it, the rows of a group share it
