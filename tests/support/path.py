@@ -10,11 +10,15 @@ from itertools import groupby
 from types import FrameType
 from typing import Any
 
-from mrjudge_reward import __file__ as _init
+import mrjudge_reward
+from mrjudge_reward import integrations
 
 from . import ROOT
 
-_PACKAGE = _init.removesuffix("__init__.py")
+_FOLDERS = {  # from a clone these lie side by side, in an installed package one in the other
+    str(integrations.__file__).removesuffix("__init__.py"): "integrations/",
+    mrjudge_reward.__file__.removesuffix("__init__.py"): "mrjudge_reward/",
+}
 
 
 class Path:
@@ -69,10 +73,9 @@ class Path:
 
 def _place(frame: FrameType) -> str | None:
     file = frame.f_code.co_filename
-    if not file.startswith(_PACKAGE):
-        return None
-    file = file.removeprefix(_PACKAGE)
-    return file if file.startswith("integrations/") else f"mrjudge_reward/{file}"
+    return next(
+        (name + file.removeprefix(folder) for folder, name in _FOLDERS.items() if file.startswith(folder)), None
+    )
 
 
 def written_path(framework: str) -> tuple[list[str], list[str]]:
