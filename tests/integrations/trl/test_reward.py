@@ -25,7 +25,8 @@ from mrjudge_reward import (
 )
 from mrjudge_reward.engines.scripted import shown_candidates
 from mrjudge_reward.images import load_picture
-from mrjudge_reward.integrations.trl.reward import JudgeReward, completion_text
+from mrjudge_reward.integrations.trl.reward import JudgeReward
+from mrjudge_reward.integrations.trl.rows import completion_text
 from mrjudge_reward.scoring.stats import METRICS
 
 

@@ -1,0 +1,179 @@
+"""What comes in from TRL: rows of prompts, completions and columns, as one completion each that a judge can be shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from mrjudge_reward.errors import ConfigError, InputError
+from mrjudge_reward.messages import Message, as_messages, final_answer
+from mrjudge_reward.reasoning import THINK_OPEN, decode_marked, hidden_tokens, opens_reasoning, split_reasoning
+from mrjudge_reward.training.items import with_images
+from mrjudge_reward.types import Judgement
+
+Thinking: TypeAlias = Literal["strip", "opened", "keep"]
+Prompt: TypeAlias = str | Sequence[Mapping[str, Any]]
+Completion: TypeAlias = str | Sequence[Mapping[str, Any]]
+
+JUDGED = "mrjudge_judged"
+"""The column in which a rollout hands over what it has judged already."""
+
+
+@dataclass(frozen=True)
+class JudgedRow:
+    """A completion that a rollout has judged, maybe among more than are trained on: candidate ``index`` of the judgement."""
+
+    judgement: Judgement
+    index: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One completion, as it travels between ranks."""
+
+    prompt: Prompt | tuple[Message, ...]
+    answer: str
+    length: int
+    reference: str | None
+    rubric: str | None
+    judged: JudgedRow | None
+    asked: bool
+
+
+@dataclass
+class RowReader:
+    """Reads rows. Its attributes are the settings of ``JudgeReward`` of the same names."""
+
+    reference_column: str | None
+    rubric_column: str | None
+    judged_if: str | Callable[[Mapping[str, Any]], bool] | None
+    thinking: Thinking
+    _opens: bool | None = field(default=None, init=False)
+
+    def rows(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        completion_ids: Sequence[Sequence[int]] | None,
+        columns: Mapping[str, Any],
+        trainer: Any,
+    ) -> list[Row]:
+        """The rows of a call, in its order.
+
+        Args:
+            prompts, completions, completion_ids: parallel lists, as TRL passes them. Length n.
+            columns: the dataset's other columns, each of length n.
+            trainer: that called; None where nobody knows.
+
+        Raises:
+            InputError: if prompts and completions are not as many, or a row is not what a rollout judged.
+            ConfigError: if a column is missing.
+        """
+        texts = completion_texts(completions, completion_ids, trainer)
+        if self.thinking == "strip" and completion_ids is not None and trainer is not None:
+            for row, (prompt, said) in enumerate(zip(prompts, completions, strict=True)):
+                if len(said) == 1 and self.template_opens(trainer, prompt):
+                    texts[row] = _unless_cut(texts[row], _tokenizer(trainer), completion_ids[row])
+        if len(prompts) != len(texts):
+            raise InputError(f"{len(prompts)} prompts for {len(texts)} completions")
+        answers = [self.answer_of(text, False) for text in texts]
+        lengths = [len(ids) for ids in completion_ids] if completion_ids is not None else [len(a) for a in answers]
+        references = _texts_of(columns, self.reference_column, len(prompts))
+        rubrics = _texts_of(columns, self.rubric_column, len(prompts))
+        judged: Sequence[JudgedRow | None] = columns.get(JUDGED) or [None] * len(prompts)
+        for row, (known, answer) in enumerate(zip(judged, answers, strict=True)):
+            if known is not None and known.judgement.group.candidates[known.index] != answer:
+                raise InputError(
+                    f"row {row} is not the text that the rollout judged: the trainer parses completions in its own way "
+                    "(a response template?); leave out rollout_func"
+                )
+        shown = [_with_images(prompt, columns, index) for index, prompt in enumerate(prompts)]
+        return list(map(Row, shown, answers, lengths, references, rubrics, judged, self._asked(columns, len(prompts))))
+
+    def _asked(self, columns: Mapping[str, Any], count: int) -> list[bool]:
+        if callable(self.judged_if):
+            return [bool(self.judged_if({name: of[i] for name, of in columns.items()})) for i in range(count)]
+        return [True] * count if self.judged_if is None else list(map(bool, _column(columns, self.judged_if)))
+
+    def template_opens(self, trainer: Any, prompt: Prompt | tuple[Message, ...]) -> bool:
+        """Whether the trainer's chat template opens the reasoning; none is applied to a prompt that is plain text."""
+        if self._opens is None:
+            tokenizer = getattr(trainer, "processing_class", None)
+            self._opens = opens_reasoning(tokenizer, getattr(trainer, "chat_template_kwargs", None))
+        return self._opens and not isinstance(prompt, str)
+
+    def answer_of(self, text: str, opened: bool) -> str:
+        """What of a completion's text is judged, where a template opened the reasoning or did not."""
+        return text if self.thinking == "keep" else final_answer(text, opened or self.thinking == "opened")
+
+
+def prompts_of(chats: Sequence[Prompt] | None) -> list[Prompt]:
+    """The prompts of chats that end in what is judged.
+
+    Raises:
+        InputError: if there are none.
+    """
+    if chats is None:
+        raise InputError(
+            "one list came, without the column 'messages': a reward function is called with prompts and completions (TRL), "
+            "or with completions and messages=[...] (ms-swift)"
+        )
+    ends = [isinstance(chat[-1], Mapping) and chat[-1].get("role") == "assistant" for chat in chats]
+    return [chat[:-1] if answered else chat for chat, answered in zip(chats, ends, strict=True)]
+
+
+def completion_text(completion: Completion) -> str:
+    """The text of a completion: a string as it is, of messages the last assistant turn."""
+    if isinstance(completion, str):
+        return completion
+    turns = [message for message in as_messages(completion) if message.role == "assistant"]
+    return turns[-1].text if turns else ""
+
+
+def completion_texts(completions: Sequence[Completion], ids: Sequence[Sequence[int]] | None, trainer: Any) -> list[str]:
+    """Texts of completions, with marks of reasoning that TRL skipped in decoding because they are special tokens."""
+    texts = [completion_text(completion) for completion in completions]
+    tokenizer = _tokenizer(trainer)
+    hidden = hidden_tokens(tokenizer)
+    if not hidden or ids is None:
+        return texts
+    return [  # where TRL did more than decode, as with tools, its text stands
+        decode_marked(tokenizer, row, hidden) if tokenizer.decode(row, skip_special_tokens=True) == text else text
+        for text, row in zip(texts, ids, strict=True)
+    ]
+
+
+def _tokenizer(trainer: Any) -> Any:
+    processor: Any = getattr(trainer, "processing_class", None)
+    return getattr(processor, "tokenizer", processor)
+
+
+def _unless_cut(text: str, tokenizer: Any, ids: Sequence[int]) -> str:
+    """A turn's text, as an open reasoning if the reasoning that its template opened was never closed.
+
+    Of such a turn TRL's parser makes all content, and of one that was closed and empty too, so that the text does not tell.
+    """
+    return f"{THINK_OPEN}{text}" if split_reasoning(decode_marked(tokenizer, ids), opened=True)[1] else text
+
+
+def _column(columns: Mapping[str, Any], name: str) -> Sequence[Any]:
+    if name not in columns:
+        raise ConfigError(f"the dataset has no column {name!r}; it has {', '.join(sorted(columns)) or 'none'}")
+    return list(columns[name])
+
+
+def _texts_of(columns: Mapping[str, Any], name: str | None, count: int) -> Sequence[Any]:
+    values = [None] * count if name is None else _column(columns, name)
+    # A dataset of numeric answers is common, and means their numerals.
+    return [str(value) if isinstance(value, int | float) else value for value in values]
+
+
+def _with_images(prompt: Prompt, columns: Mapping[str, Sequence[Any]], row: int) -> Prompt | tuple[Message, ...]:
+    """A prompt with the images of its dataset columns, unless it shows images already (TRL puts them in for itself)."""
+    images = columns["images"][row] if "images" in columns else None
+    if images is None and "image" in columns and columns["image"][row] is not None:
+        images = [columns["image"][row]]
+    if not images or any(part.image is not None for message in as_messages(prompt) for part in message.images):
+        return prompt
+    return with_images(prompt, images)
