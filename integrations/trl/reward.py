@@ -17,6 +17,9 @@ What TRL does, and what this adapter makes of it (trl 1.16, ``trainer/grpo_train
 * ``None`` means "not scored" and leaves a row out of its group's baseline, but only while no other reward function
   scores it; otherwise TRL counts our part as 0. ``on_abstain="auto"`` therefore gives None where the judge is the only
   reward function and the group's mean where it is not. A judge that failed never becomes a score.
+* With ``environment_factory`` what ``reset()`` says may differ from rollout to rollout. The judge is then asked what their
+  prompts begin with, in whole messages, and told the rest beside each completion. All other rows of a group must have one
+  prompt.
 * Images come in the columns ``image`` or ``images``, or as parts of the prompt's messages: the judge sees what the policy
   saw.
 
@@ -39,6 +42,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
+from mrjudge_reward.completions import View
 from mrjudge_reward.errors import ConfigError, EngineError, InputError
 from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.monitoring.canaries import Canaries, CanaryReport
@@ -50,7 +54,7 @@ from mrjudge_reward.scoring.stats import JudgeStats
 from mrjudge_reward.types import Group, Judgement
 
 from .distributed import gather, gather_results, rank_and_world
-from .rows import Completion, JudgedRow, Prompt, Row, RowReader, Thinking, prompts_of
+from .rows import Completion, JudgedRow, Prompt, Row, RowReader, Thinking, common_prompt, prompts_of
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +117,8 @@ class JudgeReward:
         thinking: what becomes of the policy's own reasoning: ``"strip"`` judges what follows it (``final_answer``); where
             the trainer's chat template opens the reasoning itself, a completion that never closes it holds no answer.
             ``"opened"`` is for a caller whose template opens it and is not to be seen, ``"keep"`` judges everything.
+        view: ``"transcript"`` judges all that a policy did, its calls with their results and its words between them,
+            ``"final"`` its last turn alone (see ``completions``). Of a completion of one turn they are the same.
         name: of the metrics; every instance has its own.
         log_dir: folder for the run's log, which ``mrjudge report`` shows (see ``monitoring.run_log``); the trainer's
             ``output_dir`` is a good one. What the trainer logs goes in too. None for no log.
@@ -142,6 +148,7 @@ class JudgeReward:
         rubric_column: str | None = None,
         judged_if: str | Callable[[Mapping[str, Any]], bool] | None = None,
         thinking: Thinking = "strip",
+        view: View = "transcript",
         name: str | None = None,
         log_dir: str | os.PathLike[str] | None = None,
         canaries: Canaries | None = None,
@@ -152,7 +159,10 @@ class JudgeReward:
         self.num_generations_eval = num_generations_eval if num_generations_eval is not None else num_generations
         if min(self.num_generations, self.num_generations_eval) < 1:
             raise ConfigError("num_generations must be at least 1")
-        choices = (("layout", layout, Layout), ("on_abstain", on_abstain, Abstain), ("thinking", thinking, Thinking))
+        choices = (
+            ("layout", layout, Layout), ("on_abstain", on_abstain, Abstain), ("thinking", thinking, Thinking),
+            ("view", view, View),
+        )  # fmt: skip
         for setting, value, known in choices:
             if value not in get_args(known):
                 raise ConfigError(f"{setting} must be one of {', '.join(get_args(known))}; got {value!r}")
@@ -161,7 +171,7 @@ class JudgeReward:
         self.layout = layout
         self.on_abstain = on_abstain
         self.shape = shape or (self._config.reward_shape if self._config else RewardShape())
-        self.reader = RowReader(reference_column, rubric_column, judged_if, thinking)
+        self.reader = RowReader(reference_column, rubric_column, judged_if, thinking, view)
         number = next(_instances)
         self.__name__ = name or ("judge" if number == 1 else f"judge_{number}")
         self.last_stats = JudgeStats()
@@ -345,21 +355,24 @@ class JudgeReward:
         blocks = [block for block in blocks if any(row.asked for row in rows[block * size : (block + 1) * size])]
         for block in blocks:
             members = rows[block * size : (block + 1) * size]
-            if any(member.prompt != members[0].prompt for member in members):
-                raise InputError(
-                    f"rows {block * size}..{(block + 1) * size - 1} should answer one prompt and do not: check "
-                    "num_generations, or set layout='halves' for OnlineDPO"
-                )
-            head = members[0]
+            head, prompt, answers = members[0], members[0].prompt, [member.answer for member in members]
+            if any(member.prompt != prompt for member in members):
+                if not all(member.of_environment for member in members):
+                    raise InputError(
+                        f"rows {block * size}..{(block + 1) * size - 1} should answer one prompt and do not: check "
+                        "num_generations, or set layout='halves' for OnlineDPO. Only the environments of a trainer "
+                        "(environment_factory) may ask each rollout something of its own"
+                    )
+                prompt, asked = common_prompt([member.prompt for member in members])
+                answers = [answer.after(own) for answer, own in zip(answers, asked, strict=True)]
             if not all(member.asked for member in members):
                 raise InputError(f"judged_if is true for some rows of a group alone ({block * size}..)")
             found = [member.judged for member in members if member.judged is not None]
             if len(found) == size and all(one.judgement is found[0].judgement for one in found):
                 known[block] = found
                 continue
-            answers = [member.answer for member in members]
             groups[block] = Group.of(
-                head.prompt, answers, f"{moment.key}/{first_block + block}", head.reference, head.rubric
+                prompt, answers, f"{moment.key}/{first_block + block}", head.reference, head.rubric
             )
         rank, _ = rank_and_world()
         step, engine = moment.step + 1, self.judge.engine

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Literal, TypeAlias
 
+from mrjudge_reward.completions import Candidate, View, judged, own_words, readable
 from mrjudge_reward.errors import ConfigError, InputError
-from mrjudge_reward.messages import Message, as_messages, final_answer
+from mrjudge_reward.messages import Message, TextPart, as_messages, final_answer
 from mrjudge_reward.reasoning import THINK_OPEN, decode_marked, hidden_tokens, opens_reasoning, split_reasoning
 from mrjudge_reward.training.items import with_images
 from mrjudge_reward.types import Judgement
@@ -33,12 +35,13 @@ class Row:
     """One completion, as it travels between ranks."""
 
     prompt: Prompt | tuple[Message, ...]
-    answer: str
+    answer: Candidate
     length: int
     reference: str | None
     rubric: str | None
     judged: JudgedRow | None
     asked: bool
+    of_environment: bool
 
 
 @dataclass
@@ -49,6 +52,7 @@ class RowReader:
     rubric_column: str | None
     judged_if: str | Callable[[Mapping[str, Any]], bool] | None
     thinking: Thinking
+    view: View
     _opens: bool | None = field(default=None, init=False)
 
     def rows(
@@ -70,26 +74,34 @@ class RowReader:
             InputError: if prompts and completions are not as many, or a row is not what a rollout judged.
             ConfigError: if a column is missing.
         """
+        if len(prompts) != len(completions):
+            raise InputError(f"{len(prompts)} prompts for {len(completions)} completions")
         texts = completion_texts(completions, completion_ids, trainer)
         if self.thinking == "strip" and completion_ids is not None and trainer is not None:
-            for row, (prompt, said) in enumerate(zip(prompts, completions, strict=True)):
-                if len(said) == 1 and self.template_opens(trainer, prompt):
-                    texts[row] = _unless_cut(texts[row], _tokenizer(trainer), completion_ids[row])
-        if len(prompts) != len(texts):
-            raise InputError(f"{len(prompts)} prompts for {len(texts)} completions")
-        answers = [self.answer_of(text, False) for text in texts]
-        lengths = [len(ids) for ids in completion_ids] if completion_ids is not None else [len(a) for a in answers]
+            for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+                if text is not None and self.template_opens(trainer, prompt):
+                    texts[row] = _unless_cut(text, _tokenizer(trainer), completion_ids[row])
+        answers = [
+            judged(said if text is None else text, self.view, self.answer_of)
+            for said, text in zip(completions, texts, strict=True)
+        ]
+        if completion_ids is None:
+            lengths = [len(own_words(answer.text)) for answer in answers]
+        else:
+            lengths = [own_length(*row, trainer) for row in zip(completions, completion_ids, strict=True)]
         references = _texts_of(columns, self.reference_column, len(prompts))
         rubrics = _texts_of(columns, self.rubric_column, len(prompts))
-        judged: Sequence[JudgedRow | None] = columns.get(JUDGED) or [None] * len(prompts)
-        for row, (known, answer) in enumerate(zip(judged, answers, strict=True)):
-            if known is not None and known.judgement.group.candidates[known.index] != answer:
+        known: Sequence[JudgedRow | None] = columns.get(JUDGED) or [None] * len(prompts)
+        for row, (one, answer) in enumerate(zip(known, answers, strict=True)):
+            if one is not None and one.judgement.group.candidates[one.index] != answer.text:
                 raise InputError(
                     f"row {row} is not the text that the rollout judged: the trainer parses completions in its own way "
                     "(a response template?); leave out rollout_func"
                 )
         shown = [_with_images(prompt, columns, index) for index, prompt in enumerate(prompts)]
-        return list(map(Row, shown, answers, lengths, references, rubrics, judged, self._asked(columns, len(prompts))))
+        asked = self._asked(columns, len(prompts))
+        environments = [one is not None for one in columns.get("environments") or [None] * len(prompts)]
+        return list(map(Row, shown, answers, lengths, references, rubrics, known, asked, environments))
 
     def _asked(self, columns: Mapping[str, Any], count: int) -> list[bool]:
         if callable(self.judged_if):
@@ -103,7 +115,7 @@ class RowReader:
             self._opens = opens_reasoning(tokenizer, getattr(trainer, "chat_template_kwargs", None))
         return self._opens and not isinstance(prompt, str)
 
-    def answer_of(self, text: str, opened: bool) -> str:
+    def answer_of(self, text: str, opened: bool = False) -> str:
         """What of a completion's text is judged, where a template opened the reasoning or did not."""
         return text if self.thinking == "keep" else final_answer(text, opened or self.thinking == "opened")
 
@@ -123,17 +135,14 @@ def prompts_of(chats: Sequence[Prompt] | None) -> list[Prompt]:
     return [chat[:-1] if answered else chat for chat, answered in zip(chats, ends, strict=True)]
 
 
-def completion_text(completion: Completion) -> str:
-    """The text of a completion: a string as it is, of messages the last assistant turn."""
-    if isinstance(completion, str):
-        return completion
-    turns = [message for message in as_messages(completion) if message.role == "assistant"]
-    return turns[-1].text if turns else ""
+def completion_texts(
+    completions: Sequence[Completion], ids: Sequence[Sequence[int]] | None, trainer: Any
+) -> list[str | None]:
+    """Texts of completions, with marks of reasoning that TRL skipped in decoding because they are special tokens.
 
-
-def completion_texts(completions: Sequence[Completion], ids: Sequence[Sequence[int]] | None, trainer: Any) -> list[str]:
-    """Texts of completions, with marks of reasoning that TRL skipped in decoding because they are special tokens."""
-    texts = [completion_text(completion) for completion in completions]
+    None for a completion that is more than a text: of several turns, say, or with calls.
+    """
+    texts = [_only_text(completion) for completion in completions]
     tokenizer = _tokenizer(trainer)
     hidden = hidden_tokens(tokenizer)
     if not hidden or ids is None:
@@ -142,6 +151,34 @@ def completion_texts(completions: Sequence[Completion], ids: Sequence[Sequence[i
         decode_marked(tokenizer, row, hidden) if tokenizer.decode(row, skip_special_tokens=True) == text else text
         for text, row in zip(texts, ids, strict=True)
     ]
+
+
+def _only_text(completion: Completion) -> str | None:
+    if isinstance(completion, str):
+        return completion
+    if len(completion) != 1 or completion[0].get("role") != "assistant" or completion[0].get("tool_calls"):
+        return None
+    content = completion[0].get("content")
+    return content if isinstance(content, str) else None
+
+
+def own_length(completion: Completion, ids: Sequence[int], trainer: Any) -> int:
+    """How many of a completion's tokens the policy wrote.
+
+    TRL keeps its mask of what tools returned to itself. ``GRPOTrainer`` says with which tokens it put such messages in;
+    AsyncGRPO passes the policy's own tokens alone. Where nobody is asked, it is the share of characters.
+    """
+    if isinstance(completion, str):
+        return len(ids)
+    runs = [list(turns) for outside, turns in groupby(completion, lambda turn: turn["role"] != "assistant") if outside]
+    if not runs:
+        return len(ids)
+    if (tokens_of := getattr(trainer, "_get_tool_suffix_ids", None)) is not None:
+        return len(ids) - sum(len(tokens_of(run)) for run in runs)
+    if trainer is not None:
+        return len(ids)
+    whole = judged(completion, answer_of=str).text
+    return round(len(ids) * len(own_words(whole)) / max(1, len(readable(whole))))
 
 
 def _tokenizer(trainer: Any) -> Any:
@@ -177,3 +214,18 @@ def _with_images(prompt: Prompt, columns: Mapping[str, Sequence[Any]], row: int)
     if not images or any(part.image is not None for message in as_messages(prompt) for part in message.images):
         return prompt
     return with_images(prompt, images)
+
+
+ITS_OWN = "(Each response was asked something of its own, which stands before it.)"
+"""The question of a group whose prompts have nothing in common."""
+
+
+def common_prompt(
+    prompts: Sequence[Prompt | tuple[Message, ...]],
+) -> tuple[tuple[Message, ...], list[tuple[Message, ...]]]:
+    """What the prompts of a group have in common, whole messages from their beginning, and what each has besides."""
+    chats = [as_messages(prompt) for prompt in prompts]
+    same = 0
+    while all(len(chat) > same for chat in chats) and all(chat[same] == chats[0][same] for chat in chats):
+        same += 1
+    return chats[0][:same] or (Message("user", (TextPart(ITS_OWN),)),), [chat[same:] for chat in chats]

@@ -38,6 +38,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
+from mrjudge_reward.completions import readable
 from mrjudge_reward.errors import InputError
 from mrjudge_reward.prompting.rendering import conversation_text
 from mrjudge_reward.scoring.ratings import bradley_terry_fit
@@ -192,7 +193,7 @@ class LoggedGroup:
                     if i in of
                 ),
             )
-            for i, text in enumerate(group.candidates[:kept])
+            for i, text in enumerate(map(readable, group.candidates[:kept]))
         )
         return cls(
             key=bounded(group.key),
