@@ -126,7 +126,7 @@ def _tool_calls(turn: Mapping[str, Any]) -> list[CallPart]:
         if isinstance(given, Mapping):  # a column of such objects has all names that any of them has
             given = {key: value for key, value in given.items() if value is not None}
         shown = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False, default=str)
-        said = f"{name} {shown if given is not None else ''}".strip()
+        said = name if given is None else f"{name} {shown}" if name else shown
         known = call.get("id") if isinstance(call, Mapping) else None
         made.append(CallPart(f"[tool call] {said}".rstrip(), name, said, None if known is None else str(known)))
     return made
