@@ -54,7 +54,7 @@ from mrjudge_reward.scoring.stats import JudgeStats
 from mrjudge_reward.types import Group, Judgement
 
 from .distributed import gather, gather_results, rank_and_world
-from .rows import Completion, JudgedRow, Prompt, Row, RowReader, Thinking, common_prompt, prompts_of
+from .rows import Completion, JudgedRow, Prompt, Row, RowReader, Thinking, alike, common_prompt, prompts_of
 
 logger = logging.getLogger(__name__)
 
@@ -356,7 +356,7 @@ class JudgeReward:
         for block in blocks:
             members = rows[block * size : (block + 1) * size]
             head, prompt, answers = members[0], members[0].prompt, [member.answer for member in members]
-            if any(member.prompt != prompt for member in members):
+            if not all(alike(member.prompt, prompt) for member in members):
                 if not all(member.of_environment for member in members):
                     raise InputError(
                         f"rows {block * size}..{(block + 1) * size - 1} should answer one prompt and do not: check "

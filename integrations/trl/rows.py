@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -34,7 +35,7 @@ class JudgedRow:
 class Row:
     """One completion, as it travels between ranks."""
 
-    prompt: Prompt | tuple[Message, ...]
+    prompt: tuple[Message, ...]
     answer: Candidate
     length: int
     reference: str | None
@@ -98,7 +99,7 @@ class RowReader:
                     f"row {row} is not the text that the rollout judged: the trainer parses completions in its own way "
                     "(a response template?); leave out rollout_func"
                 )
-        shown = [_with_images(prompt, columns, index) for index, prompt in enumerate(prompts)]
+        shown = [as_messages(_with_images(prompt, columns, index)) for index, prompt in enumerate(prompts)]
         asked = self._asked(columns, len(prompts))
         environments = [one is not None for one in columns.get("environments") or [None] * len(prompts)]
         return list(map(Row, shown, answers, lengths, references, rubrics, known, asked, environments))
@@ -220,12 +221,17 @@ ITS_OWN = "(Each response was asked something of its own, which stands before it
 """The question of a group whose prompts have nothing in common."""
 
 
-def common_prompt(
-    prompts: Sequence[Prompt | tuple[Message, ...]],
-) -> tuple[tuple[Message, ...], list[tuple[Message, ...]]]:
+def common_prompt(prompts: Sequence[tuple[Message, ...]]) -> tuple[tuple[Message, ...], list[tuple[Message, ...]]]:
     """What the prompts of a group have in common, whole messages from their beginning, and what each has besides."""
-    chats = [as_messages(prompt) for prompt in prompts]
     same = 0
-    while all(len(chat) > same for chat in chats) and all(chat[same] == chats[0][same] for chat in chats):
+    while all(len(prompt) > same and alike(prompt[same], prompts[0][same]) for prompt in prompts):
         same += 1
-    return chats[0][:same] or (Message("user", (TextPart(ITS_OWN),)),), [chat[same:] for chat in chats]
+    return prompts[0][:same] or (Message("user", (TextPart(ITS_OWN),)),), [prompt[same:] for prompt in prompts]
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Whether two prompts or messages are the same."""
+    try:
+        return bool(one == other)
+    except ValueError:  # arrays do not compare as a whole
+        return pickle.dumps(one) == pickle.dumps(other)

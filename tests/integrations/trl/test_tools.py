@@ -72,7 +72,7 @@ def tokenizer(smol_path: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def trained(tokenizer: Any, out: Path, system: str = "", **settings: Any) -> tuple[Any, JudgeReward, ScriptedEngine]:
     engine = recording_engine()
-    judge = JudgeConfig(model="x", audit=False, length_weight=0.5).build(engine)
+    judge = JudgeConfig(model="x", audit=False).build(engine)
     reward = JudgeReward(judge, num_generations=4, name="judge", log_dir=out)
     chats = [[{"role": "user", "content": question}] for question in QUESTIONS]
     if system:
