@@ -78,14 +78,12 @@ class RowReader:
         if len(prompts) != len(completions):
             raise InputError(f"{len(prompts)} prompts for {len(completions)} completions")
         texts = completion_texts(completions, completion_ids, trainer)
+        read = [_with_text(said, text) for said, text in zip(completions, texts, strict=True)]
         if self.thinking == "strip" and completion_ids is not None and trainer is not None:
-            for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
-                if text is not None and self.template_opens(trainer, prompt):
-                    texts[row] = _unless_cut(text, _tokenizer(trainer), completion_ids[row])
-        answers = [
-            judged(said if text is None else text, self.view, self.answer_of)
-            for said, text in zip(completions, texts, strict=True)
-        ]
+            for row, (prompt, ids) in enumerate(zip(prompts, completion_ids, strict=True)):
+                if self.template_opens(trainer, prompt):
+                    read[row] = _unless_cut(read[row], ids, trainer)
+        answers = [judged(completion, self.view, self.answer_of) for completion in read]
         if completion_ids is None:
             lengths = [len(own_words(answer.text)) for answer in answers]
         else:
@@ -163,6 +161,16 @@ def _only_text(completion: Completion) -> str | None:
     return content if isinstance(content, str) else None
 
 
+_TOKENS_OF = "_get_tool_suffix_ids"
+"""``GRPOTrainer``'s own answer to which tokens it puts in for messages of tools."""
+
+
+def _between(completion: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Runs of messages that are not the policy's."""
+    runs = groupby(completion, lambda turn: turn["role"] != "assistant")
+    return [list(turns) for outside, turns in runs if outside]
+
+
 def own_length(completion: Completion, ids: Sequence[int], trainer: Any) -> int:
     """How many of a completion's tokens the policy wrote.
 
@@ -171,10 +179,10 @@ def own_length(completion: Completion, ids: Sequence[int], trainer: Any) -> int:
     """
     if isinstance(completion, str):
         return len(ids)
-    runs = [list(turns) for outside, turns in groupby(completion, lambda turn: turn["role"] != "assistant") if outside]
+    runs = _between(completion)
     if not runs:
         return len(ids)
-    if (tokens_of := getattr(trainer, "_get_tool_suffix_ids", None)) is not None:
+    if (tokens_of := getattr(trainer, _TOKENS_OF, None)) is not None:
         return len(ids) - sum(len(tokens_of(run)) for run in runs)
     if trainer is not None:
         return len(ids)
@@ -187,12 +195,32 @@ def _tokenizer(trainer: Any) -> Any:
     return getattr(processor, "tokenizer", processor)
 
 
-def _unless_cut(text: str, tokenizer: Any, ids: Sequence[int]) -> str:
-    """A turn's text, as an open reasoning if the reasoning that its template opened was never closed.
+def _with_text(completion: Completion, text: str | None) -> Completion:
+    if text is None or isinstance(completion, str):
+        return completion if text is None else text
+    return [{**completion[0], "content": text}]
+
+
+def _unless_cut(completion: Completion, ids: Sequence[int], trainer: Any) -> Completion:
+    """A completion whose last turn is an open reasoning, if the reasoning that its template opened was never closed.
 
     Of such a turn TRL's parser makes all content, and of one that was closed and empty too, so that the text does not tell.
     """
-    return f"{THINK_OPEN}{text}" if split_reasoning(decode_marked(tokenizer, ids), opened=True)[1] else text
+    if isinstance(completion, str) or not completion:
+        return completion
+    last, results = completion[-1], _between(completion)
+    content = last.get("content")
+    if last["role"] != "assistant" or last.get("tool_calls") or not isinstance(content, str):
+        return completion
+    if results:
+        if (tokens_of := getattr(trainer, _TOKENS_OF, None)) is None:
+            return completion
+        put_in = list(tokens_of(results[-1]))
+        ends = (end for end in range(len(ids), len(put_in) - 1, -1) if list(ids[end - len(put_in) : end]) == put_in)
+        ids = ids[next(ends, 0) :]
+    if not split_reasoning(decode_marked(_tokenizer(trainer), ids), opened=True)[1]:
+        return completion
+    return [*completion[:-1], {**last, "content": f"{THINK_OPEN}{content}"}]
 
 
 def _column(columns: Mapping[str, Any], name: str) -> Sequence[Any]:

@@ -43,6 +43,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -251,7 +252,8 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
         """What is judged, and how many tokens the policy wrote."""
         row: Mapping[str, Any] = item.non_tensor_batch
         if (told := told_in(row)) is not None:
-            return judged(told["messages"], self.settings.view, self._answer_of), int(told["length"])
+            answer_of = partial(self._answer_of, opened=self._opened and told["as_sampled"])
+            return judged(told["messages"], self.settings.view, answer_of), int(told["length"])
         if (turns := int(row.get("__num_turns__", 2))) > 2:
             raise InputError(
                 f"a session of {turns} turns does not tell which of its tokens the policy wrote: let its manager be, or "
@@ -263,10 +265,10 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
             mask = item.batch["attention_mask"]
             length = mask[mask.shape[-1] - responses.shape[-1] :].sum()
         ids = responses[: int(length)]
-        return plain(self._answer_of(decode_marked(self.tokenizer, ids))), int(length)
+        return plain(self._answer_of(decode_marked(self.tokenizer, ids), self._opened)), int(length)
 
-    def _answer_of(self, text: str) -> str:
-        return text if self.settings.thinking == "keep" else final_answer(text, self._opened)
+    def _answer_of(self, text: str, opened: bool) -> str:
+        return text if self.settings.thinking == "keep" else final_answer(text, opened)
 
     def _size(self, row: Mapping[str, Any]) -> int:
         for key in ("mrjudge_group_size", "__rollout_n__"):

@@ -27,7 +27,7 @@ class TellingToolAgentLoop(ToolAgentLoop):  # type: ignore[misc]
     """
 
     async def _handle_generating_state(self, agent_data: Any, *args: Any, **kwargs: Any) -> Any:
-        told: list[dict[str, Any]] = agent_data.extra_fields.get(COMPLETION, [])
+        told: list[dict[str, Any]] = agent_data.extra_fields.get(COMPLETION, {}).get("messages", [])
         before = len(agent_data.messages)
         if not told:
             agent_data.prompt_turns = before
@@ -36,7 +36,8 @@ class TellingToolAgentLoop(ToolAgentLoop):  # type: ignore[misc]
         if len(turns) == before:
             turns.append(await self._last_turn(agent_data))
         turns[before] = self._without_special_tokens(turns[before])
-        agent_data.extra_fields[COMPLETION] = [*told, *turns[agent_data.prompt_turns + len(told) :]]
+        told = [*told, *turns[agent_data.prompt_turns + len(told) :]]
+        agent_data.extra_fields[COMPLETION] = {"messages": told, "as_sampled": True}
         return state
 
     async def _last_turn(self, agent_data: Any) -> dict[str, Any]:
@@ -57,16 +58,19 @@ class TellingToolAgentLoop(ToolAgentLoop):  # type: ignore[misc]
 
 
 def told_of(output: Any, tokenizer: Any) -> dict[str, Any] | None:
-    """What an agent loop's output says of its session: ``messages`` and, in tokens, ``length``, both of the policy alone.
+    """What an agent loop's output says of its session; None where all of it is one turn of the policy's.
 
-    None where all of it is one turn of the policy's.
+    ``messages``, from the prompt's end; ``as_sampled``, whether a turn's reasoning stands in its text, maybe without the
+    mark with which a chat template opened it; ``length``, in tokens of the policy alone.
     """
-    messages = output.extra_fields.pop(COMPLETION, None)
-    if messages is None and all(output.response_mask):
+    told = output.extra_fields.pop(COMPLETION, None)
+    if told is None and all(output.response_mask):
         return None
-    if messages is None:
-        messages = by_mask(output.response_ids, output.response_mask, tokenizer)
-    return {"messages": messages, "length": sum(output.response_mask)}
+    if told is None:
+        told = {"messages": by_mask(output.response_ids, output.response_mask, tokenizer), "as_sampled": True}
+    elif not isinstance(told, Mapping):  # of a loop of one's own
+        told = {"messages": told, "as_sampled": False}
+    return {**told, "length": sum(output.response_mask)}
 
 
 def by_mask(ids: Sequence[int], mask: Sequence[int], tokenizer: Any) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -168,3 +169,38 @@ def test_an_audio_prompt_fails_its_group_and_not_the_run(kind: str):
     assert None not in rewards[2:]
     assert f"{kind} (2)" in reward.last_stats.failures
     assert f"leave out rows with parts of type {kind}" in reward.last_stats.advice
+
+
+@pytest.mark.parametrize(
+    ("last", "parsed", "shown"),
+    [
+        ("plan</think>Cold.", "Cold.", f"{CALLED}\n{TOLD}\nCold."),
+        ("unfinished plan", "unfinished plan", f"{CALLED}\n{TOLD}"),
+        ("</think>", "", f"{CALLED}\n{TOLD}"),
+        ("</think>Cold.", "Cold.", f"{CALLED}\n{TOLD}\nCold."),
+    ],
+)
+def test_reasoning_that_was_cut_in_the_last_of_several_turns_is_no_answer(
+    smol_tokenizer: Any, last: str, parsed: str, shown: str
+):
+    tokenizer = copy.deepcopy(smol_tokenizer)
+    tokenizer.chat_template += "<think>\n"
+
+    class Thinking(Trainer):
+        processing_class = tokenizer
+        model = SimpleNamespace(training=True)
+        reward_funcs = (None,)
+
+        def log_metric(self, name: str, value: float) -> None:
+            """As TRL takes it."""
+
+    trainer = Thinking()
+    ids = [1, 2, *trainer._get_tool_suffix_ids([RESULT]), *tokenizer.encode(last, add_special_tokens=False)]
+    other = tokenizer.encode("</think>I cannot know that.", add_special_tokens=False)
+    _, _, seen = judged(
+        [asks("Weather?")] * 2,
+        [[CALL, RESULT, said(parsed)], [said("I cannot know that.")]],
+        completion_ids=[ids, other],
+        log_metric=trainer.log_metric,
+    )
+    assert {text.replace(" ]", "]") for text in seen} == {shown, "I cannot know that."}

@@ -62,4 +62,5 @@ def test_the_judge_is_shown_calls_and_results_as_in_trl(
     requests = [Request(as_messages(json.loads(line)[0])) for line in seen.read_text(encoding="utf-8").splitlines()]
     assert shown(requests) == {f"What is the weather in {city}?": expected(city) for city in ("Oslo", "Rome")}
     for group in scores_of(tmp_path, 1):
-        assert sorted(group) == pytest.approx([-max(group)] * 2 + [max(group)] * 2)
+        worst, poor, good, best = sorted(group)
+        assert worst <= poor < 0 < good <= best, "those that looked it up"

@@ -69,7 +69,7 @@ SESSIONS: list[list[dict[str, Any]]] = [
 @pytest.mark.parametrize("number", range(len(SESSIONS)))
 def test_rows_of_every_path_say_what_trl_says_of_the_same_messages(view: Any, number: int):
     messages = SESSIONS[number]
-    told = {"messages": messages, "length": 17}
+    told = {"messages": messages, "length": 17, "as_sampled": True}
     carried = [{**CHAT[0], CARRIED: {COMPLETION: told, "uid": "u1"}}, *CHAT[1:]]
     raw = np.empty(1, dtype=object)
     raw[0] = carried
@@ -93,6 +93,24 @@ def test_a_session_of_several_turns_without_its_messages_is_refused():
         manager().sample_of(several)
     several.non_tensor_batch["__num_turns__"] = np.array([2])
     assert manager().sample_of(several).answer == "t1 t2"
+
+
+@pytest.mark.parametrize(
+    ("as_sampled", "text", "shown"),
+    [
+        (True, "plan</think>Cold.", "Cold."),
+        (True, "unfinished plan", ""),
+        (False, "Cold.", "Cold."),
+        (False, "<think>plan</think>Cold.", "Cold."),
+    ],
+)
+def test_reasoning_that_a_template_opened_is_known_in_what_was_sampled(as_sampled: bool, text: str, shown: str):
+    mine = manager()
+    mine._opened = True
+    row = rows([1], streamed=False)
+    told = {"messages": [{"role": "assistant", "content": text}], "as_sampled": as_sampled, "length": 3}
+    row.non_tensor_batch[COMPLETION] = np.array([told], dtype=object)
+    assert mine.sample_of(row).answer == shown
 
 
 @pytest.mark.parametrize(
@@ -147,9 +165,13 @@ BY_MASK = [
     ("mask", "extra", "told"),
     [
         ([1, 1], {}, None),
-        ([1, 1, 0, 1], {}, {"messages": BY_MASK, "length": 3}),
-        ([1, 1, 0, 1], {COMPLETION: MESSAGES}, {"messages": MESSAGES, "length": 3}),
-        ([1, 1], {COMPLETION: MESSAGES[:1]}, {"messages": MESSAGES[:1], "length": 2}),
+        ([1, 1, 0, 1], {}, {"messages": BY_MASK, "length": 3, "as_sampled": True}),
+        ([1, 1, 0, 1], {COMPLETION: MESSAGES}, {"messages": MESSAGES, "length": 3, "as_sampled": False}),
+        (
+            [1, 1],
+            {COMPLETION: {"messages": MESSAGES[:1], "as_sampled": True}},
+            {"messages": MESSAGES[:1], "length": 2, "as_sampled": True},
+        ),
     ],
 )
 @pytest.mark.parametrize("path", ["V1", "V1 colocated", "V0", "V0 colocated"])
@@ -253,6 +275,6 @@ TOLD = "[Tool result 1, not written by the responder]\nOslo: -3 C\n[End of tool 
 )
 def test_what_verls_tool_agent_tells(session: Any, turns: list[str], settings: dict[str, int], shown: str):
     done = session(turns, **settings)
-    assert readable(judged(done.extra_fields[COMPLETION]).text) == shown
+    assert readable(judged(done.extra_fields[COMPLETION]["messages"]).text) == shown
     assert done.extra_fields["max_global_steps"] == 1, "what verl keeps there is there"
     assert "turn_scores" in done.extra_fields
