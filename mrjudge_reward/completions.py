@@ -176,8 +176,11 @@ def _answer(parts: Sequence[Part], images: dict[str, ImagePart], answer_of: Call
     places = iter(others)
     said = ""
     for part in parts:
-        text = isinstance(part, TextPart) and not isinstance(part, UnshownPart)
-        said += ("\n" if said and text and said[-1] not in others else "") + (part.text if text else next(places))
+        if isinstance(part, TextPart) and not isinstance(part, UnshownPart):
+            said += "\n" if said and said[-1] not in others else ""
+            said += part.text
+        else:
+            said += next(places)
     found = re.split(f"([{''.join(others)}])", answer_of(said)) if others else [answer_of(said)]
     return _written([others[one] if one in others else TextPart(one) for one in found], images, "")
 

@@ -43,7 +43,8 @@ class TellingToolAgentLoop(ToolAgentLoop):  # type: ignore[misc]
     async def _last_turn(self, agent_data: Any) -> dict[str, Any]:
         over = max(0, len(agent_data.response_mask) - self.response_length)
         ids = agent_data.response_ids[: len(agent_data.response_ids) - over]
-        tools = [tool.tool_schema for tool in getattr(agent_data, "_active_tools", self.tools).values()]
+        active: Any = getattr(agent_data, "_active_tools", self.tools)
+        tools = [tool.tool_schema for tool in active.values()]
         content, agent_data.tool_calls = await self.tool_parser.extract_tool_calls(ids, tools)
         message: dict[str, Any] = self._build_assistant_message(content, agent_data)
         return message
