@@ -135,7 +135,7 @@ def judged(
             kind = f"result {results[index]}" if index in results else "said"
             said += _context(kind, _said(turn, images) if kind == "said" else _written(turn.content, images, "\n"))
             continue
-        answer = _answer([part for part in turn.content if part not in made], images, answer_of)
+        answer = _answer([part for part in turn.content if not isinstance(part, CallPart)], images, answer_of)
         between = "\n\n" if said and answer and not said.endswith("\ufffc[end]") else ""
         said += between + answer + "".join(_section(f"call {first + n}", call.said) for n, call in enumerate(made))
     return Candidate(said, tuple(images.items()))

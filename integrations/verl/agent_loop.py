@@ -67,7 +67,7 @@ class TellingWorker:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        _agent_loop_registry["tool_agent"] = telling(_agent_loop_registry["tool_agent"])
+        _agent_loop_registry.update({name: telling(loop) for name, loop in _agent_loop_registry.items()})
 
     async def _compute_score(self, outputs: list[Any], kwargs: dict[str, Any]) -> None:
         final = outputs[-1]
