@@ -119,7 +119,7 @@ def judged(
     if isinstance(completion, str):
         return plain(answer_of(completion))
     images: dict[str, ImagePart] = {}
-    turns = as_messages(completion)
+    turns = as_messages(completion, unshown=True)
     results = _results(completion, turns)
     own = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
     shown: Iterable[int] = range(len(turns))
@@ -197,7 +197,7 @@ def written(parts: Sequence[Mapping[str, Any] | Part]) -> Candidate:
         InputError: if one is no part.
     """
     images: dict[str, ImagePart] = {}
-    text = _written([as_part(part) for part in parts], images, "")
+    text = _written([as_part(part, unshown=True) for part in parts], images, "")
     return Candidate(text, tuple(images.items()))
 
 

@@ -63,8 +63,12 @@ class Message:
         return tuple(part for part in self.content if isinstance(part, ImagePart))
 
 
-def as_part(part: Any) -> Part:
-    """A message part as trainers and servers write it; of a type that is neither text nor image, an ``UnshownPart``.
+def as_part(part: Any, unshown: bool = False) -> Part:
+    """A message part as trainers and servers write it.
+
+    Args:
+        part: a mapping, or a part already.
+        unshown: take one of a type that is neither text nor image as an ``UnshownPart``.
 
     Raises:
         InputError: if it is none.
@@ -79,17 +83,18 @@ def as_part(part: Any) -> Part:
         if part.get("type") == "image_url":
             url = part.get("image_url")
             return ImagePart(url.get("url") if isinstance(url, Mapping) else url)
-        if isinstance(part.get("type"), str) and part["type"] != "text":
+        if unshown and isinstance(part.get("type"), str) and part["type"] != "text":
             kind = re.sub(r"\W", "_", part["type"])[:40] or "nameless"
             return UnshownPart(f"({kind})", kind)
     raise InputError(f"a message part must be {{'type': 'text' | 'image', ...}}; got {part!r:.200}")
 
 
-def as_messages(prompt: str | Sequence[Mapping[str, Any] | Message]) -> tuple[Message, ...]:
+def as_messages(prompt: str | Sequence[Mapping[str, Any] | Message], unshown: bool = False) -> tuple[Message, ...]:
     """Turn a prompt, as TRL and verl pass it, into messages.
 
     Args:
         prompt: plain text (one user turn) or chat messages whose content is text or a list of parts.
+        unshown: see ``as_part``.
 
     Raises:
         InputError: if it is neither.
@@ -108,7 +113,7 @@ def as_messages(prompt: str | Sequence[Mapping[str, Any] | Message]) -> tuple[Me
             content = ""
         if isinstance(content, Mapping | int | float):  # a tool's result as it returned it
             content = json.dumps(content, ensure_ascii=False, default=str)
-        parts = (TextPart(content),) if isinstance(content, str) else tuple(as_part(part) for part in content)
+        parts = (TextPart(content),) if isinstance(content, str) else tuple(as_part(part, unshown) for part in content)
         if calls := _tool_calls(turn):
             parts = (*(part for part in parts if part != TextPart("")), *calls)
         messages.append(Message(str(turn["role"]), parts))

@@ -87,7 +87,7 @@ class Group:
             raise InputError(f"{len(candidates)} candidates need as many different names; got {list(names)!r:.200}")
         named = None if names is None else tuple(names)
         texts = tuple(one.text for one in made)
-        return cls(as_messages(prompt), texts, key, reference, rubric, named, tuple(images.items()))
+        return cls(as_messages(prompt, unshown=True), texts, key, reference, rubric, named, tuple(images.items()))
 
 
 @dataclass(frozen=True, slots=True)

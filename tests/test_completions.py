@@ -290,7 +290,9 @@ def test_a_group_that_arrives_fails_whole_whoever_came_first():
 
 def test_a_judges_own_training_refuses_what_cannot_be_shown():
     asks = [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": "?"}]}]
-    assert isinstance(as_messages(asks)[0].content[0], UnshownPart)
+    assert isinstance(as_messages(asks, unshown=True)[0].content[0], UnshownPart)
+    with pytest.raises(InputError, match="a message part must be"):
+        as_messages(asks)
     with pytest.raises(InputError, match="audio"):
         Item(Group.of(asks, ["a", "b"]), (0.0, 1.0), "d")
 

@@ -97,7 +97,7 @@ class RowReader:
                     f"row {row} is not the text that the rollout judged: the trainer parses completions in its own way "
                     "(a response template?); leave out rollout_func"
                 )
-        shown = [as_messages(_with_images(prompt, columns, index)) for index, prompt in enumerate(prompts)]
+        shown = [_with_images(prompt, columns, index) for index, prompt in enumerate(prompts)]
         asked = self._asked(columns, len(prompts))
         environments = [one is not None for one in columns.get("environments") or [None] * len(prompts)]
         return list(map(Row, shown, answers, lengths, references, rubrics, known, asked, environments))
@@ -235,14 +235,15 @@ def _texts_of(columns: Mapping[str, Any], name: str | None, count: int) -> Seque
     return [str(value) if isinstance(value, int | float) else value for value in values]
 
 
-def _with_images(prompt: Prompt, columns: Mapping[str, Sequence[Any]], row: int) -> Prompt | tuple[Message, ...]:
+def _with_images(prompt: Prompt, columns: Mapping[str, Sequence[Any]], row: int) -> tuple[Message, ...]:
     """A prompt with the images of its dataset columns, unless it shows images already (TRL puts them in for itself)."""
+    messages = as_messages(prompt, unshown=True)
     images = columns["images"][row] if "images" in columns else None
     if images is None and "image" in columns and columns["image"][row] is not None:
         images = [columns["image"][row]]
-    if not images or any(part.image is not None for message in as_messages(prompt) for part in message.images):
-        return prompt
-    return with_images(prompt, images)
+    if not images or any(part.image is not None for message in messages for part in message.images):
+        return messages
+    return with_images(messages, images)
 
 
 ITS_OWN = "(Each response was asked something of its own, which stands before it.)"

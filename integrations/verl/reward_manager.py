@@ -308,7 +308,7 @@ def _prompt(row: Mapping[str, Any]) -> tuple[Message, ...]:
     if raw is None:
         raise InputError("the row holds no raw_prompt, so there is nothing to show a judge")
     turns: list[Any] = [getattr(turn, "data", turn) for turn in (raw.tolist() if hasattr(raw, "tolist") else raw)]
-    messages = list(as_messages(turns))
+    messages = list(as_messages(turns, unshown=True))
     beside = row.get("multi_modal_data")
     given = [beside.get("images"), beside.get("image")] if isinstance(beside, Mapping) else []
     images: Sequence[Any] = next((images for images in given if images is not None and len(images)), ())
