@@ -102,7 +102,7 @@ def _texts(piece: Piece) -> list[str]:
 def _bounds(stretches: Sequence[Piece], guard: Sanitizer, code: str) -> list[int | None]:
     """Most tokens of each text of a stretch; None for a stretch that is left out."""
     room = guard.most_of_candidate
-    lines = ["\n".join(piece.headings(code)) + "\n" for piece in stretches]
+    lines = ["\n".join(piece.headings(code)) + "\n\n" for piece in stretches]
     if sum(map(most_tokens, lines)) + sum(most_tokens(text) for piece in stretches for text in _texts(piece)) <= room:
         return [room] * len(stretches)
 
