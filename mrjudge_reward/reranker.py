@@ -157,8 +157,8 @@ class Reranker:
         rubric: str | None = None,
     ) -> Reranked:
         """Rank the candidates of one prompt; see :meth:`rank_groups` for errors."""
-        group = Group.of(prompt, candidates, key, reference, rubric)  # says what is no text before anything is done
-        return self.rank_groups([replace(group, candidates=tuple(map(self.shown, candidates)))])[0]
+        Group.of(prompt, candidates, key, reference, rubric)  # says what is no text before anything is done
+        return self.rank_groups([Group.of(prompt, list(map(self.shown, candidates)), key, reference, rubric)])[0]
 
     def best_of_n(
         self,

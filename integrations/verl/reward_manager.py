@@ -21,6 +21,8 @@ See ``settings`` for the ``mrjudge`` section. What verl does, and what this adap
   prompt, unless the prompt carries it (``agent_loop``). The batch is judged as one when all workers have handed in.
 * ``judge_weight`` and ``rule_weight`` mix the judge with the user's ``compute_score``, per ``data_source`` if asked; rows
   whose judge has no weight are not judged, and their ``judge_`` values are NaN or 0.
+* A session of several turns passes the tokens of all of them, and does not tell which the policy wrote. ``agent_loop``
+  carries its messages; ``view`` says what of them is judged, as in TRL. Without it such a run is refused.
 * A reward must be a number. Rows whose score is unknown get the mean of their group, whose advantage is zero, and are
   flagged: ``judge_abstained``. ``reward_extra_info`` has the same keys on every row (``streaming.scores.INFO_KEYS``).
 * Nothing tells training from validation in a streamed sample. Where their group sizes differ, a sample's size is taken
@@ -41,6 +43,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -51,6 +54,7 @@ from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
 
+from mrjudge_reward.completions import Candidate, judged, plain
 from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.images import bare, given_as
 from mrjudge_reward.messages import ImagePart, Message, Part, TextPart, as_messages, final_answer
@@ -60,6 +64,7 @@ from mrjudge_reward.streaming.scores import UNJUDGED, Sample, Scored
 
 from .actor import MANY, JudgeActorClient
 from .settings import ABSENT, CARRIED, VALIDATION_SPLITS, VerlSettings, is_colocated, served_judge
+from .transcripts import told_in
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +125,12 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
                 f"verl's colocated path does not pass what {', '.join(lacking)} need(s): set actor_rollout_ref.rollout."
                 "agent.agent_loop_manager_class to mrjudge_reward.integrations.verl.agent_loop.GroupAgentLoopManager, or "
                 "give the reward model devices of its own (enable_resource_pool)"
+            )
+        if self.settings.tells_no_turns(plain):
+            raise ConfigError(
+                "verl does not tell a reward which tokens of a session the policy wrote and which its tools returned: set "
+                "actor_rollout_ref.rollout.agent.agent_loop_manager_class to mrjudge_reward.integrations.verl.agent_loop."
+                "GroupAgentLoopManager (V0: GroupAgentLoopManagerV0)"
             )
         of_reward_model = (reward_router_address, reward_model_tokenizer)
         self._rule = (
@@ -216,16 +227,16 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
         item = data[0]
         row: Mapping[str, Any] = item.non_tensor_batch
         prompt = _prompt(row)
-        text, length = self._completion(item)
-        answer = text if self.settings.thinking == "keep" else final_answer(text, self._opened)
+        answer, length = self._completion(item)
         member = row.get("session_id")
         return Sample(
             group=self._group(row, prompt),
             member=None if member is None else str(member),
             size=self._size(row),
             prompt=prompt,
-            answer=answer,
+            answer=answer.text,
             length=length,
+            images=answer.images,
             reference=_text_at(row, self.settings.reference_field),
             rubric=_text_at(row, self.settings.rubric_field),
             lasting=row.get("uid") is not None,
@@ -237,14 +248,27 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
         group = f"prompt-{prompt_hash(prompt)}" if uid is None else str(uid)
         return group if attempt is None else f"{group}/{attempt}"
 
-    def _completion(self, item: Any) -> tuple[str, int]:
+    def _completion(self, item: Any) -> tuple[Candidate, int]:
+        """What is judged, and how many tokens the policy wrote."""
+        row: Mapping[str, Any] = item.non_tensor_batch
+        if (told := told_in(row)) is not None:
+            answer_of = partial(self._answer_of, opened=self._opened and told["as_sampled"])
+            return judged(told["messages"], self.settings.view, answer_of), int(told["length"])
+        if (turns := int(row.get("__num_turns__", 2))) > 2:
+            raise InputError(
+                f"a session of {turns} turns does not tell which of its tokens the policy wrote: let its manager be, or "
+                "derive from, mrjudge_reward.integrations.verl.agent_loop.GroupAgentLoopManager"
+            )
         responses = item.batch["responses"]
         length = item.non_tensor_batch.get("response_len")
         if length is None:
             mask = item.batch["attention_mask"]
             length = mask[mask.shape[-1] - responses.shape[-1] :].sum()
         ids = responses[: int(length)]
-        return decode_marked(self.tokenizer, ids), int(length)
+        return plain(self._answer_of(decode_marked(self.tokenizer, ids), self._opened)), int(length)
+
+    def _answer_of(self, text: str, opened: bool) -> str:
+        return text if self.settings.thinking == "keep" else final_answer(text, opened)
 
     def _size(self, row: Mapping[str, Any]) -> int:
         for key in ("mrjudge_group_size", "__rollout_n__"):
@@ -284,7 +308,7 @@ def _prompt(row: Mapping[str, Any]) -> tuple[Message, ...]:
     if raw is None:
         raise InputError("the row holds no raw_prompt, so there is nothing to show a judge")
     turns: list[Any] = [getattr(turn, "data", turn) for turn in (raw.tolist() if hasattr(raw, "tolist") else raw)]
-    messages = list(as_messages(turns))
+    messages = list(as_messages(turns, unshown=True))
     beside = row.get("multi_modal_data")
     given = [beside.get("images"), beside.get("image")] if isinstance(beside, Mapping) else []
     images: Sequence[Any] = next((images for images in given if images is not None and len(images)), ())

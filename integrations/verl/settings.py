@@ -23,6 +23,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from mrjudge_reward.completions import View
 from mrjudge_reward.engines.engine_config import EMBEDDED
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import ConfigError
@@ -37,6 +38,9 @@ ABSENT = "mrjudge_absent"
 
 CARRIED = "mrjudge"
 """Key of a prompt's first message under which ``agent_loop`` writes fields that verl's colocated path does not pass."""
+
+COMPLETION = "mrjudge_completion"
+"""Field of a row that tells what a session did, message by message; see ``transcripts``."""
 
 VALIDATION_SPLITS = frozenset({"test", "val", "valid", "validation", "dev", "eval"})
 """Values of ``extra_info.split`` that mark a validation row."""
@@ -101,6 +105,8 @@ class VerlSettings(Settings):
     """Completions per prompt in validation; None for ``rollout.val_kwargs.n``."""
     thinking: Literal["strip", "opened", "keep"] = "strip"
     """What becomes of the policy's own reasoning, as in ``JudgeReward``."""
+    view: View = "transcript"
+    """What of a completion is judged, as in ``JudgeReward``. Sessions of several turns need ``GroupAgentLoopManager``."""
     reference_field: str | None = None
     """Where a row keeps a reference answer, e.g. ``reward_model.ground_truth``. verl's colocated path needs
     ``GroupAgentLoopManager`` to pass it."""
@@ -163,6 +169,16 @@ class VerlSettings(Settings):
         weights = [name for name in ("judge_weight", "rule_weight") if isinstance(getattr(self, name), dict)]
         rule = ["rule_weight"] if self.rule_weight and "rule_weight" not in weights else []
         return [name for name in ("reference_field", "rubric_field") if getattr(self, name)] + weights + rule
+
+    @staticmethod
+    def tells_no_turns(config: Mapping[str, Any]) -> bool:
+        """Whether this run has sessions of several turns, and nothing that says which of their tokens the policy wrote."""
+        rollout = config["actor_rollout_ref"]["rollout"]
+        agent, turns = rollout.get("agent") or {}, rollout.get("multi_turn") or {}
+        several = any(turns.get(name) for name in ("enable", "tool_config_path", "function_tool_path"))
+        return not agent.get("agent_loop_manager_class") and (
+            several or agent.get("default_agent_loop") == "tool_agent"
+        )
 
     def judge_config(self, served: Mapping[str, Any] | None = None) -> JudgeConfig:
         """The judge's own settings.

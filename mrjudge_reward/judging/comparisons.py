@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from mrjudge_reward.cache import ReplyCache, Verb, request_content, request_key
+from mrjudge_reward.completions import own_words
 from mrjudge_reward.config import JudgeSettings
 from mrjudge_reward.engines.cancelling import cancelled
 from mrjudge_reward.engines.contract import Engine
@@ -308,11 +309,16 @@ class Comparer:
             check_shown(load_template(template), group)
 
     def seat(self, group: Group) -> tuple[dict[str, str], set[str]]:
-        """Who plays (see ``players_of``), and the candidates that hold a marker."""
+        """Who plays (see ``players_of``), and the candidates whose policy wrote a marker."""
         code = section_code(self.settings.seed, group.key)
-        safe = {text: neutralise(encodable(text), self._reserved, code) for text in group.candidates}
-        players = players_of(group, self.settings.seed, {text: visible(shown) for text, shown in safe.items()})
-        return players, {text for text in safe if safe[text] != encodable(text)}
+
+        def safe(text: str) -> str:
+            return neutralise(encodable(text), self._reserved, code)
+
+        shown = {text: safe(text) for text in group.candidates}
+        players = players_of(group, self.settings.seed, {text: visible(look) for text, look in shown.items()})
+        changed = (text for text in shown if shown[text] != encodable(text))
+        return players, {text for text in changed if safe(own := own_words(text)) != encodable(own)}
 
 
 def ask(engine: Engine, verb: Verb, requests: Sequence[Request], cache: ReplyCache | None = None) -> list[Answer]:

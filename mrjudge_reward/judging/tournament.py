@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from mrjudge_reward.completions import own_words
 from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.images import Album
 from mrjudge_reward.prompting.sanitizing import Sanitizer, visible
@@ -23,7 +24,7 @@ from mrjudge_reward.scoring.tally import GameCount, Tally
 from mrjudge_reward.special_tokens import Reserved
 from mrjudge_reward.types import Comparison, EngineFailure, Group, JudgedComparison, Reply, Usage, Verdict
 
-from .group_images import GroupImages, load_images
+from .group_images import GroupImages, fault_in_parts, load_images, shows_more_than_text
 
 _Shown: TypeAlias = tuple[tuple[str, ...], int]
 """The texts of a comparison in slot order, and its vote."""
@@ -36,11 +37,11 @@ def digest(*parts: object) -> int:
 
 
 def is_degenerate(text: str) -> bool:
-    """Whether a final answer holds no letter, number or symbol: empty, blank, or bare punctuation.
+    """Whether what a policy wrote holds no letter, number or symbol: empty, blank, or bare punctuation. A call is something.
 
     Such answers win surprisingly often with judges ("master keys", arXiv 2507.08794), so they are not shown to one.
     """
-    return not any(unicodedata.category(char)[0] in "LNS" for char in visible(text))
+    return not any(unicodedata.category(char)[0] in "LNS" for char in visible(own_words(text)))
 
 
 def players_of(group: Group, seed: int, look_of: Mapping[str, str]) -> dict[str, str]:
@@ -206,7 +207,7 @@ class Tournament:
 
     def load_images(self, album: Album) -> GroupImages | None:
         """The group with its images loaded, which happens once; None where it shows none."""
-        if self.images is None and (self.group.images or any(message.images for message in self.group.prompt)):
+        if self.images is None and shows_more_than_text(self.group):
             self.images = load_images(self.group, album)
         return self.images
 
@@ -261,7 +262,8 @@ class Tournament:
         self.spent += earlier.spent
         self.sanitized |= earlier.sanitized
         self.cut |= earlier.cut
-        self._early, self._early_reads = earlier._early, earlier._early_reads
+        if fault_in_parts(self.group) is None:  # of this group all fails, whoever came first
+            self._early, self._early_reads = earlier._early, earlier._early_reads
         if not self.group.images:  # of the candidates: those of the prompt are the same
             self.images = earlier.images
 

@@ -28,9 +28,10 @@ from importlib import resources
 from pathlib import Path
 
 from mrjudge_reward.errors import ConfigError, InputError
-from mrjudge_reward.messages import IMAGE_MARK, ImagePart, Message, Part, TextPart
+from mrjudge_reward.messages import ImagePart, Message, Part, TextPart
 from mrjudge_reward.types import Group
 
+from .candidates import shown_candidate
 from .sanitizing import Sanitizer, section_code, verdict_marks
 
 _SECTION = re.compile(r"^=== (\w+) ===$", re.MULTILINE)
@@ -265,23 +266,12 @@ def _responses(
 ) -> list[Part]:
     """The candidates' blocks, a line apart."""
     images = dict(group.images)
+    opening, _, closing = template.response.partition("{text}")
     parts: list[Part] = []
     for candidate, label in zip(candidates, labels, strict=True):
-        pieces = [piece for piece in IMAGE_MARK.split(candidate) if piece] if images else [candidate]
-        shown = [images.get(piece[7:-1]) if IMAGE_MARK.fullmatch(piece) else None for piece in pieces]
-        share = max(1, len(pieces) - sum(image is not None for image in shown))
-        bound = guard.most_of_candidate // share
-        opening, _, closing = template.response.partition("{text}")
         parts.append(TextPart(("\n" if parts else "") + _fill(opening, {"label": label})))
-        parts += [
-            TextPart(guard(piece, code, bound)) if image is None else image
-            for piece, image in zip(pieces, shown, strict=True)
-        ]
+        parts += shown_candidate(candidate, images, guard, code)
         parts.append(TextPart(_fill(closing, {"label": label})))
-        if not guard.sanitized.isdisjoint(pieces):  # what holds for a part of it holds for the candidate
-            guard.sanitized.add(candidate)
-        if not guard.cut.isdisjoint((piece, bound) for piece in pieces):
-            guard.cut.add((candidate, guard.most_of_candidate))
     return parts
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from mrjudge_reward.completions import own_words
 from mrjudge_reward.types import JudgedComparison, Judgement, NoVerdict, RankOrder, Tie, Usage
 
 from .cures import cure_of
@@ -113,7 +114,9 @@ class JudgeStats:
         )
         for index, judgement in enumerate(judgements):
             rewards_G = judgement.scores_G if rewards is None else rewards[index]
-            lengths_G = [len(text) for text in judgement.group.candidates] if lengths is None else lengths[index]
+            lengths_G = (
+                [len(own_words(text)) for text in judgement.group.candidates] if lengths is None else lengths[index]
+            )
             stats += _count(judgement, length_correlation(rewards_G, lengths_G))
         return stats
 

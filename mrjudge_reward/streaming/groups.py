@@ -37,7 +37,7 @@ from mrjudge_reward.scoring.rewards import RewardShape
 from mrjudge_reward.scoring.stats import JudgeStats
 
 from .queue import JudgingQueue, refuse, serve
-from .scores import INFO_KEYS, Sample, Scored, Scorer, group_of, prompt_bytes
+from .scores import INFO_KEYS, Sample, Scored, Scorer, group_of, image_bytes, prompt_bytes
 
 __all__ = ["INFO_KEYS", "KEPT", "ArrivingGroups", "Sample", "Scored"]
 
@@ -76,7 +76,9 @@ class _Arriving:
     def held_bytes(self) -> int:
         """What its texts and images take."""
         samples = [seat.sample for seat in self.seats.values()]
-        return sum(len(sample.answer) for sample in samples) + (prompt_bytes(samples[0].prompt) if samples else 0)
+        shown = sum(image_bytes(part) for sample in samples for _, part in sample.images)
+        texts = sum(len(sample.answer) for sample in samples)
+        return shown + texts + (prompt_bytes(samples[0].prompt) if samples else 0)
 
     def seat_of(self, sample: Sample) -> _Seat | None:
         """The seat whose answer this sample brings again."""

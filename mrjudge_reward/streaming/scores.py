@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mrjudge_reward.judging.early import EarlyComparisons
-from mrjudge_reward.messages import Message
+from mrjudge_reward.messages import ImagePart, Message
 from mrjudge_reward.scoring.rewards import RewardShape, reward_group
 from mrjudge_reward.scoring.stats import JudgeStats, asked_of
 from mrjudge_reward.scoring.tally import position_consistency
@@ -50,10 +50,11 @@ class Sample:
         member: identity within the group; None where the framework gives none.
         size: how many belong to the group.
         prompt, reference, rubric: as in ``Group``; those of the first sample count.
-        answer: the final answer.
-        length: of the completion, in tokens.
+        answer: what of the completion is judged, with marks (see ``completions``).
+        length: what the policy wrote of it, in tokens.
         lasting: whether the identity belongs to this group alone. One made of the prompt does not: the same prompt may
             come again.
+        images: what the answer's marks of images stand for.
     """
 
     group: str
@@ -65,6 +66,7 @@ class Sample:
     reference: str | None = None
     rubric: str | None = None
     lasting: bool = True
+    images: tuple[tuple[str, ImagePart], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,22 +85,23 @@ UNJUDGED = Scored(
 
 def prompt_bytes(prompt: Sequence[Message]) -> int:
     """About what a prompt takes in memory: its texts, and its images as they were given (decoded ones by their pixels)."""
-    size = 0
-    for message in prompt:
-        size += len(message.text)
-        for part in message.images:
-            image = getattr(part.image, "data", part.image)
-            if isinstance(image, bytes | str):
-                size += len(image)
-            elif hasattr(image, "getbands"):
-                size += image.width * image.height * len(image.getbands())
-    return size
+    return sum(len(message.text) + sum(map(image_bytes, message.images)) for message in prompt)
+
+
+def image_bytes(part: ImagePart) -> int:
+    """About what an image takes in memory, as it was given."""
+    image = getattr(part.image, "data", part.image)
+    if isinstance(image, bytes | str):
+        return len(image)
+    return image.width * image.height * len(image.getbands()) if hasattr(image, "getbands") else 0
 
 
 def group_of(key: str, samples: Sequence[Sample], names: Sequence[str] | None = None) -> Group:
     """The group that samples form, in their order."""
     head, answers = samples[0], tuple(sample.answer for sample in samples)
-    return Group(head.prompt, answers, key, head.reference, head.rubric, None if names is None else tuple(names))
+    images = {number: part for sample in reversed(samples) for number, part in sample.images}
+    named = None if names is None else tuple(names)
+    return Group(head.prompt, answers, key, head.reference, head.rubric, named, tuple(images.items()))
 
 
 class Scorer:

@@ -17,9 +17,10 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+from mrjudge_reward.completions import unshown
 from mrjudge_reward.errors import InputError
 from mrjudge_reward.images import bare, given_as
-from mrjudge_reward.messages import ImagePart, Message, as_messages
+from mrjudge_reward.messages import ImagePart, Message, UnshownPart, as_messages
 from mrjudge_reward.types import Group
 
 from .layouts import compared
@@ -52,6 +53,11 @@ class Item:
             )
         if not all(low <= worth <= high for worth in self.gold_G):
             raise InputError(f"{self.domain}: gold values must lie within {low}..{high}; got {self.gold_G}")
+        asked = (part.kind for turn in self.group.prompt for part in turn.content if isinstance(part, UnshownPart))
+        if kind := next(asked, unshown(self.group.candidates)):
+            raise InputError(
+                f"{self.domain}: an item holds a part of type {kind!r}, and a judge is shown text and images alone"
+            )
 
 
 def from_preference(row: Mapping[str, Any], domain: str = "preferences") -> Item:

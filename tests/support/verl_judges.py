@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -12,9 +13,10 @@ from mrjudge_reward.images import opened
 from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.prompting.formats import Choice
 from mrjudge_reward.scoring.alarms import FailureAlarm
-from mrjudge_reward.types import EngineFailure, Request
+from mrjudge_reward.types import EngineFailure, Reply, Request
 
 from .arriving import scripted, taste
+from .tool_runs import recording_engine
 
 
 def scripted_judge(config: JudgeConfig) -> Judge:
@@ -69,3 +71,17 @@ def seeing_judge(config: JudgeConfig) -> Judge:
 def count_score(data_source: str, solution_str: str, ground_truth: Any, extra_info: Any = None, **_: Any) -> float:
     """A verifiable reward, as verl calls one."""
     return len(solution_str.split()) + len(data_source) / 10 + len(ground_truth) / 100
+
+
+class RecordingEngine(ScriptedEngine):
+    """Prefers what was looked up, and writes down what it is shown, in the file that ``MRJUDGE_TEST_SEEN`` names."""
+
+    def _answer(self, request: Request) -> Reply | EngineFailure:
+        with open(os.environ["MRJUDGE_TEST_SEEN"], "a", encoding="utf-8") as file:
+            file.write(json.dumps([request.messages[-1].text]) + "\n")
+        return super()._answer(request)
+
+
+def recording_judge(config: JudgeConfig) -> Judge:
+    """A judge of tool users."""
+    return config.build(RecordingEngine(recording_engine().script, reads=True))

@@ -9,7 +9,8 @@ from mrjudge_reward.cli.doctor import Check
 from mrjudge_reward.errors import require
 from mrjudge_reward.integrations.verl.settings import SECTION, VerlSettings, is_colocated, served_judge
 from mrjudge_reward.judge import JudgeConfig
-from mrjudge_reward.judging.token_budget import LEAST_TEXT, UNKNOWN_CONTEXT, common_length
+from mrjudge_reward.judging.token_budget import LEAST_TEXT, UNKNOWN_CONTEXT
+from mrjudge_reward.prompting.candidates import common_length
 from mrjudge_reward.prompting.sanitizing import Sanitizer
 from mrjudge_reward.types import Group
 

@@ -82,6 +82,12 @@ def _agent_loop(config: Mapping[str, Any]) -> Iterator[Check]:
     if given.startswith(AGENT_LOOP_MANAGER) and given != wanted:
         detail = f"{_AGENT_KEY}={given} is for the other trainer: with this trainer.use_v1 it is {wanted}"
         yield Check("agent loop", "failed", detail)
+    if VerlSettings.tells_no_turns(config):
+        detail = (
+            "sessions have several turns, and verl does not tell a reward which of their tokens the policy wrote: set "
+            f"{_AGENT_KEY}={wanted}"
+        )
+        yield Check("agent loop", "failed", detail)
 
 
 def _agent_loop_manager(config: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mrjudge_reward.completions import readable
 from mrjudge_reward.monitoring.explain import verdict_record
 from mrjudge_reward.prompting.rendering import conversation_text
 from mrjudge_reward.scoring.ratings import bradley_terry_fit
@@ -150,7 +151,7 @@ class LoggedGroup:
                     if i in of
                 ),
             )
-            for i, text in enumerate(group.candidates[:kept])
+            for i, text in enumerate(map(readable, group.candidates[:kept]))
         )
         return cls(
             key=bounded(group.key),

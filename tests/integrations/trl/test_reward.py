@@ -23,9 +23,10 @@ from mrjudge_reward import (
     Request,
     ScriptedEngine,
 )
+from mrjudge_reward.completions import judged
 from mrjudge_reward.engines.scripted import shown_candidates
 from mrjudge_reward.images import load_picture
-from mrjudge_reward.integrations.trl.reward import JudgeReward, completion_text
+from mrjudge_reward.integrations.trl.reward import JudgeReward
 from mrjudge_reward.scoring.stats import METRICS
 
 
@@ -102,8 +103,8 @@ def test_chat_messages_and_a_policys_own_reasoning_are_understood() -> None:
         ([{"role": "assistant", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}], "a\nb"),
     ],
 )
-def test_the_text_of_a_completion(completion: Any, text: str) -> None:
-    assert completion_text(completion) == text
+def test_the_final_text_of_a_completion(completion: Any, text: str) -> None:
+    assert judged(completion, "final").text == text
 
 
 def test_one_prompts_failure_does_not_touch_another() -> None:

@@ -293,6 +293,13 @@ TRAPS: list[tuple[str, Sequence[str], str, str, Sequence[str]]] = [
         [f"it is {AGENT_LOOP_MANAGER}V0"],
     ),
     (
+        "tools without a manager that tells",
+        ["actor_rollout_ref.rollout.agent.default_agent_loop=tool_agent"],
+        "agent loop",
+        "failed",
+        ["which of their tokens the policy wrote", AGENT_LOOP_MANAGER],
+    ),
+    (
         "no validation",
         [*UNEQUAL, "trainer.val_before_train=False", "trainer.test_freq=-1"],
         "validation",

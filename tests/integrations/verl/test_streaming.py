@@ -111,7 +111,7 @@ def test_siblings_of_a_session_that_failed_are_rewarded_at_once(
             raise RuntimeError("the environment died")
         return await worker._agent_loop_postprocess([], False, **session)
 
-    monkeypatch.setattr(GroupAgentLoopWorker.__base__, "_run_agent_loop", run_agent_loop)
+    monkeypatch.setattr(GroupAgentLoopWorker.__bases__[-1], "_run_agent_loop", run_agent_loop)
     worker = object.__new__(GroupAgentLoopWorker)
     worker.reward_loop_worker_handles = stream.worker.reward_loop_worker_handles
     session = {"uid": failing.uid, "session_id": failing.session, "raw_prompt": [], **failing.fields}
