@@ -45,6 +45,7 @@ from mrjudge_reward.messages import Message, as_messages, final_answer
 from mrjudge_reward.monitoring.canaries import Canaries, CanaryReport
 from mrjudge_reward.monitoring.explain import verdict_line
 from mrjudge_reward.monitoring.monitor import RunMonitor
+from mrjudge_reward.prompting.rendering import check_places
 from mrjudge_reward.reasoning import THINK_OPEN, decode_marked, hidden_tokens, opens_reasoning, split_reasoning
 from mrjudge_reward.reranker import part_of
 from mrjudge_reward.scoring.rewards import OnAbstain, RewardShape, reward_group
@@ -52,6 +53,7 @@ from mrjudge_reward.scoring.stats import JudgeStats
 from mrjudge_reward.training.items import with_images
 from mrjudge_reward.types import Group, Judgement
 
+from .columns import column, shown_texts
 from .distributed import gather, gather_results, rank_and_world
 
 logger = logging.getLogger(__name__)
@@ -192,7 +194,8 @@ class JudgeReward:
             pair (OnlineDPO).
         on_abstain: what stands for an unknown score: ``"none"``, ``"group_mean"``, or ``"auto"`` (see the module).
         shape: centring and length term; None for the config's own.
-        reference_column, rubric_column: dataset columns shown to the judge as reference answer and criteria.
+        reference_column, rubric_column: dataset columns, or dotted paths to fields in them, shown to the judge as reference
+            answers and criteria: texts, numbers, or lists of these (see ``fields``).
         judged_if: which groups are judged at all: a column that is true for them, or a function of a row's columns (to be
             picklable, of a module). The others get None, so that a verifiable reward beside the judge stands alone there.
         thinking: what becomes of the policy's own reasoning: ``"strip"`` judges what follows it (``final_answer``); where
@@ -211,7 +214,8 @@ class JudgeReward:
         last_canaries: the latest measurement with canaries; None before any.
 
     Raises:
-        ConfigError: if a setting is unknown, a number of generations is below 1, or ``halves`` goes with anything but 2.
+        ConfigError: if a setting is unknown, a number of generations is below 1, ``halves`` goes with anything but 2, or the
+            judge's wording has no place for what a column brings.
     """
 
     def __init__(
@@ -246,6 +250,11 @@ class JudgeReward:
         self.layout = layout
         self.on_abstain = on_abstain
         self.shape = shape or (self._config.reward_shape if self._config else RewardShape())
+        check_places(
+            self._config.judge_format if self._config is not None else self._judge.format,
+            reference=reference_column and f"reference_column={reference_column!r}",
+            rubric=rubric_column and f"rubric_column={rubric_column!r}",
+        )
         self.reference_column = reference_column
         self.rubric_column = rubric_column
         self.judged_if = judged_if
@@ -380,17 +389,8 @@ class JudgeReward:
         answers = [self.answer_of(completion, False) for completion in completions]
         lengths = [len(ids) for ids in completion_ids] if completion_ids is not None else [len(a) for a in answers]
 
-        def column(name: str) -> Sequence[Any]:
-            if name not in columns:
-                raise ConfigError(f"the dataset has no column {name!r}; it has {', '.join(sorted(columns)) or 'none'}")
-            return list(columns[name])
-
-        def texts(name: str | None) -> Sequence[Any]:
-            values = [None] * len(prompts) if name is None else column(name)
-            # A dataset of numeric answers is common, and means their numerals.
-            return [str(value) if isinstance(value, int | float) else value for value in values]
-
-        references, rubrics = texts(self.reference_column), texts(self.rubric_column)
+        references = shown_texts(columns, self.reference_column, len(prompts), "reference")
+        rubrics = shown_texts(columns, self.rubric_column, len(prompts), "rubric")
         judged: Sequence[JudgedRow | None] = columns.get(JUDGED) or [None] * len(prompts)
         for row, (known, answer) in enumerate(zip(judged, answers, strict=True)):
             if known is not None and known.judgement.group.candidates[known.index] != answer:
@@ -402,7 +402,9 @@ class JudgeReward:
         if callable(self.judged_if):
             asked = [bool(self.judged_if({name: of[i] for name, of in columns.items()})) for i in range(len(prompts))]
         else:
-            asked = [True] * len(prompts) if self.judged_if is None else list(map(bool, column(self.judged_if)))
+            asked = (
+                [True] * len(prompts) if self.judged_if is None else list(map(bool, column(columns, self.judged_if)))
+            )
         return list(map(_Row, shown, answers, lengths, references, rubrics, judged, asked))
 
     def template_opens(self, trainer: Any, prompt: Prompt | tuple[Message, ...]) -> bool:

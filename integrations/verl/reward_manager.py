@@ -52,6 +52,7 @@ from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
 
 from mrjudge_reward.errors import ConfigError, InputError
+from mrjudge_reward.fields import shown_at
 from mrjudge_reward.images import bare, given_as
 from mrjudge_reward.messages import ImagePart, Message, Part, TextPart, as_messages, final_answer
 from mrjudge_reward.reasoning import decode_marked, opens_reasoning
@@ -226,8 +227,8 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
             prompt=prompt,
             answer=answer,
             length=length,
-            reference=_text_at(row, self.settings.reference_field),
-            rubric=_text_at(row, self.settings.rubric_field),
+            reference=shown_at(row, self.settings.reference_field, "reference"),
+            rubric=shown_at(row, self.settings.rubric_field, "rubric"),
             lasting=row.get("uid") is not None,
         )
 
@@ -306,20 +307,3 @@ def prompt_hash(prompt: Sequence[Message]) -> str:
         for message in prompt
     ]
     return hashlib.blake2b(repr(shown).encode(errors="surrogatepass"), digest_size=16).hexdigest()
-
-
-def _text_at(row: Mapping[str, Any], path: str | None) -> str | None:
-    """The text at a dotted path; None where the row has none.
-
-    Raises:
-        InputError: if something else than text or a number is there.
-    """
-    value: Any = row if path is not None else None
-    for key in path.split(".") if path is not None else ():
-        value = value.get(key) if isinstance(value, Mapping) else None
-    value = value.item() if isinstance(value, np.generic) else value
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, int | float):
-        return str(value)
-    raise InputError(f"{path} must hold text; got {type(value).__name__}")
