@@ -172,7 +172,7 @@ def test_several_references_are_shown_and_those_without_a_place_are_a_fault_of_t
     own = tmp_path / "own.txt"
     own.write_text(
         "=== system ===\nChoose.\n=== user ===\n{question}\n{responses}\n{labels} {form}\n"
-        "=== response ===\n[R {label}]\n{text}\n[/R]\n"
+        "=== response ===\n[Response {label}]\n{text}\n[End of response {label}]\n"
     )
     result = rank("--set", f"template={own}", stdin=jsonl(line, GROUPS[0]))
     assert result.exit_code == 1, result.stderr
