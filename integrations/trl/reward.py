@@ -16,7 +16,8 @@ What TRL does, and what this adapter makes of it (trl 1.16, ``trainer/grpo_train
   block, never by prompt text. Evaluation may use another size (``num_generations_eval``).
 * ``None`` means "not scored" and leaves a row out of its group's baseline, but only while no other reward function
   scores it; otherwise TRL counts our part as 0. ``on_abstain="auto"`` therefore gives None where the judge is the only
-  reward function and the group's mean where it is not. A judge that failed never becomes a score.
+  reward function or each is normalised by itself (``multi_objective_aggregation="normalize_then_sum"``), and the group's
+  mean elsewhere. A judge that failed never becomes a score.
 * Images come in the columns ``image`` or ``images``, or as parts of the prompt's messages: the judge sees what the policy
   saw.
 
@@ -54,7 +55,7 @@ from mrjudge_reward.training.items import with_images
 from mrjudge_reward.types import Group, Judgement
 
 from .columns import column, shown_texts
-from .distributed import gather, gather_results, rank_and_world
+from .distributed import check_timeout, gather, gather_results, rank_and_world
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +133,13 @@ def completion_text(completion: Completion) -> str:
         return completion
     turns = [message for message in as_messages(completion) if message.role == "assistant"]
     return turns[-1].text if turns else ""
+
+
+def counts_none_as_zero(trainer: Any) -> bool:
+    """Whether a None of ours would count as a reward of 0: beside another reward function that scores the row. Where each
+    function is normalised by itself it counts as the group's mean, and leaves the others' spread alone."""
+    alone = trainer is not None and len(getattr(trainer, "reward_funcs", [0, 0])) < 2
+    return not alone and getattr(trainer, "multi_objective_aggregation", "") != "normalize_then_sum"
 
 
 def _tokenizer(trainer: Any) -> Any:
@@ -313,7 +321,8 @@ class JudgeReward:
 
         Raises:
             InputError: if the rows do not form groups.
-            ConfigError: if ``num_generations`` differs from the trainer's.
+            ConfigError: if ``num_generations`` differs from the trainer's, or its ``ddp_timeout`` is less than the judge may
+                take for one comparison.
             EngineError: if ranks loaded different judges.
             JudgeUnreliableError: if too many judgements failed (on any rank, then on all).
             JudgeDriftedError: if the judge fails canaries that are set to stop the run (then on all ranks, too).
@@ -327,6 +336,7 @@ class JudgeReward:
 
         def prepare() -> list[_Row]:
             self._check_trainer(trainer, training, size)
+            check_timeout(trainer, (self._config or self.judge.settings), rank_and_world()[1])
             texts = _texts(completions, completion_ids, trainer)
             if self.thinking == "strip" and completion_ids is not None and trainer is not None:
                 for row, (prompt, said) in enumerate(zip(prompts, completions, strict=True)):
@@ -341,7 +351,7 @@ class JudgeReward:
         on_abstain: OnAbstain = "none"
         if self.on_abstain != "auto":
             on_abstain = self.on_abstain
-        elif self.layout == "blocks" and (trainer is None or len(getattr(trainer, "reward_funcs", [0, 0])) > 1):
+        elif self.layout == "blocks" and counts_none_as_zero(trainer):
             on_abstain = "group_mean"
         self._follow(trainer)
         before = self.last_canaries

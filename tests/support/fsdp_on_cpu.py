@@ -1,4 +1,4 @@
-"""FSDP on CPUs: accelerate shards on accelerators alone, and wraps a policy on CPUs in DDP whatever its launcher asks for."""
+"""FSDP on CPUs: accelerate shards on accelerators alone, and wraps a policy on CPUs in DDP whatever its launcher asks."""
 
 from __future__ import annotations
 

@@ -27,7 +27,6 @@ from mrjudge_reward.judge import JudgeConfig
 from . import fsdp_on_cpu, two_ranks_failing, two_ranks_watched
 from .trl_setup import grpo_like, prompt_dataset, tiny_policy
 
-
 SAME = ["It was awful.", "It lasted two hours.", "I loved every minute."]
 """A group that each rank judges by itself."""
 EFFICIENT = "FSDP_CPU_RAM_EFFICIENT_LOADING"

@@ -27,6 +27,7 @@ from mrjudge_reward import (
 )
 from mrjudge_reward.engines.scripted import shown_candidates
 from mrjudge_reward.images import load_picture
+from mrjudge_reward.integrations.trl.distributed import check_timeout
 from mrjudge_reward.integrations.trl.reward import JudgeReward, completion_text
 from mrjudge_reward.prompting.formats import SENTIMENT
 from mrjudge_reward.scoring.stats import METRICS
@@ -369,6 +370,38 @@ def test_a_column_that_the_wording_does_not_show_is_refused_at_once(
     with pytest.raises(ConfigError, match=f"{column}='extra' brings a (reference|rubric) that.*{says}"):
         JudgeReward(judge, num_generations=2, **{column: "extra"})
     JudgeReward(judge, num_generations=2)
+
+
+SERVED = {"model": "judge", "base_url": "http://127.0.0.1:8000/v1"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "waits", "world", "takes"),
+    [
+        (SERVED, 1800, 8, None),  # the defaults of both: 2 tries of 120 s and 600 s of an outage
+        (SERVED, 840, 8, None),
+        (SERVED, 839, 8, 840),
+        (SERVED, 120, 1, None),  # nobody waits
+        (SERVED, None, 8, None),  # a trainer that tells nothing
+        (SERVED | {"deadline_s": 600.0}, 1800, 2, None),
+        (SERVED | {"deadline_s": 900.0}, 1800, 2, 2400),
+        (SERVED | {"deadline_s": 900.0, "retries": 0}, 1800, 2, None),
+        (SERVED | {"deadline_s": 900.0, "retries": 0, "outage_wait_s": 901.0}, 1800, 2, 1801),
+        (SERVED | {"deadline_s": 300.0, "retries": 4}, 1800, 2, 2100),
+        ({"model": "some/judge", "engine": "vllm_server", "deadline_s": 1000.0}, 1800, 2, 2600),
+        ({"model": "some/judge"}, 1, 8, None),  # in this process nothing has a deadline
+    ],
+)
+def test_ranks_wait_for_each_other_as_long_as_a_comparison_may_take(
+    settings: dict[str, Any], waits: int | None, world: int, takes: int | None
+) -> None:
+    trainer = SimpleNamespace(args=SimpleNamespace(ddp_timeout=waits))
+    if takes is None:
+        check_timeout(trainer, JudgeConfig(**settings), world)
+        check_timeout(None, JudgeConfig(**settings), world)
+    else:
+        with pytest.raises(ConfigError, match=f"may take {takes} s.*ddp_timeout = {waits} s.*raise ddp_timeout"):
+            check_timeout(trainer, JudgeConfig(**settings), world)
 
 
 def test_what_is_counted_of_steps_is_bounded_and_no_two_calls_share_a_key() -> None:
