@@ -19,8 +19,9 @@ See ``settings`` for the ``mrjudge`` section. What verl does, and what this adap
 * *Colocated* (``reward.reward_model.enable`` without ``enable_resource_pool``): the batch is padded with copies, cut
   evenly over the workers, and scored while the reward model is awake. V1 passes no ``uid`` here, so rows meet by their
   prompt, unless the prompt carries it (``agent_loop``). The batch is judged as one when all workers have handed in.
-* ``judge_weight`` and ``rule_weight`` mix the judge with the user's ``compute_score``, per ``data_source`` if asked; rows
-  whose judge has no weight are not judged, and their ``judge_`` values are NaN or 0.
+* ``judge_weight`` and ``rule_weight`` mix the judge with the user's ``compute_score``, per ``data_source`` if asked. A
+  reward is the weighted sum of ``judge_reward`` and ``rule_reward``, which are numbers on every row, 0 where the weight is
+  (such rows are not judged). So they may be GDPO's ``algorithm.gdpo_reward_keys``.
 * A reward must be a number. Rows whose score is unknown get the mean of their group, whose advantage is zero, and are
   flagged: ``judge_abstained``. ``reward_extra_info`` has the same keys on every row (``streaming.scores.INFO_KEYS``).
 * Nothing tells training from validation in a streamed sample. Where their group sizes differ, a sample's size is taken
@@ -166,9 +167,11 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
         finally:
             if ruled is not None:
                 ruled.cancel()
-        reward = of_judge * scored.reward + (of_rule * rule if of_rule else 0.0)
-        info = dict(scored.info) | ({"rule_score": rule} if self._rule is not None else {})
-        return {"reward_score": reward, "reward_extra_info": info}
+        ruled_reward = rule if of_rule else 0.0  # a number always: verl's GDPO makes NaN of a whole batch with one
+        info = dict(scored.info)
+        if self._rule is not None:
+            info |= {"rule_reward": ruled_reward, "rule_score": rule}
+        return {"reward_score": of_judge * scored.reward + of_rule * ruled_reward, "reward_extra_info": info}
 
     async def _judged(self, data: DataProto) -> Scored:
         sample = self.sample_of(data)

@@ -1,7 +1,12 @@
-"""FSDP on CPUs: accelerate shards on accelerators alone, and wraps a policy on CPUs in DDP whatever its launcher asks."""
+"""FSDP on CPUs: accelerate shards on accelerators alone, and wraps a policy on CPUs in DDP whatever is asked for.
+
+``python -m tests.support.fsdp_on_cpu MODULE ARGUMENTS`` runs a module so.
+"""
 
 from __future__ import annotations
 
+import runpy
+import sys
 from typing import Any
 
 from accelerate.state import AcceleratorState, PartialState
@@ -19,3 +24,9 @@ def allow() -> None:
             self.fsdp_plugin = fsdp_plugin
 
     AcceleratorState.__init__ = sharded
+
+
+if __name__ == "__main__":
+    allow()
+    del sys.argv[0]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

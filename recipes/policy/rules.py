@@ -1,0 +1,36 @@
+"""Verifiable rewards to stand beside a judge, as TRL calls a reward function."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mrjudge_reward.messages import final_answer
+
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+def number(
+    completions: Sequence[str | Sequence[Mapping[str, Any]]], answer: Sequence[float | str | None], **_: Any
+) -> list[float | None]:
+    """1 where the last number of a completion is the row's answer, else 0; None (not scored) where the row has none.
+
+    Args:
+        completions: texts, or chats that end in the answer. Length n.
+        answer: the dataset's column, numbers or numerals. Length n.
+
+    >>> number(["So it is 1,200.", "12", "twelve", "An essay."], answer=[1200, "13", 12, None])
+    [1.0, 0.0, 0.0, None]
+    """
+    texts = [said if isinstance(said, str) else str(said[-1]["content"]) for said in completions]
+    return [None if right is None else _right(text, right) for text, right in zip(texts, answer, strict=True)]
+
+
+def _right(text: str, answer: float | str) -> float:
+    found = _NUMBER.findall(final_answer(text))
+    return float(bool(found) and _value(found[-1]) == _value(str(answer)))
+
+
+def _value(numeral: str) -> float:
+    return float(numeral.replace(",", ""))
