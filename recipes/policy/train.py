@@ -56,7 +56,7 @@ class PolicyRecipe(Settings):
         how: which of them, ``extremes`` or ``spread``.
         prompts: ``"openings"`` of film reviews, or a file of JSON lines with a ``prompt`` each; the train split of them.
         reward: further arguments of ``JudgeReward``, e.g. ``reference_column``: columns are the other fields of a line.
-        rules: reward functions beside the judge, called as TRL does: ``module:function``, as ``recipes.policy.rules:number``.
+        rules: reward functions beside the judge, called as TRL does: ``module:function`` (``recipes.common.rules:number``).
         pairs: a file made by ``dpo_pairs.py``.
         training: fields of TRL's ``GRPOConfig``, ``RLOOConfig`` or ``DPOConfig``.
 
