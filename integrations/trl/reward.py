@@ -259,7 +259,7 @@ class JudgeReward:
         self.on_abstain = on_abstain
         self.shape = shape or (self._config.reward_shape if self._config else RewardShape())
         check_places(
-            self._config.judge_format if self._config is not None else self._judge.format,
+            judge.format if isinstance(judge, Judge) else (judge or JudgeConfig()).judge_format,
             reference=reference_column and f"reference_column={reference_column!r}",
             rubric=rubric_column and f"rubric_column={rubric_column!r}",
         )

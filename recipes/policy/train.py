@@ -88,7 +88,7 @@ class PolicyRecipe(Settings):
             raise ConfigError("candidates need TRL's rollout_func, which GRPO alone has")
         if self.algorithm == "dpo" and (self.judge or self.shared_base or self.reward or self.rules):
             raise ConfigError(
-                "DPO rewards nothing: it learns from the pairs; leave out judge, shared_base, reward and rules"
+                "DPO asks no judge: it learns from the pairs; leave out judge, shared_base, reward and rules"
             )
         if self.judge == "random" and self.shared_base:
             raise ConfigError("a random judge has no model that could share the policy's base; leave out shared_base")
