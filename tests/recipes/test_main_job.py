@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from mrjudge_reward import JudgeConfig
+from mrjudge_reward.cli import app
 from mrjudge_reward.integrations.trl import JudgeReward
 from mrjudge_reward.integrations.trl.distributed import check_timeout
 from recipes.common.config import read_config
@@ -105,6 +107,25 @@ def test_both_ways_differ_in_where_the_judge_is_alone() -> None:
     for recipe in (colocated, server):
         recipe["judge"] = {name: value for name, value in recipe["judge"].items() if name not in placed}
     assert colocated == server
+
+
+def test_the_page_counts_memory_with_the_settings_of_the_config() -> None:
+    page = (ROOT / "docs" / "main_job.md").read_text(encoding="utf-8")
+    recipe = recipe_of("main_colocated")
+    assert isinstance(recipe.judge, dict)
+    judge = JudgeConfig(**recipe.judge)
+    assert f"share={judge.gpu_memory_utilization}, cache_tokens={judge.context_tokens}" in page
+    length = recipe.training["vllm_max_model_length"]
+    assert f"share={recipe.training['vllm_gpu_memory_utilization']}, cache_tokens={length}" in page
+
+
+def test_the_doctor_passes_on_the_served_judge(tmp_path: Path) -> None:
+    judge = recipe_of("main_server").judge
+    assert isinstance(judge, dict)
+    with JudgeServer(longest_wins) as server:
+        (tmp_path / "judge.yaml").write_text(json.dumps(judge | {"base_url": server.base_url}), encoding="utf-8")
+        done = CliRunner().invoke(app, ["doctor", "-c", str(tmp_path / "judge.yaml")])
+    assert done.exit_code == 0, done.output
 
 
 ROWS = [
