@@ -44,6 +44,7 @@ from mrjudge_reward.scoring.tally import HARD_LOG_ODDS, MAX_GROUP, cyclic_triads
 from .cache import ReplyCache
 from .config import JudgeSettings
 from .errors import ConfigError, InputError
+from .fields import Shown
 from .messages import Message, Part
 from .once import Once
 from .types import Comparison, Group, JudgedComparison, Judgement, NoVerdict, Verdict
@@ -183,8 +184,8 @@ class Judge:
         size: int,
         key: str,
         names: Sequence[str] | None = None,
-        reference: str | None = None,
-        rubric: str | None = None,
+        reference: Shown = None,
+        rubric: Shown = None,
     ) -> EarlyComparisons:
         """Begin a group whose candidates come one by one; everything but the candidates is as in ``Group.of``.
 
@@ -258,8 +259,8 @@ class Judge:
         prompt: str | Sequence[Mapping[str, Any] | Message],
         candidates: Sequence[str | Sequence[Mapping[str, Any] | Part]],
         key: str = "0",
-        reference: str | None = None,
-        rubric: str | None = None,
+        reference: Shown = None,
+        rubric: Shown = None,
     ) -> Judgement:
         """Judge the candidates of one prompt; everything is as in ``Group.of``, images in prompt and candidates too."""
         return self.judge([Group.of(prompt, candidates, key, reference, rubric)])[0]

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias
 
 from .completions import Candidate, candidate_of
 from .errors import InputError
+from .fields import Shown, shown_text
 from .messages import ImagePart, Message, Part, as_messages
 
 
@@ -32,8 +33,8 @@ class Group:
         candidates: final answers or transcripts, G of them; a policy's own reasoning is removed before (see
             ``completions.judged``).
         key: identity given by the framework. Two groups with the same prompt text are still two groups.
-        reference: an answer known to be good, shown to the judge if present.
-        rubric: extra criteria, shown to the judge if present.
+        reference: one or several answers known to be good, as the judge is shown them; None for none.
+        rubric: extra criteria, as the judge is shown them; None for none.
         names: identities of the candidates, given by the framework, G of them. With names, who meets whom is decided
             by these instead of by the texts, so that comparisons can begin before all texts are there.
         images: what the marks in the candidates stand for, by number.
@@ -53,8 +54,8 @@ class Group:
         prompt: str | Sequence[Mapping[str, Any] | Message],
         candidates: Sequence[str | Candidate | Sequence[Mapping[str, Any] | Part | Message]],
         key: str = "0",
-        reference: str | None = None,
-        rubric: str | None = None,
+        reference: Shown = None,
+        rubric: Shown = None,
         names: Sequence[str] | None = None,
     ) -> Group:
         """Build a group from plain Python values.
@@ -63,11 +64,12 @@ class Group:
             prompt: text or chat messages.
             candidates: texts, lists of text and image parts for those that show images, or transcripts as lists of
                 messages.
-            key, reference, rubric, names: see the class.
+            reference, rubric: text or a number, or lists of these: several references, several criteria (see ``fields``).
+            key, names: see the class.
 
         Raises:
             InputError: if the prompt is not text or messages, a candidate neither text nor parts, the reference or rubric
-                not text, or the names are not as many as the candidates, all different.
+                neither text nor numbers, or the names are not as many as the candidates, all different.
         """
         if isinstance(candidates, str):
             raise InputError("candidates must be a list of texts; got one text")
@@ -80,14 +82,12 @@ class Group:
         images: dict[str, ImagePart] = {}
         for number, part in (image for one in made for image in one.images):
             images.setdefault(number, part)
-        for name, text in (("reference", reference), ("rubric", rubric)):
-            if text is not None and not isinstance(text, str):
-                raise InputError(f"the {name} must be text; got {type(text).__name__}")
         if names is not None and (len(names) != len(candidates) or len(set(names)) != len(names)):
             raise InputError(f"{len(candidates)} candidates need as many different names; got {list(names)!r:.200}")
         named = None if names is None else tuple(names)
         texts = tuple(one.text for one in made)
-        return cls(as_messages(prompt, unshown=True), texts, key, reference, rubric, named, tuple(images.items()))
+        shown = shown_text(reference, "reference"), shown_text(rubric, "rubric")
+        return cls(as_messages(prompt, unshown=True), texts, key, *shown, named, tuple(images.items()))
 
 
 @dataclass(frozen=True, slots=True)

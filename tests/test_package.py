@@ -28,7 +28,7 @@ from .support import ROOT
 
 PACKAGE = ROOT / "mrjudge_reward"
 
-ARROW = """errors > credentials once sole_writer json_lines > settings images reasoning special_tokens > messages >
+ARROW = """errors > credentials once sole_writer json_lines > settings images reasoning special_tokens fields > messages >
  completions > types > prompting engines scoring > cache training config > judging > judge > monitoring reranker >
  streaming cli"""
 """Which way imports run. A folder imports from what stands to its left, and from nothing beside it."""

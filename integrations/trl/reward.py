@@ -16,7 +16,8 @@ What TRL does, and what this adapter makes of it (trl 1.16, ``trainer/grpo_train
   block, never by prompt text. Evaluation may use another size (``num_generations_eval``).
 * ``None`` means "not scored" and leaves a row out of its group's baseline, but only while no other reward function
   scores it; otherwise TRL counts our part as 0. ``on_abstain="auto"`` therefore gives None where the judge is the only
-  reward function and the group's mean where it is not. A judge that failed never becomes a score.
+  reward function or each is normalised by itself (``multi_objective_aggregation="normalize_then_sum"``), and the group's
+  mean elsewhere. A judge that failed never becomes a score.
 * With ``environment_factory`` what ``reset()`` says may differ from rollout to rollout. The judge is then asked what their
   prompts begin with, in whole messages, and told the rest beside each completion. All other rows of a group must have one
   prompt.
@@ -48,12 +49,13 @@ from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.monitoring.canaries import Canaries, CanaryReport
 from mrjudge_reward.monitoring.explain import verdict_line
 from mrjudge_reward.monitoring.monitor import RunMonitor
+from mrjudge_reward.prompting.rendering import check_places
 from mrjudge_reward.reranker import part_of
 from mrjudge_reward.scoring.rewards import OnAbstain, RewardShape, reward_group
 from mrjudge_reward.scoring.stats import JudgeStats
 from mrjudge_reward.types import Group, Judgement
 
-from .distributed import gather, gather_results, rank_and_world
+from .distributed import check_timeout, gather, gather_results, rank_and_world
 from .rows import Completion, JudgedRow, Prompt, Row, RowReader, Thinking, alike, common_prompt, prompts_of
 
 logger = logging.getLogger(__name__)
@@ -98,6 +100,13 @@ def _among(rows: Sequence[JudgedRow]) -> Judgement:
     return replace(part, calls=whole.calls, cache_hits=whole.cache_hits, usage=whole.usage, seconds=whole.seconds)
 
 
+def counts_none_as_zero(trainer: Any) -> bool:
+    """Whether a None of ours would count as a reward of 0: beside another reward function that scores the row. Where each
+    function is normalised by itself it counts as the group's mean, and leaves the others' spread alone."""
+    alone = trainer is not None and len(getattr(trainer, "reward_funcs", [0, 0])) < 2
+    return not alone and getattr(trainer, "multi_objective_aggregation", "") != "normalize_then_sum"
+
+
 class JudgeReward:
     """A judge for ``reward_funcs=``. Picklable; a config is turned into a judge on first use in each process.
 
@@ -111,7 +120,8 @@ class JudgeReward:
             pair (OnlineDPO).
         on_abstain: what stands for an unknown score: ``"none"``, ``"group_mean"``, or ``"auto"`` (see the module).
         shape: centring and length term; None for the config's own.
-        reference_column, rubric_column: dataset columns shown to the judge as reference answer and criteria.
+        reference_column, rubric_column: dataset columns, or dotted paths to fields in them, shown to the judge as reference
+            answers and criteria: texts, numbers, or lists of these (see ``fields``).
         judged_if: which groups are judged at all: a column that is true for them, or a function of a row's columns (to be
             picklable, of a module). The others get None, so that a verifiable reward beside the judge stands alone there.
         thinking: what becomes of the policy's own reasoning: ``"strip"`` judges what follows it (``final_answer``); where
@@ -132,7 +142,8 @@ class JudgeReward:
         last_canaries: the latest measurement with canaries; None before any.
 
     Raises:
-        ConfigError: if a setting is unknown, a number of generations is below 1, or ``halves`` goes with anything but 2.
+        ConfigError: if a setting is unknown, a number of generations is below 1, ``halves`` goes with anything but 2, or the
+            judge's wording has no place for what a column brings.
     """
 
     def __init__(
@@ -171,6 +182,11 @@ class JudgeReward:
         self.layout = layout
         self.on_abstain = on_abstain
         self.shape = shape or (self._config.reward_shape if self._config else RewardShape())
+        check_places(
+            judge.format if isinstance(judge, Judge) else (judge or JudgeConfig()).judge_format,
+            reference=reference_column and f"reference_column={reference_column!r}",
+            rubric=rubric_column and f"rubric_column={rubric_column!r}",
+        )
         self.reader = RowReader(reference_column, rubric_column, judged_if, thinking, view)
         number = next(_instances)
         self.__name__ = name or ("judge" if number == 1 else f"judge_{number}")
@@ -225,7 +241,8 @@ class JudgeReward:
 
         Raises:
             InputError: if the rows do not form groups.
-            ConfigError: if ``num_generations`` differs from the trainer's.
+            ConfigError: if ``num_generations`` differs from the trainer's, or its ``ddp_timeout`` is less than the judge may
+                take for one comparison.
             EngineError: if ranks loaded different judges.
             JudgeUnreliableError: if too many judgements failed (on any rank, then on all).
             JudgeDriftedError: if the judge fails canaries that are set to stop the run (then on all ranks, too).
@@ -239,6 +256,7 @@ class JudgeReward:
 
         def prepare() -> list[Row]:
             self._check_trainer(trainer, training, size)
+            check_timeout(trainer, (self._config or self.judge.settings), rank_and_world()[1])
             rows = self.reader.rows(prompts, completions, completion_ids, columns, trainer)
             half = len(rows) // 2
             pairs = zip(rows[:half], rows[half:], strict=True) if self.layout == "halves" else ()
@@ -248,7 +266,7 @@ class JudgeReward:
         on_abstain: OnAbstain = "none"
         if self.on_abstain != "auto":
             on_abstain = self.on_abstain
-        elif self.layout == "blocks" and (trainer is None or len(getattr(trainer, "reward_funcs", [0, 0])) > 1):
+        elif self.layout == "blocks" and counts_none_as_zero(trainer):
             on_abstain = "group_mean"
         self._follow(trainer)
         before = self.last_canaries

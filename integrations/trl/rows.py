@@ -9,11 +9,13 @@ from itertools import groupby
 from typing import Any, Literal, TypeAlias
 
 from mrjudge_reward.completions import Candidate, View, judged, own_words, readable
-from mrjudge_reward.errors import ConfigError, InputError
+from mrjudge_reward.errors import InputError
 from mrjudge_reward.messages import Message, TextPart, as_messages, final_answer
 from mrjudge_reward.reasoning import THINK_OPEN, decode_marked, hidden_tokens, opens_reasoning, split_reasoning
 from mrjudge_reward.training.items import with_images
 from mrjudge_reward.types import Judgement
+
+from .columns import column, shown_texts
 
 Thinking: TypeAlias = Literal["strip", "opened", "keep"]
 Prompt: TypeAlias = str | Sequence[Mapping[str, Any]]
@@ -88,8 +90,8 @@ class RowReader:
             lengths = [len(own_words(answer.text)) for answer in answers]
         else:
             lengths = [own_length(*row, trainer) for row in zip(completions, completion_ids, strict=True)]
-        references = _texts_of(columns, self.reference_column, len(prompts))
-        rubrics = _texts_of(columns, self.rubric_column, len(prompts))
+        references = shown_texts(columns, self.reference_column, len(prompts), "reference")
+        rubrics = shown_texts(columns, self.rubric_column, len(prompts), "rubric")
         known: Sequence[JudgedRow | None] = columns.get(JUDGED) or [None] * len(prompts)
         for row, (one, answer) in enumerate(zip(known, answers, strict=True)):
             if one is not None and one.judgement.group.candidates[one.index] != answer.text:
@@ -105,7 +107,7 @@ class RowReader:
     def _asked(self, columns: Mapping[str, Any], count: int) -> list[bool]:
         if callable(self.judged_if):
             return [bool(self.judged_if({name: of[i] for name, of in columns.items()})) for i in range(count)]
-        return [True] * count if self.judged_if is None else list(map(bool, _column(columns, self.judged_if)))
+        return [True] * count if self.judged_if is None else list(map(bool, column(columns, self.judged_if)))
 
     def template_opens(self, trainer: Any, prompt: Prompt | tuple[Message, ...]) -> bool:
         """Whether the trainer's chat template opens the reasoning; none is applied to a prompt that is plain text."""
@@ -221,18 +223,6 @@ def _unless_cut(completion: Completion, ids: Sequence[int], trainer: Any) -> Com
     if not split_reasoning(decode_marked(_tokenizer(trainer), ids), opened=True)[1]:
         return completion
     return [*completion[:-1], {**last, "content": f"{THINK_OPEN}{content}"}]
-
-
-def _column(columns: Mapping[str, Any], name: str) -> Sequence[Any]:
-    if name not in columns:
-        raise ConfigError(f"the dataset has no column {name!r}; it has {', '.join(sorted(columns)) or 'none'}")
-    return list(columns[name])
-
-
-def _texts_of(columns: Mapping[str, Any], name: str | None, count: int) -> Sequence[Any]:
-    values = [None] * count if name is None else _column(columns, name)
-    # A dataset of numeric answers is common, and means their numerals.
-    return [str(value) if isinstance(value, int | float) else value for value in values]
 
 
 def _with_images(prompt: Prompt, columns: Mapping[str, Sequence[Any]], row: int) -> tuple[Message, ...]:

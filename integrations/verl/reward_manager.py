@@ -19,8 +19,9 @@ See ``settings`` for the ``mrjudge`` section. What verl does, and what this adap
 * *Colocated* (``reward.reward_model.enable`` without ``enable_resource_pool``): the batch is padded with copies, cut
   evenly over the workers, and scored while the reward model is awake. V1 passes no ``uid`` here, so rows meet by their
   prompt, unless the prompt carries it (``agent_loop``). The batch is judged as one when all workers have handed in.
-* ``judge_weight`` and ``rule_weight`` mix the judge with the user's ``compute_score``, per ``data_source`` if asked; rows
-  whose judge has no weight are not judged, and their ``judge_`` values are NaN or 0.
+* ``judge_weight`` and ``rule_weight`` mix the judge with the user's ``compute_score``, per ``data_source`` if asked. A
+  reward is the weighted sum of ``judge_reward`` and ``rule_reward``, which are numbers on every row, 0 where the weight is
+  (such rows are not judged). So they may be GDPO's ``algorithm.gdpo_reward_keys``.
 * A session of several turns passes the tokens of all of them, and does not tell which the policy wrote. ``agent_loop``
   carries its messages; ``view`` says what of them is judged, as in TRL. Without it such a run is refused.
 * A reward must be a number. Rows whose score is unknown get the mean of their group, whose advantage is zero, and are
@@ -56,6 +57,7 @@ from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManage
 
 from mrjudge_reward.completions import Candidate, judged, plain
 from mrjudge_reward.errors import ConfigError, InputError
+from mrjudge_reward.fields import shown_at
 from mrjudge_reward.images import bare, given_as
 from mrjudge_reward.messages import ImagePart, Message, Part, TextPart, as_messages, final_answer
 from mrjudge_reward.reasoning import decode_marked, opens_reasoning
@@ -176,9 +178,11 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
         finally:
             if ruled is not None:
                 ruled.cancel()
-        reward = of_judge * scored.reward + (of_rule * rule if of_rule else 0.0)
-        info = dict(scored.info) | ({"rule_score": rule} if self._rule is not None else {})
-        return {"reward_score": reward, "reward_extra_info": info}
+        ruled_reward = rule if of_rule else 0.0  # a number always: verl's GDPO makes NaN of a whole batch with one
+        info = dict(scored.info)
+        if self._rule is not None:
+            info |= {"rule_reward": ruled_reward, "rule_score": rule}
+        return {"reward_score": of_judge * scored.reward + of_rule * ruled_reward, "reward_extra_info": info}
 
     async def _judged(self, data: DataProto) -> Scored:
         sample = self.sample_of(data)
@@ -237,8 +241,8 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
             answer=answer.text,
             length=length,
             images=answer.images,
-            reference=_text_at(row, self.settings.reference_field),
-            rubric=_text_at(row, self.settings.rubric_field),
+            reference=shown_at(row, self.settings.reference_field, "reference"),
+            rubric=shown_at(row, self.settings.rubric_field, "rubric"),
             lasting=row.get("uid") is not None,
         )
 
@@ -330,20 +334,3 @@ def prompt_hash(prompt: Sequence[Message]) -> str:
         for message in prompt
     ]
     return hashlib.blake2b(repr(shown).encode(errors="surrogatepass"), digest_size=16).hexdigest()
-
-
-def _text_at(row: Mapping[str, Any], path: str | None) -> str | None:
-    """The text at a dotted path; None where the row has none.
-
-    Raises:
-        InputError: if something else than text or a number is there.
-    """
-    value: Any = row if path is not None else None
-    for key in path.split(".") if path is not None else ():
-        value = value.get(key) if isinstance(value, Mapping) else None
-    value = value.item() if isinstance(value, np.generic) else value
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, int | float):
-        return str(value)
-    raise InputError(f"{path} must hold text; got {type(value).__name__}")

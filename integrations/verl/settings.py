@@ -29,6 +29,7 @@ from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.monitoring.canaries import BUILT_IN, Canaries, load_canaries
+from mrjudge_reward.prompting.rendering import check_places
 from mrjudge_reward.settings import Settings
 
 SECTION = "mrjudge"
@@ -108,8 +109,8 @@ class VerlSettings(Settings):
     view: View = "transcript"
     """What of a completion is judged, as in ``JudgeReward``. Sessions of several turns need ``GroupAgentLoopManager``."""
     reference_field: str | None = None
-    """Where a row keeps a reference answer, e.g. ``reward_model.ground_truth``. verl's colocated path needs
-    ``GroupAgentLoopManager`` to pass it."""
+    """Where a row keeps reference answers, e.g. ``reward_model.ground_truth``: text, a number, or a list of these. verl's
+    colocated path needs ``GroupAgentLoopManager`` to pass it."""
     rubric_field: str | None = None
     """Where a row keeps criteria, e.g. ``extra_info.rubric``; see ``reference_field``."""
     judge_weight: Weight = 1.0
@@ -186,12 +187,23 @@ class VerlSettings(Settings):
         Args:
             served: what verl's own reward model is: ``model``, ``base_url``, ``context_tokens``. Settings that are
                 given stand; a judge that names no model is this one.
+
+        Raises:
+            ConfigError: for an unknown setting or a bad value, or if the judge's wording has no place for the reference or
+                rubric of a row.
         """
         given = JudgeConfig.load_values(self.judge) if isinstance(self.judge, str) else dict(self.judge)
         if served and given.get("model", EMBEDDED) == EMBEDDED and "base_url" not in given:
             own = {key: value for key, value in given.items() if key != "model"}
             given = {"api_key_env": "", **served, **own}  # verl's own server wants no key, and speaks plain http
-        return JudgeConfig(**given)
+        config = JudgeConfig(**given)
+        if self.factory is None:
+            check_places(
+                config.judge_format,
+                reference=self.reference_field and f"reference_field={self.reference_field!r}",
+                rubric=self.rubric_field and f"rubric_field={self.rubric_field!r}",
+            )
+        return config
 
     def watched(self) -> Canaries | None:
         """The canaries, if any.

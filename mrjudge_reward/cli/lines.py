@@ -28,6 +28,7 @@ import typer
 from mrjudge_reward import json_lines
 from mrjudge_reward.credentials import reply_fields_hash
 from mrjudge_reward.errors import InputError
+from mrjudge_reward.fields import shown_text
 from mrjudge_reward.images import fingerprint, placed
 from mrjudge_reward.judging.parallel import in_order
 from mrjudge_reward.monitoring.explain import printable, verdict_record
@@ -103,7 +104,7 @@ class Counts:
         self.failures += other.failures
 
 
-_FIELDS = {"prompt": (str, list), "candidates": list, "reference": str, "rubric": str, "images": list}
+_FIELDS = {"prompt": (str, list), "candidates": list, "images": list}
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def _group(record: dict[str, Any], key: str, source: ImageSource) -> Group:
 
     for field, kinds in _FIELDS.items():
         value = record.get(field)
-        if value is None and field in ("reference", "rubric", "images"):
+        if value is None and field == "images":
             continue
         if field not in record:
             raise InputError(f"{field}: missing")
@@ -159,11 +160,12 @@ def _group(record: dict[str, Any], key: str, source: ImageSource) -> Group:
     prompt = record["prompt"]
     if not prompt:
         raise InputError("prompt: must not be empty")
+    reference, rubric = (shown_text(record.get(name), name) for name in ("reference", "rubric"))
     try:
         messages = prompt if isinstance(prompt, str) else [_turn(turn, source) for turn in prompt]
         beside = [source.placed(image) for image in record.get("images") or ()]
         shown = with_images(messages, beside)
-        return Group.of(shown, candidates, key, record.get("reference"), record.get("rubric"))
+        return Group.of(shown, candidates, key, reference, rubric)
     except (InputError, TypeError) as error:
         raise InputError(f"prompt: {error}") from error
 
@@ -188,7 +190,7 @@ def read_items(
     Args:
         images: where images may come from.
     """
-    from mrjudge_reward.prompting.rendering import load_template
+    from mrjudge_reward.prompting.rendering import check_shown, load_template
 
     form = config.judge_format
     wording = load_template(form.template) if hasattr(form, "template") else None
@@ -205,9 +207,12 @@ def read_items(
                 if type(given) not in (str, int):
                     raise InputError(f"id: must be text or a whole number; got {given!r:.60}")
                 key = given
-            group = _group(record, str(key), images)
+            read = _group(record, str(key), images)
+            if wording is not None:
+                check_shown(wording, read)
             content = [key, *(record.get(field) for field in ("prompt", "candidates", "reference", "rubric"))]
-            content += _image_contents(group)
+            content += _image_contents(read)
+            group = read
         except InputError as error:
             fault = str(error)
             counts.bad += 1

@@ -169,6 +169,28 @@ def check_shown(template: Template, group: Group) -> None:
             )
 
 
+def check_places(form: object, **setting_of: str | None) -> None:
+    """Whether a format's wording has a place for what settings bring to every group. Of a format without a ``template``
+    nothing is known.
+
+    Args:
+        setting_of: for ``reference`` and ``rubric``, the setting that brings it, as it was given; None where it is not set.
+
+    Raises:
+        ConfigError: if not, or if the wording shows responses alone.
+    """
+    if (name := getattr(form, "template", None)) is None:
+        return
+    template = load_template(name)
+    for block, setting in setting_of.items():
+        if setting is not None and not getattr(template, block):
+            raise ConfigError(
+                f"{setting} brings a {block} that the judge would not see: template {name!r} "
+                f"{'shows responses alone' if template.alone else f'has no section {block}'}. Choose a wording that places "
+                f"{{{block}}} (formats choice, ranking, pair_scores and score do), or leave {setting.partition('=')[0]} out"
+            )
+
+
 def asks_for(template: str, marker: str) -> bool:
     """Whether a wording shows the judge this marker."""
     wording = load_template(template)

@@ -335,8 +335,9 @@ class ArrivingGroups:
 
 def _mean(scored: Sequence[Scored]) -> Scored:
     """What is told to whoever waits for an answer that was replaced: nothing is known about it."""
-    unknown = {"judge_score": math.nan, "judge_games": 0.0, "judge_abstained": 1.0}
-    return Scored(fmean(result.reward for result in scored), {**scored[0].info, **unknown})
+    mean = fmean(result.reward for result in scored)
+    unknown = {"judge_reward": mean, "judge_score": math.nan, "judge_games": 0.0, "judge_abstained": 1.0}
+    return Scored(mean, {**scored[0].info, **unknown})
 
 
 def _hand_out(seats: Iterable[_Seat], scored: Sequence[Scored], mean: Scored) -> None:

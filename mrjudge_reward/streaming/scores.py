@@ -20,6 +20,7 @@ from .queue import JudgingQueue
 logger = logging.getLogger(__name__)
 
 INFO_KEYS = (
+    "judge_reward",
     "judge_score",
     "judge_games",
     "judge_position_consistency",
@@ -30,11 +31,11 @@ INFO_KEYS = (
     "judge_cut",
     "judge_seconds",
 )
-"""What is told of every row, always all of it, each a float: its score (NaN where nothing is known), games it
-took part in, share of mirrored comparisons of its group that agree (NaN where none was mirrored), share of its group's
-comparisons that failed, whether (1 or 0) its score is unknown, whether its group was not whole, whether
-the answer held markers that had to be made harmless, whether the judge was not shown all of it or of what it
-answers, seconds of judging."""
+"""What is told of every row, always all of it, each a float: the judge's reward (always a number; the mean of its group
+where nothing is known), its score (NaN where nothing is known), games it took part in, share of mirrored comparisons of its
+group that agree (NaN where none was mirrored), share of its group's comparisons that failed, whether (1 or 0) its score is
+unknown, whether its group was not whole, whether the answer held markers that had to be made harmless, whether the judge was
+not shown all of it or of what it answers, seconds of judging."""
 
 
 REPORT_S = 60.0
@@ -156,6 +157,7 @@ class Scorer:
         for index, (reward, score) in enumerate(zip(rewards.rewards_G, judgement.scores_G, strict=True)):
             assert reward is not None
             values = (
+                reward,
                 math.nan if score is None else score,
                 judgement.games_G[index],
                 agreeing / mirrored if mirrored else math.nan,

@@ -24,6 +24,19 @@ def scripted_judge(config: JudgeConfig) -> Judge:
     return scripted()
 
 
+def referring_judge(config: JudgeConfig) -> Judge:
+    """The scripted judge, which fails where it is not shown two references."""
+    judge = scripted_judge(config)
+    script = judge.engine.script  # type: ignore[attr-defined]
+
+    def referring(request: Request) -> Any:
+        shown = "Reference 1 of 2: one\nReference 2 of 2: two" in request.messages[-1].text
+        return script(request) if shown else EngineFailure("no references", transient=False)
+
+    judge.engine.script = referring  # type: ignore[attr-defined]
+    return judge
+
+
 def slow_judge(config: JudgeConfig) -> Judge:
     """The scripted judge, a fifth of a second per call of its engine."""
     judge = scripted_judge(config)

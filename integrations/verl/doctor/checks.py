@@ -87,7 +87,12 @@ def _manager(config: Mapping[str, Any]) -> Iterator[Check]:
             f"classifier, asks it for /classify and calls no manager. Set the path to {MODULE}, whose compute_score is "
             "there for this only",
         )
-    elif function["path"] and not fault and function["path"] != MODULE:
+    elif (
+        function["path"]
+        and not fault
+        and function["path"] != MODULE
+        and not (config.get(SECTION) or {}).get("rule_weight")
+    ):
         detail = f"yes; {function['name']} of {function['path']} is loaded and never called: the judge alone scores"
         yield Check("manager called", "note", detail)
     elif not fault:
