@@ -12,7 +12,10 @@ Tasks are mixed by their weights. The checkpoint with the best dev accuracy is k
 risen for ``patience`` measurements. Interrupted, the same command goes on from the last checkpoint.
 
 ``opened`` trains a judge that is read, not asked to reason: the answer is opened for it, as when it is read, and it says
-one token, the label. Without a GPU a prompt is computed once for all its completions (``shared_prompt``).
+one token, the label. Without a GPU a prompt of text alone is computed once for all its completions (``shared_prompt``).
+
+Images of items reach a vision-language model through its processor, in TRL's trainer and in vLLM. A prompt that leaves the
+reply no room is left out, and counted.
 
 Differences from the papers: LoRA by default; several formats in one run; the bonus; ``opened``.
 """
@@ -32,7 +35,7 @@ from typing import Any
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from mrjudge_reward.engines.embedded import embedded_adapter_path, embedded_model_path
-from mrjudge_reward.errors import ConfigError
+from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.integrations.trl.distributed import gather, rank_and_world
 from mrjudge_reward.settings import Settings
 from mrjudge_reward.training.tasks import FORMAT_WEIGHT, Exercise, Mark, Split, balanced, mark, with_twins
@@ -40,7 +43,8 @@ from mrjudge_reward.types import Reply
 from recipes.common.config import read_config
 from recipes.data.judge_data import TaskConfig, check_tasks, task_exercises
 
-from .train_sft import chats
+from .chat_rows import alike, data_set, fitting, guard_of, processing_class, save_processor, shown
+from .seeing_model import make_known
 
 
 class RLRecipe(Settings):
@@ -118,18 +122,22 @@ def rows_of(
     """Rows of the trainer's data set: a prompt, and the exercise's number in the reward's book.
 
     Raises:
-        InputError: for an item with images, which this recipe does not train on yet.
+        InputError: for an item with an image that is none; where the answer is opened, with any image.
     """
+    guard = guard_of(tokenizer, recipe.max_text_tokens)
     rows = []
-    shown = chats([exercise for _, exercise in asked], tokenizer, recipe.max_text_tokens)
-    for number, ((_, exercise), chat) in enumerate(zip(asked, shown, strict=True), first):
+    for number, (name, exercise) in enumerate(asked, first):
+        place = f"task {name}, item {exercise.item.group.key}"
+        chat, images = shown(exercise.render(guard), place)
         prompt: Any = chat
         if recipe.opened:
+            if images:
+                raise InputError(f"{place} has images, and TRL opens no answer after an image: do without opened")
             prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
             prompt = prompt.removeprefix(tokenizer.bos_token or "") if adds_bos(tokenizer) else prompt
             prompt += exercise.format.answer_open
             check_labels(prompt, exercise, tokenizer)
-        rows.append({"prompt": prompt, "exercise": number})
+        rows.append({"prompt": prompt, "exercise": number, **({"images": images} if images else {})})
     return rows
 
 
@@ -229,16 +237,16 @@ class Marks:
 # -- training ---------------------------------------------------------------------------------------------------------
 
 
-def trainer_class(marks: Marks) -> type[Any]:
+def trainer_class(marks: Marks, pictured: bool = False) -> type[Any]:
     """TRL's trainer, with dev accuracy among the measures by which checkpoints are chosen.
 
-    Without a GPU, and in one process, a prompt is computed once for all its completions.
+    Without a GPU, and in one process, a prompt of text alone is computed once for all its completions.
     """
     import torch
     from trl import GRPOTrainer
 
     base = GRPOTrainer
-    if not torch.cuda.is_available() and rank_and_world()[1] == 1:
+    if not pictured and not torch.cuda.is_available() and rank_and_world()[1] == 1:
         from .shared_prompt import SharedPromptTrainer
 
         base = SharedPromptTrainer
@@ -286,12 +294,13 @@ def model_of(
         ConfigError: if there is no such adapter.
     """
     from peft import LoraConfig, PeftModel
-    from transformers import AutoModelForCausalLM
+    from trl.trainer.utils import create_model_from_path
 
     name = str(embedded_model_path()) if model == "embedded" else model
     if adapter is None:
         return name, None if lora is None else LoraConfig(task_type="CAUSAL_LM", **lora)
-    base = AutoModelForCausalLM.from_pretrained(name, **{"dtype": "float32", **(init or {})})
+    make_known(name)
+    base = create_model_from_path(name, **(init or {}))  # of the class that the model's config names
     try:
         folder = str(embedded_adapter_path()) if adapter == "embedded" else adapter
         return PeftModel.from_pretrained(base, folder, is_trainable=True), None
@@ -299,15 +308,23 @@ def model_of(
         raise ConfigError(f"no adapter at {adapter}: {error}") from error
 
 
-def main() -> None:
-    """Train and save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
-    args = parser.parse_args()
-    recipe = RLRecipe(**read_config(args.config, args.overrides))
+def longest_prompt(model: str, settings: Any) -> int | None:
+    """Tokens of a prompt that leave room for a reply, in what the engine or the model holds; None if it does not say."""
+    from transformers import AutoConfig
 
-    from datasets import Dataset
+    room = settings.vllm_max_model_length if settings.use_vllm else None
+    if room is None:
+        room = getattr(AutoConfig.from_pretrained(model).get_text_config(), "max_position_embeddings", None)
+    return None if room is None else room - settings.max_completion_length
+
+
+def train(recipe: RLRecipe) -> None:
+    """Train and save.
+
+    Raises:
+        ConfigError: if the settings do not go together.
+        InputError: if there is nothing to learn from, or something that the model cannot be shown.
+    """
     from transformers import AutoTokenizer, EarlyStoppingCallback
     from transformers.trainer_utils import get_last_checkpoint
     from trl import GRPOConfig
@@ -324,18 +341,23 @@ def main() -> None:
     settings = GRPOConfig(**{**defaults, **recipe.training})
     checked(recipe, settings)
     source = str(embedded_model_path()) if recipe.model == "embedded" else recipe.model
+    make_known(source)
     tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
     train, dev = asked(recipe, "train"), asked(recipe, "dev")
+    rows, dev_rows = rows_of(train, 0, tokenizer, recipe), rows_of(dev, len(train), tokenizer, recipe)
+    processing = processing_class(source, tokenizer, [*rows, *dev_rows])
+    bound = longest_prompt(source, settings)
+    rows, dev_rows = (fitting(alike(some), processing, bound, together=2) for some in (rows, dev_rows))
     ends = frozenset({tokenizer.eos_token_id, tokenizer.pad_token_id})
     marks = Marks([*train, *dev], ends, recipe.opened, recipe.both_orders_bonus)
     model, lora = model_of(recipe.model, recipe.adapter, recipe.lora, settings.model_init_kwargs)
-    trainer = trainer_class(marks)(
+    trainer = trainer_class(marks, pictured=processing is not tokenizer)(
         model=model,
         args=settings,
         reward_funcs=marks,
-        train_dataset=Dataset.from_list(rows_of(train, 0, tokenizer, recipe)),
-        eval_dataset=Dataset.from_list(rows_of(dev, len(train), tokenizer, recipe)),
-        processing_class=tokenizer,
+        train_dataset=data_set(rows),
+        eval_dataset=data_set(dev_rows),
+        processing_class=processing,
         peft_config=lora,
         callbacks=[] if recipe.patience is None else [EarlyStoppingCallback(recipe.patience)],
     )
@@ -345,12 +367,21 @@ def main() -> None:
     trainer.train(resume_from_checkpoint=last)
     trainer.save_model(str(output))
     if trainer.is_world_process_zero():
-        tokenizer.save_pretrained(output)
+        save_processor(source, tokenizer, output)
         (output / "recipe.json").write_text(recipe.model_dump_json(indent=2), encoding="utf-8")
         history = [entry for entry in trainer.state.log_history if "eval_accuracy" in entry]
         (output / "dev.json").write_text(json.dumps(history, indent=2), encoding="utf-8")
         best = max((entry["eval_accuracy"] for entry in history), default=None)
-        print(f"{len(train)} exercises; best dev accuracy {best}; saved to {output}")
+        print(f"{len(rows)} exercises; best dev accuracy {best}; saved to {output}")
+
+
+def main() -> None:
+    """Read the config and train."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
+    args = parser.parse_args()
+    train(RLRecipe(**read_config(args.config, args.overrides)))
 
 
 if __name__ == "__main__":
