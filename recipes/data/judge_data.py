@@ -13,6 +13,7 @@ emotional             86       situational tests of emotional intelligence, four
                                five options, partly ranked by experts                not stated
 reasoning_gym         endless  a right answer against flawed ones                    Apache-2.0
 preferences           yours    pairs or rated lists: JSON lines, JSON, Parquet, hub  yours
+items                 yours    what ``synthesize.py`` wrote, or judges were tried on  yours
 captions              yours    pictures, of which one caption is right (``captions``)  yours; see ``captioned_images.py``
 ====================  =======  ====================================================  =======================================
 
@@ -84,6 +85,8 @@ EVALS = {
     "emotional": _Set("emotional-intelligence/samples.jsonl", r";? \([abcde]\) ", (4, 5), end="."),
 }
 """Multiple-choice sets: name → where and how they stand in the wheel of ``evals``."""
+FILES = ("preferences", "items", "captions")
+"""Sources that are read from a path."""
 GENERATORS = (
     "chain_sum",
     "gsm_symbolic",
@@ -111,9 +114,11 @@ class TaskConfig(Settings):
         slots: candidates shown at once; None for all.
         both_orders: show each selection also in the opposite order.
         question: instead of the source's own in ``QUESTIONS``, for rated texts, or ``captions.WHICH``.
-        path: of preferences: a file, or the name of a hub data set; of captions: the file.
+        path: of preferences: a file, or the name of a hub data set; of items and captions: the file.
         hub_split: of a hub data set, before our own splits are made of it.
         generators: of reasoning-gym.
+        accuracy: of items: only those of which a judge was right in such a share of its replies, from least to most
+            (``evaluate/judged_traces.py`` measures it); None for all.
         distractors: of captions: the wrong ones are of the picture's own category (``"near"``), or of ``"any"``.
         categories, not_categories: of captions: only these, all but these; empty for all.
         describe: of captions, in the warm-up: teach to write the caption of the picture instead of choosing one, which is
@@ -144,6 +149,7 @@ class TaskConfig(Settings):
     path: str | None = None
     hub_split: str = "train"
     generators: list[str] = Field(default_factory=lambda: list(GENERATORS), min_length=1)
+    accuracy: list[float] | None = Field(default=None, min_length=2, max_length=2)
     distractors: Literal["near", "any"] = "near"
     categories: list[str] = Field(default_factory=list)
     not_categories: list[str] = Field(default_factory=list)
@@ -155,11 +161,13 @@ class TaskConfig(Settings):
 
     def __init__(self, **values: Any) -> None:
         super().__init__(**values)
-        known = (*DOMAINS, *EVALS, "reasoning_gym", "preferences", "captions")
+        known = (*DOMAINS, *EVALS, "reasoning_gym", *FILES)
         if self.source not in known:
             raise ConfigError(f"no source {self.source!r}; there are {', '.join(known)}")
-        if (self.path is not None) != (self.source in ("preferences", "captions")):
-            raise ConfigError("path belongs to source 'preferences' or 'captions', which need it")
+        if (self.path is not None) != (self.source in FILES):
+            raise ConfigError("path belongs to source 'preferences', 'items' or 'captions', which need it")
+        if self.accuracy is not None and self.source != "items":
+            raise ConfigError(f"accuracy belongs to source 'items', not to {self.source!r}")
         if self.question is not None and self.source not in (*DOMAINS, "captions"):
             raise ConfigError("question belongs to rated texts and captions; other sources have their own")
         if self.source != "captions" and (self.categories or self.not_categories or self.describe):
@@ -222,7 +230,7 @@ def items(task: TaskConfig, split: Split) -> list[Item]:
     if task.source == "captions":
         found = _captions(task, sides, split)
     else:
-        found = _preferences(task, sides) if task.source == "preferences" else _choices(task, sides)
+        found = _choices(task, sides) if task.source in EVALS else _preferences(task, sides)
     random.Random(task.seed).shuffle(found)
     return found[:count]
 
@@ -395,10 +403,15 @@ def _preferences(task: TaskConfig, sides: set[Split]) -> list[Item]:
     made: dict[str, Item] = {}
     faults: list[str] = []
     rows = placed_rows(task.path, task.hub_split)
+    ours = task.source == "items"
     for place, row in rows:
         try:
-            item = from_preference(row, task.path)
+            item = from_preference(row, str(row.get("domain") or task.path) if ours else task.path)
+            if task.accuracy is not None and not _within(row.get("accuracy"), task.accuracy):
+                continue
         except InputError as error:
+            if ours:  # of our own making: one that cannot be read was cut off or changed
+                raise InputError(f"{task.path}, {place}: {error}") from error
             faults.append(f"{place}: {error}")
             continue
         if split_of(conversation_text(item.group.prompt)) in sides:
@@ -408,6 +421,12 @@ def _preferences(task: TaskConfig, sides: set[Split]) -> list[Item]:
     if faults:
         print(f"{task.path}: {len(faults)} of {len(rows)} rows left out; first {faults[0]}", file=sys.stderr)
     return list(made.values())
+
+
+def _within(accuracy: Any, bounds: Sequence[float]) -> bool:
+    if not isinstance(accuracy, int | float):
+        raise InputError(f"accuracy must be a number, as judged_traces.py writes it; got {accuracy!r:.60}")
+    return bounds[0] <= accuracy <= bounds[1]
 
 
 def _narrowed(item: Item, task: TaskConfig) -> Item:

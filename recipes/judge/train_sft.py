@@ -92,18 +92,25 @@ def rows_of(
 
 
 def written_rows(path: str) -> list[dict[str, Any]]:
-    """Examples from a file; images stand in their messages, or in ``images`` for the places that the messages leave.
+    """Examples from a file; images stand in their messages, or in ``images`` for the places there.
+
+    Those that say of themselves that they are of the dev or test side (``split``) are left out, and counted.
 
     Raises:
         InputError: naming the first line that is none, or that has an image which cannot be shown.
     """
-    rows = []
+    rows, others = [], 0
     for number, row in json_lines.read(path):
         place = f"{path}, line {number}"
         with json_lines.placed(place):
+            if row.get("split", "train") != "train":
+                others += 1
+                continue
             prompt, images = shown(with_images(row["messages"], row.get("images") or ()), place)
             answer = [{"role": "assistant", "content": row["answer"]}]
             rows.append({"prompt": prompt, "completion": answer, "task": row.get("task", "file"), "images": images})
+    if others:
+        print(f"{path}: {others} of {len(rows) + others} examples are left out, being of the dev and test sides")
     return rows
 
 
