@@ -13,7 +13,7 @@ emotional             86       situational tests of emotional intelligence, four
                                five options, partly ranked by experts                not stated
 reasoning_gym         endless  a right answer against flawed ones                    Apache-2.0
 preferences           yours    pairs or rated lists: JSON lines, JSON, Parquet, hub  yours
-items                 yours    what ``synthesize.py`` wrote, or judges were tried on  yours
+items                 yours    written by ``synthesize`` or ``judged_traces``           yours
 captions              yours    pictures, of which one caption is right (``captions``)  yours; see ``captioned_images.py``
 ====================  =======  ====================================================  =======================================
 
@@ -425,7 +425,7 @@ def _preferences(task: TaskConfig, sides: set[Split]) -> list[Item]:
 
 def _within(accuracy: Any, bounds: Sequence[float]) -> bool:
     if not isinstance(accuracy, int | float):
-        raise InputError(f"accuracy must be a number, as judged_traces.py writes it; got {accuracy!r:.60}")
+        raise InputError(f"accuracy must be a number, as recipes.evaluate.judged_traces writes it; got {accuracy!r:.60}")
     return bounds[0] <= accuracy <= bounds[1]
 
 
