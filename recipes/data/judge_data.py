@@ -425,7 +425,9 @@ def _preferences(task: TaskConfig, sides: set[Split]) -> list[Item]:
 
 def _within(accuracy: Any, bounds: Sequence[float]) -> bool:
     if not isinstance(accuracy, int | float):
-        raise InputError(f"accuracy must be a number, as recipes.evaluate.judged_traces writes it; got {accuracy!r:.60}")
+        raise InputError(
+            f"accuracy must be a number, as recipes.evaluate.judged_traces writes it; got {accuracy!r:.60}"
+        )
     return bounds[0] <= accuracy <= bounds[1]
 
 

@@ -176,7 +176,9 @@ def test_examples_are_what_the_warm_up_reads_and_items_what_tasks_read(tmp_path:
 
     _, _, files = run(tmp_path, samples(20), played())
     assert {example["split"] for example in files["examples"]} == {"train", "test"}
-    learned = [example for example in files["examples"] if example["split"] == "train"]  # or the judge is tested on them
+    learned = [
+        example for example in files["examples"] if example["split"] == "train"
+    ]  # or the judge is tested on them
     rows = written_rows(str(tmp_path / "out" / "examples.jsonl"))
     assert [row["completion"][0]["content"] for row in rows] == [example["answer"] for example in learned]
     assert {row["task"] for row in rows} == {"synthetic"}
