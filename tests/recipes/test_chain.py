@@ -6,13 +6,12 @@ Every picture is of one colour, so what reaches the vision tower can be told by 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from mrjudge_reward.engines.scripted import ScriptedEngine
@@ -38,6 +37,7 @@ pytestmark = pytest.mark.usefixtures("vllm_hidden")
 COLOURS = {
     "train": ["red", "lime", "blue", "yellow"], "dev": ["cyan"], "test": ["magenta", "black", "orange"],
 }  # fmt: skip
+EVERY = [colour for colours in COLOURS.values() for colour in colours]
 GREY = "grey"
 """What a picture is blanked with."""
 CHOICE = {"format": "choice", "labels": ["A", "B"]}
@@ -49,23 +49,23 @@ class Seen:
     """Which pictures the vision tower is shown, by colour."""
 
     def __init__(self, processor: Any) -> None:
-        names = [*sum(COLOURS.values(), []), GREY]
-        made = processor.image_processor([Image.new("RGB", (28, 28), name) for name in names], return_tensors="pt")
-        self.known = dict(zip(names, made["pixel_values"].mean((2, 3)), strict=True))
-        self.names: list[str] = []
+        made = processor.image_processor(
+            [Image.new("RGB", (28, 28), name) for name in (*EVERY, GREY)], return_tensors="pt"
+        )
+        self.known = dict(zip((*EVERY, GREY), made["pixel_values"].mean((2, 3)), strict=True))
+        self.learned: set[str] = set()
+        self.shown: set[str] = set()
 
     def add(self, pixels: Any) -> None:
         for colour in pixels.float().mean((2, 3)):
             far = {name: float((colour - known).abs().max()) for name, known in self.known.items()}
-            self.names.append(min(far, key=far.__getitem__) if min(far.values()) < 0.02 else "unknown")
+            name = min(far, key=far.__getitem__) if min(far.values()) < 0.02 else "none of ours"
+            (self.learned if torch.is_grad_enabled() else self.shown).add(name)
 
-    @contextmanager
-    def here(self) -> Iterator[set[str]]:
-        """The colours that are seen inside of the block."""
-        self.names.clear()
-        found: set[str] = set()
-        yield found
-        found.update(self.names)
+    def since(self) -> tuple[set[str], set[str]]:
+        """Since the last call: what was learned from, and what was shown without learning from it."""
+        found, self.learned, self.shown = (self.learned, self.shown), set(), set()
+        return found
 
 
 @pytest.fixture
@@ -106,7 +106,6 @@ def samples(folder: Path) -> list[dict[str, Any]]:
 def test_a_picture_reaches_the_model_in_every_stage_from_synthesis_to_the_judge(
     folder: str, seen: Seen, tmp_path: Path
 ):
-    everything = set(sum(COLOURS.values(), []))
     source, made = tmp_path / "source.jsonl", tmp_path / "synthetic"
     source.write_text("\n".join(map(json.dumps, samples(tmp_path))))
 
@@ -117,19 +116,18 @@ def test_a_picture_reaches_the_model_in_every_stage_from_synthesis_to_the_judge(
         shown = [
             part.image for r in writers.requests if role_of(r) == role for turn in r.messages for part in turn.images
         ]
-        assert {colour_of(image) for image in shown} == everything, role
+        assert {colour_of(image) for image in shown} == set(EVERY), role
     for name, key in (("items", "prompt"), ("examples", "messages")):
         rows = [json.loads(line) for line in (made / f"{name}.jsonl").read_text().splitlines()]
         images = [
             part["image"] for row in rows for turn in row[key] for part in turn["content"] if part["type"] == "image"
         ]
-        assert sorted(map(colour_of, images)) == sorted(everything), name
+        assert sorted(map(colour_of, images)) == sorted(EVERY), name
 
     # Warm-up on its examples, those of the training side.
     training = {**TRAINING, "output_dir": str(tmp_path / "sft"), "per_device_train_batch_size": 2, "max_length": 2048}
-    with seen.here() as found:
-        warm_up(SFTRecipe(model=folder, examples=str(made / "examples.jsonl"), lora=LORA, training=training))
-    assert found == set(COLOURS["train"]), "warm-up"
+    warm_up(SFTRecipe(model=folder, examples=str(made / "examples.jsonl"), lora=LORA, training=training))
+    assert seen.since() == ({*COLOURS["train"]}, set()), "warm-up"
 
     # Reinforcement of that adapter on its items: the training side is sampled and learned from, the dev side measured.
     tasks = {"cards": {"source": "items", "path": str(made / "items.jsonl"), "judge": CHOICE, "both_orders": True}}
@@ -138,17 +136,15 @@ def test_a_picture_reaches_the_model_in_every_stage_from_synthesis_to_the_judge(
         "num_generations": 2, "max_completion_length": 4, "eval_strategy": "steps", "eval_steps": 2,
         "load_best_model_at_end": False,
     }  # fmt: skip
-    with seen.here() as found:
-        reinforce(RLRecipe(model=folder, adapter=str(tmp_path / "sft"), tasks=tasks, training=training))
-    assert found == {*COLOURS["train"], *COLOURS["dev"]}, "reinforcement"
+    reinforce(RLRecipe(model=folder, adapter=str(tmp_path / "sft"), tasks=tasks, training=training))
+    assert seen.since() == ({*COLOURS["train"]}, {*COLOURS["train"], *COLOURS["dev"]}), "reinforcement"
 
     # Measured on the test side, with each picture, with it painted over, and with another's in its place.
     judge = {
         "model": folder, "adapter": str(tmp_path / "rl"), "verdict": "logprobs", "min_label_mass": 0.0, "device": "cpu",
     }  # fmt: skip
-    with seen.here() as found:
-        report = evaluate(EvaluationRecipe(judge=judge, tasks=tasks, resamples=20))
-    assert found == {*COLOURS["test"], GREY}, "evaluation"
+    report = evaluate(EvaluationRecipe(judge=judge, tasks=tasks, resamples=20))
+    assert seen.since() == (set(), {*COLOURS["test"], GREY}), "evaluation"
     row = report["tasks"]["cards"]
     assert (row["items"], row["exercises"], row["failed"]) == (3, 6, 0)
     assert {"accuracy", "blanked", "swapped", "seen"} <= row.keys()
@@ -159,9 +155,8 @@ def test_a_picture_reaches_the_model_in_every_stage_from_synthesis_to_the_judge(
     for colour in COLOURS["test"][:2]:
         image = {"type": "image", "image": str(tmp_path / f"{colour}.png")}
         prompt = [{"role": "user", "content": [image, {"type": "text", "text": "What is it?"}]}]
-        with seen.here() as found:
-            (judgement,) = built.judge([Group.of(prompt, ["a card", "a cup"])])
-        assert found == {colour}, "judge"
+        (judgement,) = built.judge([Group.of(prompt, ["a card", "a cup"])])
+        assert seen.since() == (set(), {colour}), "judge"
         assert all(isinstance(played.verdict.outcome, Preference) for played in judgement.played)
         verdicts.append([played.verdict.outcome for played in judgement.played])
     assert verdicts[0] != verdicts[1]
@@ -170,4 +165,4 @@ def test_a_picture_reaches_the_model_in_every_stage_from_synthesis_to_the_judge(
 
 def colour_of(image: Any) -> str:
     pixel = opened(load_picture(image)).getpixel((14, 14))
-    return next(n for n in sum(COLOURS.values(), []) if Image.new("RGB", (1, 1), n).getpixel((0, 0)) == pixel)
+    return next(n for n in EVERY if Image.new("RGB", (1, 1), n).getpixel((0, 0)) == pixel)
