@@ -119,9 +119,8 @@ def test_a_picture_reaches_the_model_in_every_stage_from_synthesis_to_the_judge(
         assert {colour_of(image) for image in shown} == set(EVERY), role
     for name, key in (("items", "prompt"), ("examples", "messages")):
         rows = [json.loads(line) for line in (made / f"{name}.jsonl").read_text().splitlines()]
-        images = [
-            part["image"] for row in rows for turn in row[key] for part in turn["content"] if part["type"] == "image"
-        ]
+        parts = [part for row in rows for turn in row[key] for part in turn["content"] if isinstance(part, dict)]
+        images = [part["image"] for part in parts if part["type"] == "image"]
         assert sorted(map(colour_of, images)) == sorted(EVERY), name
 
     # Warm-up on its examples, those of the training side.
