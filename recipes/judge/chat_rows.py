@@ -6,13 +6,14 @@ values. What cannot be shown is refused here, before any training, by the name o
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mrjudge_reward.engines.local.vision import load_processor
-from mrjudge_reward.errors import InputError
+from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.images import load_picture, opened
 from mrjudge_reward.messages import Message, TextPart
 from mrjudge_reward.prompting.sanitizing import Sanitizer
@@ -99,6 +100,22 @@ def processing_class(model: str, tokenizer: Any, rows: Sequence[Row]) -> Any:
         raise InputError(f"the tasks show images, and {why}")
     processor.tokenizer.padding_side = tokenizer.padding_side
     return processor
+
+
+def check_modalities(rows: Sequence[Row]) -> None:
+    """Raise ConfigError where ranks share out weights and some rows show images while others do not.
+
+    A rank whose batch shows none would not run the vision tower, and the others would wait for its part of it for ever.
+    """
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    shared_out = is_deepspeed_zero3_enabled() or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    pictured = sum(bool(row.get("images")) for row in rows)
+    if shared_out and 0 < pictured < len(rows):
+        raise ConfigError(
+            f"{pictured} of {len(rows)} examples show images, and under ZeRO-3 or FSDP all must or none: train on the "
+            "others apart, or under DDP or ZeRO-2"
+        )
 
 
 def save_processor(model: str, tokenizer: Any, folder: Path) -> None:

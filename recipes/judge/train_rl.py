@@ -43,7 +43,7 @@ from mrjudge_reward.types import Reply
 from recipes.common.config import read_config
 from recipes.data.judge_data import TaskConfig, check_tasks, task_exercises
 
-from .chat_rows import alike, data_set, fitting, guard_of, processing_class, save_processor, shown
+from .chat_rows import alike, check_modalities, data_set, fitting, guard_of, processing_class, save_processor, shown
 from .seeing_model import make_known
 
 
@@ -348,6 +348,8 @@ def train(recipe: RLRecipe) -> None:
     processing = processing_class(source, tokenizer, [*rows, *dev_rows])
     bound = longest_prompt(source, settings)
     rows, dev_rows = (fitting(alike(some), processing, bound, together=2) for some in (rows, dev_rows))
+    for some in (rows, dev_rows):
+        check_modalities(some)
     ends = frozenset({tokenizer.eos_token_id, tokenizer.pad_token_id})
     marks = Marks([*train, *dev], ends, recipe.opened, recipe.both_orders_bonus)
     model, lora = model_of(recipe.model, recipe.adapter, recipe.lora, settings.model_init_kwargs)

@@ -34,7 +34,7 @@ from mrjudge_reward.training.tasks import Exercise, Split, balanced
 from recipes.common.config import read_config
 from recipes.data.judge_data import TaskConfig, check_tasks, items, reasoning, task_exercises
 
-from .chat_rows import alike, data_set, fitting, guard_of, processing_class, save_processor, shown
+from .chat_rows import alike, check_modalities, data_set, fitting, guard_of, processing_class, save_processor, shown
 from .seeing_model import make_known
 
 
@@ -188,6 +188,7 @@ def train(recipe: SFTRecipe) -> None:
     rows = examples(recipe, "train", tokenizer)
     processing = processing_class(model, tokenizer, rows)
     rows = fitting(rows, processing, settings.max_length)  # the trainer would cut the verdict off
+    check_modalities(rows)
     trainer = trainer_class()(
         model=model,
         args=settings,

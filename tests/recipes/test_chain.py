@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 
 from mrjudge_reward.engines.scripted import ScriptedEngine
@@ -30,6 +29,7 @@ from recipes.judge.train_sft import SFTRecipe
 from recipes.judge.train_sft import train as warm_up
 from tests.recipes.test_synthesize import played, recipe_of, role_of
 from tests.support import ROOT, vision_setup
+from tests.support.seen_pictures import Seen
 from tests.support.small_models import small_tokenizer
 
 pytestmark = pytest.mark.usefixtures("vllm_hidden")
@@ -45,29 +45,6 @@ LORA = {"r": 2, "target_modules": r".*language_model.*\.(q_proj|v_proj)"}
 TRAINING = {"max_steps": 2, "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "save_strategy": "no"}
 
 
-class Seen:
-    """Which pictures the vision tower is shown, by colour."""
-
-    def __init__(self, processor: Any) -> None:
-        made = processor.image_processor(
-            [Image.new("RGB", (28, 28), name) for name in (*EVERY, GREY)], return_tensors="pt"
-        )
-        self.known = dict(zip((*EVERY, GREY), made["pixel_values"].mean((2, 3)), strict=True))
-        self.learned: set[str] = set()
-        self.shown: set[str] = set()
-
-    def add(self, pixels: Any) -> None:
-        for colour in pixels.float().mean((2, 3)):
-            far = {name: float((colour - known).abs().max()) for name, known in self.known.items()}
-            name = min(far, key=far.__getitem__) if min(far.values()) < 0.02 else "none of ours"
-            (self.learned if torch.is_grad_enabled() else self.shown).add(name)
-
-    def since(self) -> tuple[set[str], set[str]]:
-        """Since the last call: what was learned from, and what was shown without learning from it."""
-        found, self.learned, self.shown = (self.learned, self.shown), set(), set()
-        return found
-
-
 @pytest.fixture
 def folder(smol_tokenizer: Any, tmp_path: Path) -> str:
     wordings = [path.read_text("utf-8") for path in (ROOT / "mrjudge_reward/prompting/templates").glob("*.txt")]
@@ -80,13 +57,8 @@ def folder(smol_tokenizer: Any, tmp_path: Path) -> str:
 def seen(folder: str, monkeypatch: pytest.MonkeyPatch) -> Seen:
     from transformers import AutoProcessor, CLIPVisionModel
 
-    found, forward = Seen(AutoProcessor.from_pretrained(folder)), CLIPVisionModel.forward
-
-    def watched(tower: Any, pixel_values: Any, *rest: Any, **more: Any) -> Any:
-        found.add(pixel_values)
-        return forward(tower, pixel_values, *rest, **more)
-
-    monkeypatch.setattr(CLIPVisionModel, "forward", watched)
+    found = Seen(AutoProcessor.from_pretrained(folder), [*EVERY, GREY])
+    monkeypatch.setattr(CLIPVisionModel, "forward", found.watching(CLIPVisionModel.forward))
     return found
 
 
@@ -126,7 +98,7 @@ def test_a_picture_reaches_the_model_in_every_stage_from_synthesis_to_the_judge(
     # Warm-up on its examples, those of the training side.
     training = {**TRAINING, "output_dir": str(tmp_path / "sft"), "per_device_train_batch_size": 2, "max_length": 2048}
     warm_up(SFTRecipe(model=folder, examples=str(made / "examples.jsonl"), lora=LORA, training=training))
-    assert seen.since() == ({*COLOURS["train"]}, set()), "warm-up"
+    assert tuple(map(set, seen.since())) == ({*COLOURS["train"]}, set()), "warm-up"
 
     # Reinforcement of that adapter on its items: the training side is sampled and learned from, the dev side measured.
     tasks = {"cards": {"source": "items", "path": str(made / "items.jsonl"), "judge": CHOICE, "both_orders": True}}
@@ -136,14 +108,14 @@ def test_a_picture_reaches_the_model_in_every_stage_from_synthesis_to_the_judge(
         "load_best_model_at_end": False,
     }  # fmt: skip
     reinforce(RLRecipe(model=folder, adapter=str(tmp_path / "sft"), tasks=tasks, training=training))
-    assert seen.since() == ({*COLOURS["train"]}, {*COLOURS["train"], *COLOURS["dev"]}), "reinforcement"
+    assert tuple(map(set, seen.since())) == ({*COLOURS["train"]}, {*COLOURS["train"], *COLOURS["dev"]}), "reinforcement"
 
     # Measured on the test side, with each picture, with it painted over, and with another's in its place.
     judge = {
         "model": folder, "adapter": str(tmp_path / "rl"), "verdict": "logprobs", "min_label_mass": 0.0, "device": "cpu",
     }  # fmt: skip
     report = evaluate(EvaluationRecipe(judge=judge, tasks=tasks, resamples=20))
-    assert seen.since() == (set(), {*COLOURS["test"], GREY}), "evaluation"
+    assert tuple(map(set, seen.since())) == (set(), {*COLOURS["test"], GREY}), "evaluation"
     row = report["tasks"]["cards"]
     assert (row["items"], row["exercises"], row["failed"]) == (3, 6, 0)
     assert {"accuracy", "blanked", "swapped", "seen"} <= row.keys()
@@ -155,7 +127,7 @@ def test_a_picture_reaches_the_model_in_every_stage_from_synthesis_to_the_judge(
         image = {"type": "image", "image": str(tmp_path / f"{colour}.png")}
         prompt = [{"role": "user", "content": [image, {"type": "text", "text": "What is it?"}]}]
         (judgement,) = built.judge([Group.of(prompt, ["a card", "a cup"])])
-        assert seen.since() == (set(), {colour}), "judge"
+        assert tuple(map(set, seen.since())) == (set(), {colour}), "judge"
         assert all(isinstance(played.verdict.outcome, Preference) for played in judgement.played)
         verdicts.append([played.verdict.outcome for played in judgement.played])
     assert verdicts[0] != verdicts[1]

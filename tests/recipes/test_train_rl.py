@@ -154,15 +154,77 @@ def test_a_label_of_several_tokens_cannot_be_opened(smol_path: str):
         train_rl.rows_of([("a", Exercise(item, (0, 1), Ranking()))], 0, tokenizer, loaded())
 
 
-def test_pictures_are_refused(smol_path: str):
-    import transformers
-
+def pictured(image: Any) -> Exercise:
     from mrjudge_reward.training.items import with_images
 
+    return Exercise(from_choice(with_images("Which?", [image]), ["good", "bad"], gold=0), (0, 1), PAIR)
+
+
+def test_a_picture_that_cannot_be_shown_is_refused_and_its_item_named(smol_path: str, tmp_path: Path):
+    import transformers
+
+    from recipes.judge.chat_rows import processing_class
+    from tests.support.vision_setup import encoded, picture
+
     tokenizer = transformers.AutoTokenizer.from_pretrained(smol_path)
-    item = from_choice(with_images("Which?", ["https://example.org/a.png"]), ["good", "bad"], gold=0)
-    with pytest.raises(InputError, match="has images"):
-        train_rl.rows_of([("a", Exercise(item, (0, 1), PAIR))], 0, tokenizer, loaded())
+    whole = tmp_path / "red.png"
+    whole.write_bytes(encoded(picture()))
+    (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:60])
+    rows = train_rl.rows_of([("a", pictured(str(whole)))], 0, tokenizer, loaded("opened=false"))
+    assert [part["type"] for part in rows[0]["prompt"][-1]["content"]][0] == "image"
+    assert rows[0]["images"] == [{"bytes": whole.read_bytes(), "path": None}]
+    with pytest.raises(InputError, match="the tasks show images, and the processor of"):
+        processing_class(smol_path, tokenizer, rows)
+    for image in ("https://example.org/a.png", str(tmp_path / "none.png"), str(tmp_path / "cut.png"), b"no picture"):
+        one = pictured(image)
+        with pytest.raises(InputError, match=f"task a, item {one.item.group.key}: "):
+            train_rl.rows_of([("a", one)], 0, tokenizer, loaded("opened=false"))
+    one = pictured(str(whole))
+    with pytest.raises(
+        InputError, match=f"item {one.item.group.key} has images, and TRL opens no answer after an image"
+    ):
+        train_rl.rows_of([("a", one)], 0, tokenizer, loaded())
+
+
+def test_prompts_that_leave_no_room_for_a_reply_are_left_out_in_twos_and_counted(
+    smol_tokenizer: Any, capsys: pytest.CaptureFixture[str]
+):
+    from recipes.judge.chat_rows import fitting, lengths
+
+    asked = [("a", exercise) for question in ("Why?", "Why " * 300, "How?") for exercise in pair(question)]
+    rows = train_rl.rows_of(asked, 0, smol_tokenizer, loaded("opened=false"))
+    sizes = lengths(rows, smol_tokenizer)
+    for row, size in zip(rows, sizes, strict=True):
+        ids = smol_tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=True)[
+            "input_ids"
+        ]
+        assert size == len(ids)
+    kept = fitting(rows, smol_tokenizer, max(sizes) - 1, together=2)
+    assert [row["exercise"] for row in kept] == [0, 1, 4, 5]
+    said = capsys.readouterr().out
+    assert (
+        f"2 of 6 examples are left out, being longer than {max(sizes) - 1} tokens; the longest has {max(sizes)}" in said
+    )
+    assert fitting(rows, smol_tokenizer, max(sizes), together=2) == fitting(rows, smol_tokenizer, None) == rows
+    assert capsys.readouterr().out == ""
+    with pytest.raises(InputError, match="all 6 examples are longer than 10 tokens"):
+        fitting(rows, smol_tokenizer, 10)
+
+
+@pytest.mark.parametrize(
+    ("settings", "bound"),
+    [
+        ({"max_completion_length": 100}, 8192 - 100),  # what the model holds
+        ({"max_completion_length": 1024, "use_vllm": True, "vllm_max_model_length": 4096}, 3072),
+        ({"max_completion_length": 1024, "use_vllm": True}, 8192 - 1024),
+        ({"max_completion_length": 1024, "vllm_max_model_length": 4096}, 8192 - 1024),  # vLLM does not sample
+    ],
+)
+def test_a_prompt_may_be_as_long_as_the_engine_takes(settings: dict[str, Any], bound: int, smol_path: str):
+    from types import SimpleNamespace
+
+    whole = {"use_vllm": False, "vllm_max_model_length": None, **settings}
+    assert train_rl.longest_prompt(smol_path, SimpleNamespace(**whole)) == bound
 
 
 # -- a prompt computed once ---------------------------------------------------------------------------------------------

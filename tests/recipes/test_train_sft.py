@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
@@ -85,6 +86,84 @@ def test_examples_from_a_file_are_taken_and_a_bad_line_is_named(tokenizer: Any, 
     path.write_text(json.dumps(good) + "\n" + json.dumps({"messages": []}) + "\n")
     with pytest.raises(InputError, match="line 2"):
         train_sft.examples(recipe, "train", tokenizer)
+
+
+@pytest.fixture
+def red(tmp_path: Path) -> str:
+    from tests.support.vision_setup import encoded, picture
+
+    (tmp_path / "red.png").write_bytes(encoded(picture()))
+    return str(tmp_path / "red.png")
+
+
+def image_of(given: str, path: str) -> dict[str, Any]:
+    """A part of a message that shows a picture, in the ways that data sets write it."""
+    url = "data:image/png;base64," + base64.b64encode(Path(path).read_bytes()).decode()
+    return {
+        "path": {"type": "image", "image": path}, "url": {"type": "image_url", "image_url": {"url": url}},
+        "plain url": {"type": "image_url", "image_url": url}, "place": {"type": "image"},
+    }[given]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("parts", "beside", "expected"),
+    [
+        (["path", "text"], None, ["image", "text"]),
+        (["text", "path"], None, ["text", "image"]),  # in its place
+        (["path", "path", "text"], None, ["image", "image", "text"]),
+        (["url", "text"], None, ["image", "text"]),
+        (["plain url", "text"], None, ["image", "text"]),
+        (["place", "text"], 1, ["image", "text"]),  # as TRL has it, images beside the messages
+        (["text", "place", "place"], 2, ["text", "image", "image"]),
+        (["text"], 1, ["image", "text"]),  # no place: before the first user turn's text
+        (["text"], 2, ["image", "image", "text"]),
+        (["text"], 0, None),
+    ],
+)
+def test_a_picture_in_a_file_of_examples_stays_in_its_place(
+    parts: list[str], beside: int | None, expected: list[str] | None, red: str, tmp_path: Path
+):
+    said = [{"type": "text", "text": "Which?"} if part == "text" else image_of(part, red) for part in parts]
+    row: dict[str, Any] = {"messages": [{"role": "user", "content": said}], "answer": "<answer>A</answer>"}
+    row |= {} if beside is None else {"images": [red] * beside}
+    (tmp_path / "examples.jsonl").write_text(json.dumps(row))
+    (made,) = train_sft.written_rows(str(tmp_path / "examples.jsonl"))
+    if expected is None:
+        assert (made["prompt"], made["images"]) == ([{"role": "user", "content": "Which?"}], [])
+        return
+    assert [part["type"] for part in made["prompt"][0]["content"]] == expected
+    assert made["images"] == [{"bytes": Path(red).read_bytes(), "path": None}] * expected.count("image")
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image"},  # a place, and nothing to put there
+        {"type": "image", "image": "none.png"},
+        {"type": "image", "image": "https://example.org/a.png"},
+        {"type": "image", "image": "data:image/png;base64,AAAA"},
+        {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}},
+    ],
+)
+def test_an_example_whose_picture_cannot_be_shown_is_refused_with_its_line(part: Any, tmp_path: Path):
+    rows = [{"messages": [{"role": "user", "content": content}], "answer": "A"} for content in ("Why?", [part])]
+    path = tmp_path / "examples.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(InputError, match=f"{path}, line 2"):
+        train_sft.written_rows(str(path))
+
+
+def test_text_and_pictures_come_in_rows_of_one_layout(red: str, tmp_path: Path):
+    rows = [{"messages": [{"role": "user", "content": content}], "answer": "A"}
+            for content in ("Why?", [image_of("path", red), {"type": "text", "text": "Which?"}])]  # fmt: skip
+    (tmp_path / "examples.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    made = train_sft.examples(
+        train_sft.SFTRecipe(examples=str(tmp_path / "examples.jsonl"), training={}), "train", None
+    )
+    text, pictured = train_sft.data_set(made)
+    assert text["images"] == []
+    assert text["prompt"] == [{"role": "user", "content": [{"type": "text", "text": "Why?"}]}]
+    assert [image.size for image in pictured["images"]] == [(64, 48)]
 
 
 @pytest.mark.parametrize(
