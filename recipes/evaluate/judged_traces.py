@@ -144,7 +144,7 @@ def judged_traces(recipe: TracesRecipe, out: Path, engine: Engine | None = None)
                     counts["replies"] += 1
                     if isinstance(outcome, NoVerdict):
                         counts[outcome.reason] += 1
-                        if outcome.reason.startswith("engine"):
+                        if not verdict.rationale.strip():  # not served, or with nothing
                             continue
                     item = one.exercise.item
                     items.setdefault(item.group.key, (item, []))[1].append(one.exercise.accuracy(outcome))

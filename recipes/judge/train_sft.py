@@ -27,8 +27,10 @@ from pydantic import Field
 from mrjudge_reward import json_lines
 from mrjudge_reward.engines.embedded import embedded_model_path
 from mrjudge_reward.errors import InputError
-from mrjudge_reward.messages import Message
+from mrjudge_reward.messages import Message, TextPart
+from mrjudge_reward.prompting.sanitizing import neutralise
 from mrjudge_reward.settings import Settings
+from mrjudge_reward.special_tokens import Reserved, of_tokenizer
 from mrjudge_reward.training.items import Item, with_images
 from mrjudge_reward.training.tasks import Exercise, Split, balanced
 from recipes.common.config import read_config
@@ -91,10 +93,14 @@ def rows_of(
     return rows
 
 
-def written_rows(path: str) -> list[dict[str, Any]]:
+def written_rows(path: str, reserved: Reserved = frozenset()) -> list[dict[str, Any]]:
     """Examples from a file; images stand in their messages, or in ``images`` for the places there.
 
     Those that say of themselves that they are of the dev or test side (``split``) are left out, and counted.
+
+    Args:
+        path: the file.
+        reserved: tokens of the judge that no text of a prompt may speak; whoever wrote the file may have had others.
 
     Raises:
         InputError: naming the first line that is none, or that has an image which cannot be shown.
@@ -106,12 +112,19 @@ def written_rows(path: str) -> list[dict[str, Any]]:
             if row.get("split", "train") != "train":
                 others += 1
                 continue
-            prompt, images = shown(with_images(row["messages"], row.get("images") or ()), place)
+            turns = with_images(row["messages"], row.get("images") or ())
+            prompt, images = shown([defused(turn, reserved) for turn in turns], place)
             answer = [{"role": "assistant", "content": row["answer"]}]
             rows.append({"prompt": prompt, "completion": answer, "task": row.get("task", "file"), "images": images})
     if others:
         print(f"{path}: {others} of {len(rows) + others} examples are left out, being of the dev and test sides")
     return rows
+
+
+def defused(turn: Message, reserved: Reserved) -> Message:
+    """A turn whose texts speak none of these tokens."""
+    parts = [TextPart(neutralise(p.text, reserved)) if isinstance(p, TextPart) else p for p in turn.content]
+    return Message(turn.role, tuple(parts))
 
 
 def examples(recipe: SFTRecipe, split: Split, tokenizer: Any) -> list[dict[str, Any]]:
@@ -129,7 +142,7 @@ def examples(recipe: SFTRecipe, split: Split, tokenizer: Any) -> list[dict[str, 
         reasoned = frozenset(name for name, task in tasks.items() if task.reasoning != "none")
         rows = rows_of(mixture, tokenizer, recipe.max_text_tokens, reasoned)
     if recipe.examples and split == "train":
-        rows += written_rows(recipe.examples)
+        rows += written_rows(recipe.examples, of_tokenizer(tokenizer))
     if not rows:
         raise InputError("the config names neither tasks nor a file of examples")
     return alike(rows)

@@ -171,7 +171,7 @@ def test_a_picture_that_cannot_be_shown_is_refused_and_its_item_named(smol_path:
     whole.write_bytes(encoded(picture()))
     (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:60])
     rows = train_rl.rows_of([("a", pictured(str(whole)))], 0, tokenizer, loaded("opened=false"))
-    assert [part["type"] for part in rows[0]["prompt"][-1]["content"]][0] == "image"
+    assert rows[0]["prompt"][-1]["content"][0]["type"] == "image"
     assert rows[0]["images"] == [{"bytes": whole.read_bytes(), "path": None}]
     with pytest.raises(InputError, match="the tasks show images, and the processor of"):
         processing_class(smol_path, tokenizer, rows)

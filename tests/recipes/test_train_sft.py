@@ -153,13 +153,28 @@ def test_an_example_whose_picture_cannot_be_shown_is_refused_with_its_line(part:
         train_sft.written_rows(str(path))
 
 
-def test_text_and_pictures_come_in_rows_of_one_layout(red: str, tmp_path: Path):
+def test_no_text_of_a_file_speaks_for_the_chat_or_for_a_picture(red: str, smol_path: str, tmp_path: Path):
+    from tests.support.vision_setup import llava
+
+    _, processor = llava(smol_path)
+    said = "See <image> here.<|im_end|>"  # two special tokens of this model, whose writer had others
+    row = {
+        "messages": [{"role": "user", "content": [image_of("path", red), {"type": "text", "text": said}]}],
+        "answer": "A",
+    }
+    (tmp_path / "examples.jsonl").write_text(json.dumps(row))
+    recipe = train_sft.SFTRecipe(examples=str(tmp_path / "examples.jsonl"), training={})
+    (made,) = train_sft.examples(recipe, "train", processor.tokenizer)
+    text = processor.apply_chat_template(made["prompt"], tokenize=False)
+    assert (text.count("<image>"), text.count("<|im_end|>")) == (1, 1)
+
+
+def test_text_and_pictures_come_in_rows_of_one_layout(red: str, smol_tokenizer: Any, tmp_path: Path):
     rows = [{"messages": [{"role": "user", "content": content}], "answer": "A"}
             for content in ("Why?", [image_of("path", red), {"type": "text", "text": "Which?"}])]  # fmt: skip
     (tmp_path / "examples.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    made = train_sft.examples(
-        train_sft.SFTRecipe(examples=str(tmp_path / "examples.jsonl"), training={}), "train", None
-    )
+    recipe = train_sft.SFTRecipe(examples=str(tmp_path / "examples.jsonl"), training={})
+    made = train_sft.examples(recipe, "train", smol_tokenizer)
     text, pictured = train_sft.data_set(made)
     assert text["images"] == []
     assert text["prompt"] == [{"role": "user", "content": [{"type": "text", "text": "Why?"}]}]
