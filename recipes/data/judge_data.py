@@ -38,8 +38,10 @@ import random
 import re
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar, Literal
 
@@ -48,6 +50,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from mrjudge_reward import json_lines
 from mrjudge_reward.errors import ConfigError, InputError, require
 from mrjudge_reward.judge import JudgeConfig
+from mrjudge_reward.messages import ImagePart, Message
 from mrjudge_reward.prompting.formats import Format
 from mrjudge_reward.prompting.rendering import conversation_text
 from mrjudge_reward.settings import Settings
@@ -114,8 +117,9 @@ class TaskConfig(Settings):
         slots: candidates shown at once; None for all.
         both_orders: show each selection also in the opposite order.
         question: instead of the source's own in ``QUESTIONS``, for rated texts, or ``captions.WHICH``.
-        path: of preferences: a file, or the name of a hub data set; of items and captions: the file.
-        hub_split: of a hub data set, before our own splits are made of it.
+        path: of preferences: a file, or the name of a hub data set; of items and captions: the file. Images of a file may be
+            named by a path from its folder.
+        hub_split, hub_name: split of a hub data set, before our own splits are made of it, and its configuration.
         generators: of reasoning-gym.
         accuracy: of items: only those of which a judge was right in such a share of its replies, from least to most
             (``evaluate/judged_traces.py`` measures it); None for all.
@@ -148,6 +152,7 @@ class TaskConfig(Settings):
     question: str | None = None
     path: str | None = None
     hub_split: str = "train"
+    hub_name: str | None = None
     generators: list[str] = Field(default_factory=lambda: list(GENERATORS), min_length=1)
     accuracy: list[float] | None = Field(default=None, min_length=2, max_length=2)
     distractors: Literal["near", "any"] = "near"
@@ -202,6 +207,36 @@ def check_tasks(tasks: Mapping[str, TaskConfig]) -> None:
             ):
                 what = " and ".join(task.categories) or task.source
                 raise ConfigError(f"task {other!r} trains on {what}, which task {name!r} holds out")
+
+
+Trait = Literal["format", "modality"]
+"""What tasks of a mixture may have in common."""
+
+
+def mixture_weights(
+    tasks: Mapping[str, TaskConfig], pictured: Mapping[str, bool], balance: Sequence[Trait]
+) -> dict[str, float]:
+    """Weights of tasks in a mixture: their own, or so that each kind of task has the same share.
+
+    Args:
+        tasks: name → task.
+        pictured: name → whether its items show images.
+        balance: what makes a kind; empty for the tasks' own weights. Within a kind they still count.
+
+    >>> film = {"source": "film reviews", "judge": {"format": "choice"}}
+    >>> tweets = TaskConfig(source="tweets", judge={"format": "ranking"})
+    >>> tasks = {"a": TaskConfig(**film), "b": TaskConfig(**film), "c": tweets}
+    >>> mixture_weights(tasks, dict.fromkeys(tasks, False), ["format"])
+    {'a': 0.5, 'b': 0.5, 'c': 1.0}
+    """
+    traits = {
+        name: {"format": type(task.build_format()).__name__, "modality": pictured[name]} for name, task in tasks.items()
+    }
+    kinds = {name: tuple(traits[name][trait] for trait in balance) for name in tasks}
+    total: Counter[Any] = Counter()
+    for name, task in tasks.items():
+        total[kinds[name]] += task.weight  # type: ignore[assignment]
+    return {name: task.weight / total[kinds[name]] if balance else task.weight for name, task in tasks.items()}
 
 
 def _apart(one: TaskConfig, other: TaskConfig) -> bool:
@@ -402,8 +437,8 @@ def _preferences(task: TaskConfig, sides: set[Split]) -> list[Item]:
     assert task.path is not None
     made: dict[str, Item] = {}
     faults: list[str] = []
-    rows = placed_rows(task.path, task.hub_split)
-    ours = task.source == "items"
+    rows = placed_rows(task.path, task.hub_split, task.hub_name)
+    ours, folder = task.source == "items", Path(task.path).parent if Path(task.path).is_file() else None
     for place, row in rows:
         try:
             item = from_preference(row, str(row.get("domain") or task.path) if ours else task.path)
@@ -415,12 +450,28 @@ def _preferences(task: TaskConfig, sides: set[Split]) -> list[Item]:
             faults.append(f"{place}: {error}")
             continue
         if split_of(conversation_text(item.group.prompt)) in sides:
-            made.setdefault(item.group.key, _narrowed(item, task))
+            made.setdefault(item.group.key, _narrowed(item if folder is None else _beside(item, folder), task))
     if len(faults) == len(rows):
         raise InputError(f"{task.path} has no preference; {faults[0] if faults else 'it is empty'}")
     if faults:
         print(f"{task.path}: {len(faults)} of {len(rows)} rows left out; first {faults[0]}", file=sys.stderr)
     return list(made.values())
+
+
+def _beside(item: Item, folder: Path) -> Item:
+    """An item whose images are found where its file names them by a path from its own folder."""
+
+    def found(image: Any) -> Any:
+        plain = isinstance(image, str) and len(image) < 1024 and ":" not in image
+        return str(folder / image) if plain and (folder / image).is_file() else image
+
+    if not any(turn.images for turn in item.group.prompt):
+        return item
+    prompt = tuple(
+        Message(turn.role, tuple(ImagePart(found(p.image)) if isinstance(p, ImagePart) else p for p in turn.content))
+        for turn in item.group.prompt
+    )
+    return replace(item, group=replace(item.group, prompt=prompt))
 
 
 def _within(accuracy: Any, bounds: Sequence[float]) -> bool:

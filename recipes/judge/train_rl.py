@@ -17,6 +17,9 @@ one token, the label. Without a GPU a prompt of text alone is computed once for 
 Images of items reach a vision-language model through its processor, in TRL's trainer and in vLLM. A prompt that leaves the
 reply no room is left out, and counted.
 
+With ``joint_orders`` both orders of a pair are one group of GRPO. KL (``beta``), clipping (``epsilon``, ``epsilon_high``),
+the scale of rewards and the loss are TRL's own, under ``training``.
+
 Differences from the papers: LoRA by default; several formats in one run; the bonus; ``opened``.
 """
 
@@ -29,7 +32,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
@@ -41,10 +44,11 @@ from mrjudge_reward.settings import Settings
 from mrjudge_reward.training.tasks import FORMAT_WEIGHT, Exercise, Mark, Split, balanced, mark, with_twins
 from mrjudge_reward.types import Reply
 from recipes.common.config import read_config
-from recipes.data.judge_data import TaskConfig, check_tasks, task_exercises
+from recipes.data.judge_data import TaskConfig, Trait, check_tasks, mixture_weights, task_exercises
 
 from .chat_rows import alike, check_modalities, data_set, fitting, guard_of, processing_class, save_processor, shown
 from .seeing_model import make_known
+from .train_sft import shows_images
 
 
 class RLRecipe(Settings):
@@ -54,9 +58,14 @@ class RLRecipe(Settings):
         model: hub name, path, or ``"embedded"``.
         adapter: folder of a LoRA to go on from, usually the warm-up's, or ``"embedded"``; it is trained itself.
         tasks: name → fields of ``TaskConfig``. Held-out ones are left out; all others are measured on dev as well.
+        balance: what kinds of tasks have the same share of the mixture: by ``format``, by ``modality``, or both; within a
+            kind, and without it, tasks are mixed by their weights.
         lora: fields of PEFT's ``LoraConfig`` for a fresh one; without it and ``adapter`` all weights are trained.
         opened: open the answer for the judge, which then says one token.
         both_orders_bonus: reward for being right in both orders; 0 for none.
+        joint_orders: both orders of a pair have one baseline and one spread of rewards (EIS-GRPO of J4R, arXiv 2505.13346).
+            With a baseline for each order a judge that always names one slot earns the same in all replies to an order, and
+            learns nothing.
         patience: measurements without a better dev accuracy before training stops; None to go on.
         dev_samples: replies to each dev exercise; above 1 the measure is a mean over samples.
         max_text_tokens: bound of each text of an exercise.
@@ -66,9 +75,11 @@ class RLRecipe(Settings):
     model: str = "embedded"
     adapter: str | None = None
     tasks: dict[str, dict[str, Any]] = Field(min_length=1)
+    balance: list[Trait] = Field(default_factory=list)
     lora: dict[str, Any] | None = None
     opened: bool = False
     both_orders_bonus: NonNegativeFloat = 0.5
+    joint_orders: bool = False
     patience: PositiveInt | None = None
     dev_samples: PositiveInt = 1
     max_text_tokens: int = 2048
@@ -82,6 +93,8 @@ class RLRecipe(Settings):
 
 # -- what is asked ----------------------------------------------------------------------------------------------------
 
+SPREAD_FLOOR = 1e-4
+"""What TRL adds to the spread that it divides by."""
 Unit = tuple[Exercise, ...]
 
 
@@ -106,8 +119,9 @@ def asked(recipe: RLRecipe, split: Split) -> list[tuple[str, Exercise]]:
     if not tasks:
         raise ConfigError("all tasks are held out: there is nothing to train on")
     made = {name: units_of(task_exercises(task, split)) for name, task in tasks.items()}
-    weights = {name: task.weight for name, task in tasks.items()}
     if split == "train":
+        pictured = {name: any(shows_images(unit[0]) for unit in units[:1]) for name, units in made.items()}
+        weights = mixture_weights(tasks, pictured, recipe.balance)
         count = round(max(len(made[name]) / weight for name, weight in weights.items()) * sum(weights.values()))
         mixture = balanced(made, count, int(recipe.training.get("seed", 42)), weights)
     else:
@@ -168,13 +182,17 @@ class Marks:
         ends: tokens that end a reply.
         opened: whether the answer was opened, so that a reply is a bare label.
         bonus: for being right in both orders.
+        scale: by what an advantage over both orders is divided, as TRL's ``scale_rewards``; None for no such advantages.
+        advantages: of the rows that were marked last, over both orders.
     """
 
     book: list[tuple[str, Exercise]]
     ends: frozenset[int]
     opened: bool = False
     bonus: float = 0.5
+    scale: str | None = None
     seen: list[tuple[int, Mark]] = field(default_factory=list)
+    advantages: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.__name__ = "verdict"  # what TRL logs it as
@@ -217,10 +235,29 @@ class Marks:
             orders = accuracies[asked.twins].items()
             other = [value for slots, values in orders if slots != asked.slots for value in values]
             rewards.append(one.reward + (self.bonus * one.accuracy * fmean(other) if other else 0.0))
+        if self.scale is not None:
+            self.advantages = self._joint(
+                [(self.book[number][1].twins, r) for (number, _), r in zip(own, rewards, strict=True)]
+            )
         if log_metric is not None:
             log_metric("verdict/accuracy", fmean(one.accuracy for _, one in every))
             log_metric("verdict/formed", fmean(one.formed for _, one in every))
         return rewards
+
+    def _joint(self, own: list[tuple[Any, float]]) -> list[float]:
+        """Advantages of this rank's rewards within all replies to either order, which may be on other ranks."""
+        _, world = rank_and_world()
+        every = [row for rows in gather(own, world) for row in rows]
+        groups: dict[Any, list[float]] = defaultdict(list)
+        for twins, reward in every:
+            groups[twins].append(reward)
+        whole = stdev([reward for _, reward in every])
+        made = []
+        for twins, reward in own:
+            spread = {"group": stdev(groups[twins]), "batch": whole}.get(self.scale or "")
+            centred = reward - fmean(groups[twins])
+            made.append(centred if spread is None else centred / (spread + SPREAD_FLOOR))
+        return made
 
     def take(self) -> dict[str, float]:
         """Mean accuracy per task since the last call, over all ranks, and the mean of those; forgets them."""
@@ -256,6 +293,15 @@ def trainer_class(marks: Marks, pictured: bool = False) -> type[Any]:
             marks.seen.clear()
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **settings)
             output.metrics.update((f"{metric_key_prefix}_{name}", value) for name, value in marks.take().items())
+            return output
+
+        def _generate_and_score_completions(self, inputs: Any) -> Any:
+            output = super()._generate_and_score_completions(inputs)
+            if marks.scale is not None and self.model.training:
+                made = output["advantages"]
+                output["advantages"] = torch.tensor(marks.advantages, dtype=made.dtype, device=made.device).view_as(
+                    made
+                )
             return output
 
         def training_step(self, *args: Any, **settings: Any) -> Any:
@@ -351,7 +397,8 @@ def train(recipe: RLRecipe) -> None:
     for some in (rows, dev_rows):
         check_modalities(some)
     ends = frozenset({tokenizer.eos_token_id, tokenizer.pad_token_id})
-    marks = Marks([*train, *dev], ends, recipe.opened, recipe.both_orders_bonus)
+    scale = {True: "group", False: "none"}.get(settings.scale_rewards, settings.scale_rewards)
+    marks = Marks([*train, *dev], ends, recipe.opened, recipe.both_orders_bonus, scale if recipe.joint_orders else None)
     model, lora = model_of(recipe.model, recipe.adapter, recipe.lora, settings.model_init_kwargs)
     trainer = trainer_class(marks, pictured=processing is not tokenizer)(
         model=model,

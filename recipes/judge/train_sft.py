@@ -34,7 +34,7 @@ from mrjudge_reward.special_tokens import Reserved, of_tokenizer
 from mrjudge_reward.training.items import Item, with_images
 from mrjudge_reward.training.tasks import Exercise, Split, balanced
 from recipes.common.config import read_config
-from recipes.data.judge_data import TaskConfig, check_tasks, items, reasoning, task_exercises
+from recipes.data.judge_data import TaskConfig, Trait, check_tasks, items, mixture_weights, reasoning, task_exercises
 
 from .chat_rows import alike, check_modalities, data_set, fitting, guard_of, processing_class, save_processor, shown
 from .seeing_model import make_known
@@ -46,6 +46,7 @@ class SFTRecipe(Settings):
     Args:
         model: hub name, path, or ``"embedded"``.
         tasks: name → fields of ``TaskConfig``; mixed by their weights, so that each comes whole at least once.
+        balance: what kinds of tasks have the same share: by ``format``, by ``modality``, or both (``mixture_weights``).
         examples: JSON lines of ``messages``, ``answer`` (the judge's turn) and ``task``, instead of or beside tasks.
         lora: fields of PEFT's ``LoraConfig``; None trains all weights.
         training: fields of TRL's ``SFTConfig``.
@@ -54,6 +55,7 @@ class SFTRecipe(Settings):
 
     model: str = "embedded"
     tasks: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    balance: list[Trait] = Field(default_factory=list)
     examples: str | None = None
     lora: dict[str, Any] | None = None
     training: dict[str, Any]
@@ -127,6 +129,11 @@ def defused(turn: Message, reserved: Reserved) -> Message:
     return Message(turn.role, tuple(parts))
 
 
+def shows_images(one: Exercise | Item) -> bool:
+    """Whether the prompt of an item holds an image."""
+    return any(turn.images for turn in (one if isinstance(one, Item) else one.item).group.prompt)
+
+
 def examples(recipe: SFTRecipe, split: Split, tokenizer: Any) -> list[dict[str, Any]]:
     """All examples of a split, in random order."""
     tasks = {name: TaskConfig(**values) for name, values in recipe.tasks.items()}
@@ -136,7 +143,8 @@ def examples(recipe: SFTRecipe, split: Split, tokenizer: Any) -> list[dict[str, 
     }
     rows: list[dict[str, Any]] = []
     if made:
-        weights = {name: task.weight for name, task in tasks.items()}
+        pictured = {name: any(map(shows_images, some[:1])) for name, some in made.items()}
+        weights = mixture_weights(tasks, pictured, recipe.balance)
         count = round(max(len(made[name]) / weight for name, weight in weights.items()) * sum(weights.values()))
         mixture = balanced(made, count, int(recipe.training.get("seed", 42)), weights)
         reasoned = frozenset(name for name, task in tasks.items() if task.reasoning != "none")

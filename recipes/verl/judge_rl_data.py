@@ -28,8 +28,9 @@ from mrjudge_reward.prompting.sanitizing import Sanitizer
 from mrjudge_reward.special_tokens import of_tokenizer
 from mrjudge_reward.training.tasks import Exercise, Split, balanced
 from recipes.common.config import read_config
-from recipes.data.judge_data import TaskConfig, check_tasks, task_exercises
+from recipes.data.judge_data import TaskConfig, Trait, check_tasks, mixture_weights, task_exercises
 from recipes.judge.seeing_model import make_known
+from recipes.judge.train_sft import shows_images
 
 MAX_TEXT_TOKENS = 2048
 PLACES = frozenset({"<image>", "<video>", "<audio>"})
@@ -37,7 +38,12 @@ PLACES = frozenset({"<image>", "<video>", "<audio>"})
 
 
 def verl_rows(
-    tasks: dict[str, TaskConfig], split: Split, tokenizer: Any, seed: int = 0, sees: bool = True
+    tasks: dict[str, TaskConfig],
+    split: Split,
+    tokenizer: Any,
+    seed: int = 0,
+    sees: bool = True,
+    balance: Sequence[Trait] = (),
 ) -> list[dict[str, Any]]:
     """Rows of a split as verl reads them.
 
@@ -47,6 +53,7 @@ def verl_rows(
         tokenizer: of the judge that is trained; its own markers cannot be spoken by a text.
         seed: of the mixture.
         sees: whether that judge takes images.
+        balance: of the mixture, as in ``train_rl.py``.
 
     Raises:
         InputError: if nothing is left, for an item with images where the judge sees none, or with one that is none.
@@ -58,7 +65,9 @@ def verl_rows(
         raise InputError("there is no task that is not held out")
     shown: list[tuple[str, Exercise]] = [(name, exercise) for name, some in made.items() for exercise in some]
     if split == "train":
-        weights = {name: task.weight for name, task in tasks.items()}
+        weights = mixture_weights(
+            tasks, {name: any(map(shows_images, some[:1])) for name, some in made.items()}, balance
+        )
         count = round(max(len(made[name]) / weight for name, weight in weights.items()) * sum(weights.values()))
         shown = balanced(made, count, seed, weights)
 
@@ -67,7 +76,7 @@ def verl_rows(
 
     guard = Sanitizer(length, MAX_TEXT_TOKENS, of_tokenizer(tokenizer))
     beside_images = Sanitizer(length, MAX_TEXT_TOKENS, of_tokenizer(tokenizer) | PLACES)
-    pictured = [any(turn.images for turn in exercise.item.group.prompt) for _, exercise in shown]
+    pictured = [shows_images(exercise) for _, exercise in shown]
     rows = []
     for index, ((name, exercise), with_images) in enumerate(zip(shown, pictured, strict=True)):
         item = f"task {name}, item {exercise.item.group.key}"
@@ -128,7 +137,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     splits: tuple[Split, ...] = ("train", "dev")
     for split in splits:
-        rows = verl_rows(tasks, split, tokenizer, sees=sees)
+        rows = verl_rows(tasks, split, tokenizer, sees=sees, balance=recipe.get("balance", ()))
         write(rows, args.out / f"{split}.parquet")
         print(f"{len(rows)} rows in {args.out / split}.parquet")
 

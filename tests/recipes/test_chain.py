@@ -107,7 +107,7 @@ def test_a_picture_reaches_the_model_in_every_stage_from_synthesis_to_the_judge(
         "num_generations": 2, "max_completion_length": 4, "eval_strategy": "steps", "eval_steps": 2,
         "load_best_model_at_end": False,
     }  # fmt: skip
-    reinforce(RLRecipe(model=folder, adapter=str(tmp_path / "sft"), tasks=tasks, training=training))
+    reinforce(RLRecipe(model=folder, adapter=str(tmp_path / "sft"), tasks=tasks, joint_orders=True, training=training))
     assert tuple(map(set, seen.since())) == ({*COLOURS["train"]}, {*COLOURS["train"], *COLOURS["dev"]}), "reinforcement"
 
     # Measured on the test side, with each picture, with it painted over, and with another's in its place.

@@ -75,6 +75,45 @@ def test_the_same_order_asked_twice_is_no_twin():
     assert rewards(marks, [(0, "<answer>A</answer>"), (1, "<answer>A</answer>")]) == pytest.approx([1.0, 1.0])
 
 
+A, B, NONE = "<answer>A</answer>", "<answer>B</answer>", "neither"
+
+
+@pytest.mark.parametrize(
+    ("scale", "first", "second", "expected"),
+    [
+        # Apart, a judge that always names the first slot earns 1 in all replies to one order and .1 in all to the other.
+        ("none", [A, A], [A, A], [0.45, 0.45, -0.45, -0.45]),
+        ("none", [B, B], [B, B], [-0.45, -0.45, 0.45, 0.45]),
+        ("none", [A, A], [B, B], [0.0, 0.0, 0.0, 0.0]),  # right in both
+        ("none", [B, B], [A, A], [0.0, 0.0, 0.0, 0.0]),  # wrong in both
+        ("none", [A, B], [B, B], [0.225, -0.675, 0.225, 0.225]),
+        ("none", [A, NONE], [B, A], [0.475, -0.525, 0.475, -0.425]),
+        ("none", [NONE, NONE], [NONE, NONE], [0.0, 0.0, 0.0, 0.0]),
+        ("group", [A, A], [A, A], [0.866, 0.866, -0.866, -0.866]),  # over sqrt(4 / 3) * .45
+        ("group", [A, B], [B, B], [0.5, -1.5, 0.5, 0.5]),
+        ("group", [A, A], [B, B], [0.0, 0.0, 0.0, 0.0]),
+        ("batch", [A, A], [A, A], [0.866, 0.866, -0.866, -0.866]),  # the pair is the batch
+    ],
+)
+def test_both_orders_may_have_one_baseline(scale: str, first: list[str], second: list[str], expected: list[float]):
+    marks = train_rl.Marks([("pairs", one) for one in pair()], frozenset({END}), bonus=0.0, scale=scale)
+    rewards(marks, [(0, said) for said in first] + [(1, said) for said in second])
+    assert marks.advantages == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_baseline_is_of_one_pair_alone_and_a_batchs_spread_of_all():
+    book = [("pairs", one) for question in ("Why?", "How?") for one in pair(question)]
+    said = [(0, A), (0, A), (1, A), (1, A), (2, A), (2, B), (3, B), (3, B)]
+    for scale, spread in (("none", 1.0), ("batch", 0.4657)):
+        marks = train_rl.Marks(book, frozenset({END}), bonus=0.0, scale=scale)
+        rewards(marks, said)
+        expected = [0.45, 0.45, -0.45, -0.45, 0.225, -0.675, 0.225, 0.225]
+        assert marks.advantages == pytest.approx([value / spread for value in expected], abs=1e-3)
+    marks = train_rl.Marks(book, frozenset({END}))
+    rewards(marks, said)
+    assert marks.advantages == [], "TRL's own, unless they are asked for"
+
+
 @pytest.mark.parametrize(("said", "reward"), [("A", 1.0), (" A", 0.0), ("B", 0.1), ("C", 0.0), ("", 0.0), ("AB", 0.0)])
 def test_an_opened_answer_is_a_bare_label(said: str, reward: float):
     marks = train_rl.Marks([("pairs", pair()[0])], frozenset({END}), opened=True)
