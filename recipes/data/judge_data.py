@@ -287,6 +287,11 @@ def task_exercises(task: TaskConfig, split: Split) -> list[Exercise]:
     return made
 
 
+def shows_images(one: Exercise | Item) -> bool:
+    """Whether the prompt of an item holds an image."""
+    return any(turn.images for turn in (one if isinstance(one, Item) else one.item).group.prompt)
+
+
 def reasoning(exercise: Exercise) -> str:
     """What a rater might think before the verdict: how each text is rated, in the order shown, on the item's own scale.
 
@@ -465,7 +470,7 @@ def _beside(item: Item, folder: Path) -> Item:
         plain = isinstance(image, str) and len(image) < 1024 and ":" not in image
         return str(folder / image) if plain and (folder / image).is_file() else image
 
-    if not any(turn.images for turn in item.group.prompt):
+    if not shows_images(item):
         return item
     prompt = tuple(
         Message(turn.role, tuple(ImagePart(found(p.image)) if isinstance(p, ImagePart) else p for p in turn.content))

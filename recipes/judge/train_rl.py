@@ -44,11 +44,10 @@ from mrjudge_reward.settings import Settings
 from mrjudge_reward.training.tasks import FORMAT_WEIGHT, Exercise, Mark, Split, balanced, mark, with_twins
 from mrjudge_reward.types import Reply
 from recipes.common.config import read_config
-from recipes.data.judge_data import TaskConfig, Trait, check_tasks, mixture_weights, task_exercises
+from recipes.data.judge_data import TaskConfig, Trait, check_tasks, mixture_weights, shows_images, task_exercises
 
 from .chat_rows import alike, check_modalities, data_set, fitting, guard_of, processing_class, save_processor, shown
 from .seeing_model import make_known
-from .train_sft import shows_images
 
 
 class RLRecipe(Settings):

@@ -34,7 +34,16 @@ from mrjudge_reward.special_tokens import Reserved, of_tokenizer
 from mrjudge_reward.training.items import Item, with_images
 from mrjudge_reward.training.tasks import Exercise, Split, balanced
 from recipes.common.config import read_config
-from recipes.data.judge_data import TaskConfig, Trait, check_tasks, items, mixture_weights, reasoning, task_exercises
+from recipes.data.judge_data import (
+    TaskConfig,
+    Trait,
+    check_tasks,
+    items,
+    mixture_weights,
+    reasoning,
+    shows_images,
+    task_exercises,
+)
 
 from .chat_rows import alike, check_modalities, data_set, fitting, guard_of, processing_class, save_processor, shown
 from .seeing_model import make_known
@@ -127,11 +136,6 @@ def defused(turn: Message, reserved: Reserved) -> Message:
     """A turn whose texts speak none of these tokens."""
     parts = [TextPart(neutralise(p.text, reserved)) if isinstance(p, TextPart) else p for p in turn.content]
     return Message(turn.role, tuple(parts))
-
-
-def shows_images(one: Exercise | Item) -> bool:
-    """Whether the prompt of an item holds an image."""
-    return any(turn.images for turn in (one if isinstance(one, Item) else one.item).group.prompt)
 
 
 def examples(recipe: SFTRecipe, split: Split, tokenizer: Any) -> list[dict[str, Any]]:

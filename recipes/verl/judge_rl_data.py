@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from mrjudge_reward.engines.embedded import embedded_model_path
-from mrjudge_reward.engines.local.vision import vision_model
 from mrjudge_reward.errors import InputError, require
 from mrjudge_reward.images import load_picture
 from mrjudge_reward.integrations.verl.judge_training import written_exercise
@@ -28,9 +27,7 @@ from mrjudge_reward.prompting.sanitizing import Sanitizer
 from mrjudge_reward.special_tokens import of_tokenizer
 from mrjudge_reward.training.tasks import Exercise, Split, balanced
 from recipes.common.config import read_config
-from recipes.data.judge_data import TaskConfig, Trait, check_tasks, mixture_weights, task_exercises
-from recipes.judge.seeing_model import make_known
-from recipes.judge.train_sft import shows_images
+from recipes.data.judge_data import TaskConfig, Trait, check_tasks, mixture_weights, shows_images, task_exercises
 
 MAX_TEXT_TOKENS = 2048
 PLACES = frozenset({"<image>", "<video>", "<audio>"})
@@ -53,7 +50,7 @@ def verl_rows(
         tokenizer: of the judge that is trained; its own markers cannot be spoken by a text.
         seed: of the mixture.
         sees: whether that judge takes images.
-        balance: of the mixture, as in ``train_rl.py``.
+        balance: of the mixture, as in ``judge/train_rl.py``.
 
     Raises:
         InputError: if nothing is left, for an item with images where the judge sees none, or with one that is none.
@@ -127,12 +124,12 @@ def main() -> None:
     args = parser.parse_args()
     recipe = read_config(args.config, args.overrides)
 
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer, PretrainedConfig
 
     model = recipe.get("model", "embedded")
     model = str(embedded_model_path()) if model == "embedded" else model
-    make_known(model)
-    tokenizer, sees = AutoTokenizer.from_pretrained(model), vision_model(AutoConfig.from_pretrained(model))
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    sees = "vision_config" in PretrainedConfig.get_config_dict(model)[0]
     tasks = {name: TaskConfig(**values) for name, values in recipe.get("tasks", {}).items()}
     args.out.mkdir(parents=True, exist_ok=True)
     splits: tuple[Split, ...] = ("train", "dev")
