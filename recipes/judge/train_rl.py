@@ -345,7 +345,8 @@ def model_of(
     if adapter is None:
         return name, None if lora is None else LoraConfig(task_type="CAUSAL_LM", **lora)
     make_known(name)
-    base = create_model_from_path(name, **(init or {}))  # of the class that the model's config names
+    # Of the class that the model's config names, and whole on each rank's own device.
+    base = create_model_from_path(name, **{"device_map": None, **(init or {})})
     try:
         folder = str(embedded_adapter_path()) if adapter == "embedded" else adapter
         return PeftModel.from_pretrained(base, folder, is_trainable=True), None
