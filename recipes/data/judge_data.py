@@ -60,6 +60,7 @@ from recipes.common.rows import placed_rows
 from recipes.common.rows import read_rows as read_rows  # part of this module
 
 from .captions import WHICH, caption_items, read_captions
+from .overlap import apart
 from .reviews import DOMAINS, SCALE, fetched, rated_texts
 
 QUESTIONS = {
@@ -120,6 +121,8 @@ class TaskConfig(Settings):
         path: of preferences: a file, or the name of a hub data set; of items and captions: the file. Images of a file may be
             named by a path from its folder.
         hub_split, hub_name: split of a hub data set, before our own splits are made of it, and its configuration.
+        without: of preferences and items: benchmarks whose questions are left out, by file or name on the hub, each with its
+            split (``overlap``).
         generators: of reasoning-gym.
         accuracy: of items: only those of which a judge was right in such a share of its replies, from least to most
             (``evaluate/judged_traces.py`` measures it); None for all.
@@ -153,6 +156,7 @@ class TaskConfig(Settings):
     path: str | None = None
     hub_split: str = "train"
     hub_name: str | None = None
+    without: dict[str, str] = Field(default_factory=dict)
     generators: list[str] = Field(default_factory=lambda: list(GENERATORS), min_length=1)
     accuracy: list[float] | None = Field(default=None, min_length=2, max_length=2)
     distractors: Literal["near", "any"] = "near"
@@ -171,6 +175,8 @@ class TaskConfig(Settings):
             raise ConfigError(f"no source {self.source!r}; there are {', '.join(known)}")
         if (self.path is not None) != (self.source in FILES):
             raise ConfigError("path belongs to source 'preferences', 'items' or 'captions', which need it")
+        if self.without and self.source not in ("preferences", "items"):
+            raise ConfigError(f"without belongs to sources 'preferences' and 'items', not to {self.source!r}")
         if self.accuracy is not None and self.source != "items":
             raise ConfigError(f"accuracy belongs to source 'items', not to {self.source!r}")
         if self.question is not None and self.source not in (*DOMAINS, "captions"):
@@ -460,7 +466,7 @@ def _preferences(task: TaskConfig, sides: set[Split]) -> list[Item]:
         raise InputError(f"{task.path} has no preference; {faults[0] if faults else 'it is empty'}")
     if faults:
         print(f"{task.path}: {len(faults)} of {len(rows)} rows left out; first {faults[0]}", file=sys.stderr)
-    return list(made.values())
+    return apart(list(made.values()), task.without)
 
 
 def _beside(item: Item, folder: Path) -> Item:

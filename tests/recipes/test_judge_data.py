@@ -448,6 +448,7 @@ def test_kinds_of_tasks_may_have_the_same_share(balance: Any, expected: list[flo
         ({"source": "items"}, "path belongs to source 'preferences', 'items' or 'captions'"),
         ({"source": "preferences", "path": "x", "accuracy": [0, 1]}, "accuracy belongs to source 'items'"),
         ({"source": "items", "path": "x", "accuracy": [0.5]}, "accuracy"),
+        ({"source": "quartz", "without": {"a": "test"}}, "without belongs to sources 'preferences' and 'items'"),
         ({"source": "quartz", "question": "x"}, "question belongs to rated texts"),
         (
             {"source": "quartz", "judge": {"model": "x"}},
