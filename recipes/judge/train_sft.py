@@ -26,7 +26,7 @@ from pydantic import Field
 
 from mrjudge_reward import json_lines
 from mrjudge_reward.engines.embedded import embedded_model_path
-from mrjudge_reward.errors import InputError
+from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.messages import Message, TextPart
 from mrjudge_reward.prompting.sanitizing import neutralise
 from mrjudge_reward.settings import Settings
@@ -195,6 +195,15 @@ def trainer_class() -> Any:
     return AnswerTrainer
 
 
+def check_sampling(rows: Sequence[dict[str, Any]], strategy: str) -> None:
+    """Raise ConfigError where rows are to be grouped by a length that is known only once their images are tokens."""
+    if strategy == "group_by_length" and any(row.get("images") for row in rows):
+        raise ConfigError(
+            "images become tokens batch by batch, so rows with them cannot be grouped by length: set "
+            "training.train_sampling_strategy to random"
+        )
+
+
 def train(recipe: SFTRecipe) -> None:
     """Train and save.
 
@@ -214,6 +223,7 @@ def train(recipe: SFTRecipe) -> None:
     processing = processing_class(model, tokenizer, rows)
     rows = fitting(rows, processing, settings.max_length)  # the trainer would cut the verdict off
     check_modalities(rows)
+    check_sampling(rows, settings.train_sampling_strategy)
     trainer = trainer_class()(
         model=model,
         args=settings,

@@ -153,6 +153,19 @@ def test_an_example_whose_picture_cannot_be_shown_is_refused_with_its_line(part:
         train_sft.written_rows(str(path))
 
 
+@pytest.mark.parametrize(
+    ("strategy", "images", "refused"),
+    [("group_by_length", [b""], True), ("group_by_length", [], False), ("random", [b""], False), ("random", [], False)],
+)
+def test_rows_with_pictures_have_no_length_to_be_grouped_by(strategy: str, images: list[bytes], refused: bool):
+    rows = [{"images": []}, {"images": images}, {}]
+    if refused:
+        with pytest.raises(ConfigError, match="set training.train_sampling_strategy to random"):
+            train_sft.check_sampling(rows, strategy)
+    else:
+        train_sft.check_sampling(rows, strategy)
+
+
 def test_no_text_of_a_file_speaks_for_the_chat_or_for_a_picture(red: str, smol_path: str, tmp_path: Path):
     from tests.support.vision_setup import llava
 
