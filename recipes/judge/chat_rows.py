@@ -122,7 +122,11 @@ def save_processor(model: str, tokenizer: Any, folder: Path) -> None:
     """Put what makes tokens and pixel values beside the weights; without it a vision-language model could not be loaded."""
     from transformers.utils import cached_file
 
-    tokenizer.save_pretrained(folder)
+    processor, _ = load_processor(model)
+    (tokenizer if processor is None else processor).save_pretrained(folder)
+    if processor is not None:
+        return
+    # Of a model without one there are none of these; one that cannot be loaded here, for want of torchvision, is kept.
     for name in _OF_A_PROCESSOR:
         if (found := cached_file(model, name, _raise_exceptions_for_missing_entries=False)) is not None:
             shutil.copy(found, folder)

@@ -56,7 +56,8 @@ class RLRecipe(Settings):
     Args:
         model: hub name, path, or ``"embedded"``.
         adapter: folder of a LoRA to go on from, usually the warm-up's, or ``"embedded"``; it is trained itself.
-        tasks: name → fields of ``TaskConfig``. Held-out ones are left out; all others are measured on dev as well.
+        tasks: name → fields of ``TaskConfig``. Held-out ones are left out; all others are measured on dev as well, where
+            ``training.eval_strategy`` asks for it.
         balance: what kinds of tasks have the same share of the mixture: by ``format``, by ``modality``, or both; within a
             kind, and without it, tasks are mixed by their weights.
         lora: fields of PEFT's ``LoraConfig`` for a fresh one; without it and ``adapter`` all weights are trained.
@@ -389,11 +390,13 @@ def train(recipe: RLRecipe) -> None:
     source = str(embedded_model_path()) if recipe.model == "embedded" else recipe.model
     make_known(source)
     tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
-    train, dev = asked(recipe, "train"), asked(recipe, "dev")
+    train = asked(recipe, "train")
+    dev = [] if settings.eval_strategy == "no" else asked(recipe, "dev")
     rows, dev_rows = rows_of(train, 0, tokenizer, recipe), rows_of(dev, len(train), tokenizer, recipe)
     processing = processing_class(source, tokenizer, [*rows, *dev_rows])
     bound = longest_prompt(source, settings)
-    rows, dev_rows = (fitting(alike(some), processing, bound, together=2) for some in (rows, dev_rows))
+    rows = fitting(alike(rows), processing, bound, together=2)
+    dev_rows = fitting(alike(dev_rows), processing, bound, together=2) if dev_rows else []
     for some in (rows, dev_rows):
         check_modalities(some)
     ends = frozenset({tokenizer.eos_token_id, tokenizer.pad_token_id})
@@ -405,7 +408,7 @@ def train(recipe: RLRecipe) -> None:
         args=settings,
         reward_funcs=marks,
         train_dataset=data_set(rows),
-        eval_dataset=data_set(dev_rows),
+        eval_dataset=data_set(dev_rows) if dev_rows else None,
         processing_class=processing,
         peft_config=lora,
         callbacks=[] if recipe.patience is None else [EarlyStoppingCallback(recipe.patience)],

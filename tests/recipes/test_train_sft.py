@@ -153,6 +153,25 @@ def test_an_example_whose_picture_cannot_be_shown_is_refused_with_its_line(part:
         train_sft.written_rows(str(path))
 
 
+def test_what_all_weights_are_left_in_is_a_judge_that_sees(smol_path: str, red: str, tmp_path: Path):
+    from transformers import AutoTokenizer
+
+    from mrjudge_reward.engines.local.engine import TransformersEngine
+    from mrjudge_reward.messages import as_messages
+    from mrjudge_reward.types import Reply, Request
+    from recipes.judge.chat_rows import save_processor
+    from tests.support.vision_setup import llava, saved
+
+    folder = saved(llava(smol_path), tmp_path / "model")
+    llava(smol_path)[0].save_pretrained(tmp_path / "trained")
+    save_processor(folder, AutoTokenizer.from_pretrained(folder), tmp_path / "trained")
+    chat = as_messages([{"role": "user", "content": [image_of("path", red), {"type": "text", "text": "Which?"}]}])
+    engine = TransformersEngine(str(tmp_path / "trained"), device="cpu")
+    (reply,) = engine.label_logprobs([Request(chat, prefill="<answer>", labels=("A", "B"))])
+    assert isinstance(reply, Reply)
+    assert reply.usage.prompt_tokens > 4, "an image is four tokens"
+
+
 @pytest.mark.parametrize(
     ("strategy", "images", "refused"),
     [("group_by_length", [b""], True), ("group_by_length", [], False), ("random", [b""], False), ("random", [], False)],
@@ -160,7 +179,7 @@ def test_an_example_whose_picture_cannot_be_shown_is_refused_with_its_line(part:
 def test_rows_with_pictures_have_no_length_to_be_grouped_by(strategy: str, images: list[bytes], refused: bool):
     rows = [{"images": []}, {"images": images}, {}]
     if refused:
-        with pytest.raises(ConfigError, match="set training.train_sampling_strategy to random"):
+        with pytest.raises(ConfigError, match="cannot be grouped by length"):
             train_sft.check_sampling(rows, strategy)
     else:
         train_sft.check_sampling(rows, strategy)
