@@ -6,6 +6,7 @@ import json
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -112,6 +113,28 @@ def test_a_baseline_is_of_one_pair_alone_and_a_batchs_spread_of_all():
     marks = train_rl.Marks(book, frozenset({END}))
     rewards(marks, said)
     assert marks.advantages == [], "TRL's own, unless they are asked for"
+
+
+@pytest.mark.parametrize(
+    ("scale", "training", "expected"),
+    [("none", True, [0.45, 0.45, -0.45, -0.45]), ("none", False, [0.0] * 4), (None, True, [0.0] * 4)],
+)
+def test_the_trainer_learns_from_the_joint_advantages(
+    scale: str | None, training: bool, expected: list[float], monkeypatch: pytest.MonkeyPatch
+):
+    import torch
+    from trl import GRPOTrainer
+
+    scored = "_generate_and_score_completions"
+    monkeypatch.setattr(
+        GRPOTrainer, scored, lambda self, inputs: {"advantages": torch.zeros(4)}
+    )  # TRL's own, of each order
+    marks = train_rl.Marks([("pairs", one) for one in pair()], frozenset({END}), bonus=0.0, scale=scale)
+    rewards(marks, [(0, A), (0, A), (1, A), (1, A)])
+    kind = train_rl.trainer_class(marks, pictured=True)
+    trainer = kind.__new__(kind)
+    trainer.model = SimpleNamespace(training=training)
+    assert getattr(trainer, scored)([])["advantages"].tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("said", "reward"), [("A", 1.0), (" A", 0.0), ("B", 0.1), ("C", 0.0), ("", 0.0), ("AB", 0.0)])
@@ -260,8 +283,6 @@ def test_prompts_that_leave_no_room_for_a_reply_are_left_out_in_twos_and_counted
     ],
 )
 def test_a_prompt_may_be_as_long_as_the_engine_takes(settings: dict[str, Any], bound: int, smol_path: str):
-    from types import SimpleNamespace
-
     whole = {"use_vllm": False, "vllm_max_model_length": None, **settings}
     assert train_rl.longest_prompt(smol_path, SimpleNamespace(**whole)) == bound
 
