@@ -47,7 +47,7 @@ def _questions(path: str, split: str) -> dict[str, list[list[Any]]]:
     for _, row in placed_rows(path, split):
         question = next((row[name] for name in _QUESTIONS if row.get(name)), None)
         if question is not None:
-            images = next((row[name] for name in _IMAGES if row.get(name)), [])
+            images: Any = next((row[name] for name in _IMAGES if row.get(name)), [])
             found[_plain(question)].append(images if isinstance(images, list) else [images])
     if not found:
         raise InputError(f"{path} has no question in a column {', '.join(_QUESTIONS)}")

@@ -1,7 +1,7 @@
 """What both trainers are shown: chats and their pictures in TRL's layout, and the processor that makes tokens of them.
 
-A row holds ``prompt`` (and ``completion``), and ``images`` where its chat shows some, of which TRL's trainers make pixel
-values. What cannot be shown is refused here, before any training, by the name of its item.
+A row holds ``prompt`` (and ``completion``), and where its chat shows images, ``images``, of which TRL's trainers make pixel
+values, and in ``item`` what it is of. What cannot be shown is refused here, before any training, by the name of its item.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from mrjudge_reward.special_tokens import of_tokenizer
 
 Row = dict[str, Any]
 _CHATS = ("prompt", "completion")
+_NOT_LEARNED = ("task", "item")
 _OF_A_PROCESSOR = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 
 
@@ -63,7 +64,7 @@ def shown(turns: Sequence[Message], name: str) -> tuple[list[Row], list[Row]]:
 def alike(rows: Sequence[Row]) -> list[Row]:
     """Rows of one layout: all with lists of parts and of images if any row shows one, else all without."""
     if not any(row.get("images") for row in rows):
-        return [{name: value for name, value in row.items() if name != "images"} for row in rows]
+        return [{name: value for name, value in row.items() if name not in ("images", "item")} for row in rows]
 
     def listed(turns: Sequence[Row]) -> list[Row]:
         return [
@@ -83,7 +84,7 @@ def data_set(rows: Sequence[Row]) -> Any:
     """Rows of one layout as the trainer takes them; pictures stay encoded until their batch is made."""
     import datasets
 
-    made = datasets.Dataset.from_list([{name: row[name] for name in row if name != "task"} for row in rows])
+    made = datasets.Dataset.from_list([{name: row[name] for name in row if name not in _NOT_LEARNED} for row in rows])
     return made.cast_column("images", datasets.List(datasets.Image())) if "images" in rows[0] else made
 
 
@@ -93,11 +94,12 @@ def processing_class(model: str, tokenizer: Any, rows: Sequence[Row]) -> Any:
     Raises:
         InputError: if the model has no processor for images.
     """
-    if not any(row.get("images") for row in rows):
+    pictured = next((row for row in rows if row.get("images")), None)
+    if pictured is None:
         return tokenizer
     processor, why = load_processor(model)
     if processor is None:
-        raise InputError(f"the tasks show images, and {why}")
+        raise InputError(f"the tasks show images, and {why}; the first is of {pictured['item']}")
     processor.tokenizer.padding_side = tokenizer.padding_side
     return processor
 

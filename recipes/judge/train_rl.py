@@ -151,7 +151,7 @@ def rows_of(
             prompt = prompt.removeprefix(tokenizer.bos_token or "") if adds_bos(tokenizer) else prompt
             prompt += exercise.format.answer_open
             check_labels(prompt, exercise, tokenizer)
-        rows.append({"prompt": prompt, "exercise": number, **({"images": images} if images else {})})
+        rows.append({"prompt": prompt, "exercise": number, **({"images": images, "item": place} if images else {})})
     return rows
 
 

@@ -98,9 +98,10 @@ def rows_of(
         else:
             turns = one.render(guard)
             answer = (reasoning(one) if name in reasoned else "") + one.right()
-        prompt, images = shown(turns, f"task {name}, item {item.group.key}")
+        place = f"task {name}, item {item.group.key}"
+        prompt, images = shown(turns, place)
         completion = [{"role": "assistant", "content": answer}]
-        rows.append({"prompt": prompt, "completion": completion, "task": name, "images": images})
+        rows.append({"prompt": prompt, "completion": completion, "task": name, "images": images, "item": place})
     return rows
 
 
@@ -126,7 +127,8 @@ def written_rows(path: str, reserved: Reserved = frozenset()) -> list[dict[str, 
             turns = with_images(row["messages"], row.get("images") or ())
             prompt, images = shown([defused(turn, reserved) for turn in turns], place)
             answer = [{"role": "assistant", "content": row["answer"]}]
-            rows.append({"prompt": prompt, "completion": answer, "task": row.get("task", "file"), "images": images})
+            task = row.get("task", "file")
+            rows.append({"prompt": prompt, "completion": answer, "task": task, "images": images, "item": place})
     if others:
         print(f"{path}: {others} of {len(rows) + others} examples are left out, being of the dev and test sides")
     return rows

@@ -235,7 +235,9 @@ def test_a_picture_that_cannot_be_shown_is_refused_and_its_item_named(smol_path:
     rows = train_rl.rows_of([("a", pictured(str(whole)))], 0, tokenizer, loaded("opened=false"))
     assert rows[0]["prompt"][-1]["content"][0]["type"] == "image"
     assert rows[0]["images"] == [{"bytes": whole.read_bytes(), "path": None}]
-    with pytest.raises(InputError, match="the tasks show images, and the processor of"):
+    with pytest.raises(
+        InputError, match=r"the tasks show images, and the processor of .*; the first is of task a, item \w+$"
+    ):
         processing_class(smol_path, tokenizer, rows)
     for image in ("https://example.org/a.png", str(tmp_path / "none.png"), str(tmp_path / "cut.png"), b"no picture"):
         one = pictured(image)
