@@ -12,9 +12,10 @@ dropped and why. ``mode: curate`` is described in ``curate_traces``.
 ==================  =================================================================================================
 file in ``--out``   what
 ==================  =================================================================================================
-``examples.jsonl``  ``messages``, ``answer``, ``task``, ``provenance``: for ``judge/train_sft.py`` (``examples``)
-``items.jsonl``     ``prompt``, ``candidates``, ``gold`` (1 for the reference), ``families``, ``provenance``: for RL;
-                    ``style_leak.read_items`` gives them as items. An item whose trace was dropped is here all the same
+``examples.jsonl``  ``messages``, ``answer``, ``task``, ``split``, ``provenance``: for ``judge/train_sft.py`` (``examples``),
+                    which takes those of the training side
+``items.jsonl``     ``prompt``, ``candidates``, ``gold`` (1 for the reference), ``families``, ``provenance``: for RL and
+                    evaluation, as task source ``items``. An item whose trace was dropped is here all the same
 ``report.json``     how many rows, negatives and traces were dropped for which reason, and the leak test on all
                     negatives that were written, on those that passed the filters, and after ``match_length``
 ``progress.jsonl``   one line per finished row; interrupted, the same command goes on from there
@@ -46,6 +47,7 @@ from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.engines.engine_config import EngineConfig
 from mrjudge_reward.errors import ConfigError, InputError, MissingPackageError, MRJudgeError
 from mrjudge_reward.prompting.rendering import conversation_text
+from mrjudge_reward.training.tasks import split_of
 from mrjudge_reward.types import Sampling
 from recipes.common.config import read_config
 from recipes.common.resumable import ResumableRows, write_lines, write_text
@@ -178,7 +180,11 @@ def _finish(
         rows["length matched"] += keep.count(False)
         passed, kept = list(compress(passed, keep)), list(compress(filtered, keep))
     items = [entry["item"] for entry in passed]
-    examples = [entry["example"] for entry in passed if entry["example"] is not None]
+    examples = [
+        entry["example"] | {"split": split_of(conversation_text(item_of(entry["item"]).group.prompt))}
+        for entry in passed
+        if entry["example"] is not None
+    ]
     if recipe.reasoning:
         traces.update(entry["trace_fault"] for entry in passed if entry["example"] is None)
     write_lines(out / "items.jsonl", items)

@@ -37,8 +37,8 @@ from recipes.common.intervals import Interval, interval, written
 from recipes.data.judge_data import TaskConfig, check_tasks, items
 from recipes.evaluate.image_ablation import GREY
 from recipes.evaluate.judge import EvaluationRecipe, write_report
+from recipes.judge.chat_rows import guard_of
 from recipes.judge.seeing_model import IMAGE, merged
-from recipes.judge.train_sft import guard_of
 from recipes.judge.vision_tower import SIDE
 
 

@@ -171,6 +171,8 @@ def plan_of(kind: Kind, recipe: SFTRecipe | RLRecipe, settings: Any, rows: Rows,
     strange = recipe.training.keys() - HONOURED - INDIFFERENT
     if strange:
         raise ConfigError(f"runs side by side know nothing of training.{', training.'.join(sorted(strange))}")
+    if isinstance(recipe, RLRecipe) and recipe.joint_orders:
+        raise ConfigError("runs side by side have a group of replies for each order: do without joint_orders")
     if not lora:
         raise ConfigError("runs side by side train adapters: the recipe needs lora")
     generations = settings.num_generations if kind == "rl" else 1

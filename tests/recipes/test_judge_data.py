@@ -340,6 +340,99 @@ def test_lists_of_rated_answers_are_narrowed_to_the_best_and_worse_ones(tmp_path
     assert len({item.group.candidates[item.gold_G.index(1.0)][-1] for item in judge_data.items(pair, "train")}) == 2
 
 
+def items_file(folder: Path, *rows: dict[str, Any]) -> str:
+    made = [
+        {"prompt": f"Question {n}?", "candidates": ["good", "bad"], "gold": [1, 0], **row} for n, row in enumerate(rows)
+    ]
+    (folder / "items.jsonl").write_text("\n".join(map(json.dumps, made)))
+    return str(folder / "items.jsonl")
+
+
+def all_of(path: str, **more: Any) -> list[Any]:
+    return judge_data.items(judge_data.TaskConfig(source="items", path=path, held_out="source", **more), "test")
+
+
+@pytest.mark.parametrize(
+    ("bounds", "kept"),
+    [
+        (None, [0.0, 0.25, 0.5, 1.0]),
+        ([0.0, 0.75], [0.0, 0.25, 0.5]),  # wrong, or unsure of
+        ([0.1, 0.9], [0.25, 0.5]),  # those whose replies differ
+        ([1, 1], [1.0]),
+        ([0, 1], [0.0, 0.25, 0.5, 1.0]),
+        ([0.6, 0.9], []),
+    ],
+)
+def test_items_are_chosen_by_how_often_a_judge_was_right(bounds: Any, kept: list[float], tmp_path: Path):
+    path = items_file(tmp_path, *({"accuracy": share} for share in (0.0, 0.25, 0.5, 1.0)))
+    numbers = [int(item.group.prompt[0].text.split()[1][:-1]) for item in all_of(path, accuracy=bounds)]
+    assert sorted([0.0, 0.25, 0.5, 1.0][number] for number in numbers) == kept
+
+
+@pytest.mark.parametrize(
+    ("row", "more", "fault"),
+    [
+        ({"candidates": ["good"]}, {}, "line 2: "),
+        ({"candidates": ["", "bad"]}, {}, "line 2: "),
+        ({"gold": [1]}, {}, "line 2: "),
+        ({"gold": [1, 1]}, {}, "line 2: "),  # a tie
+        ({"prompt": None}, {}, "line 2: "),
+        ({}, {"accuracy": [0, 1]}, "line 2: accuracy must be a number"),
+        ({"accuracy": "often"}, {"accuracy": [0, 1]}, "line 2: accuracy must be a number"),
+    ],
+)
+def test_a_line_of_items_that_is_none_is_an_error_and_not_left_out(row: Any, more: Any, fault: str, tmp_path: Path):
+    with pytest.raises(InputError, match=fault):
+        all_of(items_file(tmp_path, {"accuracy": 0.5}, row), **more)
+
+
+def test_items_keep_their_domain_and_more_than_two_candidates_where_the_task_shows_them(tmp_path: Path):
+    path = items_file(tmp_path, {"candidates": ["a", "b", "c", "d"], "gold": [0, 0, 1, 0], "domain": "charts"})
+    (item,) = all_of(path, size=4)
+    assert (item.domain, item.gold_G) == ("charts", (0.0, 0.0, 1.0, 0.0))
+    assert len(all_of(path)[0].gold_G) == 2
+
+
+@pytest.mark.parametrize("source", ["items", "preferences"])
+def test_an_image_is_found_beside_the_file_that_names_it(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/a.png").write_bytes(b"png")
+    beside, elsewhere = "pictures/a.png", str(tmp_path / "pictures/a.png")
+    rows = [
+        {"images": [one]}
+        for one in (beside, elsewhere, "none.png", "https://example.org/a.png", "data:image/png;base64,AA")
+    ]
+    path = items_file(tmp_path, *rows)
+    monkeypatch.chdir("/")
+    task = judge_data.TaskConfig(source=source, path=path, held_out="source")
+    found = {
+        item.group.prompt[0].text[-2]: item.group.prompt[0].images[0].image for item in judge_data.items(task, "test")
+    }
+    assert found == {
+        "0": elsewhere, "1": elsewhere, "2": "none.png", "3": "https://example.org/a.png", "4": "data:image/png;base64,AA",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("balance", "expected"),
+    [
+        ([], [1, 3, 1, 1]),
+        (["format"], [0.2, 0.6, 0.2, 1.0]),
+        (["modality"], [0.2, 0.6, 1.0, 0.2]),
+        (["format", "modality"], [0.25, 0.75, 1.0, 1.0]),
+        (["modality", "format"], [0.25, 0.75, 1.0, 1.0]),
+    ],
+)
+def test_kinds_of_tasks_may_have_the_same_share(balance: Any, expected: list[float]):
+    make, choice, ranking = judge_data.TaskConfig, {"format": "choice"}, {"format": "ranking"}
+    tasks = {
+        "a": make(source="quartz", judge=choice), "b": make(source="tweets", judge=choice, weight=3),
+        "seen": make(source="quartz", judge=choice), "order": make(source="tweets", judge=ranking),
+    }  # fmt: skip
+    pictured = {name: name == "seen" for name in tasks}
+    assert list(judge_data.mixture_weights(tasks, pictured, balance).values()) == pytest.approx(expected)
+
+
 # -- the config -------------------------------------------------------------------------------------------------------
 
 
@@ -352,6 +445,10 @@ def test_lists_of_rated_answers_are_narrowed_to_the_best_and_worse_ones(tmp_path
         ({"source": "quartz", "size": 1}, "at least 2 candidates"),
         ({"source": "quartz", "path": "x"}, "path belongs to source 'preferences'"),
         ({"source": "preferences"}, "path belongs to source 'preferences'"),
+        ({"source": "items"}, "path belongs to source 'preferences', 'items' or 'captions'"),
+        ({"source": "preferences", "path": "x", "accuracy": [0, 1]}, "accuracy belongs to source 'items'"),
+        ({"source": "items", "path": "x", "accuracy": [0.5]}, "accuracy"),
+        ({"source": "quartz", "without": {"a": "test"}}, "without belongs to sources 'preferences' and 'items'"),
         ({"source": "quartz", "question": "x"}, "question belongs to rated texts"),
         (
             {"source": "quartz", "judge": {"model": "x"}},

@@ -174,14 +174,18 @@ def test_a_writer_that_keeps_to_no_marks_has_its_turn_opened_and_the_reasoner_no
 def test_examples_are_what_the_warm_up_reads_and_items_what_tasks_read(tmp_path: Path):
     from mrjudge_reward.training.tasks import problems
 
-    _, _, files = run(tmp_path, samples(3), played())
+    _, _, files = run(tmp_path, samples(20), played())
+    assert {example["split"] for example in files["examples"]} == {"train", "test"}
+    learned = [
+        example for example in files["examples"] if example["split"] == "train"
+    ]  # or the judge is tested on them
     rows = written_rows(str(tmp_path / "out" / "examples.jsonl"))
-    assert [row["completion"][0]["content"] for row in rows] == [example["answer"] for example in files["examples"]]
+    assert [row["completion"][0]["content"] for row in rows] == [example["answer"] for example in learned]
     assert {row["task"] for row in rows} == {"synthetic"}
     items = read_items(str(tmp_path / "out" / "items.jsonl"))
     assert [list(item.gold_G) for item in items] == [item["gold"] for item in files["items"]]
     assert [item.group.key for item in items] == [item["key"] for item in files["items"]]
-    assert len(problems(items, Choice())) == 3
+    assert len(problems(items, Choice())) == 20
 
 
 def test_each_row_says_where_it_comes_from(tmp_path: Path):

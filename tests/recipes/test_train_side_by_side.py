@@ -6,6 +6,7 @@ import itertools
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from mrjudge_reward.prompting.formats import SENTIMENT, Choice
 from mrjudge_reward.training.items import from_choice, from_ratings
 from mrjudge_reward.training.tasks import Problem
 from recipes.common.config import read_config
-from recipes.judge.train_rl import VerdictReward
+from recipes.judge.train_rl import RLRecipe, VerdictReward
 from recipes.judge.train_sft import SFTRecipe
 from recipes.studies import side_by_side_runs
 from recipes.studies.side_by_side_model import Base, logprobs
@@ -267,6 +268,9 @@ def test_a_setting_that_cannot_be_honoured_is_refused():
         plan_of("sft", recipe, None, sft_rows(1), None, LORA)
     with pytest.raises(ConfigError, match="needs lora"):
         plan_of("sft", SFTRecipe(training={}), None, sft_rows(1), None, None)
+    joint = RLRecipe(tasks={"a": {}}, joint_orders=True, opened=True, training={})
+    with pytest.raises(ConfigError, match="do without joint_orders"):
+        plan_of("rl", joint, SimpleNamespace(num_generations=2, per_device_train_batch_size=4), sft_rows(1), None, LORA)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import subprocess
 import sys
@@ -18,12 +19,15 @@ from verl import DataProto
 from verl.trainer.ppo.reward import get_custom_reward_fn, load_reward_manager
 
 from mrjudge_reward.errors import ConfigError, InputError
+from mrjudge_reward.images import load_picture, opened
 from mrjudge_reward.integrations.verl.judge_training import compute_score, written_problem
-from mrjudge_reward.training.tasks import Problem, verify
+from mrjudge_reward.prompting.sanitizing import Sanitizer
+from mrjudge_reward.special_tokens import of_tokenizer
+from mrjudge_reward.training.tasks import Problem, balanced, verify
 from mrjudge_reward.types import Reply
 from recipes.data import judge_data
 from recipes.verl import judge_rl_data
-from tests.support import ROOT
+from tests.support import ROOT, vision_setup
 
 RECIPES = ROOT / "recipes" / "verl"
 TASKS: dict[str, dict[str, Any]] = {
@@ -140,6 +144,41 @@ def test_rows_are_what_the_recipe_asks_and_come_back_from_parquet(
         right = compute_score(row["data_source"], row["reward_model"]["ground_truth"], None, row["extra_info"])
         assert right["score"] == 1
         assert {turn["role"] for turn in row["prompt"]} <= {"system", "user"}
+
+
+def test_verl_finds_every_image_in_its_place_whatever_the_texts_say(smol_path: str, tmp_path: Path) -> None:
+    from omegaconf import OmegaConf
+    from verl.utils.dataset.rl_dataset import RLHFDataset
+
+    colours = ["red", "green", "blue"]
+    for colour in colours:
+        vision_setup.picture(colour).save(tmp_path / f"{colour}.png")
+    kinds = {"one": colours[:1], "two": colours[:2], "a <image> in words": colours[2:], "no image <image>": []}
+    lines = []
+    for number in range(12):
+        for said, shown in kinds.items():
+            parts = [{"type": "image", "image": str(tmp_path / f"{colour}.png")} for colour in shown]
+            prompt = [{"role": "user", "content": [{"type": "text", "text": f"{said} Number {number}?"}, *parts]}]
+            lines.append({"prompt": prompt, "candidates": [f"It is {said}.", "<image> none <video>"], "gold": [1, 0]})
+    (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    task = judge_data.TaskConfig(source="items", path=str(tmp_path / "items.jsonl"), judge={"format": "choice"})
+    _, processor = vision_setup.llava(smol_path)
+    rows = judge_rl_data.verl_rows({"seen": task}, "train", processor.tokenizer)
+    judge_rl_data.write(rows, tmp_path / "train.parquet")
+    config = OmegaConf.create({"cache_dir": str(tmp_path), "max_prompt_length": 4096, "filter_overlong_prompts": False})
+    data = RLHFDataset(str(tmp_path / "train.parquet"), processor.tokenizer, config, processor)
+    assert len(data) == len(rows) > 30
+    guard = Sanitizer(len, 4096, of_tokenizer(processor.tokenizer))
+    seen = set()
+    for number, (_, problem) in enumerate(balanced({"seen": judge_data.task_problems(task, "train")}, len(rows), 0)):
+        parts = [part for turn in data[number]["raw_prompt"] for part in turn["content"] if not isinstance(part, str)]
+        images = [part["image"].getpixel((63, 47)) for part in parts if part["type"] == "image"]
+        wanted = [opened(load_picture(p.image)).getpixel((63, 47)) for t in problem.render(guard) for p in t.images]
+        assert images == wanted
+        seen.add(len(images))
+    assert seen == {0, 1, 2}
+    with pytest.raises(InputError, match=r"task seen, item .* has images, and the model takes none"):
+        judge_rl_data.verl_rows({"seen": task}, "train", processor.tokenizer, sees=False)
 
 
 def test_held_out_tasks_are_not_written(smol_tokenizer: Any) -> None:
