@@ -41,6 +41,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,8 @@ from mrjudge_reward.streaming.scores import UNJUDGED, Sample, Scored
 from mrjudge_reward.streaming.waiting import refuse, serve
 
 from .actor import MANY, JudgeActorClient
-from .settings import ABSENT, CARRIED, VALIDATION_SPLITS, VerlSettings, is_colocated, served_judge
+from .settings import ABSENT, CARRIED, VALIDATION, VALIDATION_SPLITS, VerlSettings, is_colocated, served_judge
+from .tracking import log_judge_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +75,8 @@ else:
         "this Ray keeps its default concurrency of async actors elsewhere: set reward.num_workers so that num_workers x "
         "1000 exceeds train_batch_size x rollout.n, or groups may wait for their deadline"
     )
+
+log_judge_metrics()  # in the driver; elsewhere nobody logs
 
 
 def compute_score(*args: Any, **kwargs: Any) -> float:
@@ -132,7 +136,8 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
             tokenizer, plain["data"].get("apply_chat_template_kwargs")
         )
         self.workers = int(plain["reward"]["num_workers"])
-        self.client = JudgeActorClient(self.settings.judge_config(served), self.settings, served)
+        stepped = "async_training" not in plain  # that trainer's loggers are in another process
+        self.client = JudgeActorClient(self.settings.judge_config(served), self.settings, served, stepped)
         self._share: list[tuple[Sample, asyncio.Future[Scored]]] = []
         self._share_begun = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -171,6 +176,8 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
 
     async def _judged(self, data: DataProto) -> Scored:
         sample = self.sample_of(data)
+        if _of_validation(data[0].non_tensor_batch):
+            sample = replace(sample, validation=True)
         if not self.colocated:
             return await self.client.join(sample)
         self._begin_share()
@@ -251,9 +258,15 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
             if (size := row.get(key)) is not None:
                 return int(size)
         training, validation = self.settings.group_size or 1, self.settings.validation_group_size or 1
-        extra = row.get("extra_info")
-        split = extra.get("split") if isinstance(extra, Mapping) else None
-        return validation if split in VALIDATION_SPLITS else training
+        return validation if _of_validation(row) else training
+
+
+def _of_validation(row: Mapping[str, Any]) -> bool:
+    """As the agent-loop manager marked it, or as the data say."""
+    if (told := row.get(VALIDATION)) is not None:
+        return bool(told)
+    extra = row.get("extra_info")
+    return isinstance(extra, Mapping) and extra.get("split") in VALIDATION_SPLITS
 
 
 def with_carried(data: DataProto) -> DataProto:

@@ -140,6 +140,7 @@ class SharedBatches:
             [group_of(key, [samples[index] for index in indices]) for key, indices in members.items()],
             [[samples[index].length for index in indices] for indices in members.values()],
             [not (complete and self._is_whole(samples, indices)) for indices in members.values()],
+            [samples[indices[0]].validation for indices in members.values()],
         )
         scored = {
             index: result

@@ -54,6 +54,7 @@ class Sample:
         length: of the completion, in tokens.
         lasting: whether the identity belongs to this group alone. One made of the prompt does not: the same prompt may
             come again.
+        validation: whether it is of a validation, which is counted apart.
     """
 
     group: str
@@ -65,6 +66,7 @@ class Sample:
     reference: str | None = None
     rubric: str | None = None
     lasting: bool = True
+    validation: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ class Scorer:
         groups: Sequence[Group],
         lengths: Sequence[Sequence[int]],
         partial: Sequence[bool],
+        validation: Sequence[bool],
         early: Sequence[EarlyComparisons | None] | None = None,
     ) -> list[list[Scored]]:
         """A reward per candidate of each group.
@@ -132,6 +135,7 @@ class Scorer:
             groups: judged in one batch.
             lengths: per group, of its candidates.
             partial: per group, whether it is not whole.
+            validation: per group, whether it is of a validation.
             early: as in ``Judge.judge``.
 
         Raises:
@@ -140,7 +144,8 @@ class Scorer:
         judge, judgements = await self._queue.judge_groups(groups, early)
         neutral = judge.rating.neutral or 0.0
         scored = [self._scored(*of_group, neutral) for of_group in zip(judgements, lengths, partial, strict=True)]
-        self._log.judged(judge, judgements, [[one.reward for one in group] for group in scored], lengths)
+        rewards = [[one.reward for one in group] for group in scored]
+        self._log.judged(judge, judgements, rewards, lengths, validation)
         return scored
 
     def _scored(self, judgement: Judgement, lengths_G: Sequence[int], partial: bool, neutral: float) -> list[Scored]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import statistics
@@ -18,6 +19,8 @@ from typing import Any
 import psutil
 import pytest
 
+from mrjudge_reward.monitoring.run_log import read_run
+from mrjudge_reward.scoring.stats import METRICS
 from mrjudge_reward.streaming.groups import INFO_KEYS
 from tests.support import ROOT
 from tests.support.small_models import small_text_model
@@ -30,6 +33,7 @@ GROUPED = (
     "mrjudge_reward.integrations.verl.agent_loop.GroupAgentLoopManager"
 )
 SHORT = "data.max_response_length=16"
+LOGGED = "trainer.logger=[console,file]"
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -63,8 +67,9 @@ def train(recipe: str, policy: str, out: Path, *overrides: str) -> list[dict[str
         with printed.open("w", encoding="utf-8") as file:
             command = [sys.executable, str(RUN), recipe, "--out", str(out), f"actor_rollout_ref.model.path={policy}"]
             done = subprocess.run(
-                [*command, SHORT, *overrides], env=os.environ | {MARK: mark, "PYTHONPATH": paths}, stdout=file,
-                stderr=subprocess.STDOUT, timeout=800, check=False,
+                [*command, SHORT, LOGGED, f"+mrjudge.log_dir={out}/judge", *overrides],
+                env=os.environ | {MARK: mark, "PYTHONPATH": paths, "VERL_FILE_LOGGER_PATH": str(out / "verl.jsonl")},
+                stdout=file, stderr=subprocess.STDOUT, timeout=800, check=False,
             )  # fmt: skip
         text = printed.read_text(encoding="utf-8")
         assert done.returncode == 0, text[-5000:]
@@ -105,6 +110,25 @@ def check_steps(steps: Sequence[dict[str, float]], out: Path, groups: int, size:
         assert step["actor/grad_norm"] > 0
 
 
+def check_judge_metrics(out: Path, groups: int, validated: int = 0) -> None:
+    """What verl's file logger holds of the judge is what its own log says of the same step."""
+    rows = [json.loads(line) for line in (out / "verl.jsonl").read_text(encoding="utf-8").splitlines()]
+    logged = {(batch.mode, batch.step): batch.stats for batch in read_run(out / "judge").batches}
+    assert {place: stats.groups for place, stats in logged.items()} == {
+        ("train", 1): groups,
+        ("train", 2): groups,
+    } | ({("eval", 1): validated} if validated else {})
+    for row in rows:
+        mode, step, prefix = ("train", row["step"], "judge/") if row["step"] else ("eval", 1, "val-judge/")
+        told = {key.removeprefix(prefix): value for key, value in row["data"].items() if key.startswith(prefix)}
+        known = {name: value for name, value in told.items() if value is not None}  # NaN is null in verl's file
+        want = {name: value for name, value in logged[mode, step].metrics().items() if not math.isnan(value)}
+        assert known == pytest.approx(want)
+        assert told.keys() == set(METRICS)
+        assert known["calls"] > 0
+    assert len(rows) == 2 + bool(validated)
+
+
 def check_grpo(steps: Sequence[dict[str, float]], out: Path, groups: int, size: int) -> None:
     """Every token's advantage is its sample's score, centred and scaled within the group."""
     check_steps(steps, out, groups, size)
@@ -133,11 +157,13 @@ def test_grpo_trains_on_streamed_rewards_and_validates_on_groups_of_another_size
     assert means.keys() >= {"reward", *INFO_KEYS}
     assert float(means["judge_partial"]) == float(means["judge_failed"]) == 0
     assert float(means["judge_games"]) == 1, "each of two met the other"
+    check_judge_metrics(tmp_path, groups=2, validated=2)
 
 
 def test_grpo_trains_with_the_trainer_before(tiny: str, tmp_path: Path) -> None:
     steps = train("grpo", tiny, tmp_path, SCRIPTED, "trainer.use_v1=False")
     check_grpo(steps, tmp_path, groups=2, size=4)
+    check_judge_metrics(tmp_path, groups=2)
 
 
 def test_grpo_trains_with_a_reward_model_on_the_policys_devices(tiny: str, tmp_path: Path) -> None:
@@ -146,6 +172,7 @@ def test_grpo_trains_with_a_reward_model_on_the_policys_devices(tiny: str, tmp_p
     steps = train("grpo_colocated", tiny, tmp_path, "+mrjudge.judge.min_label_mass=0.0", GROUPED, *carried, scored_by)
     check_grpo(steps, tmp_path, groups=2, size=4)
     assert all(step["timing_s/reward"] > 0 for step in steps)
+    check_judge_metrics(tmp_path, groups=2)
 
 
 def test_ppo_trains_its_critic_on_the_rewards(tiny: str, tmp_path: Path) -> None:
