@@ -212,7 +212,7 @@ TRAPS: list[tuple[str, Sequence[str], str, str, Sequence[str]]] = [
         [*STANDALONE, "+mrjudge.judge.deadline_s=20.0"],
         "request deadline",
         "note",
-        ["1024 tokens in 20 s", "51 a second", "Raise mrjudge.judge.deadline_s to 102"],
+        ["1024 tokens within 20 s", "51 tokens a second for each", "Raise mrjudge.judge.deadline_s to 103"],
     ),
     (
         "nothing to compare",
