@@ -154,7 +154,7 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
         Raises:
             MRJudgeError: if the sample cannot be read, or the judge raised.
         """
-        data = with_carried(data[-1:])
+        data = with_carried(data if len(data) == 1 else data[-1:])
         row: Mapping[str, Any] = data[0].non_tensor_batch
         if row.get(ABSENT):  # told by ``agent_loop``, which has no use for the result
             await self.client.leave(self._group(row), str(row["session_id"]), self._size(row))
@@ -165,7 +165,7 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
             self._rule.loop = asyncio.get_running_loop()  # verl's own may be another where the manager was made
             ruled = asyncio.create_task(self._rule.run_single(data))
         try:
-            scored = await self._judged(data) if of_judge else self._unjudged()
+            scored = await self._judged(data, _of_validation(row)) if of_judge else self._unjudged()
             rule = float((await ruled)["reward_score"]) if ruled is not None else math.nan
         finally:
             if ruled is not None:
@@ -174,9 +174,9 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
         info = dict(scored.info) | ({"rule_score": rule} if self._rule is not None else {})
         return {"reward_score": reward, "reward_extra_info": info}
 
-    async def _judged(self, data: DataProto) -> Scored:
+    async def _judged(self, data: DataProto, validation: bool) -> Scored:
         sample = self.sample_of(data)
-        if _of_validation(data[0].non_tensor_batch):
+        if validation:
             sample = replace(sample, validation=True)
         if not self.colocated:
             return await self.client.join(sample)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -15,12 +18,22 @@ from mrjudge_reward.monitoring.run_log import log_name, read_run
 from mrjudge_reward.scoring.stats import JudgeStats
 from mrjudge_reward.types import Judgement
 
+logger = logging.getLogger(__name__)
+
 LINE_GROUPS = 16
 """Groups of a line of the log, where they come one by one. Where no steps are told, so many may be missing at the end."""
 
 NAME = "judge"
 
+REPORT_S = 60.0
+"""Seconds between two reports in the program's own log."""
+
 _Rewarded = tuple[Judgement, Sequence[float | None], Sequence[int]]
+
+
+def _counted(rewarded: Sequence[_Rewarded]) -> JudgeStats:
+    judgements, rewards, lengths = zip(*rewarded, strict=True) if rewarded else ((), (), ())
+    return JudgeStats.of(judgements, rewards, lengths)
 
 
 class _Step:
@@ -57,6 +70,13 @@ class StreamMonitor(RunMonitor):
         self._steps = {mode: _Step() for mode in ("train", "eval")}
         self._measured: CanaryReport | None = None
         self._told: dict[str, float] = {}
+        self._total, self._unreported, self._next_report = JudgeStats(), JudgeStats(), -math.inf
+
+    @property
+    def stats(self) -> JudgeStats:
+        """Of everything judged."""
+        with self._lock:
+            return sum((_counted(step.waiting) for step in self._steps.values()), self._total)
 
     def come(self, groups: int) -> bool:
         """So many groups are to be judged; whether canaries are to be judged with them."""
@@ -120,8 +140,10 @@ class StreamMonitor(RunMonitor):
         if not waiting:
             return
         judgements, rewards, lengths = zip(*waiting, strict=True)
-        before, stats = self._steps[mode].stats, JudgeStats.of(judgements, rewards, lengths)
+        before, stats = self._steps[mode].stats, _counted(waiting)
         self._steps[mode].stats = replace(before + stats, seconds=before.seconds + stats.seconds)
+        self._total += stats
+        self._report(stats)
         if self.folder is None or self._judge is None:
             return
         measured, self._measured = self._measured, None
@@ -129,6 +151,23 @@ class StreamMonitor(RunMonitor):
         if not self._stepped:
             self._ended = number
         self.log(0, number, mode, self._judge, judgements, rewards, lengths, measured)
+
+    def _report(self, stats: JudgeStats) -> None:
+        """Log what was judged since the last report, at most every ``REPORT_S`` seconds."""
+        self._unreported += stats
+        if time.monotonic() < self._next_report:
+            return
+        recent, self._unreported = self._unreported, JudgeStats()
+        self._next_report = time.monotonic() + REPORT_S
+        rates = recent.metrics()
+        why = f" ({recent.failures}; {recent.advice})" if recent.failures else ""
+        logger.log(
+            logging.WARNING if recent.failed else logging.INFO,
+            "judged %d groups: %d of %d judgements failed%s; %d of %d completions without a score; position consistency "
+            "%.2f, ties %.2f, %d groups without spread, %d calls, %d tokens",
+            recent.groups, recent.failed, recent.comparisons, why, recent.abstained, recent.candidates,
+            rates["position_consistency"], rates["tie_rate"], recent.zero_spread_groups, recent.calls, rates["tokens"],
+        )  # fmt: skip
 
     def _last_step(self) -> int:
         """Where the log of a run that goes on ends."""

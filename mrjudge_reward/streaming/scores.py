@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,11 +11,9 @@ from mrjudge_reward.messages import Message
 from mrjudge_reward.scoring.rewards import RewardShape, reward_group
 from mrjudge_reward.scoring.stats import JudgeStats
 from mrjudge_reward.scoring.tally import position_consistency
-from mrjudge_reward.types import Group, Judgement
+from mrjudge_reward.types import Group, Judgement, NoVerdict
 
 from .queue import JudgingQueue
-
-logger = logging.getLogger(__name__)
 
 INFO_KEYS = (
     "judge_score",
@@ -35,10 +31,6 @@ took part in, share of mirrored comparisons of its group that agree (NaN where n
 comparisons that failed, whether (1 or 0) its score is unknown, whether its group was not whole, whether
 the answer held markers that had to be made harmless, whether the judge was not shown all of it or of what it
 answers, seconds of judging."""
-
-
-REPORT_S = 60.0
-"""Seconds between two reports in the log."""
 
 
 @dataclass(frozen=True)
@@ -109,17 +101,16 @@ class Scorer:
     Args:
         queue: judges.
         shape: how scores become rewards.
-
-    Attributes:
-        stats: of everything judged.
     """
 
     def __init__(self, queue: JudgingQueue, shape: RewardShape) -> None:
-        self.stats = JudgeStats()
-        self._unreported = JudgeStats()
-        self._next_report = -math.inf
         self._queue, self._log = queue, queue.log
         self._shape = shape
+
+    @property
+    def stats(self) -> JudgeStats:
+        """See ``StreamMonitor.stats``."""
+        return self._log.stats
 
     async def score(
         self,
@@ -150,10 +141,8 @@ class Scorer:
 
     def _scored(self, judgement: Judgement, lengths_G: Sequence[int], partial: bool, neutral: float) -> list[Scored]:
         rewards = reward_group(judgement, self._shape, "group_mean", lengths_G, neutral)
-        stats = JudgeStats.of([judgement], [rewards.rewards_G], [lengths_G])
-        self.stats += stats
+        failed = sum(isinstance(item.verdict.outcome, NoVerdict) for item in judgement.played)
         agreeing, mirrored = position_consistency(judgement.quick_reads or judgement.played)
-        self._report(stats)
         scored = []
         for index, (reward, score) in enumerate(zip(rewards.rewards_G, judgement.scores_G, strict=True)):
             assert reward is not None
@@ -161,7 +150,7 @@ class Scorer:
                 math.nan if score is None else score,
                 judgement.games_G[index],
                 agreeing / mirrored if mirrored else math.nan,
-                stats.failed / max(1, stats.comparisons),
+                failed / max(1, len(judgement.played)),
                 float(index in rewards.abstained),
                 float(partial),
                 float(index in judgement.sanitized),
@@ -170,20 +159,3 @@ class Scorer:
             )
             scored.append(Scored(reward, dict(zip(INFO_KEYS, values, strict=True))))
         return scored
-
-    def _report(self, stats: JudgeStats) -> None:
-        """Log what was judged since the last report, at most every ``REPORT_S`` seconds."""
-        self._unreported += stats
-        if time.monotonic() < self._next_report:
-            return
-        recent, self._unreported = self._unreported, JudgeStats()
-        self._next_report = time.monotonic() + REPORT_S
-        rates = recent.metrics()
-        why = f" ({recent.failures}; {recent.advice})" if recent.failures else ""
-        logger.log(
-            logging.WARNING if recent.failed else logging.INFO,
-            "judged %d groups: %d of %d judgements failed%s; %d of %d completions without a score; position consistency "
-            "%.2f, ties %.2f, %d groups without spread, %d calls, %d tokens",
-            recent.groups, recent.failed, recent.comparisons, why, recent.abstained, recent.candidates,
-            rates["position_consistency"], rates["tie_rate"], recent.zero_spread_groups, recent.calls, rates["tokens"],
-        )  # fmt: skip
