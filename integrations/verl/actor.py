@@ -261,9 +261,11 @@ class JudgeActorClient:
                 one.actor = actor
             samples = [(number, one.sample) for number, one in coming.items()]
             for number, outcome in await actor.exchange.remote(self._id, samples):
-                if (one := self._waiting.get(number)) is not None:
-                    give = refuse if isinstance(outcome, Exception) else serve
-                    give([one.scored], outcome)
+                waiting = self._waiting.get(number)
+                if waiting is not None and isinstance(outcome, Exception):
+                    refuse([waiting.scored], outcome)
+                elif waiting is not None:
+                    serve([waiting.scored], outcome)
         except (RayActorError, ValueError) as error:
             lost = {n: one for n, one in self._waiting.items() if one.actor is actor} if actor is not None else coming
             self._forget(actor, error)

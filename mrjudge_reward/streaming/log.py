@@ -120,7 +120,7 @@ class StreamMonitor(RunMonitor):
             validation groups; none of what was not judged.
         """
         with self._lock:
-            metrics = {}
+            metrics: dict[str, float] = {}
             if self._stepped:
                 self._ended = number - 1 if trained else number
             for mode, prefix in (("train", "judge"), ("eval", "val-judge")):
