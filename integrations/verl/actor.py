@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import itertools
 import logging
+import math
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,8 +34,9 @@ T = TypeVar("T")
 MANY = 100_000
 """Calls that may wait in the judge actor at once; each sample of a step may be one."""
 
-GATHER_S = 0.002
-"""How long a worker gathers samples for one call of the judge actor."""
+GATHER_S = 0.02
+"""Least seconds between two calls by which a worker brings samples; what comes meanwhile goes into one. Rollouts take
+seconds, and a call costs more than all else that is done to a sample."""
 
 LIVES = 3
 """Judge actors that may die under a waiting sample before it fails."""
@@ -172,7 +174,7 @@ class JudgeActorClient:
         self._numbers = itertools.count()
         self._waiting: dict[int, _Waiting] = {}
         self._outbox: list[int] = []
-        self._calls = 0
+        self._calls, self._sent_at = 0, -math.inf
         self._tasks: set[asyncio.Task[None]] = set()
         options = {"num_cpus": 0, **settings.actor_options}
         try:
@@ -239,16 +241,18 @@ class JudgeActorClient:
 
     def _send_soon(self, numbers: Sequence[int]) -> None:
         if not self._outbox:
-            asyncio.get_running_loop().call_later(GATHER_S, self._send)
+            loop = asyncio.get_running_loop()
+            loop.call_at(max(loop.time(), self._sent_at + GATHER_S), self._send)
         self._outbox += numbers
 
     def _send(self) -> None:
         numbers, self._outbox = self._outbox, []
         coming = {number: one for number in numbers if (one := self._waiting.get(number)) is not None}
-        abroad = any(one.actor is not None and not one.scored.done() for one in self._waiting.values())
-        if coming or (abroad and not self._calls):
+        if coming or any(one.actor is not None and not one.scored.done() for one in self._waiting.values()):
             self._calls += 1
-            task = asyncio.get_running_loop().create_task(self._exchange(coming))
+            loop = asyncio.get_running_loop()
+            self._sent_at = loop.time()
+            task = loop.create_task(self._exchange(coming))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -274,7 +278,8 @@ class JudgeActorClient:
             refuse((one.scored for one in self._waiting.values()), _unreachable(error))
         finally:
             self._calls -= 1
-        self._send()  # one call at least is there while samples wait
+        if not self._calls and not self._outbox:
+            self._send()  # one call at least is there while samples wait
 
     def _bring_again(self, lost: Mapping[int, _Waiting], error: Exception) -> None:
         """To another actor, a little later."""
