@@ -1,4 +1,5 @@
-"""Agent-loop managers that tell the reward manager what verl does not: group sizes, what a session did, who will not come.
+"""Agent-loop managers that tell the reward manager what verl does not: how large a sample's group is, whether it is of a
+validation, what its session did, and who will not come.
 
 verl streams a finished rollout to a reward worker without saying whether it belongs to training or validation, and says
 nothing of a rollout that raised or gave no answer. Where ``rollout.n`` and ``rollout.val_kwargs.n`` differ, prompts bring an
@@ -39,7 +40,7 @@ from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
 from verl.utils import tensordict_utils
 from verl.utils.ray_utils import auto_await
 
-from .settings import ABSENT, CARRIED, COMPLETION, VerlSettings, is_colocated
+from .settings import ABSENT, CARRIED, COMPLETION, VALIDATION, VerlSettings, is_colocated
 from .transcripts import TellingToolAgentLoop, told_of
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def carried_fields(settings: VerlSettings) -> tuple[str, ...]:
     """Fields of a row that its reward may need."""
     named = [path.partition(".")[0] for path in (settings.reference_field, settings.rubric_field) if path is not None]
     rule = ["reward_model", "extra_info"] if settings.rule_weight else []
-    return tuple(dict.fromkeys(("uid", "data_source", FIELD, *named, *rule)))
+    return tuple(dict.fromkeys(("uid", "data_source", FIELD, VALIDATION, *named, *rule)))
 
 
 class TellingWorker:
@@ -133,7 +134,7 @@ class GroupAgentLoopWorker(TellingWorker, AgentLoopWorkerTQ.__ray_metadata__.mod
 
 
 class GroupAgentLoopManager(AgentLoopManagerTQ):  # type: ignore[misc]
-    """V1: marks every prompt with its group's size; its workers tell of sessions that failed."""
+    """V1: marks every prompt with its group's size, and of a validation or not; its workers tell of failed sessions."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -147,6 +148,7 @@ class GroupAgentLoopManager(AgentLoopManagerTQ):  # type: ignore[misc]
         sizes = tensordict_utils.get(prompts, "__rollout_n__", group_size(self.rollout_config, validate))
         own = np.broadcast_to(np.asarray(sizes, dtype=int), len(prompts))  # one for all, or one each
         tensordict_utils.assign_non_tensor_stack(prompts, FIELD, own.tolist())
+        tensordict_utils.assign_non_tensor_stack(prompts, VALIDATION, [validate] * len(prompts))
         if self.carried:
             columns = {name: list(tensordict_utils.get(prompts, name)) for name in self.carried if name in prompts}
             chats = [
@@ -158,7 +160,7 @@ class GroupAgentLoopManager(AgentLoopManagerTQ):  # type: ignore[misc]
 
 
 class GroupAgentLoopManagerV0(AgentLoopManager):  # type: ignore[misc]
-    """V0: marks every row with its group's size; its workers tell what sessions did."""
+    """V0: marks every row with its group's size, and whether it is of a validation; its workers tell what sessions did."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.agent_loop_workers_class = ray.remote(GroupAgentLoopWorkerV0)
@@ -167,7 +169,8 @@ class GroupAgentLoopManagerV0(AgentLoopManager):  # type: ignore[misc]
     @auto_await  # type: ignore[untyped-decorator]
     async def generate_sequences(self, prompts: DataProto) -> DataProto:
         """Generate for the rows, marked."""
-        size = group_size(self.rollout_config, bool(prompts.meta_info.get("validate", False)))
-        prompts.non_tensor_batch[FIELD] = np.full(len(prompts), size)
+        validate = bool(prompts.meta_info.get("validate", False))
+        prompts.non_tensor_batch[FIELD] = np.full(len(prompts), group_size(self.rollout_config, validate))
+        prompts.non_tensor_batch[VALIDATION] = np.full(len(prompts), validate)
         output: DataProto = await super().generate_sequences(prompts)
         return output

@@ -44,6 +44,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -65,7 +66,8 @@ from mrjudge_reward.streaming.queue import refuse, serve
 from mrjudge_reward.streaming.scores import UNJUDGED, Sample, Scored
 
 from .actor import MANY, JudgeActorClient
-from .settings import ABSENT, CARRIED, VALIDATION_SPLITS, VerlSettings, is_colocated, served_judge
+from .settings import ABSENT, CARRIED, VALIDATION, VALIDATION_SPLITS, VerlSettings, is_colocated, served_judge
+from .tracking import log_judge_metrics
 from .transcripts import told_in
 
 logger = logging.getLogger(__name__)
@@ -80,6 +82,8 @@ else:
         "this Ray keeps its default concurrency of async actors elsewhere: set reward.num_workers so that num_workers x "
         "1000 exceeds train_batch_size x rollout.n, or groups may wait for their deadline"
     )
+
+log_judge_metrics()  # in the driver; elsewhere nobody logs
 
 
 def compute_score(*args: Any, **kwargs: Any) -> float:
@@ -145,7 +149,8 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
             tokenizer, plain["data"].get("apply_chat_template_kwargs")
         )
         self.workers = int(plain["reward"]["num_workers"])
-        self.client = JudgeActorClient(self.settings.judge_config(served), self.settings, served)
+        stepped = "async_training" not in plain  # that trainer's loggers are in another process
+        self.client = JudgeActorClient(self.settings.judge_config(served), self.settings, served, stepped)
         self._share: list[tuple[Sample, asyncio.Future[Scored]]] = []
         self._share_begun = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -162,7 +167,7 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
         Raises:
             MRJudgeError: if the sample cannot be read, or the judge raised.
         """
-        data = with_carried(data[-1:])
+        data = with_carried(data if len(data) == 1 else data[-1:])
         row: Mapping[str, Any] = data[0].non_tensor_batch
         if row.get(ABSENT):  # told by ``agent_loop``, which has no use for the result
             await self.client.leave(self._group(row), str(row["session_id"]), self._size(row))
@@ -173,7 +178,7 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
             self._rule.loop = asyncio.get_running_loop()  # verl's own may be another where the manager was made
             ruled = asyncio.create_task(self._rule.run_single(data))
         try:
-            scored = await self._judged(data) if of_judge else self._unjudged()
+            scored = await self._judged(data, _of_validation(row)) if of_judge else self._unjudged()
             rule = float((await ruled)["reward_score"]) if ruled is not None else math.nan
         finally:
             if ruled is not None:
@@ -184,8 +189,10 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
             info |= {"rule_reward": ruled_reward, "rule_score": rule}
         return {"reward_score": of_judge * scored.reward + of_rule * ruled_reward, "reward_extra_info": info}
 
-    async def _judged(self, data: DataProto) -> Scored:
+    async def _judged(self, data: DataProto, validation: bool) -> Scored:
         sample = self.sample_of(data)
+        if validation:
+            sample = replace(sample, validation=True)
         if not self.colocated:
             return await self.client.join(sample)
         self._begin_share()
@@ -279,9 +286,15 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
             if (size := row.get(key)) is not None:
                 return int(size)
         training, validation = self.settings.group_size or 1, self.settings.validation_group_size or 1
-        extra = row.get("extra_info")
-        split = extra.get("split") if isinstance(extra, Mapping) else None
-        return validation if split in VALIDATION_SPLITS else training
+        return validation if _of_validation(row) else training
+
+
+def _of_validation(row: Mapping[str, Any]) -> bool:
+    """As the agent-loop manager marked it, or as the data say."""
+    if (told := row.get(VALIDATION)) is not None:
+        return bool(told)
+    extra = row.get("extra_info")
+    return isinstance(extra, Mapping) and extra.get("split") in VALIDATION_SPLITS
 
 
 def with_carried(data: DataProto) -> DataProto:

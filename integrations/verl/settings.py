@@ -37,6 +37,9 @@ SECTION = "mrjudge"
 ABSENT = "mrjudge_absent"
 """Field of a row that stands for a rollout that will not come."""
 
+VALIDATION = "mrjudge_validation"
+"""Field of a row that says whether it is of a validation; see ``agent_loop``."""
+
 CARRIED = "mrjudge"
 """Key of a prompt's first message under which ``agent_loop`` writes fields that verl's colocated path does not pass."""
 
@@ -45,6 +48,9 @@ COMPLETION = "mrjudge_completion"
 
 VALIDATION_SPLITS = frozenset({"test", "val", "valid", "validation", "dev", "eval"})
 """Values of ``extra_info.split`` that mark a validation row."""
+
+ACTOR = "mrjudge_judge_"
+"""What the names of judge actors begin with."""
 
 Positive = Annotated[float, Field(gt=0)]
 GroupSize = Annotated[int, Field(ge=1)]
@@ -230,7 +236,7 @@ class VerlSettings(Settings):
     def actor_name(self, served: Mapping[str, Any] | None = None) -> str:
         """Name under which all reward workers of a run find the same judge actor; other settings, another actor."""
         mark = hashlib.blake2b(repr((self.model_dump(), sorted((served or {}).items()))).encode(), digest_size=6)
-        return f"mrjudge_judge_{mark.hexdigest()}"
+        return f"{ACTOR}{mark.hexdigest()}"
 
 
 def _weight(given: Weight, data_source: str | None, name: str) -> float:

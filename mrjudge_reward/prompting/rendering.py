@@ -62,6 +62,7 @@ class Template:
     rubric: str
     alone: bool = False
 
+    @lru_cache(maxsize=1024)  # noqa: B019  templates are few, and a group's comparisons ask for the same
     def marked(self, code: str) -> Template:
         """The same wording with a code in its section marks."""
 

@@ -32,6 +32,7 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
+from mrjudge_reward.judging.comparisons import Asked
 from mrjudge_reward.judging.early import EarlyComparisons
 from mrjudge_reward.scoring.rewards import RewardShape
 from mrjudge_reward.scoring.stats import JudgeStats
@@ -150,6 +151,7 @@ class ArrivingGroups:
         self._judged: deque[tuple[_Arriving, int]] = deque()
         self._kept_bytes, self._held_bytes = kept_bytes, 0
         self._warm = False
+        self._asked: list[tuple[_Arriving, list[Asked]]] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -236,7 +238,18 @@ class ArrivingGroups:
             arrived = [seat.sample for seat in arriving.seats.values()]
         asked = [pair for sample in arrived for pair in arriving.early.add(sample.member or "", sample.answer)]
         if asked:
-            arriving.asking.add(asyncio.get_running_loop().create_task(self._queue.ask_early(asked)))
+            if not self._asked:
+                asyncio.get_running_loop().call_soon(self._ask)
+            self._asked.append((arriving, asked))
+
+    def _ask(self) -> None:
+        """What came in this turn of the loop, in one call. A group that is whole by now is judged as one."""
+        asked, self._asked = [(arriving, pairs) for arriving, pairs in self._asked if not arriving.closed], []
+        if asked:
+            early = self._queue.ask_early([pair for _, pairs in asked for pair in pairs])
+            task = asyncio.get_running_loop().create_task(early)
+            for arriving, _ in asked:
+                arriving.asking.add(task)
 
     def _at_deadline(self, arriving: _Arriving) -> None:
         logger.warning(
@@ -321,7 +334,8 @@ class ArrivingGroups:
         samples = [seat.sample for seat in seats.values()]
         names = tuple(seats) if all(sample.member is not None for sample in samples) else None
         group = group_of(arriving.key, samples, names)
-        (scored,) = await self._scorer.score([group], [[sample.length for sample in samples]], [partial], [early])
+        lengths_G = [sample.length for sample in samples]
+        (scored,) = await self._scorer.score([group], [lengths_G], [partial], [samples[0].validation], [early])
         return scored
 
     def _later(self, seconds: float, what: Callable[[_Arriving], None], arriving: _Arriving) -> asyncio.TimerHandle:

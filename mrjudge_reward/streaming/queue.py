@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+from mrjudge_reward.engines.cancelling import Cancellation
 from mrjudge_reward.errors import EngineError, MRJudgeError
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.judging.comparisons import Asked
@@ -107,7 +108,7 @@ class JudgingQueue:
         try:
             if self._closed:
                 raise EngineError(_CLOSED)
-            judgements = iter(await loop.run_in_executor(self._threads, self._judge, batch))
+            judgements = iter(await loop.run_in_executor(self._threads, self._judge_governed, batch))
             for work in batch:
                 answer = [next(judgements) for _ in work.groups]
                 serve([work.done], answer)
@@ -120,6 +121,10 @@ class JudgingQueue:
         finally:
             self._busy -= 1
             self._start()
+
+    def _judge_governed(self, batch: Sequence[_Work]) -> list[Judgement]:
+        with Cancellation().governs():  # nobody ends these calls, so that one group needs no thread beside this one
+            return self._judge(batch)
 
     def _judge(self, batch: Sequence[_Work]) -> list[Judgement]:
         try:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,11 +11,9 @@ from mrjudge_reward.messages import ImagePart, Message
 from mrjudge_reward.scoring.rewards import RewardShape, reward_group
 from mrjudge_reward.scoring.stats import JudgeStats, asked_of
 from mrjudge_reward.scoring.tally import position_consistency
-from mrjudge_reward.types import Group, Judgement
+from mrjudge_reward.types import Group, Judgement, NoVerdict
 
 from .queue import JudgingQueue
-
-logger = logging.getLogger(__name__)
 
 INFO_KEYS = (
     "judge_reward",
@@ -38,10 +34,6 @@ unknown, whether its group was not whole, whether the answer held markers that h
 not shown all of it or of what it answers, seconds of judging."""
 
 
-REPORT_S = 60.0
-"""Seconds between two reports in the log."""
-
-
 @dataclass(frozen=True)
 class Sample:
     """One completion on its way to its group.
@@ -56,6 +48,7 @@ class Sample:
         lasting: whether the identity belongs to this group alone. One made of the prompt does not: the same prompt may
             come again.
         images: what the answer's marks of images stand for.
+        validation: whether it is of a validation, which is counted apart.
     """
 
     group: str
@@ -68,6 +61,7 @@ class Sample:
     rubric: str | None = None
     lasting: bool = True
     images: tuple[tuple[str, ImagePart], ...] = ()
+    validation: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,23 +105,23 @@ class Scorer:
     Args:
         queue: judges.
         shape: how scores become rewards.
-
-    Attributes:
-        stats: of everything judged.
     """
 
     def __init__(self, queue: JudgingQueue, shape: RewardShape) -> None:
-        self.stats = JudgeStats()
-        self._unreported = JudgeStats()
-        self._next_report = -math.inf
         self._queue, self._log = queue, queue.log
         self._shape = shape
+
+    @property
+    def stats(self) -> JudgeStats:
+        """See ``StreamMonitor.stats``."""
+        return self._log.stats
 
     async def score(
         self,
         groups: Sequence[Group],
         lengths: Sequence[Sequence[int]],
         partial: Sequence[bool],
+        validation: Sequence[bool],
         early: Sequence[EarlyComparisons | None] | None = None,
     ) -> list[list[Scored]]:
         """A reward per candidate of each group.
@@ -136,6 +130,7 @@ class Scorer:
             groups: judged in one batch.
             lengths: per group, of its candidates.
             partial: per group, whether it is not whole.
+            validation: per group, whether it is of a validation.
             early: as in ``Judge.judge``.
 
         Raises:
@@ -144,15 +139,14 @@ class Scorer:
         judge, judgements = await self._queue.judge_groups(groups, early)
         neutral = judge.rating.neutral or 0.0
         scored = [self._scored(*of_group, neutral) for of_group in zip(judgements, lengths, partial, strict=True)]
-        self._log.judged(judge, judgements, [[one.reward for one in group] for group in scored], lengths)
+        rewards = [[one.reward for one in group] for group in scored]
+        self._log.judged(judge, judgements, rewards, lengths, validation)
         return scored
 
     def _scored(self, judgement: Judgement, lengths_G: Sequence[int], partial: bool, neutral: float) -> list[Scored]:
         rewards = reward_group(judgement, self._shape, "group_mean", lengths_G, neutral)
-        stats = JudgeStats.of([judgement], [rewards.rewards_G], [lengths_G])
-        self.stats += stats
+        failed = sum(isinstance(item.verdict.outcome, NoVerdict) for item in judgement.played)
         agreeing, mirrored = position_consistency(asked_of(judgement))
-        self._report(stats)
         scored = []
         for index, (reward, score) in enumerate(zip(rewards.rewards_G, judgement.scores_G, strict=True)):
             assert reward is not None
@@ -161,7 +155,7 @@ class Scorer:
                 math.nan if score is None else score,
                 judgement.games_G[index],
                 agreeing / mirrored if mirrored else math.nan,
-                stats.failed / max(1, stats.comparisons),
+                failed / max(1, len(judgement.played)),
                 float(index in rewards.abstained),
                 float(partial),
                 float(index in judgement.sanitized),
@@ -170,20 +164,3 @@ class Scorer:
             )
             scored.append(Scored(reward, dict(zip(INFO_KEYS, values, strict=True))))
         return scored
-
-    def _report(self, stats: JudgeStats) -> None:
-        """Log what was judged since the last report, at most every ``REPORT_S`` seconds."""
-        self._unreported += stats
-        if time.monotonic() < self._next_report:
-            return
-        recent, self._unreported = self._unreported, JudgeStats()
-        self._next_report = time.monotonic() + REPORT_S
-        rates = recent.metrics()
-        why = f" ({recent.failures}; {recent.advice})" if recent.failures else ""
-        logger.log(
-            logging.WARNING if recent.failed else logging.INFO,
-            "judged %d groups: %d of %d judgements failed%s; %d of %d completions without a score; position consistency "
-            "%.2f, ties %.2f, %d groups without spread, %d calls, %d tokens",
-            recent.groups, recent.failed, recent.comparisons, why, recent.abstained, recent.candidates,
-            rates["position_consistency"], rates["tie_rate"], recent.zero_spread_groups, recent.calls, rates["tokens"],
-        )  # fmt: skip

@@ -100,12 +100,13 @@ def test_the_colocated_recipe_shows_references_and_mixes_a_rule_for_some_sources
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_judge_of_the_recipe_compares_pairs_of_a_known_context(name: str) -> None:
+def test_the_judge_of_the_recipe_compares_or_grades_for_a_critic_in_a_known_context(name: str) -> None:
     config: Any = OmegaConf.to_container(composed(name), resolve=True)
     settings = VerlSettings.of(config)
     judge = settings.judge_config(served_judge(config, "router:1"))
     assert judge.base_url
-    assert judge.judge_format.max_slots > 1
+    graded = name == "ppo_standalone"  # a critic learns nothing of comparisons
+    assert (judge.judge_format.max_slots > 1, judge.judge_rating.neutral is None) == (not graded, graded)
     assert (settings.group_size or 0) >= 4
     assert judge.context_tokens
     assert judge.deadline_s < settings.deadline_s or is_colocated(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import statistics
@@ -20,6 +21,7 @@ import pytest
 from datasets import Dataset
 
 from mrjudge_reward.monitoring.run_log import read_run
+from mrjudge_reward.scoring.stats import METRICS
 from mrjudge_reward.streaming.groups import INFO_KEYS
 from tests.support import ROOT
 from tests.support.small_models import small_text_model
@@ -33,6 +35,7 @@ GROUPED = (
     "mrjudge_reward.integrations.verl.agent_loop.GroupAgentLoopManager"
 )
 SHORT = "data.max_response_length=16"
+LOGGED = "trainer.logger=[console,file]"
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -66,8 +69,9 @@ def train(recipe: str, policy: str, out: Path, *overrides: str) -> list[dict[str
         with printed.open("w", encoding="utf-8") as file:
             command = [sys.executable, str(RUN), recipe, "--out", str(out), f"actor_rollout_ref.model.path={policy}"]
             done = subprocess.run(
-                [*command, SHORT, *overrides], env=os.environ | {MARK: mark, "PYTHONPATH": paths}, stdout=file,
-                stderr=subprocess.STDOUT, timeout=800, check=False,
+                [*command, SHORT, LOGGED, f"+mrjudge.log_dir={out}/judge", *overrides],
+                env=os.environ | {MARK: mark, "PYTHONPATH": paths, "VERL_FILE_LOGGER_PATH": str(out / "verl.jsonl")},
+                stdout=file, stderr=subprocess.STDOUT, timeout=800, check=False,
             )  # fmt: skip
         text = printed.read_text(encoding="utf-8")
         assert done.returncode == 0, text[-5000:]
@@ -108,6 +112,25 @@ def check_steps(steps: Sequence[dict[str, float]], out: Path, groups: int, size:
         assert step["actor/grad_norm"] > 0
 
 
+def check_judge_metrics(out: Path, groups: Sequence[int], validated: int = 0) -> None:
+    """What verl's file logger holds of the judge is what its own log says of the same step."""
+    rows = [json.loads(line) for line in (out / "verl.jsonl").read_text(encoding="utf-8").splitlines()]
+    logged = {(batch.mode, batch.step): batch.stats for batch in read_run(out / "judge").batches}
+    assert {place: stats.groups for place, stats in logged.items()} == {
+        ("train", 1): groups[0],
+        ("train", 2): groups[1],
+    } | ({("eval", 1): validated} if validated else {})
+    for row in rows:
+        mode, step, prefix = ("train", row["step"], "judge/") if row["step"] else ("eval", 1, "val-judge/")
+        told = {key.removeprefix(prefix): value for key, value in row["data"].items() if key.startswith(prefix)}
+        known = {name: value for name, value in told.items() if value is not None}  # NaN is null in verl's file
+        want = {name: value for name, value in logged[mode, step].metrics().items() if not math.isnan(value)}
+        assert known == pytest.approx(want)
+        assert told.keys() == set(METRICS)
+        assert known["calls"] > 0
+    assert len(rows) == 2 + bool(validated)
+
+
 def check_grpo(steps: Sequence[dict[str, float]], out: Path, groups: int, size: int) -> None:
     """Every token's advantage is its sample's score, centred and scaled within the group."""
     check_steps(steps, out, groups, size)
@@ -136,6 +159,7 @@ def test_grpo_trains_on_streamed_rewards_and_validates_on_groups_of_another_size
     assert means.keys() >= {"reward", *INFO_KEYS}
     assert float(means["judge_partial"]) == float(means["judge_failed"]) == 0
     assert float(means["judge_games"]) == 1, "each of two met the other"
+    check_judge_metrics(tmp_path, groups=(2, 2), validated=2)
 
 
 def of_two_sources(out: Path) -> list[str]:
@@ -166,10 +190,13 @@ def test_the_trainer_before_mixes_judge_and_rule_per_data_source_and_normalises_
         "data.train_batch_size=4",
     )  # fmt: skip
     check_steps(steps, tmp_path, groups=4, size=4)
+    judged = []
+    judged = []
     for number, step in enumerate(steps, 1):
         told = [json.loads(line) for line in (tmp_path / f"rollouts/{number}.jsonl").read_text("utf-8").splitlines()]
         sources = ["sums" if "sums" in row["input"] else "essays" for row in told]
         assert {*sources} == {*weights}
+        judged.append(sources.count("essays") // 4)
         for source, row in zip(sources, told, strict=True):
             of_judge, of_rule = weights[source]
             assert row["rule_reward"] == pytest.approx(count_score(source, row["output"], ["one", "two"]))
@@ -180,17 +207,19 @@ def test_the_trainer_before_mixes_judge_and_rule_per_data_source_and_normalises_
             assert step[f"gdpo/{key}/max"] == pytest.approx(max(row[key] for row in told), abs=1e-5)
         assert step["critic/advantages/min"] < 0 < step["critic/advantages/max"]
         assert step["critic/advantages/mean"] == pytest.approx(0, abs=1e-3)  # whitened over the batch's tokens
+    check_judge_metrics(tmp_path, groups=judged)
 
 
 def test_grpo_trains_with_a_reward_model_on_the_policys_devices(tiny: str, tmp_path: Path) -> None:
     carried = ("+mrjudge.rule_weight=0.25", "reward.custom_reward_function.path=pkg://tests.support.verl_judges")
     scored_by = "reward.custom_reward_function.name=count_score"
-    judged = ("+mrjudge.judge.min_label_mass=0.0", "mrjudge.judge.format=choice", f"+mrjudge.log_dir={tmp_path}/log")
+    judged = ("+mrjudge.judge.min_label_mass=0.0", "mrjudge.judge.format=choice")
     steps = train("grpo_colocated", tiny, tmp_path, *judged, GROUPED, *carried, scored_by, *of_two_sources(tmp_path))
     check_grpo(steps, tmp_path, groups=2, size=4)
     assert all(step["timing_s/reward"] > 0 for step in steps)
-    shown = {group.reference for batch in read_run(tmp_path / "log").batches for group in batch.groups}
+    shown = {group.reference for batch in read_run(tmp_path / "judge").batches for group in batch.groups}
     assert shown == {"Reference 1 of 2: one\nReference 2 of 2: two"}, "the prompts carry what verl does not pass"
+    check_judge_metrics(tmp_path, groups=(2, 2))
 
 
 def test_ppo_trains_its_critic_on_the_rewards(tiny: str, tmp_path: Path) -> None:
@@ -202,3 +231,4 @@ def test_ppo_trains_its_critic_on_the_rewards(tiny: str, tmp_path: Path) -> None
         assert step["critic/returns/max"] == pytest.approx(step["critic/score/max"], abs=1e-4)  # gamma = lambda = 1
         assert step["critic/advantages/min"] < 0 < step["critic/advantages/max"]
         assert step["critic/advantages/mean"] == pytest.approx(0, abs=1e-3)  # whitened over the batch's tokens
+    check_judge_metrics(tmp_path, groups=judged)
