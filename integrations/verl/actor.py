@@ -21,9 +21,8 @@ from mrjudge_reward.streaming.batches import SharedBatches
 from mrjudge_reward.streaming.exchange import Desk, Outcome
 from mrjudge_reward.streaming.groups import ArrivingGroups
 from mrjudge_reward.streaming.log import StreamMonitor
-from mrjudge_reward.streaming.queue import JudgingQueue
+from mrjudge_reward.streaming.queue import JudgingQueue, refuse, serve
 from mrjudge_reward.streaming.scores import Sample, Scored
-from mrjudge_reward.streaming.waiting import refuse, serve
 
 from .settings import VerlSettings
 

@@ -191,7 +191,6 @@ def test_the_trainer_before_mixes_judge_and_rule_per_data_source_and_normalises_
     )  # fmt: skip
     check_steps(steps, tmp_path, groups=4, size=4)
     judged = []
-    judged = []
     for number, step in enumerate(steps, 1):
         told = [json.loads(line) for line in (tmp_path / f"rollouts/{number}.jsonl").read_text("utf-8").splitlines()]
         sources = ["sums" if "sums" in row["input"] else "essays" for row in told]
@@ -231,4 +230,3 @@ def test_ppo_trains_its_critic_on_the_rewards(tiny: str, tmp_path: Path) -> None
         assert step["critic/returns/max"] == pytest.approx(step["critic/score/max"], abs=1e-4)  # gamma = lambda = 1
         assert step["critic/advantages/min"] < 0 < step["critic/advantages/max"]
         assert step["critic/advantages/mean"] == pytest.approx(0, abs=1e-3)  # whitened over the batch's tokens
-    check_judge_metrics(tmp_path, groups=judged)
