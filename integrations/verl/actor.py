@@ -132,7 +132,7 @@ class JudgeActor:
 
     async def metrics(self) -> dict[str, float]:
         """What was judged since the actor began: ``METRICS``, and how many groups and judgements that were."""
-        stats = self._groups.stats + self._batches.stats
+        stats = self._log.stats
         return {**stats.metrics(), "groups": float(stats.groups), "comparisons": float(stats.comparisons)}
 
 
