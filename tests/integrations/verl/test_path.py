@@ -18,8 +18,8 @@ from .test_reward_manager import manager, rows
 def test_a_reward_takes_the_path_that_is_written_down(as_it_arrives: bool):
     decide, called = written_path("verl")
     mine = manager(factory="tests.support.verl_judges:scripted_judge", as_it_arrives=as_it_arrives)
-    actor = JudgeActor(mine.settings.judge_config(None), mine.settings)
-    mine.client._handle = SimpleNamespace(join=SimpleNamespace(remote=actor.join))
+    actor = JudgeActor(mine.settings.judge_config(None), mine.settings, stepped=False)
+    mine.client._handle = SimpleNamespace(exchange=SimpleNamespace(remote=actor.exchange))
 
     async def rewards_of(uid: str) -> list[float]:
         samples = [rows(list(range(size)), uid=uid, session_id=size, mrjudge_group_size=4) for size in (1, 2, 3, 4)]
