@@ -222,10 +222,7 @@ class JudgeActorClient:
                 actor = self.actor()
                 return await asyncio.wait_for(ask(actor), self._patience_s)
             except RayTaskError as error:
-                cause = error.cause
-                raise (
-                    cause if isinstance(cause, MRJudgeError) else EngineError(f"the judge actor: {cause!r}")
-                ) from error
+                raise _cause_of(error) from error
             except (RayActorError, ValueError) as error:  # a name that is just being given up raises ValueError
                 last = error
                 self._forget(actor, error)
@@ -269,12 +266,16 @@ class JudgeActorClient:
                     refuse([waiting.scored], outcome)
                 elif waiting is not None:
                     serve([waiting.scored], outcome)
+        except RayTaskError as error:  # first, for it is of its cause's class too
+            refuse((one.scored for one in coming.values()), _cause_of(error))
         except (RayActorError, ValueError) as error:
             lost = {n: one for n, one in self._waiting.items() if one.actor is actor} if actor is not None else coming
             self._forget(actor, error)
             self._bring_again(lost, error)
         except RayError as error:
             refuse((one.scored for one in self._waiting.values()), _unreachable(error))
+        except Exception as error:  # noqa: BLE001  told to those that were on their way, e.g. one that cannot be pickled
+            refuse((one.scored for one in coming.values()), EngineError(f"not brought to the judge actor: {error!r}"))
         finally:
             self._calls -= 1
         if not self._calls and not self._outbox:
@@ -298,6 +299,11 @@ class JudgeActorClient:
 
     def _unanswered(self) -> EngineError:
         return EngineError(f"no answer of the judge actor within {self._patience_s:g} s")
+
+
+def _cause_of(error: RayTaskError) -> Exception:
+    cause: Exception = error.cause
+    return cause if isinstance(cause, MRJudgeError) else EngineError(f"the judge actor: {cause!r}")
 
 
 def _unreachable(error: Exception) -> EngineError:

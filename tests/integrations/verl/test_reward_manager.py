@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from tensordict import TensorDict
 from verl import DataProto
 
-from mrjudge_reward.errors import ConfigError, EngineError, InputError
+from mrjudge_reward.errors import ConfigError, EngineError, InputError, MRJudgeError
 from mrjudge_reward.integrations.verl import actor as verl_actor
 from mrjudge_reward.integrations.verl import reward_manager as verl_reward
 from mrjudge_reward.integrations.verl.actor import JudgeActorClient
@@ -25,6 +25,7 @@ from mrjudge_reward.integrations.verl.reward_manager import JudgeRewardManager, 
 from mrjudge_reward.integrations.verl.settings import VerlSettings
 from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.messages import ImagePart, TextPart, as_messages
+from mrjudge_reward.streaming.exchange import Outcome
 from mrjudge_reward.streaming.scores import INFO_KEYS, Sample, Scored
 from tests.support.arriving import run, sample
 from tests.support.verl_setup import colocated, verl_config
@@ -318,23 +319,28 @@ class Actors:
         self.answers = list(answers)
         self.made = 0
 
-    def remote(self, judge: JudgeConfig, settings: VerlSettings) -> Any:
+    def remote(self, judge: JudgeConfig, settings: VerlSettings, stepped: bool) -> Any:
         self.made += 1
         answer = self.answers.pop(0)
-        if isinstance(answer, ValueError):
+        ours = isinstance(answer, MRJudgeError) and not isinstance(
+            answer, RayTaskError
+        )  # which is of its cause's class
+        if isinstance(answer, ValueError) and not ours:
             raise answer
 
-        class Join:
+        class Exchange:
             @staticmethod
-            async def remote(given: Sample) -> Scored:
+            async def remote(client: str, coming: Sequence[tuple[int, Sample]]) -> list[Outcome]:
                 await asyncio.sleep(0)
                 if answer is None:
                     await asyncio.sleep(60)
-                if isinstance(answer, BaseException):
+                if isinstance(answer, BaseException) and not isinstance(answer, MRJudgeError):
                     raise answer
-                return Scored(1.0, {})
+                return [
+                    (number, answer if isinstance(answer, MRJudgeError) else Scored(1.0, {})) for number, _ in coming
+                ]
 
-        return type("Actor", (), {"join": Join})
+        return type("Actor", (), {"exchange": Exchange})
 
 
 @pytest.fixture
@@ -368,7 +374,9 @@ def task_error(cause: Exception) -> Exception:
     ("answers", "error", "message"),
     [
         ((RayActorError(), RayActorError(), RayActorError()), EngineError, "died 3 times under the same sample"),
-        ((task_error(ConfigError("no such model")),), ConfigError, "no such model"),
+        ((ConfigError("no such model"),), ConfigError, "no such model"),
+        ((task_error(ConfigError("no such file")),), ConfigError, "no such file"),
+        ((TypeError("cannot pickle"),), EngineError, "not brought to the judge actor: TypeError"),
         ((task_error(EngineError("down")),), EngineError, "down"),
         ((task_error(TimeoutError("slow")),), EngineError, "the judge actor: TimeoutError"),
         ((task_error(ValueError("odd")),), EngineError, "the judge actor: ValueError"),
