@@ -28,7 +28,7 @@ from .support import ROOT
 
 PACKAGE = ROOT / "mrjudge_reward"
 
-ARROW = """errors > credentials sole_writer json_lines > settings images reasoning special_tokens > messages > types
+ARROW = """errors > credentials sole_writer json_lines > settings images reasoning special_tokens > messages rubrics > types
 > prompting engines scoring > cache training config > judging > judge > monitoring reranker > streaming cli"""
 """Which way imports run. A folder imports from what stands to its left, and from nothing beside it."""
 
