@@ -229,7 +229,9 @@ def part_of(judgement: Judgement, indices: Sequence[int]) -> Judgement:
     group, names = judgement.group, judgement.group.names
     played = tuple(
         JudgedComparison(
-            Comparison(tuple(place[slot] for slot in item.comparison.slots), item.comparison.repeat), item.verdict
+            Comparison(tuple(place[slot] for slot in item.comparison.slots), item.comparison.repeat),
+            item.verdict,
+            item.criterion,
         )
         for item in judgement.played
         if all(slot in place for slot in item.comparison.slots)
@@ -246,4 +248,13 @@ def part_of(judgement: Judgement, indices: Sequence[int]) -> Judgement:
         forfeits=tuple(place[index] for index in judgement.forfeits if index in place),
         sanitized=tuple(place[index] for index in judgement.sanitized if index in place),
         cut=tuple(place[index] for index in judgement.cut if index in place),
+        grades_G=tuple(judgement.grades_G[index] for index in indices) if judgement.grades_G else (),
+        criteria=tuple(
+            replace(
+                one,
+                scores_G=tuple(one.scores_G[index] for index in indices),
+                grades_G=tuple(one.grades_G[index] for index in indices),
+            )
+            for one in judgement.criteria
+        ),
     )

@@ -17,6 +17,8 @@ from typing import Any, Literal, TypeAlias
 from .errors import InputError
 from .images import given_as
 from .messages import ImagePart, Message, Part, TextPart, as_messages, as_part
+from .rubrics.criteria import Criterion, Rubric
+from .rubrics.reading import read_rubric
 
 
 def _with_marks(candidate: Any, index: int, images: dict[str, ImagePart]) -> str:
@@ -48,7 +50,7 @@ class Group:
         candidates: final answers, G of them; a policy's own reasoning is removed before (see ``final_answer``).
         key: identity given by the framework. Two groups with the same prompt text are still two groups.
         reference: an answer known to be good, shown to the judge if present.
-        rubric: extra criteria, shown to the judge if present.
+        rubric: extra criteria, shown to the judge if present: a text, or a ``Rubric``.
         names: identities of the candidates, given by the framework, G of them. With names, who meets whom is decided
             by these instead of by the texts, so that comparisons can begin before all texts are there.
         images: what the marks in the candidates stand for, by number.
@@ -58,7 +60,7 @@ class Group:
     candidates: tuple[str, ...]
     key: str
     reference: str | None = None
-    rubric: str | None = None
+    rubric: str | Rubric | None = None
     names: tuple[str, ...] | None = None
     images: tuple[tuple[str, ImagePart], ...] = ()
 
@@ -69,7 +71,7 @@ class Group:
         candidates: Sequence[str | Sequence[Mapping[str, Any] | Part]],
         key: str = "0",
         reference: str | None = None,
-        rubric: str | None = None,
+        rubric: Any = None,
         names: Sequence[str] | None = None,
     ) -> Group:
         """Build a group from plain Python values.
@@ -77,11 +79,12 @@ class Group:
         Args:
             prompt: text or chat messages.
             candidates: texts, or lists of text and image parts for those that show images.
-            key, reference, rubric, names: see the class.
+            rubric: a text as it is; anything else as ``rubrics.reading.read_rubric`` reads it.
+            key, reference, names: see the class.
 
         Raises:
-            InputError: if the prompt is not text or messages, a candidate neither text nor parts, the reference or rubric
-                not text, or the names are not as many as the candidates, all different.
+            InputError: if the prompt is not text or messages, a candidate neither text nor parts, the reference not
+                text, the rubric no rubric, or the names are not as many as the candidates, all different.
         """
         if isinstance(candidates, str):
             raise InputError("candidates must be a list of texts; got one text")
@@ -92,9 +95,10 @@ class Group:
                 text.replace("\ufffc", "\ufffd") if isinstance(given, str) else text
                 for text, given in zip(texts, candidates, strict=True)
             )
-        for name, text in (("reference", reference), ("rubric", rubric)):
-            if text is not None and not isinstance(text, str):
-                raise InputError(f"the {name} must be text; got {type(text).__name__}")
+        if reference is not None and not isinstance(reference, str):
+            raise InputError(f"the reference must be text; got {type(reference).__name__}")
+        if rubric is not None and not isinstance(rubric, str):
+            rubric = read_rubric(rubric, f"rubric of group {key!r}")
         if names is not None and (len(names) != len(candidates) or len(set(names)) != len(names)):
             raise InputError(f"{len(candidates)} candidates need as many different names; got {list(names)!r:.200}")
         named = None if names is None else tuple(names)
@@ -250,10 +254,16 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class JudgedComparison:
-    """A comparison of a group together with its verdict."""
+    """A comparison of a group together with its verdict.
+
+    Attributes:
+        comparison, verdict: what was compared, and what came of it.
+        criterion: name of the rubric's criterion that it is about; empty for the whole.
+    """
 
     comparison: Comparison
     verdict: Verdict
+    criterion: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,6 +355,32 @@ class EngineFailure:
 
 
 @dataclass(frozen=True, slots=True)
+class CriterionScores:
+    """What the judge found out about one criterion of a group's rubric.
+
+    Attributes:
+        criterion: what was asked.
+        scores_G: how far each candidate meets it, as rated; None where unknown. Of a pitfall, too, more is higher.
+        grades_G: its mean grade where it was graded alone, 0 (worst) to 1; None where not.
+        comparisons, failed: verdicts that were asked for, and those that failed.
+        weight: what it counts in the total, of a pitfall negative.
+    """
+
+    criterion: Criterion
+    scores_G: tuple[float | None, ...]
+    grades_G: tuple[float | None, ...]
+    comparisons: int = 0
+    failed: int = 0
+    weight: float = 1.0
+
+    @property
+    def rewards_G(self) -> tuple[float | None, ...]:
+        """The scores with a pitfall's sign turned, so that more is better."""
+        sign = -1.0 if self.criterion.weight < 0 else 1.0
+        return tuple(None if score is None else sign * score for score in self.scores_G)
+
+
+@dataclass(frozen=True, slots=True)
 class Judgement:
     """Everything the judge found out about one group.
 
@@ -365,6 +401,9 @@ class Judgement:
         cut: indices of candidates of which, or of whose question, reference or rubric, the judge was not shown the whole in
             some comparison, because it was too long for the judge's context or for ``max_candidate_tokens``.
         seconds: wall time of the whole batch this group was judged in.
+        grades_G: mean grade of each candidate, where it was graded; None where not.
+        criteria: of a group that was judged by criteria, what was found out about each that was asked about; the scores are
+            then totals over these (see ``scoring.criteria``).
     """
 
     group: Group
@@ -380,6 +419,8 @@ class Judgement:
     seconds: float = 0.0
     sanitized: tuple[int, ...] = ()
     cut: tuple[int, ...] = ()
+    grades_G: tuple[float | None, ...] = ()
+    criteria: tuple[CriterionScores, ...] = ()
 
     @property
     def order(self) -> tuple[int, ...]:

@@ -204,7 +204,7 @@ class LoggedGroup:
             verdicts=tuple(_verdict(item) for item in judgement.played[:MAX_VERDICTS]),
             judged=len(judgement.played),
             reference=None if group.reference is None else bounded(group.reference),
-            rubric=None if group.rubric is None else bounded(group.rubric),
+            rubric=None if group.rubric is None else bounded(str(group.rubric)),
         )
 
     @classmethod

@@ -68,11 +68,13 @@ class Criterion:
 
     @property
     def told(self) -> str:
-        """What the judge is told of it: description, and grades with their meanings."""
+        """What the judge is told of it: name, description, and grades with their meanings."""
+        unnamed = re.fullmatch(r"criterion \d+", self.name) or self.description.startswith(self.name)
+        said = self.description if unnamed else f"{self.name}: {self.description}"
         if not self.grades:
-            return self.description
+            return said
         meant = (f"{word} ({meaning})" if meaning else word for word, meaning in self.grades)
-        return f"{self.description}\nGrades of this criterion, worst first: {'; '.join(meant)}"
+        return f"{said}\nGrades of this criterion, worst first: {'; '.join(meant)}"
 
     def as_dict(self) -> dict[str, Any]:
         """As plain values; what is as by default is left out."""
@@ -104,7 +106,7 @@ class Rubric:
 
     def __str__(self) -> str:
         return "\n".join(
-            f"{number}. {one.name}: {one.told} (weight {one.weight:g}"
+            f"{number}. {one.told} (weight {one.weight:g}"
             + (": counts against an answer" if one.weight < 0 else "")
             + (", essential)" if one.essential else ")")
             for number, one in enumerate(self.criteria, 1)

@@ -14,8 +14,8 @@ text                                                        JSON of any of these
 Lists may be of numpy or pyarrow. Further keys (tags, ids) are left alone, but for those that are a known one misspelt.
 
 >>> print(read_rubric('[{"criterion": "Names the dose.", "points": 5}, {"criterion": "Invents a drug.", "points": -3}]'))
-1. criterion 1: Names the dose. (weight 5)
-2. criterion 2: Invents a drug. (weight -3: counts against an answer)
+1. Names the dose. (weight 5)
+2. Invents a drug. (weight -3: counts against an answer)
 >>> read_rubric([{"title": "dose", "description": "Names the dose.", "weight": 0}], "row 7")
 Traceback (most recent call last):
     ...

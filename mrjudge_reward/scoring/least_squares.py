@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .tally import Matrix, Tally
+from .tally import HARD_LOG_ODDS, Matrix, Tally
 
 PRIOR_GAMES = 0.5
 """Weight of the prior, in tied games against an average opponent.
@@ -27,7 +27,8 @@ the variance of a game's noise over that of the strengths; ``tests/benchmarks/sc
 """
 
 SURE = 1.5
-"""Reads whose log-odds, the slots' gains taken out, are above this multiple of the group's median may be slips."""
+"""Reads whose log-odds, the slots' gains taken out, are above this multiple of the group's median may be slips; none that is
+no surer than a verdict written out (``HARD_LOG_ODDS``)."""
 
 SLIP_SHARE, SLIP_VARIANCE, ROUNDS = 0.05, 25.0, 5
 """How many of such games are slips, how much noisier these are, and how often weights are estimated anew."""
@@ -118,7 +119,7 @@ def trusted(tally: Tally) -> Matrix:
     if not read.any():
         return games.weight
     sure = np.abs(games.log_odds - gather_slots(tally, _solve(tally, games.weight, games.log_odds)))
-    bound = SURE * float(np.median(sure[read]))
+    bound = max(HARD_LOG_ODDS, SURE * float(np.median(sure[read])))  # among ties a plain win is no slip
     may_slip = read & (sure > bound)
     trust = np.where(may_slip, (bound / np.maximum(sure, 1e-12)) ** 2, 1.0)
     for _ in range(ROUNDS if may_slip.any() else 0):
