@@ -307,8 +307,8 @@ class JudgeSettings(
             return self.schedule
         form = self.judge_format
         of_several = "adaptive" if form.readable or form.max_slots == 2 else "listwise"
-        if self.by_criterion and self.format_name == "choice":  # for criteria of one call the same candidates must meet
-            of_several = "ring" if self.criteria_per_call > 1 else "adaptive"
+        if self.by_criterion and self.format_name == "choice":
+            of_several = "ring"  # a total needs by how much, adaptive asks who is better (tests/benchmarks/rubrics.py)
         auto = "pointwise" if form.max_slots == 1 else of_several
         return SCHEDULES[self.schedule if self.schedule != "auto" else auto]
 

@@ -178,7 +178,7 @@ def test_settings_that_do_nothing_or_do_not_fit_are_refused(settings: dict[str, 
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"criteria": "comparative"}, ("choice", "adaptive", "logprobs", "log_odds")),
+        ({"criteria": "comparative"}, ("choice", "ring", "logprobs", "log_odds")),
         ({"criteria": "comparative", "criteria_per_call": 4}, ("choice", "ring", "generate", "log_odds")),
         ({"criteria": "comparative", "schedule": "listwise"}, ("ranking", "listwise", "generate", "log_odds")),
         ({"criteria": "comparative", "format": "ranking"}, ("ranking", "listwise", "generate", "log_odds")),
