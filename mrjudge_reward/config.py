@@ -251,6 +251,8 @@ class JudgeSettings(
             return self.format
         if self.by_criterion:
             whole = self.schedule == "listwise" or getattr(self.schedule, "whole", False)
+            # What is written orders totals best by whole lists, what is read by pairs (tests/benchmarks/rubrics.py).
+            whole |= self.schedule == "auto" and (self.criteria_per_call > 1 or self.verdict == "generate")
             return "score" if self.criteria == "absolute" else "ranking" if whole else "choice"
         if self.embedded and not self.trained:
             return "sentiment"

@@ -16,7 +16,8 @@ What TRL does, and what this adapter makes of it (trl 1.16, ``trainer/grpo_train
   block, never by prompt text. Evaluation may use another size (``num_generations_eval``).
 * ``None`` means "not scored" and leaves a row out of its group's baseline, but only while no other reward function
   scores it; otherwise TRL counts our part as 0. ``on_abstain="auto"`` therefore gives None where the judge is the only
-  reward function and the group's mean where it is not. A judge that failed never becomes a score.
+  reward function and the group's mean where it is not (None as well where TRL normalises each by itself: then what is not
+  scored counts as the mean). A judge that failed never becomes a score.
 * Images come in the columns ``image`` or ``images``, or as parts of the prompt's messages: the judge sees what the policy
   saw.
 
@@ -37,8 +38,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
+from mrjudge_reward.config import JudgeSettings
 from mrjudge_reward.errors import ConfigError, EngineError, InputError
 from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.messages import Message, as_messages, final_answer
@@ -47,12 +49,16 @@ from mrjudge_reward.monitoring.explain import verdict_line
 from mrjudge_reward.monitoring.monitor import RunMonitor
 from mrjudge_reward.reasoning import THINK_OPEN, decode_marked, hidden_tokens, opens_reasoning, split_reasoning
 from mrjudge_reward.reranker import part_of
+from mrjudge_reward.scoring.criteria import component
 from mrjudge_reward.scoring.rewards import OnAbstain, RewardShape, reward_group
 from mrjudge_reward.scoring.stats import JudgeStats
 from mrjudge_reward.training.items import with_images
 from mrjudge_reward.types import Group, Judgement
 
 from .distributed import gather, gather_results, rank_and_world
+
+if TYPE_CHECKING:
+    from .components import CriterionReward
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +94,7 @@ class _Row:
     answer: str
     length: int
     reference: str | None
-    rubric: str | None
+    rubric: Any
     judged: JudgedRow | None
     asked: bool
 
@@ -99,6 +105,7 @@ class _Judged:
 
     rewards: dict[int, tuple[float | None, ...]]
     verdicts: dict[int, str]
+    criteria: dict[int, dict[str, tuple[float | None, ...]]]
     stats: JudgeStats
     canaries: CanaryReport | None = None
     weights_checksum: str = ""
@@ -265,6 +272,11 @@ class JudgeReward:
         self._lock, self._judging = threading.RLock(), threading.Lock()
 
     @property
+    def judge_settings(self) -> JudgeSettings:
+        """The judge's settings, for which it need not be built."""
+        return self._config if self._config is not None else self.judge.settings
+
+    @property
     def judge(self) -> Judge:
         """The judge, built on first use."""
         with self._lock:
@@ -309,6 +321,29 @@ class JudgeReward:
             JudgeUnreliableError: if too many judgements failed (on any rank, then on all).
             JudgeDriftedError: if the judge fails canaries that are set to stop the run (then on all ranks, too).
         """
+        return self.judged(prompts, completions, completion_ids, trainer_state, log_extra, log_metric, **columns)[0]
+
+    def components(self) -> list[CriterionReward]:
+        """A reward function per criterion of the run's rubric, all out of one judging (see ``components``).
+
+        Raises:
+            ConfigError: if the judge does not judge by criteria that are the same for all prompts.
+        """
+        from .components import components
+
+        return components(self)
+
+    def judged(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion] | None = None,
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        trainer_state: Any = None,
+        log_extra: Callable[[str, list[Any]], None] | None = None,
+        log_metric: Callable[[str, float], None] | None = None,
+        **columns: Any,
+    ) -> tuple[list[float | None], dict[str, list[float | None]]]:
+        """As a call, with the rows' rewards by each criterion besides, where the judge judges by criteria."""
         began = time.perf_counter()
         if completions is None:
             prompts, completions = _without_answers(columns.get("messages")), prompts
@@ -333,10 +368,11 @@ class JudgeReward:
         if self.on_abstain != "auto":
             on_abstain = self.on_abstain
         elif self.layout == "blocks" and (trainer is None or len(getattr(trainer, "reward_funcs", [0, 0])) > 1):
-            on_abstain = "group_mean"
+            apart = getattr(trainer, "multi_objective_aggregation", "") == "normalize_then_sum"
+            on_abstain = "none" if apart else "group_mean"
         self._follow(trainer)
         before = self.last_canaries
-        rewards, verdicts = self._score(prepare, size, moment, on_abstain)
+        rewards, verdicts, criteria = self._score(prepare, size, moment, on_abstain)
         if self._follower is not None:
             self._follower.judged(began, time.perf_counter())
         canaries = self.last_canaries if self.last_canaries is not before else None
@@ -344,7 +380,7 @@ class JudgeReward:
         if self.layout == "halves":
             rewards = [*rewards[0::2], *rewards[1::2]]
         self.abstained_rows = tuple(index for index, reward in enumerate(rewards) if reward is None)
-        return rewards
+        return rewards, criteria
 
     def _follow(self, trainer: Any) -> None:
         """Log what a trainer logs, and where its seconds go; once per trainer."""
@@ -432,7 +468,7 @@ class JudgeReward:
 
     def _score(
         self, prepare: Callable[[], list[_Row]], size: int, moment: _Moment, on_abstain: OnAbstain
-    ) -> tuple[list[float | None], list[str]]:
+    ) -> tuple[list[float | None], list[str], dict[str, list[float | None]]]:
         rank, world = rank_and_world()
         rows: list[_Row] = []
 
@@ -462,14 +498,22 @@ class JudgeReward:
         self.last_canaries = next((r.canaries for r in results if r.canaries is not None), self.last_canaries)
         rewards_of: dict[int, tuple[float | None, ...]] = {}
         verdicts_of: dict[int, str] = {}
+        criteria_of: dict[int, dict[str, tuple[float | None, ...]]] = {}
         for result in results if straddling else [results[rank]]:
             rewards_of |= result.rewards
             verdicts_of |= result.verdicts
+            criteria_of |= result.criteria
         blocks = range(len(known) // size)
         rewards = [reward for block in blocks for reward in rewards_of[block]]
         verdicts = [verdicts_of[block] for block in blocks for _ in range(size)]
         local = slice(sum(counts[:rank]), sum(counts[: rank + 1])) if straddling else slice(None)
-        return rewards[local], verdicts[local]
+        names = dict.fromkeys(name for found in criteria_of.values() for name in found)
+        unknown = ((0.0 if on_abstain == "group_mean" else None),) * size
+        criteria = {
+            name: [reward for block in blocks for reward in criteria_of.get(block, {}).get(name, unknown)][local]
+            for name in names
+        }
+        return rewards[local], verdicts[local], criteria
 
     def _judge_blocks(
         self,
@@ -484,6 +528,7 @@ class JudgeReward:
         known: dict[int, list[JudgedRow]] = {}
         rewards: dict[int, tuple[float | None, ...]] = dict.fromkeys(blocks, (None,) * size)
         verdicts = dict.fromkeys(blocks, "not judged")
+        criteria: dict[int, dict[str, tuple[float | None, ...]]] = {}
         blocks = [block for block in blocks if any(row.asked for row in rows[block * size : (block + 1) * size])]
         for block in blocks:
             members = rows[block * size : (block + 1) * size]
@@ -522,6 +567,10 @@ class JudgeReward:
         lengths = [[row.length for row in rows[block * size : (block + 1) * size]] for block in blocks]
         for block, judgement, lengths_G in zip(blocks, trained, lengths, strict=True):
             rewards[block] = reward_group(judgement, self.shape, on_abstain, lengths_G, neutral).rewards_G
+            criteria[block] = {
+                one.criterion.name: component(one, judgement.forfeits, on_abstain == "group_mean")
+                for one in judgement.criteria
+            }
             verdicts[block] = verdict_line(judgement.played[0]) if judgement.played else "nothing to compare"
         shaped = [rewards[block] for block in blocks]
         with self._lock:
@@ -530,7 +579,7 @@ class JudgeReward:
             self._watch.stop_if_asked(measured)
         # Of a rollout that judged more than is trained on, all of it counts.
         stats = JudgeStats.of(self.last_judgements) if known else JudgeStats.of(trained, shaped, lengths)
-        return _Judged(rewards, verdicts, stats, measured, self.judge.engine.weights_checksum)
+        return _Judged(rewards, verdicts, criteria, stats, measured, self.judge.engine.weights_checksum)
 
     # -- what goes out --------------------------------------------------------------------------------------------------
 

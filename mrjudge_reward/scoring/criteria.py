@@ -59,6 +59,23 @@ def gate(criteria: Sequence[CriterionScores], candidate: int) -> bool | None:
     return True if known else None
 
 
+def component(one: CriterionScores, forfeits: Sequence[int] = (), as_mean: bool = False) -> tuple[float | None, ...]:
+    """Rewards by one criterion alone, more is better.
+
+    Args:
+        one: the criterion's scores.
+        forfeits: candidates that have the lowest reward, also of a pitfall.
+        as_mean: whether an unknown reward is the mean of the known ones (0 where there is none) instead of None.
+    """
+    rewards_G = one.rewards_G
+    real = [reward for index, reward in enumerate(rewards_G) if reward is not None and index not in forfeits]
+    unknown = (statistics.fmean(real) if real else 0.0) if as_mean else None
+    lowest = min(real) if real else unknown
+    return tuple(
+        lowest if index in forfeits else unknown if reward is None else reward for index, reward in enumerate(rewards_G)
+    )
+
+
 def totals(
     criteria: Sequence[CriterionScores], bounded: bool, forfeits: Sequence[int] = ()
 ) -> tuple[float | None, ...]:

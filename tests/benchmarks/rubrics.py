@@ -9,12 +9,13 @@ The judging is the package's own (rendering, parsing, schedules, ratings, totals
 criterion c is sigmoid(2 u_ci), with u_ci = level_c + N(0, 1). Of a share ``SATURATED`` of the criteria the level is ±4,
 so that the group hardly differs on them. The true total is the weighted mean.
 
-**The judge.** Each look at an answer on a criterion sees u_ci, bounded to ±2, plus N(0, ``NOISE``), drawn anew for each
-request. A comparison sees the difference of two looks plus ``BIAS`` for the first slot, and says tie within ``BAND``. A
-grade alone cuts a look at -0.5 and 0.5. Where a call asks about several criteria, a share ``HALO`` of each look is the
-mean over all it asks about. One verdict over all criteria compares weighted sums of such looks (scaled to the noise of
-one); the judge's own weights are the rubric's times exp(N(0, 0.7)), the same in all its calls on a group. A verdict on
-a criterion fails by itself, and one over all as a whole.
+**The judge.** Each look at an answer on a criterion sees u_ci + N(0, ``NOISE``), drawn anew for each request, and
+bounded to ±``SEEN``: an answer that clearly meets a criterion, or clearly does not, looks like others that do. A
+comparison sees the difference of two looks plus ``BIAS`` for the first slot, and says tie within ``BAND``. A grade
+alone cuts a look at -0.5 and 0.5. Where a call asks about several criteria, a share ``HALO`` of each look is the mean
+over all it asks about. One verdict over all criteria compares weighted sums of such looks (scaled to the noise of one);
+the judge's own weights are the rubric's times exp(N(0, 0.7)), the same in all its calls on a group. A verdict on a
+criterion fails by itself, and one over all as a whole.
 
 The columns, means over groups ± standard errors, without failures, with 10 % and with 30 %:
 
@@ -45,14 +46,14 @@ from mrjudge_reward.rubrics.criteria import Criterion, Rubric
 from mrjudge_reward.types import Request
 from tests.support.criteria_judge import shown_criteria
 
-NOISE, BIAS, BAND, HALO = 0.7, 0.4, 0.5, 0.3
+NOISE, BIAS, BAND, HALO, SEEN = 0.7, 0.4, 0.5, 0.3, 1.5
 SATURATED = 0.4
 FAILURES = (0.0, 0.1, 0.3)
 
 WAYS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("one verdict over all, ring", {"criteria": "implicit", "format": "choice", "schedule": "ring", "tie_label": "tie"}),
     ("one verdict over all, ranking", {"criteria": "implicit", "format": "ranking"}),
-    ("comparative, all in a call, ring", {"criteria": "comparative", "criteria_per_call": 99}),
+    ("comparative, all in a call, ring", {"criteria": "comparative", "criteria_per_call": 99, "schedule": "ring"}),
     ("comparative, all in a call, rankings", {"criteria": "comparative", "criteria_per_call": 99, "format": "ranking"}),
     ("comparative, one a call, ring", {"criteria": "comparative", "schedule": "ring"}),
     ("comparative, one a call, adaptive", {"criteria": "comparative", "schedule": "adaptive"}),
@@ -64,7 +65,8 @@ WAYS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("absolute, all in a call, 2 votes", {"criteria": "absolute", "criteria_per_call": 99, "votes": 2}),
     ("absolute, one a call", {"criteria": "absolute"}),
     ("absolute, read", {"criteria": "absolute", "verdict": "logprobs"}),
-    ("comparative, all in a call, ring, contrast", {"criteria": "comparative", "criteria_per_call": 99, "contrast": True}),
+    ("comparative, all in a call, ring, contrast",
+     {"criteria": "comparative", "criteria_per_call": 99, "schedule": "ring", "contrast": True}),
     ("comparative, all in a call, rankings, contrast",
      {"criteria": "comparative", "criteria_per_call": 99, "format": "ranking", "contrast": True}),
     ("comparative, read, ring, contrast", {"criteria": "comparative", "verdict": "logprobs", "contrast": True}),
@@ -125,8 +127,8 @@ class Simulated:
         world = self.worlds[places[0][1]]
         text = request.messages[-1].text
         rng = np.random.default_rng(digest(text, request.seed))
-        seen_CK = np.clip(world.utility_CG[:, [i for i, _ in places]], -2, 2)
-        seen_CK = seen_CK + rng.normal(0, NOISE, seen_CK.shape)
+        seen_CK = world.utility_CG[:, [i for i, _ in places]]
+        seen_CK = np.clip(seen_CK + rng.normal(0, NOISE, seen_CK.shape), -SEEN, SEEN)
         if not told:
             return self._over_all(world, seen_CK, labels, rng)
         asked = {number: int(re.findall(r"Point (\d+)", criterion)[0]) for number, criterion in told.items()}

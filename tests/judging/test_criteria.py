@@ -35,7 +35,10 @@ HONEST = ByUtilities(UTILITIES)
 
 def judge(script: Any = HONEST, reads: bool | None = None, **settings: Any) -> Judge:
     engine = ScriptedEngine(script, reads=reads)
-    return Judge(engine, **{"criteria": "comparative", "rubric": RUBRIC, "verdict": "generate", **settings})
+    ours = {"criteria": "comparative", "rubric": RUBRIC, "verdict": "generate", **settings}
+    if ours["criteria"] == "comparative":
+        ours.setdefault("schedule", "ring")
+    return Judge(engine, **ours)
 
 
 def asked(judge: Judge) -> list[Request]:
@@ -50,10 +53,12 @@ def scores(judgement: Judgement) -> dict[str, tuple[float | None, ...]]:
 @pytest.mark.parametrize(
     ("settings", "calls"),
     [
-        ({"schedule": "ring"}, 3 * 10),
-        ({"schedule": "ring", "criteria_per_call": 2}, 2 * 10),
+        ({}, 3 * 10),
+        ({"criteria_per_call": 2}, 2 * 10),
         ({"criteria_per_call": 3}, 10),
         ({"criteria_per_call": 99}, 10),
+        ({"schedule": "listwise"}, 3 * 4),
+        ({"schedule": "listwise", "criteria_per_call": 3}, 4),
         ({"criteria": "absolute"}, 3 * 5),
         ({"criteria": "absolute", "criteria_per_call": 3}, 5),
     ],
@@ -70,11 +75,10 @@ def test_criteria_of_one_call_cost_one_call(settings: dict[str, Any], calls: int
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
-@pytest.mark.parametrize("how", ["comparative", "absolute"])
+@pytest.mark.parametrize("how", ["comparative", "rankings", "absolute"])
 def test_the_total_weighs_each_criterion_s_own_scores(how: str, k: int):
-    judgement = judge(criteria=how, criteria_per_call=k, schedule="auto" if how == "absolute" else "ring").rank(
-        "How?", ANSWERS
-    )
+    ours = {"criteria": "comparative", "schedule": "listwise"} if how == "rankings" else {"criteria": how}
+    judgement = judge(criteria_per_call=k, **ours).rank("How?", ANSWERS)
     found = scores(judgement)
     assert list(found) == ["long", "exclaims", "dose"], "in the rubric's order, whatever was asked first"
     for name, text in (("exclaims", EXCLAIMS), ("dose", DOSE)):
@@ -158,7 +162,7 @@ def test_a_dead_judge_scores_nothing_by_any_criterion():
 @pytest.mark.parametrize("k", [1, 3])
 def test_an_essential_criterion_is_graded_where_others_are_compared_and_gates_the_total(k: int):
     rubric = [{**one, "essential": one["title"] == "dose"} for one in RUBRIC]
-    ours = judge(criteria_per_call=k, rubric=rubric, schedule="ring")
+    ours = judge(criteria_per_call=k, rubric=rubric)
     judgement = ours.rank("How?", ANSWERS)
     alone = [request for request in asked(ours) if len(shown_candidates(request)) == 1]
     assert len(alone) == 5

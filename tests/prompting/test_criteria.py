@@ -179,7 +179,16 @@ def test_settings_that_do_nothing_or_do_not_fit_are_refused(settings: dict[str, 
     ("settings", "expected"),
     [
         ({"criteria": "comparative"}, ("choice", "ring", "logprobs", "log_odds")),
-        ({"criteria": "comparative", "criteria_per_call": 4}, ("choice", "ring", "generate", "log_odds")),
+        ({"criteria": "comparative", "criteria_per_call": 4}, ("ranking", "listwise", "generate", "log_odds")),
+        ({"criteria": "comparative", "verdict": "generate"}, ("ranking", "listwise", "generate", "log_odds")),
+        (
+            {"criteria": "comparative", "criteria_per_call": 4, "format": "choice"},
+            ("choice", "ring", "generate", "log_odds"),
+        ),
+        (
+            {"criteria": "comparative", "verdict": "generate", "schedule": "ring"},
+            ("choice", "ring", "generate", "log_odds"),
+        ),
         ({"criteria": "comparative", "schedule": "listwise"}, ("ranking", "listwise", "generate", "log_odds")),
         ({"criteria": "comparative", "format": "ranking"}, ("ranking", "listwise", "generate", "log_odds")),
         ({"criteria": "absolute"}, ("score", "pointwise", "logprobs", "mean_score")),
