@@ -124,4 +124,4 @@ def components(reward: JudgeReward) -> list[CriterionReward]:
     if reward.layout != "blocks":
         raise ConfigError("components are for GRPO and RLOO; OnlineDPO takes one reward")
     shared = _Shared(reward, settings.rubric.names)
-    return [CriterionReward(shared, one.name, abs(one.weight)) for one in settings.rubric.criteria]
+    return [CriterionReward(shared, one.name, abs(float(one.weight))) for one in settings.rubric.criteria]

@@ -29,8 +29,10 @@ from mrjudge_reward import json_lines
 from mrjudge_reward.credentials import reply_fields_hash
 from mrjudge_reward.errors import InputError
 from mrjudge_reward.images import fingerprint, placed
+from mrjudge_reward.judging.criteria import rubric_of
 from mrjudge_reward.judging.parallel import in_order
-from mrjudge_reward.monitoring.explain import printable, verdict_record
+from mrjudge_reward.monitoring.explain import criterion_record, printable, verdict_record
+from mrjudge_reward.rubrics.reading import read_rubric
 from mrjudge_reward.scoring.stats import JudgeStats
 from mrjudge_reward.training.items import with_images
 from mrjudge_reward.types import Group, Judgement
@@ -103,7 +105,7 @@ class Counts:
         self.failures += other.failures
 
 
-_FIELDS = {"prompt": (str, list), "candidates": list, "reference": str, "rubric": str, "images": list}
+_FIELDS = {"prompt": (str, list), "candidates": list, "reference": str, "rubric": (str, list, dict), "images": list}
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def _group(record: dict[str, Any], key: str, source: ImageSource) -> Group:
         if field not in record:
             raise InputError(f"{field}: missing")
         if not isinstance(value, kinds):  # type: ignore[arg-type]
-            lists = {"candidates": "a list of texts", "images": "a list of paths or URLs"}
+            lists = {"candidates": "a list of texts", "images": "a list of paths or URLs", "rubric": "text or criteria"}
             wanted = {"prompt": "text or a list of messages", **lists}.get(field, "text")
             raise InputError(f"{field}: must be {wanted}; got {value!r:.60}")
     if not 0 < len(record["candidates"]) <= MAX_GROUP:
@@ -156,6 +158,9 @@ def _group(record: dict[str, Any], key: str, source: ImageSource) -> Group:
         except (InputError, TypeError) as error:
             raise InputError(f"candidates[{index}]: {error}") from error
         candidates.append(parts)
+    rubric = record.get("rubric")
+    if rubric is not None and not isinstance(rubric, str):
+        rubric = read_rubric(rubric, "rubric")
     prompt = record["prompt"]
     if not prompt:
         raise InputError("prompt: must not be empty")
@@ -163,7 +168,7 @@ def _group(record: dict[str, Any], key: str, source: ImageSource) -> Group:
         messages = prompt if isinstance(prompt, str) else [_turn(turn, source) for turn in prompt]
         beside = [source.placed(image) for image in record.get("images") or ()]
         shown = with_images(messages, beside)
-        return Group.of(shown, candidates, key, record.get("reference"), record.get("rubric"))
+        return Group.of(shown, candidates, key, record.get("reference"), rubric)
     except (InputError, TypeError) as error:
         raise InputError(f"prompt: {error}") from error
 
@@ -206,6 +211,8 @@ def read_items(
                     raise InputError(f"id: must be text or a whole number; got {given!r:.60}")
                 key = given
             group = _group(record, str(key), images)
+            if config.criteria is not None:
+                rubric_of(group, config)  # a line without one is a bad line
             content = [key, *(record.get(field) for field in ("prompt", "candidates", "reference", "rubric"))]
             content += _image_contents(group)
         except InputError as error:
@@ -264,6 +271,8 @@ def _encoded(item: InputLine, judgement: Judgement | None) -> tuple[bytes, Count
             "verdicts": [verdict_record(played) for played in judgement.played], "rationale": next(reasoned, ""),
             "calls": judgement.calls, "failed": failed, "cut": judgement.cut,
         }  # fmt: skip
+        if judgement.criteria:
+            record["criteria"] = [criterion_record(one) for one in judgement.criteria]
         asked, cut = len(judgement.played), len(judgement.cut)
         failures = JudgeStats.of([judgement])
         counts = Counts(1, calls=judgement.calls, comparisons=asked, failed=failed, cut=cut, failures=failures)

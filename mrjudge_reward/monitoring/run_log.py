@@ -46,7 +46,7 @@ from mrjudge_reward.scoring.tally import count_games
 from mrjudge_reward.sole_writer import SoleWriter
 from mrjudge_reward.types import JudgedComparison, Judgement
 
-from .explain import verdict_record
+from .explain import criterion_record, verdict_record
 
 logger = logging.getLogger(__name__)
 
@@ -150,6 +150,8 @@ class LoggedGroup:
         size: how many candidates there were; at most ``MAX_CANDIDATES`` of them are in ``candidates``.
         wins, games: matrices over the logged candidates, row's wins over column.
         verdicts: as ``explain.verdict_record`` gives them, at most ``MAX_VERDICTS`` of ``judged``.
+        criteria: as ``explain.criterion_record`` gives them, with the scores of the logged candidates. Games by different
+            criteria do not add up, so of such a group there are no wins, games and strengths.
     """
 
     key: str
@@ -162,12 +164,13 @@ class LoggedGroup:
     judged: int
     reference: str | None = None
     rubric: str | None = None
+    criteria: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
     def of(cls, judgement: Judgement, rewards_G: Sequence[float | None], lengths_G: Sequence[int]) -> LoggedGroup:
         """Keep of a judgement what a reader can take in."""
         group, size = judgement.group, len(judgement.group.candidates)
-        tally = count_games(size, judgement.played)
+        tally = count_games(size, () if judgement.criteria else judgement.played)
         fitted = size <= MAX_FITTED
         strengths_G, errors_G = bradley_terry_fit(tally) if fitted else (tally.games_G, tally.games_G)
         met = (tally.games_G > 0) & fitted
@@ -205,6 +208,10 @@ class LoggedGroup:
             judged=len(judgement.played),
             reference=None if group.reference is None else bounded(group.reference),
             rubric=None if group.rubric is None else bounded(str(group.rubric)),
+            criteria=tuple(
+                {**record, "name": bounded(record["name"], 200), "scores": record["scores"][:kept]}
+                for record in map(criterion_record, judgement.criteria)
+            ),
         )
 
     @classmethod
@@ -214,7 +221,8 @@ class LoggedGroup:
             LoggedCandidate(**{**candidate, "marks": tuple(candidate["marks"])}) for candidate in record["candidates"]
         )
         matrices = {name: tuple(tuple(map(float, row)) for row in record[name]) for name in ("wins", "games")}
-        return cls(**{**record, **matrices, "candidates": candidates, "verdicts": tuple(record["verdicts"])})
+        lists = {"verdicts": tuple(record["verdicts"]), "criteria": tuple(record.get("criteria", ()))}
+        return cls(**{**record, **matrices, **lists, "candidates": candidates})
 
 
 def bounded(text: str, most: int = MAX_CHARS) -> str:

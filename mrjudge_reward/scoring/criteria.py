@@ -4,8 +4,7 @@
 
 * **Unknown.** A criterion of which nothing is known in a group is left out, and the weights of the rest are renormalised.
   Where one candidate alone lacks a verdict, the group's mean stands for it: renormalised by itself it would seem worse for
-  lacking a verdict on what everybody does well. (Simulated, 8 candidates, 5 criteria, 30 % failed: Kendall's tau to the true
-  total .38; renormalised by candidate .30, that around the criteria's means .36.)
+  lacking a verdict on what everybody does well.
 * **Essential.** A candidate that does not meet an essential criterion (its grade is below ``MET``; of a pitfall, not below)
   gets the lowest total. Where that grade is unknown, so is the total.
 * **Contrast.** Each weight is multiplied by how far the group differs on the criterion (standard deviation of scores,

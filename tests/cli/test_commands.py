@@ -163,6 +163,22 @@ def test_a_conversation_a_reference_and_a_rubric_reach_the_judge(engine: Scripte
     assert all(text in shown for text in ("Ping?", "Pong.", "REFERENCE", "RUBRIC"))
 
 
+def test_lines_are_judged_by_the_criteria_they_bring_and_a_line_without_is_a_bad_line(engine: ScriptedEngine) -> None:
+    dose = [{"title": "dose", "description": "Names it.", "weight": 2}]
+    rubrics = [dose, '["Names it.", "Is kind."]', "- one", None, "[{"]
+    lines = [{"prompt": "q", "candidates": ["x", "yyyyy"], "rubric": rubric} for rubric in rubrics]
+    result = run("rank", "--set", "model=judge", "--set", "criteria=absolute", stdin=jsonl(*lines))
+    assert result.exit_code == 1
+    own, text, one, none, torn = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [criterion["name"] for criterion in own["criteria"]] == ["dose"]
+    assert own["criteria"][0]["scores"] == own["scores"]
+    assert own["scores"][0] < own["scores"][1]
+    assert [verdict["criterion"] for verdict in text["verdicts"]] == ["criterion 1"] * 2 + ["criterion 2"] * 2
+    assert len(one["criteria"]) == 1
+    assert "has no rubric to judge it by" in none["error"]
+    assert "not JSON" in torn["error"]
+
+
 BAD = [
     ("{oops", "not JSON"),
     ('{"prompt": "q", "candidates": ["a", NaN]}', "candidates[1]: must be text; got None"),
@@ -177,7 +193,8 @@ BAD = [
     ({"prompt": "q", "candidates": []}, "candidates: must be 1 to"),
     ({"prompt": "q", "candidates": "abc"}, "candidates: must be a list"),
     ({"prompt": "q", "candidates": ["a", 7]}, "candidates[1]: must be text; got 7"),
-    ({"prompt": "q", "candidates": ["a"], "rubric": ["x"]}, "rubric: must be text"),
+    ({"prompt": "q", "candidates": ["a"], "rubric": 5}, "rubric: must be text or criteria"),
+    ({"prompt": "q", "candidates": ["a"], "rubric": ["x", 5]}, "rubric, criterion 2: a criterion is a text or"),
     ({"prompt": "q", "candidates": ["a"], "id": {"x": 1}}, "id: must be text or a whole number"),
 ]
 

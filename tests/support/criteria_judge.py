@@ -24,7 +24,7 @@ def shown_criteria(request: Request) -> dict[int, str]:
 
 @dataclass(frozen=True)
 class ByUtilities:
-    """A script: of each criterion the candidate with the highest utility, "tie" where they are equal, or all in order; of one
+    """A script: by each criterion the candidate with the highest utility, "tie" where all are equal, or their order; of one
     alone, whether its utility is positive ("met"), zero ("partly") or negative."""
 
     utilities: Mapping[str, Utility]
