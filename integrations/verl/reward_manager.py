@@ -55,7 +55,9 @@ from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.images import bare, given_as
 from mrjudge_reward.messages import ImagePart, Message, Part, TextPart, as_messages, final_answer
 from mrjudge_reward.reasoning import decode_marked, opens_reasoning
-from mrjudge_reward.streaming.scores import UNJUDGED, Sample, Scored
+from mrjudge_reward.rubrics.criteria import Rubric
+from mrjudge_reward.rubrics.reading import read_rubric
+from mrjudge_reward.streaming.scores import Sample, Scored, unjudged
 from mrjudge_reward.streaming.waiting import refuse, serve
 
 from .actor import MANY, JudgeActorClient
@@ -132,7 +134,8 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
             tokenizer, plain["data"].get("apply_chat_template_kwargs")
         )
         self.workers = int(plain["reward"]["num_workers"])
-        self.client = JudgeActorClient(self.settings.judge_config(served), self.settings, served)
+        self._judge_config = self.settings.judge_config(served)
+        self.client = JudgeActorClient(self._judge_config, self.settings, served)
         self._share: list[tuple[Sample, asyncio.Future[Scored]]] = []
         self._share_begun = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -181,7 +184,7 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
     def _unjudged(self) -> Scored:
         if self.colocated:  # the batch waits for every worker's share, also for one without a row to judge
             self._begin_share()
-        return UNJUDGED
+        return unjudged(self._judge_config)
 
     def _begin_share(self) -> None:
         """Rows of a share begin in one turn of the loop, so in the next turn the share is complete."""
@@ -227,7 +230,7 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
             answer=answer,
             length=length,
             reference=_text_at(row, self.settings.reference_field),
-            rubric=_text_at(row, self.settings.rubric_field),
+            rubric=_rubric_at(row, self.settings.rubric_field),
             lasting=row.get("uid") is not None,
         )
 
@@ -308,16 +311,32 @@ def prompt_hash(prompt: Sequence[Message]) -> str:
     return hashlib.blake2b(repr(shown).encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
+def _at(row: Mapping[str, Any], path: str | None) -> Any:
+    """What is at a dotted path; None where the row has nothing."""
+    value: Any = row if path is not None else None
+    for key in path.split(".") if path is not None else ():
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _rubric_at(row: Mapping[str, Any], path: str | None) -> str | Rubric | None:
+    """The rubric at a dotted path: a text, or criteria.
+
+    Raises:
+        InputError: if it is neither.
+    """
+    value = _at(row, path)
+    structured = isinstance(value, list | tuple | np.ndarray | Mapping)
+    return read_rubric(value, str(path)) if structured else _text_at(row, path)
+
+
 def _text_at(row: Mapping[str, Any], path: str | None) -> str | None:
     """The text at a dotted path; None where the row has none.
 
     Raises:
         InputError: if something else than text or a number is there.
     """
-    value: Any = row if path is not None else None
-    for key in path.split(".") if path is not None else ():
-        value = value.get(key) if isinstance(value, Mapping) else None
-    value = value.item() if isinstance(value, np.generic) else value
+    value = _at(row, path)
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, int | float):

@@ -210,9 +210,10 @@ def read_items(
                 if type(given) not in (str, int):
                     raise InputError(f"id: must be text or a whole number; got {given!r:.60}")
                 key = given
-            group = _group(record, str(key), images)
+            given_group = _group(record, str(key), images)
             if config.criteria is not None:
-                rubric_of(group, config)  # a line without one is a bad line
+                rubric_of(given_group, config)  # a line without one is a bad line
+            group = given_group
             content = [key, *(record.get(field) for field in ("prompt", "candidates", "reference", "rubric"))]
             content += _image_contents(group)
         except InputError as error:

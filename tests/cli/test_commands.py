@@ -168,7 +168,7 @@ def test_lines_are_judged_by_the_criteria_they_bring_and_a_line_without_is_a_bad
     rubrics = [dose, '["Names it.", "Is kind."]', "- one", None, "[{"]
     lines = [{"prompt": "q", "candidates": ["x", "yyyyy"], "rubric": rubric} for rubric in rubrics]
     result = run("rank", "--set", "model=judge", "--set", "criteria=absolute", stdin=jsonl(*lines))
-    assert result.exit_code == 1
+    assert result.exit_code == 1, result.stderr
     own, text, one, none, torn = [json.loads(line) for line in result.stdout.splitlines()]
     assert [criterion["name"] for criterion in own["criteria"]] == ["dose"]
     assert own["criteria"][0]["scores"] == own["scores"]
