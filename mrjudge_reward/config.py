@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias, get_args
 
 import yaml
-from pydantic import BeforeValidator, Field, NonNegativeInt, PlainValidator, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeInt, PlainSerializer, PlainValidator, PositiveInt
 
 from mrjudge_reward.engines.engine_config import EngineConfig
 from mrjudge_reward.prompting.criteria import ByCriterion
@@ -101,6 +101,10 @@ def _rubric(value: Any) -> Any:
     return load_rubric(value) if isinstance(value, str | os.PathLike) else read_rubric(value)
 
 
+def _as_given(rubric: Rubric | None) -> list[dict[str, Any]] | None:
+    return None if rubric is None else [one.as_dict() for one in rubric.criteria]
+
+
 class RubricSettings(Settings):
     """Judging by the criteria of a rubric."""
 
@@ -108,7 +112,7 @@ class RubricSettings(Settings):
     """How a rubric is judged by. ``comparative``: candidates are compared on each criterion, and graded on essential ones.
     ``absolute``: each candidate is graded on each criterion alone. ``implicit``: one verdict over all criteria, which the
     judge weighs itself. None shows a rubric as a text, if a prompt has one."""
-    rubric: Annotated[Rubric | None, PlainValidator(_rubric)] = None
+    rubric: Annotated[Rubric | None, PlainValidator(_rubric), PlainSerializer(_as_given)] = None
     """Criteria for the whole run, or the YAML file that holds them; prompts that bring their own are judged by those."""
     criteria_per_call: PositiveInt = 1
     """Most criteria that a call asks about. Only one a call can be read from label probabilities."""

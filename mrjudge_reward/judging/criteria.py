@@ -43,6 +43,16 @@ class Part:
     format: Format
 
 
+OVERALL = Rubric((Criterion("overall", "Answers the prompt well: it is correct, helpful and to the point."),))
+"""What a group of our own, to measure a judge with, is judged by where there is no rubric for the whole run."""
+
+
+def with_rubric(group: Group, settings: JudgeSettings) -> Group:
+    """A group that a judge by criteria can be asked about: with ``OVERALL`` if neither it nor the run has a rubric."""
+    lacks = settings.criteria is not None and settings.rubric is None and group.rubric is None
+    return replace(group, rubric=OVERALL) if lacks else group
+
+
 def rubric_of(group: Group, settings: JudgeSettings) -> Rubric:
     """A group's own rubric, or else the run's, without the criteria that are left out of it.
 

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from mrjudge_reward import Group, InputError, Judge, Judgement, JudgeStats, Reranker, ScriptedEngine
+from mrjudge_reward.config import JudgeSettings
 from mrjudge_reward.engines.scripted import shown_candidates
+from mrjudge_reward.judging.criteria import with_rubric
+from mrjudge_reward.monitoring.canaries import Canary, measure
 from mrjudge_reward.reranker import part_of
 from mrjudge_reward.rubrics.criteria import Criterion, Rubric
 from mrjudge_reward.types import EngineFailure, Reply, Request
@@ -324,3 +327,12 @@ def test_positions_are_compared_within_a_criterion_alone():
     assert (stats.mirrored, stats.agreeing) == (20, 10)
     alone = replace(judgement, played=tuple(item for item in judgement.played if item.criterion == "long"))
     assert JudgeStats.of([alone]).agreeing == 0
+
+
+@pytest.mark.parametrize("how", ["comparative", "absolute", "implicit"])
+def test_a_judge_is_measured_with_groups_of_ours_that_have_no_rubric(how: str):
+    ours = Judge(ScriptedEngine.by_utility(len), criteria=how, verdict="logprobs")
+    canary = Canary("length", Group.of("How?", ["a longer one", "short"], "0"))
+    report = measure(ours, [canary])
+    assert (report.kinds["length"].right, report.failed) == (1, 0)
+    assert with_rubric(Group.of("q", ["a"]), JudgeSettings(model="m")).rubric is None

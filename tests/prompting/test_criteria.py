@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -200,6 +201,16 @@ def test_settings_that_do_nothing_or_do_not_fit_are_refused(settings: dict[str, 
 def test_auto_is_what_goes_with_the_criteria(settings: dict[str, object], expected: tuple[str, ...]):
     config = JudgeConfig(model="m", **settings)
     assert (config.format_name, config.judge_schedule.name, config.verdict_mode, config.judge_rating.name) == expected
+
+
+def test_settings_with_a_rubric_are_dumped_as_they_may_be_given_again():
+    rubric = [
+        {"title": "a", "description": "b", "grades": {"bad": "not at all", "good": ""}, "weight": -2, "essential": True}
+    ]
+    config = JudgeConfig(model="m", criteria="absolute", rubric=rubric)
+    for mode in ("python", "json"):
+        assert JudgeConfig(**config.model_dump(mode=mode, exclude_unset=True)).rubric == config.rubric
+    assert pickle.loads(pickle.dumps(config)).rubric == config.rubric
 
 
 def test_grades_of_ones_own_are_worth_between_0_and_1():
