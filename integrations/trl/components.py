@@ -99,7 +99,7 @@ class CriterionReward:
         **columns: Any,
     ) -> list[float | None]:
         """Rewards of this rank's rows by the criterion; arguments and errors are those of ``JudgeReward``."""
-        trainer = getattr(log_metric, "__self__", None)
+        trainer: Any = getattr(log_metric, "__self__", None)
         training = bool(trainer.model.training) if hasattr(trainer, "model") else True
         step = getattr(trainer_state, "global_step", None)
         call = {

@@ -600,5 +600,8 @@ class JudgeReward:
         if log_metric is not None:
             for name, value in (stats.metrics() | (canaries.metrics() if canaries is not None else {})).items():
                 log_metric(f"{self.__name__}/{name}", value)
+            for criterion, found in stats.criteria.items():
+                for name, value in found.metrics().items():
+                    log_metric(f"{self.__name__}/criteria/{criterion}/{name}", value)
         if log_extra is not None:
             log_extra(f"{self.__name__}/verdict", verdicts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import pickle
 import re
 from dataclasses import replace
@@ -336,3 +338,19 @@ def test_a_judge_is_measured_with_groups_of_ours_that_have_no_rubric(how: str):
     report = measure(ours, [canary])
     assert (report.kinds["length"].right, report.failed) == (1, 0)
     assert with_rubric(Group.of("q", ["a"]), JudgeSettings(model="m")).rubric is None
+
+
+def test_counts_are_kept_by_criterion_add_up_and_go_through_json():
+    ours = judge(lossy(DOSE), criteria_per_call=3, max_failed_fraction=1.0, schedule="all_pairs")
+    judgements = [ours.rank("How?", ANSWERS, key) for key in ("a", "b")]
+    stats = JudgeStats.of(judgements)
+    assert JudgeStats.read(json.loads(json.dumps(stats.record()))).criteria == stats.criteria
+    assert (JudgeStats.of(judgements[:1]) + JudgeStats.of(judgements[1:])).criteria == stats.criteria
+    dose, exclaims = stats.criteria["dose"].metrics(), stats.criteria["exclaims"].metrics()
+    assert (dose["failed_rate"], exclaims["failed_rate"]) == (1.0, 0.0)
+    assert math.isnan(dose["reward"])
+    assert exclaims["position_consistency"] == 1.0
+    assert exclaims["spread"] > 1.0
+    assert stats.criteria["long"].groups == 2
+    many = [Group.of("How?", ["a", "b"], str(n), rubric=[{"title": f"c{n}", "description": LONG}]) for n in range(40)]
+    assert len(JudgeStats.of(judge(criteria="absolute").judge(many)).criteria) == 32, "names of prompts are no end"

@@ -262,6 +262,7 @@ def test_a_group_judged_by_criteria_shows_who_met_which(opened: Any, tmp_path: P
     window = opened(tmp_path)
     assert texts(window, "#group .matrix tbody th") == ["dose <b>", "alarm"]
     assert texts(window, "#group .matrix tbody tr:last-child td")[0].replace("\u2212", "-") == "-2"
+    assert "Spread by criterion" in window.find_element("id", "charts").text
     assert "Who met which criterion" in window.find_element("id", "group").text
     assert any(said.startswith("alarm: #") for said in texts(window, "#group .verdict summary"))
 
