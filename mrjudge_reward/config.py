@@ -157,11 +157,11 @@ class ScheduleSettings(Settings):
 
     schedule: Annotated[str | Schedule, _named(SCHEDULES, Schedule, "auto")] = "auto"
     """A name, or a ``Schedule`` of one's own. ``auto`` is ``pointwise`` for formats that grade alone; ``listwise`` for those
-    that order all they show (``pair_scores``, ``ranking``); else ``adaptive``. Each orders groups best for its calls and
-    tokens (``tests/benchmarks/schedules.py``)."""
+    that order all they show (``pair_scores``, ``ranking``); else ``adaptive``, by criteria ``ring``. Each orders groups best
+    for its calls and tokens (``tests/benchmarks/schedules.py``, ``rubrics.py``)."""
     budget: PositiveInt | None = None
-    """Most comparisons of a group, votes included; None for the schedule's own number. A comparison is one request, two
-    where the judge thinks before it is read, up to three in a cascade; retries come on top."""
+    """Most comparisons of a group (by each criterion), votes included; None for the schedule's own number. One is a request,
+    two where the judge thinks before it is read, up to three in a cascade; retries come on top."""
     both_orders: bool | None = None
     """Show pairs in both slot orders; None for the schedule's habit."""
     max_slots: Annotated[int, Field(ge=2)] = 8

@@ -347,8 +347,12 @@ class Judge:
     ) -> Tournament:
         self._comparer.check_shown(group)
         fitting = form or self.format
-        schedule = SCHEDULES["pointwise"] if fitting.max_slots == 1 else self.schedule
-        plan = schedule.plan(len(players), self._limits, Random(digest(self.settings.seed, group.key)))
+        schedule, limits = self.schedule, self._limits
+        if (
+            fitting.max_slots == 1 and not schedule.alone
+        ):  # an essential criterion is graded of all, whatever is compared
+            schedule, limits = SCHEDULES["pointwise"], replace(limits, budget=None)
+        plan = schedule.plan(len(players), limits, Random(digest(self.settings.seed, group.key)))
         tournament = Tournament(group, players, plan, first_vote, form)
         if len(players) >= fitting.min_slots:
             tournament.begin()

@@ -20,7 +20,6 @@ mean; else it is the criterion's mean in its group, as everywhere (``on_abstain`
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -85,9 +84,9 @@ class CriterionReward:
         weight: of the rubric, without a pitfall's sign: for ``reward_weights``.
     """
 
-    def __init__(self, shared: _Shared, criterion: str, weight: float) -> None:
+    def __init__(self, shared: _Shared, criterion: str, key: str, weight: float) -> None:
         self.shared, self.criterion, self.weight = shared, criterion, weight
-        self.__name__ = f"{shared.reward.__name__}_{re.sub(r'[^A-Za-z0-9]+', '_', criterion)}"
+        self.__name__ = f"{shared.reward.__name__}_{key}"
 
     def __call__(
         self,
@@ -124,4 +123,5 @@ def components(reward: JudgeReward) -> list[CriterionReward]:
     if reward.layout != "blocks":
         raise ConfigError("components are for GRPO and RLOO; OnlineDPO takes one reward")
     shared = _Shared(reward, settings.rubric.names)
-    return [CriterionReward(shared, one.name, abs(float(one.weight))) for one in settings.rubric.criteria]
+    named = zip(settings.rubric.criteria, settings.rubric.keys, strict=True)
+    return [CriterionReward(shared, one.name, key, abs(float(one.weight))) for one, key in named]

@@ -117,6 +117,15 @@ class Rubric:
         """Names of the criteria."""
         return tuple(one.name for one in self.criteria)
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Names as parts of identifiers: ASCII letters and digits, numbered where two would be the same."""
+        found: list[str] = []
+        for number, name in enumerate(self.names, 1):
+            key = re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_") or str(number)
+            found.append(key if key not in found else f"{key}_{number}")
+        return tuple(found)
+
     def as_json(self) -> str:
         """As JSON text, which ``reading.read_rubric`` reads."""
         return json.dumps([one.as_dict() for one in self.criteria], ensure_ascii=False)

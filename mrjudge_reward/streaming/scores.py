@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,8 +82,10 @@ class Scored:
 
 def criterion_keys(settings: JudgeSettings) -> dict[str, str]:
     """Criterion → the key of a row's reward by it, of a judge that has criteria for the whole run."""
-    names = settings.rubric.names if settings.by_criterion and settings.rubric is not None else ()
-    return {name: f"judge_criterion_{re.sub(r'[^A-Za-z0-9]+', '_', name)}" for name in names}
+    rubric = settings.rubric if settings.by_criterion else None
+    if rubric is None:
+        return {}
+    return {name: f"judge_criterion_{key}" for name, key in zip(rubric.names, rubric.keys, strict=True)}
 
 
 def unjudged(settings: JudgeSettings) -> Scored:

@@ -178,6 +178,13 @@ def test_an_essential_criterion_is_graded_where_others_are_compared_and_gates_th
     assert min(met) > (unmet.pop() or 0.0)
 
 
+def test_a_budget_of_comparisons_leaves_no_essential_grade_out():
+    rubric = [{**one, "essential": one["title"] == "dose"} for one in RUBRIC]
+    judgement = judge(rubric=rubric, budget=3).rank("How?", ANSWERS)
+    assert None not in judgement.criteria[2].grades_G
+    assert judgement.calls == 2 * 3 + 5
+
+
 def test_of_whom_an_essential_grade_is_unknown_nothing_is_known():
     rubric = [{**one, "essential": one["title"] == "dose"} for one in RUBRIC]
 

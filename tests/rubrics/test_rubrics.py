@@ -206,6 +206,12 @@ def test_a_rubric_for_a_whole_run_comes_from_a_file(tmp_path: Path):
     assert "(weight -1: counts against an answer)" in str(rubric)
 
 
+def test_names_make_keys_of_their_own():
+    names = ["dose", "no shouting!", "no-shouting", "剂量", "因", "Dose 2"]
+    rubric = Rubric(tuple(Criterion(name, f"about {name}") for name in names))
+    assert rubric.keys == ("dose", "no_shouting", "no_shouting_3", "4", "5", "Dose_2")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -52,7 +52,7 @@ def test_each_criterion_is_a_reward_function_and_a_batch_is_judged_once(monkeypa
     reward = reward_of()
     batches = counted(reward, monkeypatch)
     long, exclaims = reward.components()
-    assert (long.__name__, exclaims.__name__) == ("judge_long", "judge_exclaims_")
+    assert (long.__name__, exclaims.__name__) == ("judge_long", "judge_exclaims")
     assert (long.weight, exclaims.weight) == (2, 1)
     assert long(PROMPTS, ANSWERS) == [1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0]
     assert exclaims(PROMPTS, ANSWERS) == [0.0, 0.0, 0.0, -1.0, -1.0, 0.0, 0.0, 0.0], "a pitfall's sign is turned"
