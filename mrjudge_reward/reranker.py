@@ -154,7 +154,7 @@ class Reranker:
         candidates: Sequence[str],
         key: str = "0",
         reference: str | None = None,
-        rubric: str | None = None,
+        rubric: Any = None,
     ) -> Reranked:
         """Rank the candidates of one prompt; see :meth:`rank_groups` for errors."""
         group = Group.of(prompt, candidates, key, reference, rubric)  # says what is no text before anything is done
@@ -166,7 +166,7 @@ class Reranker:
         candidates: Sequence[str],
         key: str = "0",
         reference: str | None = None,
-        rubric: str | None = None,
+        rubric: Any = None,
     ) -> str | None:
         """The best candidate, whole, as it was given; None if nothing is known about any. See :meth:`rank_groups`."""
         best = self.rank(prompt, candidates, key, reference, rubric).best
