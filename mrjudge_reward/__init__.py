@@ -26,10 +26,11 @@ from .judge import Judge, JudgeConfig
 from .messages import ImagePart, Message, TextPart, final_answer
 from .prompting.formats import SENTIMENT, Choice, Format, PairScores, Ranking, Score
 from .reranker import Reranker
+from .scoring.alarms import FailureAlarm
 from .scoring.ratings import Rating
 from .scoring.rewards import RewardShape, reward_group
 from .scoring.schedules import Schedule
-from .scoring.stats import FailureAlarm, JudgeStats
+from .scoring.stats import JudgeStats
 from .types import (
     Comparison,
     EngineFailure,

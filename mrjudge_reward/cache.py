@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import logging
 import os
 import sqlite3
 import threading
@@ -28,9 +27,8 @@ from mrjudge_reward.engines.contract import Engine
 from .errors import ConfigError
 from .images import fingerprint
 from .messages import ImagePart
+from .once import Once
 from .types import Reply, Request, Usage
-
-logger = logging.getLogger(__name__)
 
 Verb: TypeAlias = Literal["generate", "label_logprobs"]
 
@@ -80,7 +78,7 @@ class ReplyCache:
         self.timeout_s = timeout_s
         self._lock = threading.Lock()
         self._undecodable: set[bytes] = set()
-        self._warned: set[str] = set()
+        self._once = Once()
         self._owner = os.getpid()
         self._connection: sqlite3.Connection | None = None
         self._connect()
@@ -149,9 +147,7 @@ class ReplyCache:
             yield from connection.execute(f"SELECT key, reply FROM replies WHERE key IN ({marks})", chunk)
 
     def _warn(self, what: str, error: Exception, so: str) -> None:
-        if what not in self._warned:
-            self._warned.add(what)
-            logger.warning("the reply cache %s %s (%s); %s. This is said once.", self.path, what, error, so)
+        self._once.warn(what, f"the reply cache {self.path} {what} ({error}); {so}.")
 
     def put(self, replies: dict[bytes, Reply]) -> None:
         """Keep replies; one that is there already stays, unless it could not be decoded."""

@@ -20,7 +20,8 @@ from typing import Annotated, Any, Literal, Self, TypeAlias, get_args
 import yaml
 from pydantic import BeforeValidator, Field, NonNegativeInt, PlainSerializer, PlainValidator, PositiveInt
 
-from mrjudge_reward.engines.engine_config import EngineConfig
+from mrjudge_reward.engines.engine_config import SERVED, EngineConfig
+from mrjudge_reward.engines.pace import Pace
 from mrjudge_reward.prompting.criteria import ByCriterion
 from mrjudge_reward.prompting.formats import SENTIMENT, Choice, Format, PairScores, Ranking, Score
 from mrjudge_reward.prompting.rendering import asks_for
@@ -364,6 +365,14 @@ class JudgeSettings(
     def reply_tokens(self) -> int:
         """The most tokens that the judge writes."""
         return self.max_tokens if self.writes_verdicts else self.thinking_tokens + 16
+
+    @property
+    def pace(self) -> Pace | None:
+        """What the longest reply asks of the judge's server; None for a judge in this process."""
+        if self.engine_name not in SERVED:
+            return None
+        tokens = self.max_tokens if self.may_write_verdicts else self.reply_tokens
+        return Pace(tokens, self.deadline_s, self.max_concurrency)
 
     @property
     def limits(self) -> Limits:

@@ -36,20 +36,20 @@ from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.judging.comparisons import Asked, Comparer
 from mrjudge_reward.judging.criteria import joined, rubric_of, split
 from mrjudge_reward.judging.early import EarlyComparisons
-from mrjudge_reward.judging.label_mass import LabelMassWatch
 from mrjudge_reward.judging.parallel import shares, side_by_side
-from mrjudge_reward.judging.token_budget import Once
 from mrjudge_reward.judging.tournament import Tournament, digest, is_degenerate
 from mrjudge_reward.prompting.formats import Format
+from mrjudge_reward.scoring.alarms import FailureAlarm, LabelMassWatch, SlotWatch
 from mrjudge_reward.scoring.ratings import rate
 from mrjudge_reward.scoring.schedules import SCHEDULES
-from mrjudge_reward.scoring.stats import FailureAlarm, SlotWatch
 from mrjudge_reward.scoring.tally import HARD_LOG_ODDS, MAX_GROUP, cyclic_triads
 
 from .cache import ReplyCache
 from .config import JudgeSettings
 from .errors import ConfigError, InputError
+from .fields import Shown
 from .messages import Message, Part
+from .once import Once
 from .types import Comparison, Group, JudgedComparison, Judgement, NoVerdict, Verdict
 
 logger = logging.getLogger(__name__)
@@ -213,7 +213,7 @@ class Judge:
         size: int,
         key: str,
         names: Sequence[str] | None = None,
-        reference: str | None = None,
+        reference: Shown = None,
         rubric: Any = None,
     ) -> EarlyComparisons:
         """Begin a group whose candidates come one by one; everything but the candidates is as in ``Group.of``.
@@ -297,7 +297,7 @@ class Judge:
         prompt: str | Sequence[Mapping[str, Any] | Message],
         candidates: Sequence[str | Sequence[Mapping[str, Any] | Part]],
         key: str = "0",
-        reference: str | None = None,
+        reference: Shown = None,
         rubric: Any = None,
     ) -> Judgement:
         """Judge the candidates of one prompt; everything is as in ``Group.of``, images in prompt and candidates too."""

@@ -1,4 +1,4 @@
-"""Chat messages: their texts and images, and what of a completion is its answer."""
+"""Chat messages: their texts, images and calls of tools, and what of a turn is its answer."""
 
 from __future__ import annotations
 
@@ -11,15 +11,28 @@ from typing import Any, TypeAlias
 from .errors import InputError
 from .reasoning import split_reasoning
 
-IMAGE_MARK = re.compile("(\ufffcimage [0-9a-f]{32}\ufffc)")
-"""Where a candidate's text shows an image; the number is the image's in ``Group.images``."""
-
 
 @dataclass(frozen=True, slots=True)
 class TextPart:
     """A piece of text inside a message."""
 
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallPart(TextPart):
+    """A call of a tool: ``said`` is its name and its arguments as JSON, ``id`` what its result may name."""
+
+    name: str = ""
+    said: str = ""
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UnshownPart(TextPart):
+    """What no judge can be shown, such as audio; it fails its group."""
+
+    kind: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +63,12 @@ class Message:
         return tuple(part for part in self.content if isinstance(part, ImagePart))
 
 
-def as_part(part: Any) -> Part:
+def as_part(part: Any, unshown: bool = False) -> Part:
     """A message part as trainers and servers write it.
+
+    Args:
+        part: a mapping, or a part already.
+        unshown: take one of a type that is neither text nor image as an ``UnshownPart``.
 
     Raises:
         InputError: if it is none.
@@ -66,14 +83,18 @@ def as_part(part: Any) -> Part:
         if part.get("type") == "image_url":
             url = part.get("image_url")
             return ImagePart(url.get("url") if isinstance(url, Mapping) else url)
+        if unshown and isinstance(part.get("type"), str) and part["type"] != "text":
+            kind = re.sub(r"\W", "_", part["type"])[:40] or "nameless"
+            return UnshownPart(f"({kind})", kind)
     raise InputError(f"a message part must be {{'type': 'text' | 'image', ...}}; got {part!r:.200}")
 
 
-def as_messages(prompt: str | Sequence[Mapping[str, Any] | Message]) -> tuple[Message, ...]:
+def as_messages(prompt: str | Sequence[Mapping[str, Any] | Message], unshown: bool = False) -> tuple[Message, ...]:
     """Turn a prompt, as TRL and verl pass it, into messages.
 
     Args:
         prompt: plain text (one user turn) or chat messages whose content is text or a list of parts.
+        unshown: see ``as_part``.
 
     Raises:
         InputError: if it is neither.
@@ -90,26 +111,30 @@ def as_messages(prompt: str | Sequence[Mapping[str, Any] | Message]) -> tuple[Me
         content = turn.get("content")
         if content is None:  # an assistant turn that only calls tools
             content = ""
-        parts = (TextPart(content),) if isinstance(content, str) else tuple(as_part(part) for part in content)
+        if isinstance(content, Mapping | int | float):  # a tool's result as it returned it
+            content = json.dumps(content, ensure_ascii=False, default=str)
+        parts = (TextPart(content),) if isinstance(content, str) else tuple(as_part(part, unshown) for part in content)
         if calls := _tool_calls(turn):
-            parts = (*(part for part in parts if part != TextPart("")), *map(TextPart, calls))
+            parts = (*(part for part in parts if part != TextPart("")), *calls)
         messages.append(Message(str(turn["role"]), parts))
     return tuple(messages)
 
 
-def _tool_calls(turn: Mapping[str, Any]) -> list[str]:
-    """What a turn calls, a line each: a turn that only calls a tool is not an empty one."""
-    said = []
+def _tool_calls(turn: Mapping[str, Any]) -> list[CallPart]:
+    """What a turn calls: a turn that only calls a tool is not an empty one."""
+    made = []
     for call in turn.get("tool_calls") or ():
         function = call.get("function") or call if isinstance(call, Mapping) else call
         name, given = "", function
         if isinstance(function, Mapping) and isinstance(function.get("name"), str):
-            name, given = f"{function['name']} ", function.get("arguments")
+            name, given = function["name"], function.get("arguments")
         if isinstance(given, Mapping):  # a column of such objects has all names that any of them has
             given = {key: value for key, value in given.items() if value is not None}
         shown = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False, default=str)
-        said.append(f"[tool call] {name}{shown if given is not None else ''}".rstrip())
-    return said
+        said = name if given is None else f"{name} {shown}" if name else shown
+        known = call.get("id") if isinstance(call, Mapping) else None
+        made.append(CallPart(f"[tool call] {said}".rstrip(), name, said, None if known is None else str(known)))
+    return made
 
 
 def final_answer(completion: str, opened: bool = False) -> str:

@@ -32,6 +32,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from mrjudge_reward.judging.tournament import digest
 
 from .errors import ConfigError, InputError
+from .fields import Shown
 from .judge import Judge
 from .messages import Message, final_answer
 from .types import Comparison, Group, JudgedComparison, Judgement
@@ -153,19 +154,19 @@ class Reranker:
         prompt: str | Sequence[Mapping[str, Any] | Message],
         candidates: Sequence[str],
         key: str = "0",
-        reference: str | None = None,
+        reference: Shown = None,
         rubric: Any = None,
     ) -> Reranked:
         """Rank the candidates of one prompt; see :meth:`rank_groups` for errors."""
-        group = Group.of(prompt, candidates, key, reference, rubric)  # says what is no text before anything is done
-        return self.rank_groups([replace(group, candidates=tuple(map(self.shown, candidates)))])[0]
+        Group.of(prompt, candidates, key, reference, rubric)  # says what is no text before anything is done
+        return self.rank_groups([Group.of(prompt, list(map(self.shown, candidates)), key, reference, rubric)])[0]
 
     def best_of_n(
         self,
         prompt: str | Sequence[Mapping[str, Any] | Message],
         candidates: Sequence[str],
         key: str = "0",
-        reference: str | None = None,
+        reference: Shown = None,
         rubric: Any = None,
     ) -> str | None:
         """The best candidate, whole, as it was given; None if nothing is known about any. See :meth:`rank_groups`."""

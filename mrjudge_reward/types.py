@@ -14,43 +14,29 @@ from dataclasses import dataclass, field
 from itertools import accumulate, product
 from typing import Any, Literal, TypeAlias
 
+from .completions import Candidate, candidate_of
 from .errors import InputError
-from .images import given_as
-from .messages import ImagePart, Message, Part, TextPart, as_messages, as_part
+from .fields import Shown, shown_text
+from .messages import ImagePart, Message, Part, as_messages
 from .rubrics.criteria import Criterion, Rubric
-from .rubrics.reading import read_rubric
-
-
-def _with_marks(candidate: Any, index: int, images: dict[str, ImagePart]) -> str:
-    """A candidate as text, in which marks stand for images; these are put where they are looked up."""
-    if isinstance(candidate, str):
-        return candidate
-    if not isinstance(candidate, list | tuple):
-        raise InputError(f"candidate {index} must be text or a list of parts; got {type(candidate).__name__}")
-    said = ""
-    for part in map(as_part, candidate):
-        if isinstance(part, TextPart):
-            said += part.text.replace("\ufffc", "\ufffd")
-            continue
-        number = given_as(part.image)
-        images.setdefault(number, part)
-        said += f"\ufffcimage {number}\ufffc"
-    return said
+from .rubrics.reading import own_rubric
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
     """The completions of one prompt.
 
-    A candidate may show images: it is then a text with an ``IMAGE_MARK`` in the place of each. So candidates stay texts:
-    two are the same if they say the same and show the same files, bytes or pixels, as they were given.
+    A candidate may show images, calls of tools and their results, which stand as marks in its text (see ``completions``).
+    So candidates stay texts: two are the same if they say the same and show the same files, bytes or pixels, as they were
+    given.
 
     Attributes:
         prompt: chat messages the candidates answer.
-        candidates: final answers, G of them; a policy's own reasoning is removed before (see ``final_answer``).
+        candidates: final answers or transcripts, G of them; a policy's own reasoning is removed before (see
+            ``completions.judged``).
         key: identity given by the framework. Two groups with the same prompt text are still two groups.
-        reference: an answer known to be good, shown to the judge if present.
-        rubric: extra criteria, shown to the judge if present: a text, or a ``Rubric``.
+        reference: one or several answers known to be good, as the judge is shown them; None for none.
+        rubric: extra criteria: a text as the judge is shown it, or a ``Rubric``; None for none.
         names: identities of the candidates, given by the framework, G of them. With names, who meets whom is decided
             by these instead of by the texts, so that comparisons can begin before all texts are there.
         images: what the marks in the candidates stand for, by number.
@@ -68,9 +54,9 @@ class Group:
     def of(
         cls,
         prompt: str | Sequence[Mapping[str, Any] | Message],
-        candidates: Sequence[str | Sequence[Mapping[str, Any] | Part]],
+        candidates: Sequence[str | Candidate | Sequence[Mapping[str, Any] | Part | Message]],
         key: str = "0",
-        reference: str | None = None,
+        reference: Shown = None,
         rubric: Any = None,
         names: Sequence[str] | None = None,
     ) -> Group:
@@ -78,31 +64,34 @@ class Group:
 
         Args:
             prompt: text or chat messages.
-            candidates: texts, or lists of text and image parts for those that show images.
-            rubric: a text as it is; anything else as ``rubrics.reading.read_rubric`` reads it.
-            key, reference, names: see the class.
+            candidates: texts, lists of text and image parts for those that show images, or transcripts as lists of
+                messages.
+            reference: text or a number, or a list of these: several references (see ``fields``).
+            rubric: the same, several criteria; or a rubric of objects, as ``rubrics.reading.read_rubric`` reads it.
+            key, names: see the class.
 
         Raises:
-            InputError: if the prompt is not text or messages, a candidate neither text nor parts, the reference not
-                text, the rubric no rubric, or the names are not as many as the candidates, all different.
+            InputError: if the prompt is not text or messages, a candidate neither text nor parts, the reference neither
+                text nor numbers, the rubric neither these nor criteria, or the names are not as many as the candidates, all
+                different.
         """
         if isinstance(candidates, str):
             raise InputError("candidates must be a list of texts; got one text")
+        made: list[Candidate] = []
+        for index, given in enumerate(candidates):
+            try:
+                made.append(candidate_of(given))
+            except InputError as error:
+                raise InputError(f"candidate {index} {error}") from None
         images: dict[str, ImagePart] = {}
-        texts = tuple(_with_marks(candidate, index, images) for index, candidate in enumerate(candidates))
-        if images:  # a text alone must not pass for one that shows an image
-            texts = tuple(
-                text.replace("\ufffc", "\ufffd") if isinstance(given, str) else text
-                for text, given in zip(texts, candidates, strict=True)
-            )
-        if reference is not None and not isinstance(reference, str):
-            raise InputError(f"the reference must be text; got {type(reference).__name__}")
-        if rubric is not None and not isinstance(rubric, str):
-            rubric = read_rubric(rubric, f"rubric of group {key!r}")
+        for number, part in (image for one in made for image in one.images):
+            images.setdefault(number, part)
         if names is not None and (len(names) != len(candidates) or len(set(names)) != len(names)):
             raise InputError(f"{len(candidates)} candidates need as many different names; got {list(names)!r:.200}")
         named = None if names is None else tuple(names)
-        return cls(as_messages(prompt), texts, key, reference, rubric, named, tuple(images.items()))
+        texts = tuple(one.text for one in made)
+        shown = shown_text(reference, "reference"), own_rubric(rubric, f"rubric of group {key!r}")
+        return cls(as_messages(prompt, unshown=True), texts, key, *shown, named, tuple(images.items()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,8 @@ TOGETHER = {f"{VERL}/test_{name}.py": "ray" for name in ("streaming", "colocated
 """Files that go to one worker, because they share what is dear: fixture ``cluster``."""
 
 LONG = (
-    f"{VERL}/test_training.py", "tests/engines/test_vllm_engine.py", "tests/recipes/test_run_cpu.py", *TOGETHER,
+    f"{VERL}/test_training.py", f"{VERL}/test_tools.py", "tests/engines/vllm/test_engine.py",
+    "tests/recipes/test_run_cpu.py", *TOGETHER,
     "tests/recipes/test_recipe_configs.py", f"{TRL}/test_colocated.py", "tests/recipes/test_policy_recipes.py",
     "tests/recipes/test_recipes.py", "tests/recipes/test_train_sft.py", "tests/recipes/test_seeing.py",
     "tests/recipes/test_train_rl.py", f"{TRL}/test_two_ranks.py", f"{TRL}/test_trainers.py", "tests/test_docs.py",

@@ -20,10 +20,10 @@ from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.prompting.formats import SENTIMENT, Choice, Format, PairScores, Ranking, Score
+from mrjudge_reward.scoring.alarms import FailureAlarm
 from mrjudge_reward.scoring.ratings import Rating
 from mrjudge_reward.scoring.rewards import RewardShape
 from mrjudge_reward.scoring.schedules import Limits, Plan, Schedule
-from mrjudge_reward.scoring.stats import FailureAlarm
 from mrjudge_reward.types import Sampling
 
 

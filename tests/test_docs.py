@@ -243,6 +243,8 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
     "sh": check_files,
     "make": check_make,
     "pip": check_pip,
+    "accelerate": check_files,
+    "vllm": lambda words: None,
     "git": lambda words: None,
     "pytest": check_files,
     "pre-commit": lambda words: None,

@@ -21,7 +21,7 @@ from mrjudge_reward.monitoring.canaries import load_canaries
 from recipes.common.rows import read_rows
 from recipes.data.captions import read_captions
 from recipes.judge.train_sft import written_rows
-from recipes.policy.policies import read_prompts
+from recipes.policy.policies import read_prompt_rows
 
 BOM = b"\xef\xbb\xbf"
 ROW = b'{"a": "one"}'
@@ -167,7 +167,7 @@ def test_a_file_that_cannot_be_opened_is_said(tmp_path: Path):
 
 
 def prompts(path: str) -> list[Any]:
-    return list(read_prompts(path))
+    return [(number, row["prompt"]) for number, row in read_prompt_rows(path)]
 
 
 READERS: list[tuple[Callable[[Any], Any], dict[str, Any]]] = [

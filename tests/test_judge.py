@@ -20,9 +20,9 @@ from mrjudge_reward.judge import Judge, is_degenerate
 from mrjudge_reward.messages import ImagePart, Message, TextPart
 from mrjudge_reward.prompting.formats import SENTIMENT, Choice, Format, PairScores, Ranking, Score
 from mrjudge_reward.prompting.sanitizing import section_code
+from mrjudge_reward.scoring.alarms import FailureAlarm
 from mrjudge_reward.scoring.ratings import RATINGS
 from mrjudge_reward.scoring.schedules import SCHEDULES
-from mrjudge_reward.scoring.stats import FailureAlarm
 from mrjudge_reward.scoring.tally import MAX_GROUP, position_consistency
 from mrjudge_reward.types import (
     Comparison,
@@ -635,9 +635,9 @@ def test_a_long_question_is_not_cut_where_everything_fits():
     assert sum(engine.count_tokens(message.text) for message in engine.requests[-1].messages) < 16384
 
 
-def test_a_reference_that_is_not_text_is_refused():
-    with pytest.raises(InputError, match="the reference must be text; got int"):
-        Group.of("q", ["a"], reference=42)  # type: ignore[arg-type]
+def test_a_reference_that_is_no_text_is_refused():
+    with pytest.raises(InputError, match="the reference must be text, a number, or a list of these; got bytes"):
+        Group.of("q", ["a"], reference=b"42")
 
 
 def test_thinking_that_ran_into_its_cap_is_closed_and_read_all_the_same():

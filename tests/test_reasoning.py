@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mrjudge_reward.engines.local.chat_template import ChatTemplate
-from mrjudge_reward.integrations.trl.reward import _texts
+from mrjudge_reward.integrations.trl.rows import completion_texts
 from mrjudge_reward.messages import as_messages
 from mrjudge_reward.prompting.formats import Choice
 from mrjudge_reward.reasoning import (
@@ -65,11 +65,13 @@ def test_trls_texts_get_back_the_marks_that_its_decoding_skipped(smol_tokenizer:
     ids = [tokenizer.encode(text, add_special_tokens=False) for text in ("[THINK]I am good.[/THINK]Hello", "Bye")]
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
     assert texts == ["I am good.Hello", "Bye"]
-    assert _texts(texts, ids, trainer) == ["[THINK]I am good.[/THINK]Hello", "Bye"]
+    assert completion_texts(texts, ids, trainer) == ["[THINK]I am good.[/THINK]Hello", "Bye"]
     chats = [[{"role": "assistant", "content": text}] for text in texts]
-    assert _texts(chats, ids, SimpleNamespace(processing_class=SimpleNamespace(tokenizer=tokenizer)))[1] == "Bye"
-    assert _texts(["parsed", "Bye"], ids, trainer) == ["parsed", "Bye"], "what TRL parsed itself stands"
-    assert _texts(texts, None, trainer) == _texts(texts, ids, None) == texts
+    assert (
+        completion_texts(chats, ids, SimpleNamespace(processing_class=SimpleNamespace(tokenizer=tokenizer)))[1] == "Bye"
+    )
+    assert completion_texts(["parsed", "Bye"], ids, trainer) == ["parsed", "Bye"], "what TRL parsed itself stands"
+    assert completion_texts(texts, None, trainer) == completion_texts(texts, ids, None) == texts
 
 
 @pytest.mark.parametrize(

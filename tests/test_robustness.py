@@ -26,7 +26,7 @@ from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import EngineError
 from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.messages import ImagePart, Message, TextPart, as_messages
-from mrjudge_reward.scoring.stats import FailureAlarm
+from mrjudge_reward.scoring.alarms import FailureAlarm
 from mrjudge_reward.types import EngineFailure, Group, NoVerdict, Reply, Request
 from tests.support.judge_server import JudgeServer, longest_wins
 

@@ -11,8 +11,9 @@ scores. It hands reward functions one group after the other, in a thread, withou
 ten seconds a group bounds the run, all calls seem to be of one step, and no metric of the judge arrives. The process has no
 GPU: the judge must be a server (``base_url``).
 
-Here several groups are scored at a time, a call's step is the version of the weights that generated, and metrics go the way
-of the worker's own. ``on_abstain="auto"`` leaves None where the judge is the only reward; TRL then leaves the row out.
+Here several groups are scored at a time, a call's step is the version of the weights that generated, metrics go the way
+of the worker's own, and prompts that an environment made different are known as such. ``on_abstain="auto"`` leaves None
+where the judge is the only reward; TRL then leaves the row out.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ class JudgingRolloutLoop(_AsyncRolloutLoop):  # type: ignore[misc]
 
     def _reporting(self, reward: JudgeReward, rewards: int) -> Callable[..., list[float | None]]:
         def score(**columns: Any) -> list[float | None]:
+            if self.environment_factories is not None:  # TRL keeps them to itself here; prompts may differ all the same
+                columns = {"environments": [True] * len(columns["prompts"])} | columns
             caller = _Caller(self, rewards)
             state = SimpleNamespace(global_step=self.model_version)
             scores = reward(**columns, trainer_state=state, log_metric=caller.log_metric)

@@ -6,7 +6,9 @@ import pickle
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from mrjudge_reward.errors import EngineError, InputError, MRJudgeError
+from mrjudge_reward.config import JudgeSettings
+from mrjudge_reward.engines.engine_config import ONLY
+from mrjudge_reward.errors import ConfigError, EngineError, InputError, MRJudgeError
 
 T = TypeVar("T")
 
@@ -70,3 +72,23 @@ def gather_results(work: Callable[[], T], world: int) -> list[T]:
         if isinstance(result, MRJudgeError):
             raise result
     return [result for result in results if not isinstance(result, MRJudgeError)]
+
+
+def check_timeout(trainer: Any, judge: JudgeSettings, world: int) -> None:
+    """Whether ranks wait for each other at least as long as one comparison of the judge may take.
+
+    Ranks wait in a collective while one of them still judges. Its time-out, the trainer's ``ddp_timeout``, ends the run.
+
+    Raises:
+        ConfigError: if they do not.
+    """
+    waits = getattr(getattr(trainer, "args", None), "ddp_timeout", None)
+    if world == 1 or waits is None or judge.engine_name not in ONLY["deadline_s"]:
+        return
+    takes = judge.deadline_s * (1 + judge.retries) + judge.outage_wait_s
+    if takes > waits:
+        raise ConfigError(
+            f"one comparison may take {takes:g} s: deadline_s {judge.deadline_s:g}, 1 + {judge.retries} tries, and "
+            f"outage_wait_s {judge.outage_wait_s:g}. The other ranks wait ddp_timeout = {waits:g} s, and then the run ends: "
+            "raise ddp_timeout in the trainer's config above that, or lower the judge's"
+        )

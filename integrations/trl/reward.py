@@ -16,8 +16,11 @@ What TRL does, and what this adapter makes of it (trl 1.16, ``trainer/grpo_train
   block, never by prompt text. Evaluation may use another size (``num_generations_eval``).
 * ``None`` means "not scored" and leaves a row out of its group's baseline, but only while no other reward function
   scores it; otherwise TRL counts our part as 0. ``on_abstain="auto"`` therefore gives None where the judge is the only
-  reward function and the group's mean where it is not (None as well where TRL normalises each by itself: then what is not
-  scored counts as the mean). A judge that failed never becomes a score.
+  reward function or each is normalised by itself (``multi_objective_aggregation="normalize_then_sum"``), and the group's
+  mean elsewhere. A judge that failed never becomes a score.
+* With ``environment_factory`` what ``reset()`` says may differ from rollout to rollout. The judge is then asked what their
+  prompts begin with, in whole messages, and told the rest beside each completion. All other rows of a group must have one
+  prompt.
 * Images come in the columns ``image`` or ``images``, or as parts of the prompt's messages: the judge sees what the policy
   saw.
 
@@ -40,22 +43,22 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
+from mrjudge_reward.completions import View
 from mrjudge_reward.config import JudgeSettings
 from mrjudge_reward.errors import ConfigError, EngineError, InputError
 from mrjudge_reward.judge import Judge, JudgeConfig
-from mrjudge_reward.messages import Message, as_messages, final_answer
 from mrjudge_reward.monitoring.canaries import Canaries, CanaryReport
 from mrjudge_reward.monitoring.explain import verdict_line
 from mrjudge_reward.monitoring.monitor import RunMonitor
-from mrjudge_reward.reasoning import THINK_OPEN, decode_marked, hidden_tokens, opens_reasoning, split_reasoning
+from mrjudge_reward.prompting.rendering import check_places
 from mrjudge_reward.reranker import part_of
 from mrjudge_reward.scoring.criteria import component
 from mrjudge_reward.scoring.rewards import OnAbstain, RewardShape, reward_group
 from mrjudge_reward.scoring.stats import JudgeStats
-from mrjudge_reward.training.items import with_images
 from mrjudge_reward.types import Group, Judgement
 
-from .distributed import gather, gather_results, rank_and_world
+from .distributed import check_timeout, gather, gather_results, rank_and_world
+from .rows import Completion, JudgedRow, Prompt, Row, RowReader, Thinking, alike, common_prompt, prompts_of
 
 if TYPE_CHECKING:
     from .components import CriterionReward
@@ -66,37 +69,9 @@ _instances = itertools.count(1)
 
 Layout: TypeAlias = Literal["blocks", "halves"]
 Abstain: TypeAlias = Literal["auto", "none", "group_mean"]
-Thinking: TypeAlias = Literal["strip", "opened", "keep"]
-Prompt: TypeAlias = str | Sequence[Mapping[str, Any]]
-Completion: TypeAlias = str | Sequence[Mapping[str, Any]]
-
 
 STEPS_KEPT = 256
 """Steps whose calls are counted: those of a trainer that runs ahead may come mixed, and none comes from long ago."""
-
-JUDGED = "mrjudge_judged"
-"""The column in which a rollout hands over what it has judged already."""
-
-
-@dataclass(frozen=True)
-class JudgedRow:
-    """A completion that a rollout has judged, maybe among more than are trained on: candidate ``index`` of the judgement."""
-
-    judgement: Judgement
-    index: int
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One completion, as it travels between ranks."""
-
-    prompt: Prompt | tuple[Message, ...]
-    answer: str
-    length: int
-    reference: str | None
-    rubric: Any
-    judged: JudgedRow | None
-    asked: bool
 
 
 @dataclass(frozen=True)
@@ -131,59 +106,11 @@ def _among(rows: Sequence[JudgedRow]) -> Judgement:
     return replace(part, calls=whole.calls, cache_hits=whole.cache_hits, usage=whole.usage, seconds=whole.seconds)
 
 
-def completion_text(completion: Completion) -> str:
-    """The text of a completion: a string as it is, of messages the last assistant turn."""
-    if isinstance(completion, str):
-        return completion
-    turns = [message for message in as_messages(completion) if message.role == "assistant"]
-    return turns[-1].text if turns else ""
-
-
-def _tokenizer(trainer: Any) -> Any:
-    processor: Any = getattr(trainer, "processing_class", None)
-    return getattr(processor, "tokenizer", processor)
-
-
-def _unless_cut(text: str, tokenizer: Any, ids: Sequence[int]) -> str:
-    """A turn's text, as an open reasoning if the reasoning that its template opened was never closed.
-
-    Of such a turn TRL's parser makes all content, and of one that was closed and empty too, so that the text does not tell.
-    """
-    return f"{THINK_OPEN}{text}" if split_reasoning(decode_marked(tokenizer, ids), opened=True)[1] else text
-
-
-def _texts(completions: Sequence[Completion], ids: Sequence[Sequence[int]] | None, trainer: Any) -> list[str]:
-    """Texts of completions, with marks of reasoning that TRL skipped in decoding because they are special tokens."""
-    texts = [completion_text(completion) for completion in completions]
-    tokenizer = _tokenizer(trainer)
-    hidden = hidden_tokens(tokenizer)
-    if not hidden or ids is None:
-        return texts
-    return [  # where TRL did more than decode, as with tools, its text stands
-        decode_marked(tokenizer, row, hidden) if tokenizer.decode(row, skip_special_tokens=True) == text else text
-        for text, row in zip(texts, ids, strict=True)
-    ]
-
-
-def _without_answers(messages: Sequence[Prompt] | None) -> list[Prompt]:
-    """The prompts of chats that end in what is judged."""
-    if messages is None:
-        raise InputError(
-            "one list came, without the column 'messages': a reward function is called with prompts and completions (TRL), "
-            "or with completions and messages=[...] (ms-swift)"
-        )
-    ends = [isinstance(chat[-1], Mapping) and chat[-1].get("role") == "assistant" for chat in messages]
-    return [chat[:-1] if answered else chat for chat, answered in zip(messages, ends, strict=True)]
-
-
-def _with_images(prompt: Prompt, columns: Mapping[str, Sequence[Any]], row: int) -> Prompt | tuple[Message, ...]:
-    """A prompt with the images of its dataset columns, unless it shows images already (TRL puts them in for itself)."""
-    images = columns["images"][row] if "images" in columns else None
-    if images is None and "image" in columns and columns["image"][row] is not None:
-        images = [columns["image"][row]]
-    if not images or any(part.image is not None for message in as_messages(prompt) for part in message.images):
-        return prompt
-    return with_images(prompt, images)
+def counts_none_as_zero(trainer: Any) -> bool:
+    """Whether a None of ours would count as a reward of 0: beside another reward function that scores the row. Where each
+    function is normalised by itself it counts as the group's mean, and leaves the others' spread alone."""
+    alone = trainer is not None and len(getattr(trainer, "reward_funcs", [0, 0])) < 2
+    return not alone and getattr(trainer, "multi_objective_aggregation", "") != "normalize_then_sum"
 
 
 class JudgeReward:
@@ -199,12 +126,15 @@ class JudgeReward:
             pair (OnlineDPO).
         on_abstain: what stands for an unknown score: ``"none"``, ``"group_mean"``, or ``"auto"`` (see the module).
         shape: centring and length term; None for the config's own.
-        reference_column, rubric_column: dataset columns shown to the judge as reference answer and criteria.
+        reference_column, rubric_column: dataset columns, or dotted paths to fields in them, shown to the judge as reference
+            answers and criteria: texts, numbers, or lists of these (see ``fields``).
         judged_if: which groups are judged at all: a column that is true for them, or a function of a row's columns (to be
             picklable, of a module). The others get None, so that a verifiable reward beside the judge stands alone there.
         thinking: what becomes of the policy's own reasoning: ``"strip"`` judges what follows it (``final_answer``); where
             the trainer's chat template opens the reasoning itself, a completion that never closes it holds no answer.
             ``"opened"`` is for a caller whose template opens it and is not to be seen, ``"keep"`` judges everything.
+        view: ``"transcript"`` judges all that a policy did, its calls with their results and its words between them,
+            ``"final"`` its last turn alone (see ``completions``). Of a completion of one turn they are the same.
         name: of the metrics; every instance has its own.
         log_dir: folder for the run's log, which ``mrjudge report`` shows (see ``monitoring.run_log``); the trainer's
             ``output_dir`` is a good one. What the trainer logs goes in too. None for no log.
@@ -218,7 +148,8 @@ class JudgeReward:
         last_canaries: the latest measurement with canaries; None before any.
 
     Raises:
-        ConfigError: if a setting is unknown, a number of generations is below 1, or ``halves`` goes with anything but 2.
+        ConfigError: if a setting is unknown, a number of generations is below 1, ``halves`` goes with anything but 2, or the
+            judge's wording has no place for what a column brings.
     """
 
     def __init__(
@@ -234,17 +165,22 @@ class JudgeReward:
         rubric_column: str | None = None,
         judged_if: str | Callable[[Mapping[str, Any]], bool] | None = None,
         thinking: Thinking = "strip",
+        view: View = "transcript",
         name: str | None = None,
         log_dir: str | os.PathLike[str] | None = None,
         canaries: Canaries | None = None,
     ) -> None:
         self._config = judge if isinstance(judge, JudgeConfig) else JudgeConfig() if judge is None else None
         self._judge = judge if isinstance(judge, Judge) else None
+        self._lock, self._judging = threading.RLock(), threading.Lock()
         self.num_generations = num_generations
         self.num_generations_eval = num_generations_eval if num_generations_eval is not None else num_generations
         if min(self.num_generations, self.num_generations_eval) < 1:
             raise ConfigError("num_generations must be at least 1")
-        choices = (("layout", layout, Layout), ("on_abstain", on_abstain, Abstain), ("thinking", thinking, Thinking))
+        choices = (
+            ("layout", layout, Layout), ("on_abstain", on_abstain, Abstain), ("thinking", thinking, Thinking),
+            ("view", view, View),
+        )  # fmt: skip
         for setting, value, known in choices:
             if value not in get_args(known):
                 raise ConfigError(f"{setting} must be one of {', '.join(get_args(known))}; got {value!r}")
@@ -253,23 +189,25 @@ class JudgeReward:
         self.layout = layout
         self.on_abstain = on_abstain
         self.shape = shape or (self._config.reward_shape if self._config else RewardShape())
-        self.reference_column = reference_column
-        self.rubric_column = rubric_column
-        self.judged_if = judged_if
-        self.thinking = thinking
+        check_places(
+            judge.format if isinstance(judge, Judge) else (judge or JudgeConfig()).judge_format,
+            reference=reference_column and f"reference_column={reference_column!r}",
+            rubric=rubric_column and f"rubric_column={rubric_column!r}",
+        )
+        self.reader = RowReader(
+            reference_column, rubric_column, judged_if, thinking, view, self.judge_settings.criteria is not None
+        )
         number = next(_instances)
         self.__name__ = name or ("judge" if number == 1 else f"judge_{number}")
         self.last_stats = JudgeStats()
         self.last_judgements: list[Judgement] = []
         self.abstained_rows: tuple[int, ...] = ()
         self.pairs_can_be_left_out = False
-        self._template_opens: bool | None = None
         self.last_canaries: CanaryReport | None = None
         self._watch = RunMonitor(log_dir, self.__name__, canaries)
         self._follower: Any = None
         self._untold: Counter[str] = Counter()
         self._calls: dict[tuple[str, int], int] = {}
-        self._lock, self._judging = threading.RLock(), threading.Lock()
 
     @property
     def judge_settings(self) -> JudgeSettings:
@@ -316,7 +254,8 @@ class JudgeReward:
 
         Raises:
             InputError: if the rows do not form groups.
-            ConfigError: if ``num_generations`` differs from the trainer's.
+            ConfigError: if ``num_generations`` differs from the trainer's, or its ``ddp_timeout`` is less than the judge may
+                take for one comparison.
             EngineError: if ranks loaded different judges.
             JudgeUnreliableError: if too many judgements failed (on any rank, then on all).
             JudgeDriftedError: if the judge fails canaries that are set to stop the run (then on all ranks, too).
@@ -346,19 +285,15 @@ class JudgeReward:
         """As a call, with the rows' rewards by each criterion besides, where the judge judges by criteria."""
         began = time.perf_counter()
         if completions is None:
-            prompts, completions = _without_answers(columns.get("messages")), prompts
+            prompts, completions = prompts_of(columns.get("messages")), prompts
         trainer: Any = getattr(log_metric, "__self__", None)
         training = bool(trainer.model.training) if hasattr(trainer, "model") else True
         size = self.num_generations if training else self.num_generations_eval
 
-        def prepare() -> list[_Row]:
+        def prepare() -> list[Row]:
             self._check_trainer(trainer, training, size)
-            texts = _texts(completions, completion_ids, trainer)
-            if self.thinking == "strip" and completion_ids is not None and trainer is not None:
-                for row, (prompt, said) in enumerate(zip(prompts, completions, strict=True)):
-                    if len(said) == 1 and self.template_opens(trainer, prompt):
-                        texts[row] = _unless_cut(texts[row], _tokenizer(trainer), completion_ids[row])
-            rows = self._rows(prompts, texts, completion_ids, columns)
+            check_timeout(trainer, self.judge_settings, rank_and_world()[1])
+            rows = self.reader.rows(prompts, completions, completion_ids, columns, trainer)
             half = len(rows) // 2
             pairs = zip(rows[:half], rows[half:], strict=True) if self.layout == "halves" else ()
             return [row for pair in pairs for row in pair] or rows
@@ -367,9 +302,8 @@ class JudgeReward:
         on_abstain: OnAbstain = "none"
         if self.on_abstain != "auto":
             on_abstain = self.on_abstain
-        elif self.layout == "blocks" and (trainer is None or len(getattr(trainer, "reward_funcs", [0, 0])) > 1):
-            apart = getattr(trainer, "multi_objective_aggregation", "") == "normalize_then_sum"
-            on_abstain = "none" if apart else "group_mean"
+        elif self.layout == "blocks" and counts_none_as_zero(trainer):
+            on_abstain = "group_mean"
         self._follow(trainer)
         before = self.last_canaries
         rewards, verdicts, criteria = self._score(prepare, size, moment, on_abstain)
@@ -391,7 +325,7 @@ class JudgeReward:
             self._follower = RunLogCallback(writer)
             trainer.add_callback(self._follower)
 
-    # -- what came in -------------------------------------------------------------------------------------------------
+    # -- who calls, and when --------------------------------------------------------------------------------------------
 
     def _check_trainer(self, trainer: Any, training: bool, size: int) -> None:
         if self.layout == "halves" and not self.pairs_can_be_left_out:
@@ -403,54 +337,6 @@ class JudgeReward:
         theirs = getattr(trainer, name, None)
         if theirs is not None and theirs != size:
             raise ConfigError(f"the trainer's {name} is {theirs}, this reward was made for {size}; give both the same")
-
-    def _rows(
-        self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[str],
-        completion_ids: Sequence[Sequence[int]] | None,
-        columns: Mapping[str, Any],
-    ) -> list[_Row]:
-        if len(prompts) != len(completions):
-            raise InputError(f"{len(prompts)} prompts for {len(completions)} completions")
-        answers = [self.answer_of(completion, False) for completion in completions]
-        lengths = [len(ids) for ids in completion_ids] if completion_ids is not None else [len(a) for a in answers]
-
-        def column(name: str) -> Sequence[Any]:
-            if name not in columns:
-                raise ConfigError(f"the dataset has no column {name!r}; it has {', '.join(sorted(columns)) or 'none'}")
-            return list(columns[name])
-
-        def texts(name: str | None) -> Sequence[Any]:
-            values = [None] * len(prompts) if name is None else column(name)
-            # A dataset of numeric answers is common, and means their numerals.
-            return [str(value) if isinstance(value, int | float) else value for value in values]
-
-        references, rubrics = texts(self.reference_column), texts(self.rubric_column)
-        judged: Sequence[JudgedRow | None] = columns.get(JUDGED) or [None] * len(prompts)
-        for row, (known, answer) in enumerate(zip(judged, answers, strict=True)):
-            if known is not None and known.judgement.group.candidates[known.index] != answer:
-                raise InputError(
-                    f"row {row} is not the text that the rollout judged: the trainer parses completions in its own way "
-                    "(a response template?); leave out rollout_func"
-                )
-        shown = [_with_images(prompt, columns, index) for index, prompt in enumerate(prompts)]
-        if callable(self.judged_if):
-            asked = [bool(self.judged_if({name: of[i] for name, of in columns.items()})) for i in range(len(prompts))]
-        else:
-            asked = [True] * len(prompts) if self.judged_if is None else list(map(bool, column(self.judged_if)))
-        return list(map(_Row, shown, answers, lengths, references, rubrics, judged, asked))
-
-    def template_opens(self, trainer: Any, prompt: Prompt | tuple[Message, ...]) -> bool:
-        """Whether the trainer's chat template opens the reasoning; none is applied to a prompt that is plain text."""
-        if self._template_opens is None:
-            tokenizer = getattr(trainer, "processing_class", None)
-            self._template_opens = opens_reasoning(tokenizer, getattr(trainer, "chat_template_kwargs", None))
-        return self._template_opens and not isinstance(prompt, str)
-
-    def answer_of(self, text: str, opened: bool) -> str:
-        """What of a completion's text is judged, where a template opened the reasoning or did not."""
-        return text if self.thinking == "keep" else final_answer(text, opened or self.thinking == "opened")
 
     def _now(self, mode: str, trainer_state: Any) -> _Moment:
         """A trainer that tells no step is taken to make one with each call."""
@@ -467,10 +353,10 @@ class JudgeReward:
     # -- judging, over ranks --------------------------------------------------------------------------------------------
 
     def _score(
-        self, prepare: Callable[[], list[_Row]], size: int, moment: _Moment, on_abstain: OnAbstain
+        self, prepare: Callable[[], list[Row]], size: int, moment: _Moment, on_abstain: OnAbstain
     ) -> tuple[list[float | None], list[str], dict[str, list[float | None]]]:
         rank, world = rank_and_world()
-        rows: list[_Row] = []
+        rows: list[Row] = []
 
         def prepared() -> int:
             rows.extend(prepare())
@@ -517,7 +403,7 @@ class JudgeReward:
 
     def _judge_blocks(
         self,
-        rows: Sequence[_Row],
+        rows: Sequence[Row],
         blocks: Sequence[int],
         size: int,
         moment: _Moment,
@@ -532,21 +418,24 @@ class JudgeReward:
         blocks = [block for block in blocks if any(row.asked for row in rows[block * size : (block + 1) * size])]
         for block in blocks:
             members = rows[block * size : (block + 1) * size]
-            if any(member.prompt != members[0].prompt for member in members):
-                raise InputError(
-                    f"rows {block * size}..{(block + 1) * size - 1} should answer one prompt and do not: check "
-                    "num_generations, or set layout='halves' for OnlineDPO"
-                )
-            head = members[0]
+            head, prompt, answers = members[0], members[0].prompt, [member.answer for member in members]
+            if not all(alike(member.prompt, prompt) for member in members):
+                if not all(member.of_environment for member in members):
+                    raise InputError(
+                        f"rows {block * size}..{(block + 1) * size - 1} should answer one prompt and do not: check "
+                        "num_generations, or set layout='halves' for OnlineDPO. Only the environments of a trainer "
+                        "(environment_factory) may ask each rollout something of its own"
+                    )
+                prompt, asked = common_prompt([member.prompt for member in members])
+                answers = [answer.after(own) for answer, own in zip(answers, asked, strict=True)]
             if not all(member.asked for member in members):
                 raise InputError(f"judged_if is true for some rows of a group alone ({block * size}..)")
             found = [member.judged for member in members if member.judged is not None]
             if len(found) == size and all(one.judgement is found[0].judgement for one in found):
                 known[block] = found
                 continue
-            answers = [member.answer for member in members]
             groups[block] = Group.of(
-                head.prompt, answers, f"{moment.key}/{first_block + block}", head.reference, head.rubric
+                prompt, answers, f"{moment.key}/{first_block + block}", head.reference, head.rubric
             )
         rank, _ = rank_and_world()
         step, engine = moment.step + 1, self.judge.engine

@@ -41,7 +41,8 @@ from mrjudge_reward.reranker import How, select
 from mrjudge_reward.types import Group, Judgement
 
 from .distributed import gather_results, rank_and_world
-from .reward import JUDGED, JudgedRow, JudgeReward, Prompt
+from .reward import JudgeReward
+from .rows import JUDGED, JudgedRow, Prompt
 
 
 class SelectingRollout:
@@ -64,7 +65,7 @@ class SelectingRollout:
         if candidates < reward.num_generations:
             raise ConfigError(f"{candidates} candidates leave nothing to choose {reward.num_generations} from")
         for name in ("reference_column", "rubric_column"):
-            if getattr(reward, name) is not None:
+            if getattr(reward.reader, name) is not None:
                 raise ConfigError(f"a rollout sees prompts alone, so the judge cannot be shown the reward's {name}")
         if reward.layout != "blocks":
             raise ConfigError(f"a rollout returns groups in blocks; the reward has layout {reward.layout!r}")
@@ -114,7 +115,7 @@ class SelectingRollout:
             Group.of(
                 prompt,
                 [
-                    self.reward.answer_of(text, self.reward.template_opens(trainer, prompt))
+                    self.reward.reader.answer_of(text, self.reward.reader.template_opens(trainer, prompt))
                     for text in texts[block * self.candidates : (block + 1) * self.candidates]
                 ],
                 f"{key}/{block}",

@@ -19,8 +19,11 @@ See ``settings`` for the ``mrjudge`` section. What verl does, and what this adap
 * *Colocated* (``reward.reward_model.enable`` without ``enable_resource_pool``): the batch is padded with copies, cut
   evenly over the workers, and scored while the reward model is awake. V1 passes no ``uid`` here, so rows meet by their
   prompt, unless the prompt carries it (``agent_loop``). The batch is judged as one when all workers have handed in.
-* ``judge_weight`` and ``rule_weight`` mix the judge with the user's ``compute_score``, per ``data_source`` if asked; rows
-  whose judge has no weight are not judged, and their ``judge_`` values are NaN or 0.
+* ``judge_weight`` and ``rule_weight`` mix the judge with the user's ``compute_score``, per ``data_source`` if asked. A
+  reward is the weighted sum of ``judge_reward`` and ``rule_reward``, which are numbers on every row, 0 where the weight is
+  (such rows are not judged). So they may be GDPO's ``algorithm.gdpo_reward_keys``.
+* A session of several turns passes the tokens of all of them, and does not tell which the policy wrote. ``agent_loop``
+  carries its messages; ``view`` says what of them is judged, as in TRL. Without it such a run is refused.
 * A reward must be a number. Rows whose score is unknown get the mean of their group, whose advantage is zero, and are
   flagged: ``judge_abstained``. ``reward_extra_info`` has the same keys on every row (``streaming.scores.INFO_KEYS``).
 * Nothing tells training from validation in a streamed sample. Where their group sizes differ, a sample's size is taken
@@ -41,6 +44,8 @@ import hashlib
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -51,17 +56,20 @@ from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
 
+from mrjudge_reward.completions import Candidate, judged, plain
 from mrjudge_reward.errors import ConfigError, InputError
+from mrjudge_reward.fields import shown_at
 from mrjudge_reward.images import bare, given_as
 from mrjudge_reward.messages import ImagePart, Message, Part, TextPart, as_messages, final_answer
 from mrjudge_reward.reasoning import decode_marked, opens_reasoning
-from mrjudge_reward.rubrics.criteria import Rubric
-from mrjudge_reward.rubrics.reading import read_rubric
+from mrjudge_reward.rubrics.reading import rubric_at
+from mrjudge_reward.streaming.queue import refuse, serve
 from mrjudge_reward.streaming.scores import Sample, Scored, unjudged
-from mrjudge_reward.streaming.waiting import refuse, serve
 
 from .actor import MANY, JudgeActorClient
-from .settings import ABSENT, CARRIED, VALIDATION_SPLITS, VerlSettings, is_colocated, served_judge
+from .settings import ABSENT, CARRIED, VALIDATION, VALIDATION_SPLITS, VerlSettings, is_colocated, served_judge
+from .tracking import log_judge_metrics
+from .transcripts import told_in
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +83,8 @@ else:
         "this Ray keeps its default concurrency of async actors elsewhere: set reward.num_workers so that num_workers x "
         "1000 exceeds train_batch_size x rollout.n, or groups may wait for their deadline"
     )
+
+log_judge_metrics()  # in the driver; elsewhere nobody logs
 
 
 def compute_score(*args: Any, **kwargs: Any) -> float:
@@ -123,6 +133,12 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
                 "agent.agent_loop_manager_class to mrjudge_reward.integrations.verl.agent_loop.GroupAgentLoopManager, or "
                 "give the reward model devices of its own (enable_resource_pool)"
             )
+        if self.settings.tells_no_turns(plain):
+            raise ConfigError(
+                "verl does not tell a reward which tokens of a session the policy wrote and which its tools returned: set "
+                "actor_rollout_ref.rollout.agent.agent_loop_manager_class to mrjudge_reward.integrations.verl.agent_loop."
+                "GroupAgentLoopManager (V0: GroupAgentLoopManagerV0)"
+            )
         of_reward_model = (reward_router_address, reward_model_tokenizer)
         self._rule = (
             NaiveRewardManager(config, tokenizer, compute_score, *of_reward_model)
@@ -135,7 +151,8 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
         )
         self.workers = int(plain["reward"]["num_workers"])
         self._judge_config = self.settings.judge_config(served)
-        self.client = JudgeActorClient(self._judge_config, self.settings, served)
+        stepped = "async_training" not in plain  # that trainer's loggers are in another process
+        self.client = JudgeActorClient(self._judge_config, self.settings, served, stepped)
         self._share: list[tuple[Sample, asyncio.Future[Scored]]] = []
         self._share_begun = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -152,7 +169,7 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
         Raises:
             MRJudgeError: if the sample cannot be read, or the judge raised.
         """
-        data = with_carried(data[-1:])
+        data = with_carried(data if len(data) == 1 else data[-1:])
         row: Mapping[str, Any] = data[0].non_tensor_batch
         if row.get(ABSENT):  # told by ``agent_loop``, which has no use for the result
             await self.client.leave(self._group(row), str(row["session_id"]), self._size(row))
@@ -163,17 +180,21 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
             self._rule.loop = asyncio.get_running_loop()  # verl's own may be another where the manager was made
             ruled = asyncio.create_task(self._rule.run_single(data))
         try:
-            scored = await self._judged(data) if of_judge else self._unjudged()
+            scored = await self._judged(data, _of_validation(row)) if of_judge else self._unjudged()
             rule = float((await ruled)["reward_score"]) if ruled is not None else math.nan
         finally:
             if ruled is not None:
                 ruled.cancel()
-        reward = of_judge * scored.reward + (of_rule * rule if of_rule else 0.0)
-        info = dict(scored.info) | ({"rule_score": rule} if self._rule is not None else {})
-        return {"reward_score": reward, "reward_extra_info": info}
+        ruled_reward = rule if of_rule else 0.0  # a number always: verl's GDPO makes NaN of a whole batch with one
+        info = dict(scored.info)
+        if self._rule is not None:
+            info |= {"rule_reward": ruled_reward, "rule_score": rule}
+        return {"reward_score": of_judge * scored.reward + of_rule * ruled_reward, "reward_extra_info": info}
 
-    async def _judged(self, data: DataProto) -> Scored:
+    async def _judged(self, data: DataProto, validation: bool) -> Scored:
         sample = self.sample_of(data)
+        if validation:
+            sample = replace(sample, validation=True)
         if not self.colocated:
             return await self.client.join(sample)
         self._begin_share()
@@ -219,18 +240,18 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
         item = data[0]
         row: Mapping[str, Any] = item.non_tensor_batch
         prompt = _prompt(row)
-        text, length = self._completion(item)
-        answer = text if self.settings.thinking == "keep" else final_answer(text, self._opened)
+        answer, length = self._completion(item)
         member = row.get("session_id")
         return Sample(
             group=self._group(row, prompt),
             member=None if member is None else str(member),
             size=self._size(row),
             prompt=prompt,
-            answer=answer,
+            answer=answer.text,
             length=length,
-            reference=_text_at(row, self.settings.reference_field),
-            rubric=_rubric_at(row, self.settings.rubric_field),
+            images=answer.images,
+            reference=shown_at(row, self.settings.reference_field, "reference"),
+            rubric=rubric_at(row, self.settings.rubric_field, self._judge_config.criteria is not None),
             lasting=row.get("uid") is not None,
         )
 
@@ -240,23 +261,42 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
         group = f"prompt-{prompt_hash(prompt)}" if uid is None else str(uid)
         return group if attempt is None else f"{group}/{attempt}"
 
-    def _completion(self, item: Any) -> tuple[str, int]:
+    def _completion(self, item: Any) -> tuple[Candidate, int]:
+        """What is judged, and how many tokens the policy wrote."""
+        row: Mapping[str, Any] = item.non_tensor_batch
+        if (told := told_in(row)) is not None:
+            answer_of = partial(self._answer_of, opened=self._opened and told["as_sampled"])
+            return judged(told["messages"], self.settings.view, answer_of), int(told["length"])
+        if (turns := int(row.get("__num_turns__", 2))) > 2:
+            raise InputError(
+                f"a session of {turns} turns does not tell which of its tokens the policy wrote: let its manager be, or "
+                "derive from, mrjudge_reward.integrations.verl.agent_loop.GroupAgentLoopManager"
+            )
         responses = item.batch["responses"]
         length = item.non_tensor_batch.get("response_len")
         if length is None:
             mask = item.batch["attention_mask"]
             length = mask[mask.shape[-1] - responses.shape[-1] :].sum()
         ids = responses[: int(length)]
-        return decode_marked(self.tokenizer, ids), int(length)
+        return plain(self._answer_of(decode_marked(self.tokenizer, ids), self._opened)), int(length)
+
+    def _answer_of(self, text: str, opened: bool) -> str:
+        return text if self.settings.thinking == "keep" else final_answer(text, opened)
 
     def _size(self, row: Mapping[str, Any]) -> int:
         for key in ("mrjudge_group_size", "__rollout_n__"):
             if (size := row.get(key)) is not None:
                 return int(size)
         training, validation = self.settings.group_size or 1, self.settings.validation_group_size or 1
-        extra = row.get("extra_info")
-        split = extra.get("split") if isinstance(extra, Mapping) else None
-        return validation if split in VALIDATION_SPLITS else training
+        return validation if _of_validation(row) else training
+
+
+def _of_validation(row: Mapping[str, Any]) -> bool:
+    """As the agent-loop manager marked it, or as the data say."""
+    if (told := row.get(VALIDATION)) is not None:
+        return bool(told)
+    extra = row.get("extra_info")
+    return isinstance(extra, Mapping) and extra.get("split") in VALIDATION_SPLITS
 
 
 def with_carried(data: DataProto) -> DataProto:
@@ -287,7 +327,7 @@ def _prompt(row: Mapping[str, Any]) -> tuple[Message, ...]:
     if raw is None:
         raise InputError("the row holds no raw_prompt, so there is nothing to show a judge")
     turns: list[Any] = [getattr(turn, "data", turn) for turn in (raw.tolist() if hasattr(raw, "tolist") else raw)]
-    messages = list(as_messages(turns))
+    messages = list(as_messages(turns, unshown=True))
     beside = row.get("multi_modal_data")
     given = [beside.get("images"), beside.get("image")] if isinstance(beside, Mapping) else []
     images: Sequence[Any] = next((images for images in given if images is not None and len(images)), ())
@@ -309,36 +349,3 @@ def prompt_hash(prompt: Sequence[Message]) -> str:
         for message in prompt
     ]
     return hashlib.blake2b(repr(shown).encode(errors="surrogatepass"), digest_size=16).hexdigest()
-
-
-def _at(row: Mapping[str, Any], path: str | None) -> Any:
-    """What is at a dotted path; None where the row has nothing."""
-    value: Any = row if path is not None else None
-    for key in path.split(".") if path is not None else ():
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _rubric_at(row: Mapping[str, Any], path: str | None) -> str | Rubric | None:
-    """The rubric at a dotted path: a text, or criteria.
-
-    Raises:
-        InputError: if it is neither.
-    """
-    value = _at(row, path)
-    structured = isinstance(value, list | tuple | np.ndarray | Mapping)
-    return read_rubric(value, str(path)) if structured else _text_at(row, path)
-
-
-def _text_at(row: Mapping[str, Any], path: str | None) -> str | None:
-    """The text at a dotted path; None where the row has none.
-
-    Raises:
-        InputError: if something else than text or a number is there.
-    """
-    value = _at(row, path)
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, int | float):
-        return str(value)
-    raise InputError(f"{path} must hold text; got {type(value).__name__}")

@@ -23,11 +23,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from mrjudge_reward.completions import View
 from mrjudge_reward.engines.engine_config import EMBEDDED
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.monitoring.canaries import BUILT_IN, Canaries, load_canaries
+from mrjudge_reward.prompting.rendering import check_places
 from mrjudge_reward.settings import Settings
 
 SECTION = "mrjudge"
@@ -35,11 +37,20 @@ SECTION = "mrjudge"
 ABSENT = "mrjudge_absent"
 """Field of a row that stands for a rollout that will not come."""
 
+VALIDATION = "mrjudge_validation"
+"""Field of a row that says whether it is of a validation; see ``agent_loop``."""
+
 CARRIED = "mrjudge"
 """Key of a prompt's first message under which ``agent_loop`` writes fields that verl's colocated path does not pass."""
 
+COMPLETION = "mrjudge_completion"
+"""Field of a row that tells what a session did, message by message; see ``transcripts``."""
+
 VALIDATION_SPLITS = frozenset({"test", "val", "valid", "validation", "dev", "eval"})
 """Values of ``extra_info.split`` that mark a validation row."""
+
+ACTOR = "mrjudge_judge_"
+"""What the names of judge actors begin with."""
 
 Positive = Annotated[float, Field(gt=0)]
 GroupSize = Annotated[int, Field(ge=1)]
@@ -101,9 +112,11 @@ class VerlSettings(Settings):
     """Completions per prompt in validation; None for ``rollout.val_kwargs.n``."""
     thinking: Literal["strip", "opened", "keep"] = "strip"
     """What becomes of the policy's own reasoning, as in ``JudgeReward``."""
+    view: View = "transcript"
+    """What of a completion is judged, as in ``JudgeReward``. Sessions of several turns need ``GroupAgentLoopManager``."""
     reference_field: str | None = None
-    """Where a row keeps a reference answer, e.g. ``reward_model.ground_truth``. verl's colocated path needs
-    ``GroupAgentLoopManager`` to pass it."""
+    """Where a row keeps reference answers, e.g. ``reward_model.ground_truth``: text, a number, or a list of these. verl's
+    colocated path needs ``GroupAgentLoopManager`` to pass it."""
     rubric_field: str | None = None
     """Where a row keeps criteria, e.g. ``extra_info.rubric``; see ``reference_field``."""
     judge_weight: Weight = 1.0
@@ -164,18 +177,39 @@ class VerlSettings(Settings):
         rule = ["rule_weight"] if self.rule_weight and "rule_weight" not in weights else []
         return [name for name in ("reference_field", "rubric_field") if getattr(self, name)] + weights + rule
 
+    @staticmethod
+    def tells_no_turns(config: Mapping[str, Any]) -> bool:
+        """Whether this run has sessions of several turns, and nothing that says which of their tokens the policy wrote."""
+        rollout = config["actor_rollout_ref"]["rollout"]
+        agent, turns = rollout.get("agent") or {}, rollout.get("multi_turn") or {}
+        several = any(turns.get(name) for name in ("enable", "tool_config_path", "function_tool_path"))
+        return not agent.get("agent_loop_manager_class") and (
+            several or agent.get("default_agent_loop") == "tool_agent"
+        )
+
     def judge_config(self, served: Mapping[str, Any] | None = None) -> JudgeConfig:
         """The judge's own settings.
 
         Args:
             served: what verl's own reward model is: ``model``, ``base_url``, ``context_tokens``. Settings that are
                 given stand; a judge that names no model is this one.
+
+        Raises:
+            ConfigError: for an unknown setting or a bad value, or if the judge's wording has no place for the reference or
+                rubric of a row.
         """
         given = JudgeConfig.load_values(self.judge) if isinstance(self.judge, str) else dict(self.judge)
         if served and given.get("model", EMBEDDED) == EMBEDDED and "base_url" not in given:
             own = {key: value for key, value in given.items() if key != "model"}
             given = {"api_key_env": "", **served, **own}  # verl's own server wants no key, and speaks plain http
-        return JudgeConfig(**given)
+        config = JudgeConfig(**given)
+        if self.factory is None:
+            check_places(
+                config.judge_format,
+                reference=self.reference_field and f"reference_field={self.reference_field!r}",
+                rubric=self.rubric_field and f"rubric_field={self.rubric_field!r}",
+            )
+        return config
 
     def watched(self) -> Canaries | None:
         """The canaries, if any.
@@ -202,7 +236,7 @@ class VerlSettings(Settings):
     def actor_name(self, served: Mapping[str, Any] | None = None) -> str:
         """Name under which all reward workers of a run find the same judge actor; other settings, another actor."""
         mark = hashlib.blake2b(repr((self.model_dump(), sorted((served or {}).items()))).encode(), digest_size=6)
-        return f"mrjudge_judge_{mark.hexdigest()}"
+        return f"{ACTOR}{mark.hexdigest()}"
 
 
 def _weight(given: Weight, data_source: str | None, name: str) -> float:

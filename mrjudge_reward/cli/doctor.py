@@ -88,6 +88,7 @@ def examine(config: JudgeConfig, smoke: bool = True, show_prompt: bool = False) 
     """
     checks = [Check("Python", "ok", f"{platform.python_version()} on {platform.platform()}"), *_packages(), _devices()]
     checks += _embedded(config)
+    checks += request_deadline(config)
     if config.base_url is not None:
         # Whether the server answers is what is to be found out: it is not waited for.
         config = config.model_copy(update={"outage_wait_s": 0.0})
@@ -110,6 +111,27 @@ def examine(config: JudgeConfig, smoke: bool = True, show_prompt: bool = False) 
     finally:
         engine.close()
     return checks
+
+
+def request_deadline(config: JudgeConfig, section: str = "") -> Iterator[Check]:
+    """Whether a server can keep up with what the judge may write; nothing for a judge that is loaded here.
+
+    Args:
+        config: of the judge.
+        section: where its settings stand, with a dot at its end.
+    """
+    if (pace := config.pace) is None:
+        return
+    data = {"tokens": pace.tokens, "deadline_s": pace.deadline_s, "at_once": pace.at_once, "each_per_s": pace.each}
+    if pace.fits:
+        yield Check("request deadline", "ok", str(pace), data)
+        return
+    setting = "max_tokens" if config.may_write_verdicts else "thinking_tokens"
+    detail = (
+        f"{pace}; a busy server may be slower, and its long replies then fail as 'timeout'. Raise {section}deadline_s to "
+        f"{pace.enough_s}, or lower {section}{setting}"
+    )
+    yield Check("request deadline", "note", detail, data)
 
 
 def as_table(checks: list[Check]) -> None:

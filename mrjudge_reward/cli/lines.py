@@ -28,11 +28,12 @@ import typer
 from mrjudge_reward import json_lines
 from mrjudge_reward.credentials import reply_fields_hash
 from mrjudge_reward.errors import InputError
+from mrjudge_reward.fields import shown_text
 from mrjudge_reward.images import fingerprint, placed
 from mrjudge_reward.judging.criteria import rubric_of
 from mrjudge_reward.judging.parallel import in_order
 from mrjudge_reward.monitoring.explain import criterion_record, printable, verdict_record
-from mrjudge_reward.rubrics.reading import read_rubric
+from mrjudge_reward.rubrics.reading import own_rubric
 from mrjudge_reward.scoring.stats import JudgeStats
 from mrjudge_reward.training.items import with_images
 from mrjudge_reward.types import Group, Judgement
@@ -105,7 +106,7 @@ class Counts:
         self.failures += other.failures
 
 
-_FIELDS = {"prompt": (str, list), "candidates": list, "reference": str, "rubric": (str, list, dict), "images": list}
+_FIELDS = {"prompt": (str, list), "candidates": list, "images": list}
 
 
 @dataclass(frozen=True)
@@ -133,17 +134,17 @@ def _turn(turn: Any, source: ImageSource) -> Any:
     return turn
 
 
-def _group(record: dict[str, Any], key: str, source: ImageSource) -> Group:
+def _group(record: dict[str, Any], key: str, source: ImageSource, config: JudgeConfig) -> Group:
     from mrjudge_reward.scoring.tally import MAX_GROUP
 
     for field, kinds in _FIELDS.items():
         value = record.get(field)
-        if value is None and field in ("reference", "rubric", "images"):
+        if value is None and field == "images":
             continue
         if field not in record:
             raise InputError(f"{field}: missing")
         if not isinstance(value, kinds):  # type: ignore[arg-type]
-            lists = {"candidates": "a list of texts", "images": "a list of paths or URLs", "rubric": "text or criteria"}
+            lists = {"candidates": "a list of texts", "images": "a list of paths or URLs"}
             wanted = {"prompt": "text or a list of messages", **lists}.get(field, "text")
             raise InputError(f"{field}: must be {wanted}; got {value!r:.60}")
     if not 0 < len(record["candidates"]) <= MAX_GROUP:
@@ -158,17 +159,16 @@ def _group(record: dict[str, Any], key: str, source: ImageSource) -> Group:
         except (InputError, TypeError) as error:
             raise InputError(f"candidates[{index}]: {error}") from error
         candidates.append(parts)
-    rubric = record.get("rubric")
-    if rubric is not None and not isinstance(rubric, str):
-        rubric = read_rubric(rubric, "rubric")
     prompt = record["prompt"]
     if not prompt:
         raise InputError("prompt: must not be empty")
+    reference = shown_text(record.get("reference"), "reference")
+    rubric = own_rubric(record.get("rubric"), "rubric", config.criteria is not None)
     try:
         messages = prompt if isinstance(prompt, str) else [_turn(turn, source) for turn in prompt]
         beside = [source.placed(image) for image in record.get("images") or ()]
         shown = with_images(messages, beside)
-        return Group.of(shown, candidates, key, record.get("reference"), rubric)
+        return Group.of(shown, candidates, key, reference, rubric)
     except (InputError, TypeError) as error:
         raise InputError(f"prompt: {error}") from error
 
@@ -193,7 +193,7 @@ def read_items(
     Args:
         images: where images may come from.
     """
-    from mrjudge_reward.prompting.rendering import load_template
+    from mrjudge_reward.prompting.rendering import check_shown, load_template
 
     form = config.judge_format
     wording = load_template(form.template) if hasattr(form, "template") else None
@@ -210,12 +210,14 @@ def read_items(
                 if type(given) not in (str, int):
                     raise InputError(f"id: must be text or a whole number; got {given!r:.60}")
                 key = given
-            given_group = _group(record, str(key), images)
+            read = _group(record, str(key), images, config)
+            if wording is not None:
+                check_shown(wording, read)
             if config.criteria is not None:
-                rubric_of(given_group, config)  # a line without one is a bad line
-            group = given_group
+                rubric_of(read, config)  # a line without one is a bad line
             content = [key, *(record.get(field) for field in ("prompt", "candidates", "reference", "rubric"))]
-            content += _image_contents(group)
+            content += _image_contents(read)
+            group = read
         except InputError as error:
             fault = str(error)
             counts.bad += 1

@@ -42,7 +42,8 @@ EMBEDDED = "embedded"
 _VLLM = ("vllm", "vllm_server")
 _LOADED = ("transformers", "offload", *_VLLM)
 _HERE = ("transformers", "offload")
-_SERVED = ("openai", "vllm_server")
+SERVED = ("openai", "vllm_server")
+"""Engines that ask a server, the vllm_server one of its own."""
 
 ONLY: dict[str, tuple[str, ...]] = {
     "adapter": _LOADED,
@@ -51,9 +52,9 @@ ONLY: dict[str, tuple[str, ...]] = {
     "api_key_env": ("openai",),
     "extra_headers": ("openai",),
     "insecure_http": ("openai",),
-    "max_concurrency": _SERVED,
-    "deadline_s": _SERVED,
-    "outage_wait_s": _SERVED,
+    "max_concurrency": SERVED,
+    "deadline_s": SERVED,
+    "outage_wait_s": SERVED,
     "fold_system": ("openai",),
     "extra_body": ("openai",),
     "token_parameter": ("openai",),

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from mrjudge_reward.cache import ReplyCache, Verb, request_content, request_key
+from mrjudge_reward.completions import own_words
 from mrjudge_reward.config import JudgeSettings
 from mrjudge_reward.engines.cancelling import cancelled
 from mrjudge_reward.engines.contract import Engine
@@ -26,6 +27,7 @@ from mrjudge_reward.engines.label_tokens import SharedTokenError
 from mrjudge_reward.errors import EngineError
 from mrjudge_reward.images import Album
 from mrjudge_reward.messages import Message
+from mrjudge_reward.once import Once
 from mrjudge_reward.prompting.formats import Format, read_reply
 from mrjudge_reward.prompting.parsing import after_thinking
 from mrjudge_reward.prompting.rendering import check_shown, load_template
@@ -47,7 +49,7 @@ from mrjudge_reward.types import (
 )
 
 from .group_images import BAD, image_tokens
-from .token_budget import Once, TokenBudget
+from .token_budget import TokenBudget
 from .tournament import Tournament, digest, players_of
 
 Asked: TypeAlias = tuple[Tournament, Comparison]
@@ -87,6 +89,7 @@ class Comparer:
     ) -> None:
         self.engine, self.settings, self.cache = engine, settings, cache
         self.format, self.mode, self.sampling = settings.judge_format, settings.verdict_mode, settings.sampling
+        self._writes_unread = settings.writes_unread
         self._reserved = engine.reserved | verdict_marks(self.format.answer_open)
         self._album = Album(settings.max_pixels)
         self.budget = TokenBudget(
@@ -120,7 +123,7 @@ class Comparer:
         if self.mode == "cascade":
             return self._cascade(asked)
         verdicts = self._with_retries(asked, self._generate if self.mode == "generate" else self._think_and_read)
-        if self.settings.writes_unread:
+        if self._writes_unread:
             unread = [i for i, verdict in enumerate(verdicts) if _reason(verdict) in UNREAD]
             written = self._with_retries([asked[i] for i in unread], self._generate)
             for index, verdict in zip(unread, written, strict=True):
@@ -242,7 +245,7 @@ class Comparer:
         try:
             answers = self._ask("label_logprobs", asked, requests)
         except SharedTokenError as error:
-            if not self.settings.writes_unread:
+            if not self._writes_unread:
                 raise
             return [Verdict(NoVerdict("labels share a token", str(error)))] * len(asked)
         return [
@@ -307,11 +310,16 @@ class Comparer:
             check_shown(load_template(template), group)
 
     def seat(self, group: Group) -> tuple[dict[str, str], set[str]]:
-        """Who plays (see ``players_of``), and the candidates that hold a marker."""
+        """Who plays (see ``players_of``), and the candidates whose policy wrote a marker."""
         code = section_code(self.settings.seed, group.key)
-        safe = {text: neutralise(encodable(text), self._reserved, code) for text in group.candidates}
-        players = players_of(group, self.settings.seed, lambda text: visible(safe[text]))
-        return players, {text for text in safe if safe[text] != encodable(text)}
+
+        def safe(text: str) -> str:
+            return neutralise(encodable(text), self._reserved, code)
+
+        shown = {text: safe(text) for text in group.candidates}
+        players = players_of(group, self.settings.seed, {text: visible(look) for text, look in shown.items()})
+        changed = (text for text in shown if shown[text] != encodable(text))
+        return players, {text for text in changed if safe(own := own_words(text)) != encodable(own)}
 
 
 def ask(engine: Engine, verb: Verb, requests: Sequence[Request], cache: ReplyCache | None = None) -> list[Answer]:

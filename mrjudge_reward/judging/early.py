@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from mrjudge_reward.completions import image_numbers, unshown
 from mrjudge_reward.prompting.sanitizing import visible
 from mrjudge_reward.types import Comparison
 
@@ -19,8 +20,8 @@ from .tournament import Tournament, is_degenerate
 class EarlyComparisons:
     """A group to be, made by ``Judge.early``.
 
-    Two equal candidates, or one that is not shown to a judge, change who meets whom; from then on nothing more is asked
-    early, and what was asked already is used as far as it fits.
+    Two equal candidates, or one that is not shown to a judge, change who meets whom, and images are loaded with the whole
+    group; from then on nothing more is asked early, and what was asked already is used as far as it fits.
 
     Args:
         tournament: begun for as many players as the group will have.
@@ -48,7 +49,7 @@ class EarlyComparisons:
             The comparisons that can be asked now, for ``Judge.ask_early``; each is returned once.
         """
         look = visible(text)
-        if is_degenerate(text) or look in self._looks:
+        if is_degenerate(text) or look in self._looks or image_numbers([text]) or unshown([text]):
             self._waiting = []
         self._looks.add(look)
         if not self._waiting:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-from collections.abc import Sequence
 
+from mrjudge_reward.completions import readable
 from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.errors import ConfigError
+from mrjudge_reward.once import Once
+from mrjudge_reward.prompting.candidates import common_length
 from mrjudge_reward.prompting.formats import Format
 from mrjudge_reward.prompting.rendering import conversation_text, shown_rubric
 from mrjudge_reward.prompting.sanitizing import Sanitizer, most_tokens
@@ -17,8 +18,6 @@ from mrjudge_reward.types import Group
 from .group_images import image_tokens
 from .tournament import Tournament
 
-logger = logging.getLogger(__name__)
-
 UNKNOWN_CONTEXT = 16384
 """Assumed context of a judge that does not tell its own, in tokens."""
 
@@ -26,20 +25,8 @@ LEAST_TEXT = 48
 """Tokens that each outside text must at least get; the note about a cut takes some twelve."""
 
 _CHAT = 128  # tokens that a chat template and an opened answer may add; gpt-oss puts 80 before a chat
+_ANY_CODE = "qxzvjkwb"  # of as many tokens as any
 _FILLED = 0.98  # of the room, at most: texts side by side may take a token more than each alone
-
-
-class Once:
-    """Says each thing once, to the log. Several threads may share one."""
-
-    def __init__(self) -> None:
-        self._said: dict[str, object] = {}
-
-    def warn(self, what: str, message: str) -> None:
-        """Warn, unless that was said."""
-        mine = object()
-        if self._said.setdefault(what, mine) is mine:
-            logger.warning("%s This is said once.", message)
 
 
 class TokenBudget:
@@ -102,7 +89,8 @@ class TokenBudget:
             room -= image_tokens(self._engine, tournament.images.images(candidates))
         room = int(_FILLED * room)
         own = self._of_candidate or sys.maxsize
-        texts = [(text, sys.maxsize) for text in shared_texts(tournament.group)] + [(text, own) for text in candidates]
+        as_shown = (readable(text, _ANY_CODE) for text in candidates)
+        texts = [(text, sys.maxsize) for text in shared_texts(tournament.group)] + [(text, own) for text in as_shown]
         most = (min(bound, tournament.remembered("most", text, most_tokens)) for text, bound in texts)
         if sum(most) <= room:  # counting takes most of our own time
             return room
@@ -129,7 +117,7 @@ class TokenBudget:
             return
         tournament.cut.update(cut)
         room, slots = self.room(len(candidates), tournament.format), len(candidates)
-        size = self._size(tournament, (shared or cut)[0], room)
+        size = self._size(tournament, shared[0] if shared else readable(cut[0], _ANY_CODE), room)
         if not shared and of_candidate < guard.max_tokens:
             bound, cure = f"max_candidate_tokens={of_candidate}", "Raise max_candidate_tokens"
         else:
@@ -173,14 +161,3 @@ class TokenBudget:
 def shared_texts(group: Group) -> tuple[str, ...]:
     """What every comparison of a group shows beside candidates: question, reference, rubric."""
     return tuple(text for text in (conversation_text(group.prompt), group.reference, shown_rubric(group)) if text)
-
-
-def common_length(room: int, sizes: Sequence[int]) -> int:
-    """To which length texts of these sizes are cut so that together they fit: short ones leave their share to the rest."""
-    level, left = room, room
-    for index, size in enumerate(sorted(sizes)):
-        level = left // (len(sizes) - index)
-        if size > level:
-            break
-        left -= size
-    return level

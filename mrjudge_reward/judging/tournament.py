@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from mrjudge_reward.completions import own_words
 from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.images import Album
 from mrjudge_reward.prompting.formats import Format
@@ -24,7 +25,7 @@ from mrjudge_reward.scoring.tally import GameCount, Tally
 from mrjudge_reward.special_tokens import Reserved
 from mrjudge_reward.types import Comparison, EngineFailure, Group, JudgedComparison, Reply, Usage, Verdict
 
-from .group_images import GroupImages, load_images
+from .group_images import GroupImages, fault_in_parts, load_images, shows_more_than_text
 
 _Shown: TypeAlias = tuple[tuple[str, ...], int]
 """The texts of a comparison in slot order, and its vote."""
@@ -37,26 +38,27 @@ def digest(*parts: object) -> int:
 
 
 def is_degenerate(text: str) -> bool:
-    """Whether a final answer holds no letter, number or symbol: empty, blank, or bare punctuation.
+    """Whether what a policy wrote holds no letter, number or symbol: empty, blank, or bare punctuation. A call is something.
 
     Such answers win surprisingly often with judges ("master keys", arXiv 2507.08794), so they are not shown to one.
     """
-    return not any(unicodedata.category(char)[0] in "LNS" for char in visible(text))
+    return not any(unicodedata.category(char)[0] in "LNS" for char in visible(own_words(text)))
 
 
-def players_of(group: Group, seed: int, shown: Callable[[str], str] = visible) -> dict[str, str]:
+def players_of(group: Group, seed: int, look_of: Mapping[str, str]) -> dict[str, str]:
     """Candidate → the text that plays for it, players in the order of their numbers.
 
     Args:
         group: those of its candidates that are degenerate do not play.
         seed: of the judge.
-        shown: what the judge sees of a text. Of twins, which look the same, the one with the least that is not seen plays.
+        look_of: candidate → what the judge sees of it. Of twins, which look the same, the one with the least that is not
+            seen plays.
     """
     place: dict[str, tuple[int, str]] = {}  # twins share the place of the first of them
     twins: dict[str, set[str]] = {}
     for name, text in zip(group.names or group.candidates, group.candidates, strict=True):
         if not is_degenerate(text):
-            own, look = (digest(seed, group.key, name), name), shown(text)
+            own, look = (digest(seed, group.key, name), name), look_of[text]
             place[look] = min(place.get(look, own), own)
             twins.setdefault(look, set()).add(text)
     plays = {look: min(texts, key=lambda text: (len(text), text)) for look, texts in twins.items()}
@@ -211,7 +213,7 @@ class Tournament:
 
     def load_images(self, album: Album) -> GroupImages | None:
         """The group with its images loaded, which happens once; None where it shows none."""
-        if self.images is None and (self.group.images or any(message.images for message in self.group.prompt)):
+        if self.images is None and shows_more_than_text(self.group):
             self.images = load_images(self.group, album)
         return self.images
 
@@ -266,7 +268,8 @@ class Tournament:
         self.spent += earlier.spent
         self.sanitized |= earlier.sanitized
         self.cut |= earlier.cut
-        self._early, self._early_reads = earlier._early, earlier._early_reads
+        if fault_in_parts(self.group) is None:  # of this group all fails, whoever came first
+            self._early, self._early_reads = earlier._early, earlier._early_reads
         if not self.group.images:  # of the candidates: those of the prompt are the same
             self.images = earlier.images
 

@@ -28,9 +28,10 @@ from importlib import resources
 from pathlib import Path
 
 from mrjudge_reward.errors import ConfigError, InputError
-from mrjudge_reward.messages import IMAGE_MARK, ImagePart, Message, Part, TextPart
+from mrjudge_reward.messages import ImagePart, Message, Part, TextPart
 from mrjudge_reward.types import Group
 
+from .candidates import shown_candidate
 from .sanitizing import Sanitizer, section_code, verdict_marks
 
 _SECTION = re.compile(r"^=== (\w+) ===$", re.MULTILINE)
@@ -61,6 +62,7 @@ class Template:
     rubric: str
     alone: bool = False
 
+    @lru_cache(maxsize=1024)  # noqa: B019  templates are few, and a group's comparisons ask for the same
     def marked(self, code: str) -> Template:
         """The same wording with a code in its section marks."""
 
@@ -165,6 +167,28 @@ def check_shown(template: Template, group: Group) -> None:
                 f"group {group.key!r} has a {block} that the judge would not see: template {template.name!r} has no "
                 f"section {block}. Add one and put {{{block}}} into section user (see the built-in templates), or leave "
                 f"the {block} out"
+            )
+
+
+def check_places(form: object, **setting_of: str | None) -> None:
+    """Whether a format's wording has a place for what settings bring to every group. Of a format without a ``template``
+    nothing is known.
+
+    Args:
+        setting_of: for ``reference`` and ``rubric``, the setting that brings it, as it was given; None where it is not set.
+
+    Raises:
+        ConfigError: if not, or if the wording shows responses alone.
+    """
+    if (name := getattr(form, "template", None)) is None:
+        return
+    template = load_template(name)
+    for block, setting in setting_of.items():
+        if setting is not None and not getattr(template, block):
+            raise ConfigError(
+                f"{setting} brings a {block} that the judge would not see: template {name!r} "
+                f"{'shows responses alone' if template.alone else f'has no section {block}'}. Choose a wording that places "
+                f"{{{block}}} (formats choice, ranking, pair_scores and score do), or leave {setting.partition('=')[0]} out"
             )
 
 
@@ -283,23 +307,12 @@ def _responses(
 ) -> list[Part]:
     """The candidates' blocks, a line apart."""
     images = dict(group.images)
+    opening, _, closing = template.response.partition("{text}")
     parts: list[Part] = []
     for candidate, label in zip(candidates, labels, strict=True):
-        pieces = [piece for piece in IMAGE_MARK.split(candidate) if piece] if images else [candidate]
-        shown = [images.get(piece[7:-1]) if IMAGE_MARK.fullmatch(piece) else None for piece in pieces]
-        share = max(1, len(pieces) - sum(image is not None for image in shown))
-        bound = guard.most_of_candidate // share
-        opening, _, closing = template.response.partition("{text}")
         parts.append(TextPart(("\n" if parts else "") + _fill(opening, {"label": label})))
-        parts += [
-            TextPart(guard(piece, code, bound)) if image is None else image
-            for piece, image in zip(pieces, shown, strict=True)
-        ]
+        parts += shown_candidate(candidate, images, guard, code)
         parts.append(TextPart(_fill(closing, {"label": label})))
-        if not guard.sanitized.isdisjoint(pieces):  # what holds for a part of it holds for the candidate
-            guard.sanitized.add(candidate)
-        if not guard.cut.isdisjoint((piece, bound) for piece in pieces):
-            guard.cut.add((candidate, guard.most_of_candidate))
     return parts
 
 

@@ -27,12 +27,14 @@ from mrjudge_reward.special_tokens import ANY_FAMILY, Reserved
 _CODE_LETTERS = "bcdfghjklmnpqrstvwxz"  # no vowels, so it is in no word; as letters it takes few tokens
 
 
+@lru_cache(maxsize=1024)
 def section_code(seed: int, key: str) -> str:
     """The code of a group's section marks, the same on every machine and in every run."""
     number = int.from_bytes(hashlib.blake2b(repr(("sections", seed, key)).encode(), digest_size=8).digest(), "big")
     return "".join(_CODE_LETTERS[number // len(_CODE_LETTERS) ** place % len(_CODE_LETTERS)] for place in range(8))
 
 
+@lru_cache(maxsize=256)
 def verdict_marks(opening: str) -> Reserved:
     """What an outside text must not hold, so that no judge that copies it speaks a verdict.
 

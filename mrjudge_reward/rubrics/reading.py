@@ -36,6 +36,7 @@ from typing import Any
 import yaml
 
 from mrjudge_reward.errors import InputError
+from mrjudge_reward.fields import field_at, numbered, plain, shown_at, shown_text
 from mrjudge_reward.settings import yaml_fault
 
 from .criteria import Criterion, Rubric
@@ -90,6 +91,46 @@ def load_rubric(path: str | os.PathLike[str]) -> Rubric:
     return read_rubric(value, str(path))
 
 
+def own_rubric(value: Any, where: str = "", by_criteria: bool | None = None) -> str | Rubric | None:
+    """A prompt's own rubric: criteria, or the text that a judge is shown (see ``fields.shown_text``); None if there is none.
+
+    Args:
+        value: as it stands in a data set. A text stays as it is, also where it is to be read as criteria.
+        where: added to errors.
+        by_criteria: whether lists and objects are criteria, as for a judge that has ``criteria``, or texts to be shown. If
+            nobody knows, they are criteria where they hold objects.
+
+    Raises:
+        InputError: if it is neither; see ``read_rubric`` and ``fields.shown_text``.
+    """
+    value = plain(value)
+    if by_criteria is None:
+        entries = [value, *value] if isinstance(value, list | tuple) else [value]
+        by_criteria = any(isinstance(entry, Mapping | Criterion) for entry in entries)
+    if isinstance(value, Rubric) or (by_criteria and isinstance(value, Mapping | list | tuple)):
+        return read_rubric(value, where)
+    return shown_text(value, "rubric")
+
+
+def rubric_at(row: Mapping[str, Any], path: str | None, by_criteria: bool, where: str = "") -> str | Rubric | None:
+    """A row's own rubric; None if it has none, or no path is given.
+
+    Args:
+        row: field names to values.
+        path: a dotted path.
+        by_criteria: see ``own_rubric``.
+        where: added to errors; the path if empty.
+
+    Raises:
+        InputError: see ``own_rubric``.
+    """
+    if path is None:
+        return None
+    if by_criteria:
+        return own_rubric(field_at(row, path), where or path, by_criteria)
+    return shown_at(row, path, "rubric")
+
+
 def _from_text(text: str, place: str) -> Any:
     if text.lstrip()[:1] in ("[", "{"):
         try:
@@ -97,28 +138,22 @@ def _from_text(text: str, place: str) -> Any:
         except json.JSONDecodeError as error:
             if re.match(r"\s*(?:\[\s*(?:[\[{\"]|$)|\{)", text):  # and no "[1] Names the dose."
                 raise InputError(f"{place}not JSON: {error.msg}, line {error.lineno}, column {error.colno}") from None
+    if entries := numbered(text, "rubric"):
+        return entries
     return [_LIST_MARK.sub("", line, count=1).strip() for line in text.splitlines() if line.strip()]
 
 
-def _plain(value: Any) -> Any:
-    """A value without the containers of numpy and pyarrow."""
-    for convert in ("as_py", "to_pylist", "tolist"):
-        if hasattr(value, convert):
-            return getattr(value, convert)()
-    return value
-
-
 def _entries(value: Any, place: str) -> list[Any]:
-    value = _plain(value)
+    value = plain(value)
     if isinstance(value, Mapping):
         held = [key for key in _LISTS if key in value and not isinstance(value[key], str)]
         if len(held) == 1 and not any(key in value for key in (*_NAMES, *_WEIGHTS, "description")):
             return _entries(value[held[0]], place)
-        value = _rows({key: _plain(column) for key, column in value.items()}, place)
+        value = _rows({key: plain(column) for key, column in value.items()}, place)
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         came = "nothing" if value is None else f"{type(value).__name__} {value!r:.60}"
         raise InputError(f"{place}a rubric is {_WHAT}; got {came}")
-    return [_plain(entry) for entry in value]
+    return [plain(entry) for entry in value]
 
 
 def _rows(columns: Mapping[Any, Any], place: str) -> list[dict[Any, Any]]:
@@ -154,7 +189,7 @@ def _criterion(entry: Any, number: int, where: str) -> Criterion:
     try:
         return Criterion(
             f"criterion {number}" if name is None else name, text, 1.0 if weight is None else weight,
-            _grades(values.get("grades")), _plain(values.get("essential", False)),
+            _grades(values.get("grades")), plain(values.get("essential", False)),
         )  # fmt: skip
     except InputError as error:  # in the words of the data set
         said = str(error)
@@ -175,11 +210,11 @@ def _one_of(values: Mapping[str, Any], names: Sequence[str], place: str) -> tupl
     found = [name for name in names if name in values]
     if len(found) > 1:
         raise InputError(f"{place}: has both {found[0]} and {found[1]}, which mean the same; keep one")
-    return (found[0], _plain(values[found[0]])) if found else ("", None)
+    return (found[0], plain(values[found[0]])) if found else ("", None)
 
 
 def _grades(given: Any) -> tuple[tuple[str, str], ...]:
-    given = _plain(given)
+    given = plain(given)
     if given is None:
         return ()
     if isinstance(given, Mapping):

@@ -87,4 +87,6 @@ def cure_of(reason: str, detail: str = "") -> str:
         return f"look at the server's log; {CPU_FLAG}"
     if reason.startswith("http 5"):
         return "look at the server's log, or at what stands before it; raise outage_wait_s if it needs longer"
+    if "shown text and images alone" in detail:
+        return f"leave out rows with parts of type {reason}, or do not have them judged (judged_if, judge_weight)"
     return _CURES.get(reason, _ASK_DOCTOR)

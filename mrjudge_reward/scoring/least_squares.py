@@ -6,9 +6,10 @@ one slot whatever it sees gives equal strengths to the last digit, also where so
 are balanced, z changes nothing. A tally whose plan shows everybody in one place only has no z (``Tally.columns``): there
 slots cannot be told from answers, and by that plan they need not be.
 
-Reads of label probabilities are now and then certain and wrong. Games that are far surer than the group's are therefore
-weighted by the chance that they are no slip, in a mixture of two normals (Box & Tiao 1968), by expectation maximisation.
-That bound is the group's own, so a judge that is overconfident everywhere alike loses nothing.
+Reads of label probabilities are now and then certain and wrong. Each is therefore weighted by the chance that it is no
+slip: by how far it lies from what the *other* games expect, beside how likely a slip says so (a mixture of two densities,
+Box & Tiao 1968, fitted by expectation maximisation). The noise of a game is the group's own, so a judge that is
+overconfident everywhere alike loses little.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .tally import HARD_LOG_ODDS, Matrix, Tally
+from .tally import MAX_LOG_ODDS, Matrix, Tally
 
 PRIOR_GAMES = 0.5
 """Weight of the prior, in tied games against an average opponent.
@@ -26,12 +27,11 @@ It keeps an unbeaten candidate's score finite, and discounts candidates with few
 the variance of a game's noise over that of the strengths; ``tests/benchmarks/schedules.py`` spans .25 to 1.
 """
 
-SURE = 1.5
-"""Reads whose log-odds, the slots' gains taken out, are above this multiple of the group's median may be slips; none that is
-no surer than a verdict written out (``HARD_LOG_ODDS``)."""
+SLIP_SHARE = 0.07
+"""How many reads are slips. What these say is sure: their density is as the fourth power of the log-odds, to the bound."""
 
-SLIP_SHARE, SLIP_VARIANCE, ROUNDS = 0.05, 25.0, 5
-"""How many of such games are slips, how much noisier these are, and how often weights are estimated anew."""
+SLIP_TRUST, ROUNDS = 0.01, 5
+"""Least weight of a read, which keeps the equations regular, and how often weights are estimated anew."""
 
 GRADE_GAMES = 4.0
 """Weight of a grade as a game against the average, for where it stands on the scale, whoever it was shown with."""
@@ -86,15 +86,16 @@ def _laplacian(one: np.ndarray, other: np.ndarray, weight: Matrix, size: int) ->
 
 
 def log_odds_system(tally: Tally) -> tuple[Matrix, Matrix]:
-    """Precision matrix and target of strengths and slots, prior included, from the games' log-odds as they are.
+    """Precision matrix and target of strengths and slots, prior included, as ``fit_log_odds`` solves them.
 
     Returns:
         Shapes (G + S, G + S) and (G + S,).
     """
-    matrix = normal_matrix(tally, tally.games.weight)
+    weight = trusted(tally)
     diagonal, target = _prior(tally)
+    matrix = normal_matrix(tally, weight)
     matrix[np.diag_indices_from(matrix)] += diagonal
-    return matrix, target + scatter(tally, tally.games.weight * tally.games.log_odds)
+    return matrix, target + scatter(tally, weight * tally.games.log_odds)
 
 
 def fit_log_odds(tally: Tally) -> Matrix:
@@ -111,28 +112,31 @@ def without_slots(tally: Tally) -> Matrix:
 
 
 def trusted(tally: Tally) -> Matrix:
-    """The games' weights, less where a game is surer than the others and contradicts them. Shape (N,)."""
+    """The games' weights, less where a read is sure and contradicts the others. Shape (N,)."""
     games = tally.games
-    if not tally.columns:
-        return games.weight
     read = games.read & (games.slot_first != games.slot_second)
     if not read.any():
         return games.weight
     sure = np.abs(games.log_odds - gather_slots(tally, _solve(tally, games.weight, games.log_odds)))
-    bound = max(HARD_LOG_ODDS, SURE * float(np.median(sure[read])))  # among ties a plain win is no slip
-    may_slip = read & (sure > bound)
-    trust = np.where(may_slip, (bound / np.maximum(sure, 1e-12)) ** 2, 1.0)
-    for _ in range(ROUNDS if may_slip.any() else 0):
-        weight = games.weight * trust
+    slip = SLIP_SHARE / (1 - SLIP_SHARE) * 2.5 * np.minimum(sure, MAX_LOG_ODDS) ** 4 / MAX_LOG_ODDS**5
+    weight = games.weight
+    for _ in range(ROUNDS):  # from full trust: sure reads that agree with each other are believed
         fitted = _solve(tally, weight, games.log_odds)
-        error = (games.log_odds - gather(tally, fitted)) ** 2
-        spent = float(weight @ error) + PRIOR_GAMES * float((fitted[: tally.size] ** 2).sum())
-        error = error / max(1e-12, spent / max(1.0, float(weight.sum()) - len(tally.columns)))
-        slip = SLIP_SHARE / (1 - SLIP_SHARE) / np.sqrt(SLIP_VARIANCE)  # its odds without an error
-        odds = slip * np.exp(np.minimum(50.0, error / 2 * (1 - 1 / SLIP_VARIANCE)))
-        trust = (1 + odds / SLIP_VARIANCE) / (1 + odds) * (1 + slip) / (1 + slip / SLIP_VARIANCE)
-        trust = np.where(may_slip, trust, 1.0)
-    return np.asarray(games.weight * trust)
+        error = games.log_odds - gather(tally, fitted)
+        spent = float(weight @ error**2) + PRIOR_GAMES * float((fitted[: tally.size] ** 2).sum())
+        noise = max(1e-12, spent / max(1.0, float(weight.sum()) - len(tally.columns)))
+        spread_G = 1 / (_prior(tally)[0][: tally.size] + _games_of_G(tally, weight))
+        spread = spread_G[games.first] + spread_G[games.second]
+        left = np.maximum(0.05, 1 - weight * spread)  # error and spread grow so once the game itself is left out
+        variance = noise * (1 / games.weight + spread / left)
+        odds = slip * np.sqrt(2 * np.pi * variance) * np.exp(np.minimum(50.0, (error / left) ** 2 / (2 * variance)))
+        weight = games.weight * np.where(read, np.maximum(1 / (1 + odds), SLIP_TRUST), 1.0)
+    return weight
+
+
+def _games_of_G(tally: Tally, weight: Matrix) -> Matrix:
+    games = tally.games
+    return np.asarray(np.bincount(games.first, weight, tally.size) + np.bincount(games.second, weight, tally.size))
 
 
 def _prior(tally: Tally, grades: bool = True) -> tuple[Matrix, Matrix]:
@@ -156,9 +160,8 @@ def _solve(tally: Tally, weight: Matrix, values: Matrix, grades: bool = True) ->
         matrix[np.diag_indices_from(matrix)] += diagonal
         return np.asarray(np.linalg.solve(matrix, target))
     games, last = tally.games, len(tally.columns) + 1
-    of_G = np.bincount(games.first, weight, tally.size) + np.bincount(games.second, weight, tally.size)
     of_S = np.bincount(games.slot_first, weight, last) + np.bincount(games.slot_second, weight, last)
-    scale = diagonal + np.concatenate([of_G, of_S[:-1]])
+    scale = diagonal + np.concatenate([_games_of_G(tally, weight), of_S[:-1]])
     return _conjugate_gradients(lambda x: diagonal * x + scatter(tally, weight * gather(tally, x)), target, scale)
 
 

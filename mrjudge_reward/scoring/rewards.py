@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from mrjudge_reward.completions import own_words
 from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.types import GroupReward, Judgement
 
@@ -59,7 +60,9 @@ def reward_group(
     scores_G = judgement.scores_G
     known = {index: score for index, score in enumerate(scores_G) if score is not None}
     abstained = tuple(index for index in range(len(scores_G)) if index not in known)
-    lengths = list(lengths_G) if lengths_G is not None else [len(text) for text in judgement.group.candidates]
+    lengths = (
+        list(lengths_G) if lengths_G is not None else [len(own_words(text)) for text in judgement.group.candidates]
+    )
     if len(lengths) != len(scores_G):
         raise InputError(f"{len(lengths)} lengths for {len(scores_G)} candidates")
     real = {index: score for index, score in known.items() if index not in judgement.forfeits}

@@ -1,23 +1,19 @@
-"""What a batch of judgements looked like: the numbers every adapter logs, the alarm on failures, the watch on slots."""
+"""What a batch of judgements looked like: the numbers every adapter logs."""
 
 from __future__ import annotations
 
-import logging
 import math
 import statistics
-import threading
-from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
-from mrjudge_reward.errors import JudgeUnreliableError
-from mrjudge_reward.types import JudgedComparison, Judgement, NoVerdict, Outcome, RankOrder, Tie, Usage
+from mrjudge_reward.completions import own_words
+from mrjudge_reward.types import JudgedComparison, Judgement, NoVerdict, RankOrder, Tie, Usage
 
 from .cures import cure_of
 from .tally import debiased_consistency, position_consistency
-
-logger = logging.getLogger(__name__)
 
 METRICS = (
     "position_consistency",
@@ -161,7 +157,7 @@ class JudgeStats:
             rewards: per group, a reward per candidate; the scores by default.
             lengths: per group, of its candidates; characters of the final answers by default.
         """
-        agreeing, mirrored = debiased_consistency([_asked(judgement) for judgement in judgements])
+        agreeing, mirrored = debiased_consistency([asked_of(judgement) for judgement in judgements])
         stats = cls(
             groups=len(judgements),
             debiased_agreeing=agreeing,
@@ -170,7 +166,9 @@ class JudgeStats:
         )
         for index, judgement in enumerate(judgements):
             rewards_G = judgement.scores_G if rewards is None else rewards[index]
-            lengths_G = [len(text) for text in judgement.group.candidates] if lengths is None else lengths[index]
+            lengths_G = (
+                [len(own_words(text)) for text in judgement.group.candidates] if lengths is None else lengths[index]
+            )
             stats += _count(judgement, length_correlation(rewards_G, lengths_G))
         return stats
 
@@ -286,15 +284,15 @@ def length_correlation(rewards_G: Sequence[float | None], lengths_G: Sequence[in
         return None
 
 
-def _asked(judgement: Judgement) -> Sequence[JudgedComparison]:
+def asked_of(judgement: Judgement) -> Sequence[JudgedComparison]:
     """What tells about slots: of a cascade its reads, which are of both orders."""
     return judgement.quick_reads or judgement.played
 
 
 def _count(judgement: Judgement, correlation: float | None) -> JudgeStats:
-    agreeing, mirrored = position_consistency(_asked(judgement))
+    agreeing, mirrored = position_consistency(asked_of(judgement))
     scores = [score for score in judgement.scores_G if score is not None]
-    masses = [item.verdict.label_mass for item in _asked(judgement) if item.verdict.label_mass is not None]
+    masses = [item.verdict.label_mass for item in asked_of(judgement) if item.verdict.label_mass is not None]
     failed = [item.verdict.outcome for item in judgement.played if isinstance(item.verdict.outcome, NoVerdict)]
     details = Counter(f"{outcome.reason}: {outcome.detail[:300]}" for outcome in failed if outcome.detail)
     return JudgeStats(
@@ -321,105 +319,3 @@ def _count(judgement: Judgement, correlation: float | None) -> JudgeStats:
         details=Counter(dict(details.most_common(3))),
         criteria=CriterionStats.of(judgement),
     )
-
-
-class Watch:
-    """What several threads tell what has come. Its lock is left behind when it is pickled or copied."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_lock"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _lock=threading.Lock())
-
-
-class SlotWatch(Watch):
-    """Says once that a judge goes by the slot.
-
-    Args:
-        least: pairs in both orders that must have been seen.
-        limit: consistency up to which it is said; for reads, that without the bias they share decides.
-    """
-
-    def __init__(self, least: float = 32, limit: float = 0.2) -> None:
-        super().__init__()
-        self.least, self.limit = least, limit
-        self._agreeing = self._mirrored = self._debiased_agreeing = self._debiased_mirrored = 0
-        self._said = False
-
-    def observe(self, judgements: Sequence[Judgement]) -> None:
-        """Judgements have come."""
-        if self._said:
-            return
-        asked = [_asked(judgement) for judgement in judgements]
-        counts = [position_consistency(items) for items in asked]
-        debiased_agreeing, debiased_mirrored = debiased_consistency(asked)
-        with self._lock:
-            self._agreeing += sum(agreeing for agreeing, _ in counts)
-            self._mirrored += sum(mirrored for _, mirrored in counts)
-            self._debiased_agreeing += debiased_agreeing
-            self._debiased_mirrored += debiased_mirrored
-            if self._said or self._mirrored < self.least or self._agreeing > self.limit * self._mirrored:
-                return
-            without = self._debiased_agreeing / self._debiased_mirrored if self._debiased_mirrored else math.nan
-            if without > 0.6:  # its reads name one slot, and their margins tell
-                return
-            self._said = True
-        written = (
-            "written verdicts then say next to nothing about the answers, and reads of label probabilities often still "
-            "order them (verdict='logprobs')"
-        )
-        read = f"without the bias that all reads share, which ratings take out, it is {without:.2f}, and .5 there is a coin"
-        logger.warning(
-            "position consistency is %.2f over %d pairs shown in both orders: the judge goes by the slot (0: the slot alone "
-            "decides; .5: a coin; 1: the slot does not matter); %s. This is said once.",
-            self._agreeing / self._mirrored, self._mirrored, written if math.isnan(without) else read,
-        )  # fmt: skip
-
-
-@dataclass
-class FailureAlarm(Watch):
-    """Stops a run when too many of the latest comparisons failed.
-
-    Args:
-        max_fraction: the most that may fail; 1 switches the alarm off.
-        window: how many of the latest comparisons count.
-        least: no alarm before this many have been seen (or a full window, if that is shorter).
-    """
-
-    max_fraction: float = 0.5
-    window: int = 256
-    least: int = 32
-
-    def __post_init__(self) -> None:
-        super().__init__()
-        self._latest: deque[NoVerdict | None] = deque(maxlen=self.window)
-
-    def observe(self, outcomes: Iterable[Outcome]) -> None:
-        """Count comparisons, in the order they were decided.
-
-        Raises:
-            JudgeUnreliableError: if more than ``max_fraction`` of the window failed; it names the reasons. The window
-                is then empty, so that a caller who mends the judge can go on with it.
-        """
-        with self._lock:
-            self._latest.extend(outcome if isinstance(outcome, NoVerdict) else None for outcome in outcomes)
-            seen = len(self._latest)
-            failed = [outcome for outcome in self._latest if outcome is not None]
-            if seen < min(self.least, self.window) or len(failed) <= self.max_fraction * seen:
-                return
-            self._latest.clear()
-        reasons = Counter(outcome.reason for outcome in failed)
-        rejected = Counter(outcome.rejected for outcome in failed if outcome.rejected)
-        commonest = reasons.most_common(1)[0][0]
-        typical = next(outcome for outcome in reversed(failed) if outcome.reason == commonest)
-        shown = "; ".join(f"{one.reason}: {one.detail}".rstrip(": ") for one in dict.fromkeys((typical, failed[-1])))
-        raise JudgeUnreliableError(
-            f"{len(failed)} of the last {seen} judgements failed (limit {self.max_fraction:.0%}); most often: "
-            f"{most_frequent(reasons, rejected)}; latest: {shown}. Rewards from so few verdicts would be noise: "
-            f"{cure_of(typical.reason, typical.detail)}; mrjudge doctor shows more. To go on all the same, "
-            "raise max_failed_fraction."
-        )

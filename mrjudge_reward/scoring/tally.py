@@ -40,8 +40,8 @@ from mrjudge_reward.types import Grades, JudgedComparison, Outcome, Preference, 
 Matrix = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
-MAX_LOG_ODDS = 8.0
-"""Bound of one game's log-odds. Beyond p = .9997 a probability read from a language model carries no more news."""
+MAX_LOG_ODDS = 12.0
+"""Bound of one game's log-odds, p = .999994. A lower one costs a judge that is overconfident everywhere its margins."""
 
 HARD_LOG_ODDS = 2.0
 """Log-odds credited to a game that was won outright, about .88: a sampled verdict shows the side, not the margin.

@@ -9,6 +9,7 @@ no last share                at the deadline those present are judged; all rows 
 a worker's share once more   with the same rows it shares the rewards (the worker lost its connection); with other rows
                              the batch before it is given up: another one has begun
 a group of another size      is judged as it is, flagged as partial
+a prompt that stands twice   is one group where samples carry no identity of their group; this is said once
 a judge that raises          all workers get the error; the next batch begins anew
 ===========================  ==========================================================================================
 """
@@ -24,9 +25,8 @@ from mrjudge_reward.errors import EngineError
 from mrjudge_reward.scoring.rewards import RewardShape
 from mrjudge_reward.scoring.stats import JudgeStats
 
-from .queue import JudgingQueue
+from .queue import JudgingQueue, refuse, serve
 from .scores import Sample, Scored, Scorer, group_of
-from .waiting import refuse, serve
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,7 @@ class SharedBatches:
         self._sizes = frozenset(sizes)
         self._deadline_s = deadline_s
         self._batch: _Batch | None = None
+        self._said_merged = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -136,10 +137,12 @@ class SharedBatches:
     async def _scored(self, samples: Sequence[Sample], workers: int, complete: bool) -> list[Scored]:
         first = self._first_copy(samples, workers) if complete else len(samples)
         members = _by_group(samples[:first])
+        self._say_if_merged(samples, members.values())
         results = await self._scorer.score(
             [group_of(key, [samples[index] for index in indices]) for key, indices in members.items()],
             [[samples[index].length for index in indices] for indices in members.values()],
             [not (complete and self._is_whole(samples, indices)) for indices in members.values()],
+            [samples[indices[0]].validation for indices in members.values()],
         )
         scored = {
             index: result
@@ -147,6 +150,19 @@ class SharedBatches:
             for index, result in zip(indices, group, strict=True)
         }
         return [scored[index % first] for index in range(len(samples))]
+
+    def _say_if_merged(self, samples: Sequence[Sample], members: Iterable[Sequence[int]]) -> None:
+        """Once, that groups of one prompt were taken for one. Their rows lie mixed, in the order in which rollouts
+        ended; judged together, their scores are on one scale at least."""
+        several = self._sizes != {1} and not self._said_merged
+        merged = [rows for rows in members if len(rows) not in self._sizes and self._is_whole(samples, rows)]
+        if several and merged:
+            self._said_merged = True
+            logger.warning(
+                "%d rows of a batch answer one prompt, which stands in it more than once; nothing says which of them belong "
+                "together, so they are judged as one group (so for %d prompts of this batch). To have them judged apart, "
+                "have rows carry a uid. This is said once.", len(merged[0]), len(merged),
+            )  # fmt: skip
 
     def _first_copy(self, samples: Sequence[Sample], workers: int) -> int:
         """Where the copies made by padding begin.

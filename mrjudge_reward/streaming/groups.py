@@ -32,13 +32,13 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
+from mrjudge_reward.judging.comparisons import Asked
 from mrjudge_reward.judging.early import EarlyComparisons
 from mrjudge_reward.scoring.rewards import RewardShape
 from mrjudge_reward.scoring.stats import JudgeStats
 
-from .queue import JudgingQueue
-from .scores import INFO_KEYS, Sample, Scored, Scorer, group_of, prompt_bytes
-from .waiting import refuse, serve
+from .queue import JudgingQueue, refuse, serve
+from .scores import INFO_KEYS, Sample, Scored, Scorer, group_of, image_bytes, prompt_bytes
 
 __all__ = ["INFO_KEYS", "KEPT", "ArrivingGroups", "Sample", "Scored"]
 
@@ -77,7 +77,9 @@ class _Arriving:
     def held_bytes(self) -> int:
         """What its texts and images take."""
         samples = [seat.sample for seat in self.seats.values()]
-        return sum(len(sample.answer) for sample in samples) + (prompt_bytes(samples[0].prompt) if samples else 0)
+        shown = sum(image_bytes(part) for sample in samples for _, part in sample.images)
+        texts = sum(len(sample.answer) for sample in samples)
+        return shown + texts + (prompt_bytes(samples[0].prompt) if samples else 0)
 
     def seat_of(self, sample: Sample) -> _Seat | None:
         """The seat whose answer this sample brings again."""
@@ -149,6 +151,7 @@ class ArrivingGroups:
         self._judged: deque[tuple[_Arriving, int]] = deque()
         self._kept_bytes, self._held_bytes = kept_bytes, 0
         self._warm = False
+        self._asked: list[tuple[_Arriving, list[Asked]]] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -235,7 +238,18 @@ class ArrivingGroups:
             arrived = [seat.sample for seat in arriving.seats.values()]
         asked = [pair for sample in arrived for pair in arriving.early.add(sample.member or "", sample.answer)]
         if asked:
-            arriving.asking.add(asyncio.get_running_loop().create_task(self._queue.ask_early(asked)))
+            if not self._asked:
+                asyncio.get_running_loop().call_soon(self._ask)
+            self._asked.append((arriving, asked))
+
+    def _ask(self) -> None:
+        """What came in this turn of the loop, in one call. A group that is whole by now is judged as one."""
+        asked, self._asked = [(arriving, pairs) for arriving, pairs in self._asked if not arriving.closed], []
+        if asked:
+            early = self._queue.ask_early([pair for _, pairs in asked for pair in pairs])
+            task = asyncio.get_running_loop().create_task(early)
+            for arriving, _ in asked:
+                arriving.asking.add(task)
 
     def _at_deadline(self, arriving: _Arriving) -> None:
         logger.warning(
@@ -320,7 +334,8 @@ class ArrivingGroups:
         samples = [seat.sample for seat in seats.values()]
         names = tuple(seats) if all(sample.member is not None for sample in samples) else None
         group = group_of(arriving.key, samples, names)
-        (scored,) = await self._scorer.score([group], [[sample.length for sample in samples]], [partial], [early])
+        lengths_G = [sample.length for sample in samples]
+        (scored,) = await self._scorer.score([group], [lengths_G], [partial], [samples[0].validation], [early])
         return scored
 
     def _later(self, seconds: float, what: Callable[[_Arriving], None], arriving: _Arriving) -> asyncio.TimerHandle:
@@ -334,8 +349,9 @@ class ArrivingGroups:
 
 def _mean(scored: Sequence[Scored]) -> Scored:
     """What is told to whoever waits for an answer that was replaced: nothing is known about it."""
-    unknown = {"judge_score": math.nan, "judge_games": 0.0, "judge_abstained": 1.0}
-    return Scored(fmean(result.reward for result in scored), {**scored[0].info, **unknown})
+    mean = fmean(result.reward for result in scored)
+    unknown = {"judge_reward": mean, "judge_score": math.nan, "judge_games": 0.0, "judge_abstained": 1.0}
+    return Scored(mean, {**scored[0].info, **unknown})
 
 
 def _hand_out(seats: Iterable[_Seat], scored: Sequence[Scored], mean: Scored) -> None:

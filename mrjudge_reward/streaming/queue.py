@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
+from mrjudge_reward.engines.cancelling import Cancellation
 from mrjudge_reward.errors import EngineError, MRJudgeError
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.judging.comparisons import Asked
@@ -16,7 +18,6 @@ from mrjudge_reward.judging.early import EarlyComparisons
 from mrjudge_reward.types import Group, Judgement
 
 from .log import StreamMonitor
-from .waiting import refuse, serve
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ class JudgingQueue:
         try:
             if self._closed:
                 raise EngineError(_CLOSED)
-            judgements = iter(await loop.run_in_executor(self._threads, self._judge, batch))
+            judgements = iter(await loop.run_in_executor(self._threads, self._judge_governed, batch))
             for work in batch:
                 answer = [next(judgements) for _ in work.groups]
                 serve([work.done], answer)
@@ -120,6 +121,10 @@ class JudgingQueue:
         finally:
             self._busy -= 1
             self._start()
+
+    def _judge_governed(self, batch: Sequence[_Work]) -> list[Judgement]:
+        with Cancellation().governs():  # nobody ends these calls, so that one group needs no thread beside this one
+            return self._judge(batch)
 
     def _judge(self, batch: Sequence[_Work]) -> list[Judgement]:
         try:
@@ -151,3 +156,17 @@ class JudgingQueue:
         self._threads.shutdown(wait=False, cancel_futures=True)
         if self.judge is not None:
             self.judge.close()
+
+
+def refuse(waiters: Iterable[asyncio.Future[Any]], error: Exception) -> None:
+    """Tell all that still wait what went wrong."""
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_exception(error)
+
+
+def serve(waiters: Iterable[asyncio.Future[Any]], result: Any) -> None:
+    """Give all that still wait what they wait for."""
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(result)

@@ -17,9 +17,10 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+from mrjudge_reward.completions import unshown
 from mrjudge_reward.errors import InputError
 from mrjudge_reward.images import bare, given_as
-from mrjudge_reward.messages import ImagePart, Message, as_messages
+from mrjudge_reward.messages import ImagePart, Message, UnshownPart, as_messages
 from mrjudge_reward.types import Group
 
 from .layouts import compared
@@ -47,9 +48,16 @@ class Item:
         if not (low < high and math.isfinite(low) and math.isfinite(high)):
             raise InputError(f"{self.domain}: a scale needs a least and a greater worth; got {self.scale}")
         if len(self.gold_G) != len(self.group.candidates) or not self.gold_G:
-            raise InputError(f"{self.domain}: {len(self.gold_G)} worths for {len(self.group.candidates)} candidates")
+            raise InputError(
+                f"{self.domain}: {len(self.gold_G)} gold values for {len(self.group.candidates)} candidates"
+            )
         if not all(low <= worth <= high for worth in self.gold_G):
-            raise InputError(f"{self.domain}: worths must lie within {low}..{high}; got {self.gold_G}")
+            raise InputError(f"{self.domain}: gold values must lie within {low}..{high}; got {self.gold_G}")
+        asked = (part.kind for turn in self.group.prompt for part in turn.content if isinstance(part, UnshownPart))
+        if kind := next(asked, unshown(self.group.candidates)):
+            raise InputError(
+                f"{self.domain}: an item holds a part of type {kind!r}, and a judge is shown text and images alone"
+            )
 
 
 def from_preference(row: Mapping[str, Any], domain: str = "preferences") -> Item:
@@ -172,8 +180,8 @@ def rated_groups(
         # Rounding: means of integers that are exactly a gap apart must not fall out by their last bit.
         if len(same) == size and all(upper - lower >= gap - 1e-9 for lower, upper in pairwise(ratings)):
             group = [rated[index] for index in chosen]
-            worths = [rating for _, rating in group]
-            items.setdefault(same, from_ratings(question, [text for text, _ in group], worths, domain, scale=scale))
+            texts_G, ratings_G = zip(*group, strict=True)
+            items.setdefault(same, from_ratings(question, texts_G, ratings_G, domain, scale=scale))
     if len(items) < count:
         raise InputError(
             f"{domain}: only {len(items)} groups of {size} texts with a gap of {gap} were found among {len(rated)}, "

@@ -214,7 +214,7 @@ def _made(
     row: Row, names: Sequence[str], said: Sequence[Any], gold: Sequence[float], scale: tuple[float, float] = (0.0, 1.0)
 ) -> Compared:
     if len(gold) != len(said):
-        raise InputError(f"{len(gold)} worths for {len(said)} answers ({', '.join(names)})")
+        raise InputError(f"{len(gold)} gold values for {len(said)} answers ({', '.join(names)})")
     if wrong := [name for name, worth in zip(names, gold, strict=True) if not scale[0] <= worth <= scale[1]]:
         raise InputError(f"{wrong[0]}: its worth lies outside {scale[0]:g}..{scale[1]:g}; got {list(gold)}")
     spoken = [_said(name, one) for name, one in zip(names, said, strict=True)]

@@ -1,10 +1,10 @@
 """Judge training: what a judge is asked, and what is right, in the same formats that later score policies.
 
-An **exercise** shows some candidates of an item (see ``items``), in some order, in a format: it renders to the very chat
-that scoring renders, it knows the answer a perfect judge would give, and it marks a judge's reply through the format's
+A **problem** shows some candidates of an item (see ``items``), in some order, in a format: it renders to the very chat
+that scoring renders, it knows the answer a perfect judge would give, and it verifies a judge's reply through the format's
 own parser, so that training and scoring cannot drift apart.
 
-The mark (verifiable reward) by format, after the papers:
+The verifiable reward by format, after the papers:
 
 ===========  =====================================================================  ==================================
 format       accuracy of a verdict                                                  source
@@ -63,11 +63,11 @@ def split_of(text: str) -> Split:
     return "train" if place < 8 else "dev" if place == 8 else "test"
 
 
-# -- exercises --------------------------------------------------------------------------------------------------------
+# -- problems ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Exercise:
+class Problem:
     """One judge call of training or testing.
 
     Attributes:
@@ -186,10 +186,10 @@ def _pairs_in_order(values_K: Sequence[float], gold_K: Sequence[float]) -> float
     return right / len(pairs) if pairs else float(len(set(values_K)) == 1)
 
 
-def exercises(
+def problems(
     items: Sequence[Item], format: Format, *, slots: int | None = None, both_orders: bool = False, seed: int = 0
-) -> list[Exercise]:
-    """Exercises of items in a format.
+) -> list[Problem]:
+    """Problems of items in a format.
 
     Args:
         items: what to ask about. One of which no format's verdict would be right is left out: where several are best,
@@ -204,12 +204,12 @@ def exercises(
     """
     if slots is not None and not format.min_slots <= slots <= format.max_slots:
         raise ConfigError(f"{type(format).__name__} shows {format.min_slots} to {format.max_slots} slots; got {slots}")
-    made: list[Exercise] = []
+    made: list[Problem] = []
     for item in items:
         draw = random.Random(f"{seed} {item.group.key}")
         size = len(item.gold_G)
         if format.max_slots == 1:
-            made += [Exercise(item, (slot,), format) for slot in range(size)]
+            made += [Problem(item, (slot,), format) for slot in range(size)]
             continue
         # A selection without the best would mostly be of equals, in a set where one candidate is right.
         best = draw.choice([slot for slot, worth in enumerate(item.gold_G) if worth == max(item.gold_G)])
@@ -221,17 +221,17 @@ def exercises(
         sayable = not isinstance(format, Choice) or one_best or (equal and format.tie_label)
         if len(chosen) < format.min_slots or not sayable:
             continue
-        made.append(Exercise(item, tuple(chosen), format))
+        made.append(Problem(item, tuple(chosen), format))
         if both_orders:
-            made.append(Exercise(item, tuple(chosen[::-1]), format))
+            made.append(Problem(item, tuple(chosen[::-1]), format))
     return made
 
 
-def with_twins(exercises: Sequence[Exercise]) -> list[tuple[Exercise, ...]]:
-    """Exercises that show the same candidates in different orders, joined, so that a mixture keeps them together."""
-    found: dict[Any, list[Exercise]] = {}
-    for exercise in exercises:
-        found.setdefault(exercise.twins, []).append(exercise)
+def with_twins(problems: Sequence[Problem]) -> list[tuple[Problem, ...]]:
+    """Problems that show the same candidates in different orders, joined, so that a mixture keeps them together."""
+    found: dict[Any, list[Problem]] = {}
+    for problem in problems:
+        found.setdefault(problem.twins, []).append(problem)
     return [tuple(twins) for twins in found.values()]
 
 
@@ -272,12 +272,12 @@ def balanced(
     return mixture
 
 
-# -- marks ------------------------------------------------------------------------------------------------------------
+# -- rewards ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Mark:
-    """What a judge's reply to an exercise is worth.
+class Verified:
+    """What a judge's reply to a problem is worth.
 
     Attributes:
         accuracy: from 0 to 1.
@@ -290,9 +290,9 @@ class Mark:
     reward: float
 
 
-def mark(exercise: Exercise, reply: Reply) -> Mark:
-    """Mark a reply; one that ran into its token cap is worth nothing, whatever it says."""
-    outcome = read_reply(exercise.format, reply, len(exercise.slots)).outcome
+def verify(problem: Problem, reply: Reply) -> Verified:
+    """Verify a reply; one that ran into its token cap is worth nothing, whatever it says."""
+    outcome = read_reply(problem.format, reply, len(problem.slots)).outcome
     formed = not isinstance(outcome, NoVerdict)
-    accuracy = exercise.accuracy(outcome)
-    return Mark(accuracy, formed, (1 - FORMAT_WEIGHT) * accuracy + FORMAT_WEIGHT * formed)
+    accuracy = problem.accuracy(outcome)
+    return Verified(accuracy, formed, (1 - FORMAT_WEIGHT) * accuracy + FORMAT_WEIGHT * formed)

@@ -1,10 +1,12 @@
 """Choose a small set to warm a judge up with from traces that a judge has written: Flex-Judge's curation.
 
-    python -m recipes.data.synthesize CONFIG --out FOLDER      # with mode: curate in the config
+    python -m recipes.evaluate.judged_traces recipes/evaluate/traces_flex.yaml --out runs/traces   # writes them
+    python -m recipes.data.synthesize recipes/data/curate.yaml --out runs/curated                 # mode: curate
 
 A row has ``messages`` (the judge's prompt), ``trace`` (its reasoning, with or without the think tags), ``verdict`` and
 ``gold`` (what stands in the answer marks: a label, a ranking, a grade, or a list of grades), ``format`` (``choice``,
 ``ranking``, ``pair_scores`` or ``score``), and where it is not two, ``slots`` (candidates shown; a list of grades tells).
+``judge`` may hold the settings of ``JudgeConfig`` by which the judge was asked: its labels and grades.
 
 Flex-Judge (arXiv 2505.18601v4, section 3.1, and its ``utils/lrm_process.py``): keep a trace if its scores equal the
 annotated ones; of these 500 single ones (more than 375 tokens) and the longest 500 pairwise (more than 750): 1K, text only.
@@ -27,16 +29,18 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeInt
 
 from mrjudge_reward.errors import ConfigError, InputError
+from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.messages import Message, as_messages
 from mrjudge_reward.prompting.formats import Choice, Format, PairScores, Ranking, Score
 from mrjudge_reward.prompting.sanitizing import neutralise
 from mrjudge_reward.reasoning import THINK_CLOSE, THINK_OPEN
 from mrjudge_reward.settings import Settings
 from mrjudge_reward.types import NoVerdict
-from recipes.common.journal import write_lines, write_text
+from recipes.common.resumable import write_lines, write_text
 from recipes.common.rows import placed_rows
 
 from .synthesis_filters import normalised
+from .synthesis_rows import plain_messages
 
 Kind = Literal["single", "pair", "batch"]
 VERSION = 1
@@ -56,6 +60,7 @@ class CurationRecipe(Settings):
         tokenizer: hub name or path, ``"embedded"``, or None to count words.
         grades: kind → labels of the grades of that kind's scores; 1 to 5 for singles and 1 to 10 for others, if not named.
         task: name of the examples' task, where a row has none.
+        pictures: keep traces about images too; the paper's are of text alone.
     """
 
     source: str
@@ -66,6 +71,7 @@ class CurationRecipe(Settings):
     tokenizer: str | None = None
     grades: dict[Kind, list[str]] = Field(default_factory=dict)
     task: str = "curated"
+    pictures: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,12 +126,13 @@ def trace_of(row: Mapping[str, Any], number: int, recipe: CurationRecipe, length
     if not isinstance(slots, int) or (slots == 1) != (row["format"] == "score"):
         raise InputError(f"format {row['format']!r:.60} does not show {slots!r:.60} candidates")
     kind: Kind = "single" if slots == 1 else "pair" if slots == 2 else "batch"
-    form = _format(row["format"], kind, recipe)
+    asked = row.get("judge")
+    form = JudgeConfig(**asked).judge_format if asked else _format(row["format"], kind, recipe)
     messages, trace = as_messages(row["messages"]), row["trace"]
     if not isinstance(trace, str):
         raise InputError(f"a trace must be text; got {type(trace).__name__}")
     trace = trace.strip().removeprefix(THINK_OPEN).removesuffix(THINK_CLOSE).strip()
-    if any(message.images for message in messages):
+    if not recipe.pictures and any(message.images for message in messages):
         return "images"
     right = form.parse(_said(row["gold"], form), slots)
     if isinstance(right, NoVerdict):
@@ -203,7 +210,7 @@ def curate(recipe: CurationRecipe, out: Path) -> dict[str, Any]:
         out / "examples.jsonl",
         (
             {
-                "messages": [{"role": turn.role, "content": turn.text} for turn in trace.messages],
+                "messages": plain_messages(trace.messages, out / "images"),
                 "answer": trace.answer,
                 "task": trace.task,
                 "provenance": {

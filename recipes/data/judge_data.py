@@ -13,6 +13,7 @@ emotional             86       situational tests of emotional intelligence, four
                                five options, partly ranked by experts                not stated
 reasoning_gym         endless  a right answer against flawed ones                    Apache-2.0
 preferences           yours    pairs or rated lists: JSON lines, JSON, Parquet, hub  yours
+items                 yours    written by ``synthesize`` or ``judged_traces``           yours
 captions              yours    pictures, of which one caption is right (``captions``)  yours; see ``captioned_images.py``
 ====================  =======  ====================================================  =======================================
 
@@ -27,7 +28,7 @@ pictures. So no task brings to training what another on the same source tests on
 opposite by a word; such two may be on two sides.
 
     film = TaskConfig(source="film reviews", judge={"format": "choice"}, both_orders=True)
-    task_exercises(film, "train")
+    task_problems(film, "train")
 """
 
 from __future__ import annotations
@@ -37,8 +38,10 @@ import random
 import re
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar, Literal
 
@@ -47,15 +50,17 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from mrjudge_reward import json_lines
 from mrjudge_reward.errors import ConfigError, InputError, require
 from mrjudge_reward.judge import JudgeConfig
+from mrjudge_reward.messages import ImagePart, Message
 from mrjudge_reward.prompting.formats import Format
 from mrjudge_reward.prompting.rendering import conversation_text
 from mrjudge_reward.settings import Settings
 from mrjudge_reward.training.items import Item, from_choice, from_preference, from_ratings, rated_groups
-from mrjudge_reward.training.tasks import Exercise, Split, exercises, split_of
+from mrjudge_reward.training.tasks import Problem, Split, problems, split_of
 from recipes.common.rows import placed_rows
 from recipes.common.rows import read_rows as read_rows  # part of this module
 
 from .captions import WHICH, caption_items, read_captions
+from .overlap import apart
 from .reviews import DOMAINS, SCALE, fetched, rated_texts
 
 QUESTIONS = {
@@ -84,6 +89,8 @@ EVALS = {
     "emotional": _Set("emotional-intelligence/samples.jsonl", r";? \([abcde]\) ", (4, 5), end="."),
 }
 """Multiple-choice sets: name → where and how they stand in the wheel of ``evals``."""
+FILES = ("preferences", "items", "captions")
+"""Sources that are read from a path."""
 GENERATORS = (
     "chain_sum",
     "gsm_symbolic",
@@ -111,9 +118,14 @@ class TaskConfig(Settings):
         slots: candidates shown at once; None for all.
         both_orders: show each selection also in the opposite order.
         question: instead of the source's own in ``QUESTIONS``, for rated texts, or ``captions.WHICH``.
-        path: of preferences: a file, or the name of a hub data set; of captions: the file.
-        hub_split: of a hub data set, before our own splits are made of it.
+        path: of preferences: a file, or the name of a hub data set; of items and captions: the file. Images of a file may be
+            named by a path from its folder.
+        hub_split, hub_name: split of a hub data set, before our own splits are made of it, and its configuration.
+        without: of preferences and items: benchmarks whose questions are left out, by file or name on the hub, each with its
+            split (``overlap``).
         generators: of reasoning-gym.
+        accuracy: of items: only those of which a judge was right in such a share of its replies, from least to most
+            (``evaluate/judged_traces.py`` measures it); None for all.
         distractors: of captions: the wrong ones are of the picture's own category (``"near"``), or of ``"any"``.
         categories, not_categories: of captions: only these, all but these; empty for all.
         describe: of captions, in the warm-up: teach to write the caption of the picture instead of choosing one, which is
@@ -143,7 +155,10 @@ class TaskConfig(Settings):
     question: str | None = None
     path: str | None = None
     hub_split: str = "train"
+    hub_name: str | None = None
+    without: dict[str, str] = Field(default_factory=dict)
     generators: list[str] = Field(default_factory=lambda: list(GENERATORS), min_length=1)
+    accuracy: list[float] | None = Field(default=None, min_length=2, max_length=2)
     distractors: Literal["near", "any"] = "near"
     categories: list[str] = Field(default_factory=list)
     not_categories: list[str] = Field(default_factory=list)
@@ -155,11 +170,15 @@ class TaskConfig(Settings):
 
     def __init__(self, **values: Any) -> None:
         super().__init__(**values)
-        known = (*DOMAINS, *EVALS, "reasoning_gym", "preferences", "captions")
+        known = (*DOMAINS, *EVALS, "reasoning_gym", *FILES)
         if self.source not in known:
             raise ConfigError(f"no source {self.source!r}; there are {', '.join(known)}")
-        if (self.path is not None) != (self.source in ("preferences", "captions")):
-            raise ConfigError("path belongs to source 'preferences' or 'captions', which need it")
+        if (self.path is not None) != (self.source in FILES):
+            raise ConfigError("path belongs to source 'preferences', 'items' or 'captions', which need it")
+        if self.without and self.source not in ("preferences", "items"):
+            raise ConfigError(f"without belongs to sources 'preferences' and 'items', not to {self.source!r}")
+        if self.accuracy is not None and self.source != "items":
+            raise ConfigError(f"accuracy belongs to source 'items', not to {self.source!r}")
         if self.question is not None and self.source not in (*DOMAINS, "captions"):
             raise ConfigError("question belongs to rated texts and captions; other sources have their own")
         if self.source != "captions" and (self.categories or self.not_categories or self.describe):
@@ -196,6 +215,36 @@ def check_tasks(tasks: Mapping[str, TaskConfig]) -> None:
                 raise ConfigError(f"task {other!r} trains on {what}, which task {name!r} holds out")
 
 
+Trait = Literal["format", "modality"]
+"""What tasks of a mixture may have in common."""
+
+
+def mixture_weights(
+    tasks: Mapping[str, TaskConfig], pictured: Mapping[str, bool], balance: Sequence[Trait]
+) -> dict[str, float]:
+    """Weights of tasks in a mixture: their own, or so that each kind of task has the same share.
+
+    Args:
+        tasks: name → task.
+        pictured: name → whether its items show images.
+        balance: what makes a kind; empty for the tasks' own weights. Within a kind they still count.
+
+    >>> film = {"source": "film reviews", "judge": {"format": "choice"}}
+    >>> tweets = TaskConfig(source="tweets", judge={"format": "ranking"})
+    >>> tasks = {"a": TaskConfig(**film), "b": TaskConfig(**film), "c": tweets}
+    >>> mixture_weights(tasks, dict.fromkeys(tasks, False), ["format"])
+    {'a': 0.5, 'b': 0.5, 'c': 1.0}
+    """
+    traits = {
+        name: {"format": type(task.build_format()).__name__, "modality": pictured[name]} for name, task in tasks.items()
+    }
+    kinds = {name: tuple(traits[name][trait] for trait in balance) for name in tasks}
+    total: Counter[Any] = Counter()
+    for name, task in tasks.items():
+        total[kinds[name]] += task.weight  # type: ignore[assignment]
+    return {name: task.weight / total[kinds[name]] if balance else task.weight for name, task in tasks.items()}
+
+
 def _apart(one: TaskConfig, other: TaskConfig) -> bool:
     """Whether no category can be in both tasks, whatever categories there are."""
     mine, theirs = set(one.categories), set(other.categories)
@@ -222,38 +271,43 @@ def items(task: TaskConfig, split: Split) -> list[Item]:
     if task.source == "captions":
         found = _captions(task, sides, split)
     else:
-        found = _preferences(task, sides) if task.source == "preferences" else _choices(task, sides)
+        found = _choices(task, sides) if task.source in EVALS else _preferences(task, sides)
     random.Random(task.seed).shuffle(found)
     return found[:count]
 
 
-def task_exercises(task: TaskConfig, split: Split) -> list[Exercise]:
-    """Exercises of one side, in the task's format.
+def task_problems(task: TaskConfig, split: Split) -> list[Problem]:
+    """Problems of one side, in the task's format.
 
     Raises:
         ConfigError: for a task that teaches to describe.
-        InputError: if the data cannot be had, or give no exercise.
+        InputError: if the data cannot be had, or give no problem.
     """
     if task.describe:
         raise ConfigError(f"the task on {task.source} teaches to describe: it has examples, and nothing to judge")
-    made = exercises(
+    made = problems(
         items(task, split), task.build_format(), slots=task.slots, both_orders=task.both_orders, seed=task.seed
     )
     if not made:
-        raise InputError(f"the task on {task.source} has no {split} exercise that its format can mark")
+        raise InputError(f"the task on {task.source} has no {split} problem that its format can verify")
     return made
 
 
-def reasoning(exercise: Exercise) -> str:
+def shows_images(one: Problem | Item) -> bool:
+    """Whether the prompt of an item holds an image."""
+    return any(turn.images for turn in (one if isinstance(one, Item) else one.item).group.prompt)
+
+
+def reasoning(problem: Problem) -> str:
     """What a rater might think before the verdict: how each text is rated, in the order shown, on the item's own scale.
 
     A stand-in, ours, for the reasoning that MR. Judge distils from a text reasoner (``synthesize.py``): it costs a small
     judge some twenty tokens, and says what the verdict follows from.
     """
-    labels = getattr(exercise.format, "labels", ("",))
+    labels = getattr(problem.format, "labels", ("",))
     rated = (
         f"{label.strip()}: {worth:+.1f}".removeprefix(": ")
-        for label, worth in zip(labels, exercise.gold_K, strict=False)
+        for label, worth in zip(labels, problem.gold_K, strict=False)
     )
     return f"<think>{', '.join(rated)}</think>"
 
@@ -315,8 +369,8 @@ def _choices(task: TaskConfig, sides: set[Split]) -> list[Item]:
         chosen = sorted([best, *draw.sample(others, min(task.size - 1, len(others)))])
         if len(chosen) < 2 or options.count(options[best]) > 1:
             continue
-        texts, worths = [options[i] for i in chosen], [worth[i] for i in chosen]
-        made.append(from_ratings(question, texts, worths, task.source, scale=(0.0, 1.0)))
+        texts, gold_G = [options[i] for i in chosen], [worth[i] for i in chosen]
+        made.append(from_ratings(question, texts, gold_G, task.source, scale=(0.0, 1.0)))
     return made
 
 
@@ -394,20 +448,49 @@ def _preferences(task: TaskConfig, sides: set[Split]) -> list[Item]:
     assert task.path is not None
     made: dict[str, Item] = {}
     faults: list[str] = []
-    rows = placed_rows(task.path, task.hub_split)
+    rows = placed_rows(task.path, task.hub_split, task.hub_name)
+    ours, folder = task.source == "items", Path(task.path).parent if Path(task.path).is_file() else None
     for place, row in rows:
         try:
-            item = from_preference(row, task.path)
+            item = from_preference(row, str(row.get("domain") or task.path) if ours else task.path)
+            if task.accuracy is not None and not _within(row.get("accuracy"), task.accuracy):
+                continue
         except InputError as error:
+            if ours:  # of our own making: one that cannot be read was cut off or changed
+                raise InputError(f"{task.path}, {place}: {error}") from error
             faults.append(f"{place}: {error}")
             continue
         if split_of(conversation_text(item.group.prompt)) in sides:
-            made.setdefault(item.group.key, _narrowed(item, task))
+            made.setdefault(item.group.key, _narrowed(item if folder is None else _beside(item, folder), task))
     if len(faults) == len(rows):
         raise InputError(f"{task.path} has no preference; {faults[0] if faults else 'it is empty'}")
     if faults:
         print(f"{task.path}: {len(faults)} of {len(rows)} rows left out; first {faults[0]}", file=sys.stderr)
-    return list(made.values())
+    return apart(list(made.values()), task.without)
+
+
+def _beside(item: Item, folder: Path) -> Item:
+    """An item whose images are found where its file names them by a path from its own folder."""
+
+    def found(image: Any) -> Any:
+        plain = isinstance(image, str) and len(image) < 1024 and ":" not in image
+        return str(folder / image) if plain and (folder / image).is_file() else image
+
+    if not shows_images(item):
+        return item
+    prompt = tuple(
+        Message(turn.role, tuple(ImagePart(found(p.image)) if isinstance(p, ImagePart) else p for p in turn.content))
+        for turn in item.group.prompt
+    )
+    return replace(item, group=replace(item.group, prompt=prompt))
+
+
+def _within(accuracy: Any, bounds: Sequence[float]) -> bool:
+    if not isinstance(accuracy, int | float):
+        raise InputError(
+            f"accuracy must be a number, as recipes.evaluate.judged_traces writes it; got {accuracy!r:.60}"
+        )
+    return bounds[0] <= accuracy <= bounds[1]
 
 
 def _narrowed(item: Item, task: TaskConfig) -> Item:

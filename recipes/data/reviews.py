@@ -41,7 +41,7 @@ from mrjudge_reward.engines.embedded import cache_dir
 from mrjudge_reward.errors import InputError
 from mrjudge_reward.judging.tournament import is_degenerate
 from mrjudge_reward.training.items import Item
-from recipes.common.journal import write_lines
+from recipes.common.resumable import write_lines
 
 PACKAGE = "vaderSentiment==3.3.2"
 _ARCHIVE = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"

@@ -21,7 +21,7 @@ from recipes.common.rows import placed_rows
 
 from .synthesis_filters import NEGATIVE_FILTERS, TRACE_FILTERS, is_refusal
 from .synthesis_recipe import VERSION, SynthesisRecipe
-from .synthesis_steps import Sample, Speaker, Work, answer_of, exercise_of
+from .synthesis_steps import Sample, Speaker, Work, answer_of, problem_of
 
 # -- samples ------------------------------------------------------------------------------------------------------------
 
@@ -143,7 +143,7 @@ def plain_messages(messages: Sequence[Message], images: Path) -> list[dict[str, 
 
 
 def entry_of(work: Work, recipe: SynthesisRecipe, speakers: Mapping[str, Speaker], out: Path) -> dict[str, Any]:
-    """The journal's line of a finished row."""
+    """The line of a finished row in ``progress.jsonl``."""
     sample, plan, images = work.sample, recipe.plan(), out / "images"
     entry: dict[str, Any] = {
         "row": sample.row, "key": sample.key, "fault": work.fault, "trace_fault": work.trace_fault, "again": work.again,
@@ -173,7 +173,7 @@ def entry_of(work: Work, recipe: SynthesisRecipe, speakers: Mapping[str, Speaker
     if recipe.reasoning and not work.trace_fault:
         guard = plan.guard(speakers["reasoner"].engine)
         entry["example"] = {
-            "messages": plain_messages(exercise_of(work.item, plan.form).render(guard), images),
+            "messages": plain_messages(problem_of(work.item, plan.form).render(guard), images),
             "answer": answer_of(work, plan.form),
             "task": recipe.task,
             "provenance": provenance

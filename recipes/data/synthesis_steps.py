@@ -22,7 +22,7 @@ from mrjudge_reward.prompting.rendering import conversation_text, marked
 from mrjudge_reward.prompting.sanitizing import Sanitizer, neutralise, section_code, verdict_marks, visible
 from mrjudge_reward.reasoning import THINK_CLOSE, THINK_OPEN
 from mrjudge_reward.training.items import Item, from_choice
-from mrjudge_reward.training.tasks import Exercise
+from mrjudge_reward.training.tasks import Problem
 from mrjudge_reward.types import EngineFailure, NoVerdict, Preference, Reply, Request, Sampling
 
 from .synthesis_filters import Limits, description_leaks, hint_leaks, negative_fault, rewritten
@@ -230,9 +230,9 @@ def _build(work: Work, plan: Plan) -> None:
 # -- reasoning extraction -----------------------------------------------------------------------------------------------
 
 
-def exercise_of(item: Item, form: Choice) -> Exercise:
+def problem_of(item: Item, form: Choice) -> Problem:
     """The item as the judge is asked about it; its candidates are shuffled already."""
-    return Exercise(item, tuple(range(len(item.gold_G))), form)
+    return Problem(item, tuple(range(len(item.gold_G))), form)
 
 
 def _drop(work: Work, step: str, failed: NoVerdict) -> None:
@@ -269,19 +269,19 @@ def extract_reasoning(
             work.trace_fault = "hint leaked"
         elif work.sample.pictured and description_leaks(work.trace):
             work.trace_fault = "description leaked"
-        elif not is_right(exercise_of(work.item, plan.form), answer_of(work, plan.form)):
+        elif not is_right(problem_of(work.item, plan.form), answer_of(work, plan.form)):
             work.trace_fault = "wrong verdict"
 
 
 def answer_of(work: Work, form: Choice) -> str:
     """The judge's turn: reasoning, then the right verdict."""
     assert work.item is not None
-    return f"{THINK_OPEN}{work.trace}{THINK_CLOSE}{exercise_of(work.item, form).right()}"
+    return f"{THINK_OPEN}{work.trace}{THINK_CLOSE}{problem_of(work.item, form).right()}"
 
 
-def is_right(exercise: Exercise, text: str) -> bool:
+def is_right(problem: Problem, text: str) -> bool:
     """Whether the format's own parser reads the right verdict in a text."""
-    return exercise.accuracy(exercise.format.parse(text, len(exercise.slots))) == 1
+    return problem.accuracy(problem.format.parse(text, len(problem.slots))) == 1
 
 
 def _describe(works: Sequence[Work], describer: Speaker, plan: Plan) -> None:
@@ -312,13 +312,13 @@ def _describe(works: Sequence[Work], describer: Speaker, plan: Plan) -> None:
 def hinted_chat(work: Work, plan: Plan, guard: Sanitizer) -> tuple[Message, ...]:
     """The judge's own prompt, with a description for the images and a hint; the hint is kept in the work."""
     assert work.item is not None
-    wording, exercise = load_wording("reason"), exercise_of(work.item, plan.form)
+    wording, problem = load_wording("reason"), problem_of(work.item, plan.form)
     # Without images, which the reasoner does not see.
     prompt = tuple(Message(turn.role, (TextPart(turn.text),)) for turn in work.sample.prompt)
     group = replace(work.item.group, prompt=prompt)
     rendered = plan.form.render(group, group.candidates, guard)
     code = section_code(guard.seed, group.key)  # of the format's own section marks
-    label = plan.form.labels[exercise.gold_K.index(max(exercise.gold_K))].strip()
+    label = plan.form.labels[problem.gold_K.index(max(problem.gold_K))].strip()
     work.hint = filled(wording.sections["hint"], {"label": label})
     before: tuple[TextPart, ...] = ()
     if work.description:
@@ -337,11 +337,11 @@ def _reason(works: Sequence[Work], reasoner: Speaker, plan: Plan) -> None:
         if isinstance(reply, EngineFailure):
             _drop(work, "reasoning", NoVerdict(f"engine: {reply.reason}", reply.detail, reply.transient))
             continue
-        exercise = exercise_of(work.item, plan.form)
-        outcome = read_reply(plan.form, reply, len(exercise.slots)).outcome
+        problem = problem_of(work.item, plan.form)
+        outcome = read_reply(plan.form, reply, len(problem.slots)).outcome
         if isinstance(outcome, NoVerdict):
             _drop(work, "reasoning", outcome)
-        elif not (isinstance(outcome, Preference) and exercise.accuracy(outcome) == 1):
+        elif not (isinstance(outcome, Preference) and problem.accuracy(outcome) == 1):
             work.trace_fault = "reasoning: wrong verdict"
         else:
             thought, closed, _ = reply.text.rpartition(THINK_CLOSE)

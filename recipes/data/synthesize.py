@@ -12,12 +12,13 @@ dropped and why. ``mode: curate`` is described in ``curate_traces``.
 ==================  =================================================================================================
 file in ``--out``   what
 ==================  =================================================================================================
-``examples.jsonl``  ``messages``, ``answer``, ``task``, ``provenance``: for ``judge/train_sft.py`` (``examples``)
-``items.jsonl``     ``prompt``, ``candidates``, ``gold`` (1 for the reference), ``families``, ``provenance``: for RL;
-                    ``style_leak.read_items`` gives them as items. An item whose trace was dropped is here all the same
+``examples.jsonl``  ``messages``, ``answer``, ``task``, ``split``, ``provenance``: for ``judge/train_sft.py`` (``examples``),
+                    which takes those of the training side
+``items.jsonl``     ``prompt``, ``candidates``, ``gold`` (1 for the reference), ``families``, ``provenance``: for RL and
+                    evaluation, as task source ``items``. An item whose trace was dropped is here all the same
 ``report.json``     how many rows, negatives and traces were dropped for which reason, and the leak test on all
                     negatives that were written, on those that passed the filters, and after ``match_length``
-``journal.jsonl``   one line per finished row; interrupted, the same command goes on from there
+``progress.jsonl``   one line per finished row; interrupted, the same command goes on from there
 ``replies.sqlite``  all replies of the models, so that no finished call is made again
 ==================  =================================================================================================
 
@@ -46,9 +47,10 @@ from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.engines.engine_config import EngineConfig
 from mrjudge_reward.errors import ConfigError, InputError, MissingPackageError, MRJudgeError
 from mrjudge_reward.prompting.rendering import conversation_text
+from mrjudge_reward.training.tasks import split_of
 from mrjudge_reward.types import Sampling
 from recipes.common.config import read_config
-from recipes.common.journal import Journal, write_lines, write_text
+from recipes.common.resumable import ResumableRows, write_lines, write_text
 
 from .curate_traces import CurationRecipe, curate
 from .style_leak import Leak, Told, check, item_of, length_matched, measure, told
@@ -110,12 +112,12 @@ def synthesize(recipe: SynthesisRecipe, out: Path, engines: Mapping[str, Engine]
     samples, dropped = read_samples(recipe)
     plan = recipe.plan()
     with ExitStack() as stack:
-        journal = Journal(out, recipe.of_rows())
-        stack.callback(journal.close)
+        progress = ResumableRows(out, recipe.of_rows())
+        stack.callback(progress.close)
         for sample in samples:
-            if (known := journal.entries.get(sample.row)) is not None and known["key"] != sample.key:
+            if (known := progress.entries.get(sample.row)) is not None and known["key"] != sample.key:
                 raise ConfigError(f"row {sample.row} of {recipe.source} is not what it was when {out} was begun")
-        todo = [one for one in samples if journal.entries.get(one.row, {"again": True})["again"]]
+        todo = [one for one in samples if progress.entries.get(one.row, {"again": True})["again"]]
         if todo:
             cache = ReplyCache(out / "replies.sqlite")
             stack.callback(cache.close)
@@ -141,14 +143,14 @@ def synthesize(recipe: SynthesisRecipe, out: Path, engines: Mapping[str, Engine]
                         extract_reasoning(
                             works, speakers.get("describer"), speakers["reasoner"], speakers["editor"], plan, advance
                         )
-                    journal.add(entry_of(work, recipe, speakers, out) for work in works)
-        return _finish(recipe, out, samples, dropped, journal.entries)
+                    progress.add(entry_of(work, recipe, speakers, out) for work in works)
+        return _finish(recipe, out, samples, dropped, progress.entries)
 
 
 def _finish(
     recipe: SynthesisRecipe, out: Path, samples: Sequence[Sample], dropped: Counter[str], entries: Mapping[int, Any]
 ) -> dict[str, Any]:
-    """Write all files from the journal; nothing else decides what is in them."""
+    """Write all files from the finished rows; nothing else decides what is in them."""
     rows, traces, negatives = Counter(dropped), Counter[str](), Counter[str]()
     passed: list[dict[str, Any]] = []
     as_written: list[Told] = []
@@ -178,7 +180,11 @@ def _finish(
         rows["length matched"] += keep.count(False)
         passed, kept = list(compress(passed, keep)), list(compress(filtered, keep))
     items = [entry["item"] for entry in passed]
-    examples = [entry["example"] for entry in passed if entry["example"] is not None]
+    examples = [
+        entry["example"] | {"split": split_of(conversation_text(item_of(entry["item"]).group.prompt))}
+        for entry in passed
+        if entry["example"] is not None
+    ]
     if recipe.reasoning:
         traces.update(entry["trace_fault"] for entry in passed if entry["example"] is None)
     write_lines(out / "items.jsonl", items)

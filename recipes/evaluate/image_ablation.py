@@ -1,18 +1,18 @@
-"""Whether a judge looks at the pictures: the same exercises with the picture blanked, and with another's in its place.
+"""Whether a judge looks at the pictures: the same problems with the picture blanked, and with another's in its place.
 
 ===========  ========================================================================================================
 blanked      accuracy with every picture of the prompt painted over in one grey, its size kept. For the judge measured, this
              is the baseline of text alone: it reads all that can be read without seeing (a text model would refuse the
-             exercise). A judge that does well here has found something in the candidates' wording
+             problem). A judge that does well here has found something in the candidates' wording
 swapped      accuracy with the pictures of other items of the task, drawn by a seed and never the item's own. A judge that
              follows what it sees is misled, to chance or below it
-seen         accuracy less that of blanked, exercise by exercise, with an interval over items
+seen         accuracy less that of blanked, problem by problem, with an interval over items
 ===========  ========================================================================================================
 
 Where the interval of ``seen`` reaches down to 0, nothing shows that the judge looks at the picture, and the report says
 that it does not: its accuracy on such a task is no accuracy in judging pictures (MM-JudgeBias, arXiv 2604.18164, finds many
 such judges).
-Of candidates that are graded alone, pairs in the right order are what is compared, not accuracy (``judge.marks``).
+Of candidates that are graded alone, pairs in the right order are what is compared, not accuracy (``judge.accuracies``).
 Pictures in candidates are left as they are.
 """
 
@@ -27,73 +27,73 @@ from typing import Any
 from mrjudge_reward.errors import InputError, require
 from mrjudge_reward.images import Picture, load_picture
 from mrjudge_reward.messages import ImagePart, Message
-from mrjudge_reward.training.tasks import Exercise
+from mrjudge_reward.training.tasks import Problem
 from recipes.common.intervals import Interval
 
 GREY = (128, 128, 128)
 
 
-def shows_images(exercises: Sequence[Exercise]) -> bool:
+def shows_images(problems: Sequence[Problem]) -> bool:
     """Whether any prompt holds a picture."""
-    return any(pictures_of(exercise) for exercise in exercises)
+    return any(pictures_of(problem) for problem in problems)
 
 
-def pictures_of(exercise: Exercise) -> list[Any]:
+def pictures_of(problem: Problem) -> list[Any]:
     """The pictures of its prompt, in order, as they were given."""
-    return [part.image for turn in exercise.item.group.prompt for part in turn.images]
+    return [part.image for turn in problem.item.group.prompt for part in turn.images]
 
 
-def blanked(exercises: Sequence[Exercise]) -> list[Exercise]:
+def blanked(problems: Sequence[Problem]) -> list[Problem]:
     """The same with one grey over every picture; a picture that cannot be loaded stays, and fails as before."""
-    return [_showing(exercise, [_grey(image) for image in pictures_of(exercise)]) for exercise in exercises]
+    return [_showing(problem, [_grey(image) for image in pictures_of(problem)]) for problem in problems]
 
 
-def swapped(exercises: Sequence[Exercise], seed: int) -> list[Exercise] | None:
+def swapped(problems: Sequence[Problem], seed: int) -> list[Problem] | None:
     """The same with pictures of other items; both orders of an item show the same one.
 
     Returns:
         None if some item's pictures are all that there are.
     """
-    known: dict[int, str] = {}  # a picture is loaded once, however many exercises show it
-    for exercise in exercises:
-        for image in pictures_of(exercise):
+    known: dict[int, str] = {}  # a picture is loaded once, however many problems show it
+    for problem in problems:
+        for image in pictures_of(problem):
             if id(image) not in known:
                 known[id(image)] = _key(image)
-    all_ = {known[id(image)]: image for exercise in exercises for image in pictures_of(exercise)}
+    all_ = {known[id(image)]: image for problem in problems for image in pictures_of(problem)}
     keys = sorted(all_)
     made = []
-    for exercise in exercises:
-        own = {known[id(image)] for image in pictures_of(exercise)}
+    for problem in problems:
+        own = {known[id(image)] for image in pictures_of(problem)}
         if own and len(own) == len(keys):
             return None
-        draw = random.Random(f"{seed} {exercise.item.group.key}")
+        draw = random.Random(f"{seed} {problem.item.group.key}")
         others: list[Any] = []
-        while len(others) < len(pictures_of(exercise)):
+        while len(others) < len(pictures_of(problem)):
             key = draw.choice(keys)
             others += [] if key in own else [all_[key]]
-        made.append(_showing(exercise, others))
+        made.append(_showing(problem, others))
     return made
 
 
 def ablation(
-    exercises: Sequence[Exercise],
+    problems: Sequence[Problem],
     right: Sequence[Sequence[float]],
-    ask: Callable[[Sequence[Exercise]], Sequence[Sequence[float]]],
+    ask: Callable[[Sequence[Problem]], Sequence[Sequence[float]]],
     share: Callable[[Sequence[Sequence[float]]], Interval],
     seed: int,
 ) -> dict[str, Interval]:
     """The rows of a report; see the module.
 
     Args:
-        exercises: of a task whose prompts hold pictures.
+        problems: of a task whose prompts hold pictures.
         right: how right the judge is on each item.
-        ask: gives the same for exercises, with the items in the same order.
+        ask: gives the same for problems, with the items in the same order.
         share: makes a mean with its interval of values by item.
         seed: of what is swapped.
     """
-    without = ask(blanked(exercises))
+    without = ask(blanked(problems))
     row = {"blanked": share(without)}
-    if (others := swapped(exercises, seed)) is not None:
+    if (others := swapped(problems, seed)) is not None:
         row["swapped"] = share(ask(others))
     row["seen"] = share(
         [[a - b for a, b in zip(one, other, strict=True)] for one, other in zip(right, without, strict=True)]
@@ -112,16 +112,16 @@ def blindness(row: Mapping[str, Any]) -> str:
     )
 
 
-def _showing(exercise: Exercise, images: Sequence[Any]) -> Exercise:
+def _showing(problem: Problem, images: Sequence[Any]) -> Problem:
     """With these pictures in the places of its own; the item keeps its key, so that the two can be compared."""
     rest = iter(images)
     prompt = tuple(
         Message(
             turn.role, tuple(ImagePart(next(rest)) if isinstance(part, ImagePart) else part for part in turn.content)
         )
-        for turn in exercise.item.group.prompt
+        for turn in problem.item.group.prompt
     )
-    return replace(exercise, item=replace(exercise.item, group=replace(exercise.item.group, prompt=prompt)))
+    return replace(problem, item=replace(problem.item, group=replace(problem.item.group, prompt=prompt)))
 
 
 def _loaded(image: Any) -> Picture | None:

@@ -7,7 +7,7 @@ Writes ``report.json``, ``report.md`` and, with matplotlib, plots. With ``judge.
 it was. Every share has a 95 % interval from a bootstrap over items, because the two orders of a pair stand or fall together.
 
 ==============  =====================================================================================================
-accuracy        mean mark over all exercises (``mrjudge_reward.training.tasks``); a failed verdict is worth 0
+accuracy        mean accuracy over all problems (``mrjudge_reward.training.tasks``); a failed verdict is worth 0
 chance          the same for a judge that guesses
 both            share of selections that are right in every order shown
 averaged        right when the soft verdicts of all orders are averaged (read verdicts of ``choice``)
@@ -42,11 +42,11 @@ from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.prompting.formats import Choice, Score
 from mrjudge_reward.scoring.stats import is_tie
 from mrjudge_reward.settings import Settings
-from mrjudge_reward.training.tasks import Exercise, Split
+from mrjudge_reward.training.tasks import Problem, Split
 from mrjudge_reward.types import Comparison, Grades, JudgedComparison, NoVerdict, Outcome, Preference, Verdict
 from recipes.common.config import read_config
 from recipes.common.intervals import Interval, interval, written
-from recipes.data.judge_data import TaskConfig, check_tasks, task_exercises
+from recipes.data.judge_data import TaskConfig, check_tasks, task_problems
 from recipes.judge.seeing_model import make_known
 
 from .image_ablation import ablation, blindness, shows_images
@@ -76,9 +76,9 @@ class EvaluationRecipe(Settings):
 
 @dataclass(frozen=True)
 class Answered:
-    """An exercise and the judge's verdicts on it, one per vote."""
+    """A problem and the judge's verdicts on it, one per vote."""
 
-    exercise: Exercise
+    problem: Problem
     verdicts: tuple[Verdict, ...]
 
     @property
@@ -87,17 +87,17 @@ class Answered:
         return self.verdicts[0].outcome
 
 
-def ask(judge: Judge, exercises: Sequence[Exercise], votes: int) -> list[Answered]:
+def ask(judge: Judge, problems: Sequence[Problem], votes: int) -> list[Answered]:
     """The judge's verdicts, all in one batch."""
-    verdicts = judge.compare([(e.item.group, Comparison(e.slots, vote)) for e in exercises for vote in range(votes)])
-    return [Answered(e, tuple(verdicts[i * votes : (i + 1) * votes])) for i, e in enumerate(exercises)]
+    verdicts = judge.compare([(e.item.group, Comparison(e.slots, vote)) for e in problems for vote in range(votes)])
+    return [Answered(e, tuple(verdicts[i * votes : (i + 1) * votes])) for i, e in enumerate(problems)]
 
 
-def marks(answered: Sequence[Answered]) -> list[list[float]]:
+def accuracies(answered: Sequence[Answered]) -> list[list[float]]:
     """How right first votes are, by item: accuracy, or the pairs in the right order where candidates are graded alone."""
-    if answered[0].exercise.format.max_slots == 1 and (in_order := pairs_in_order(answered)):
+    if answered[0].problem.format.max_slots == 1 and (in_order := pairs_in_order(answered)):
         return in_order
-    return by_item(answered, lambda one: one.exercise.accuracy(one.outcome))
+    return by_item(answered, lambda one: one.problem.accuracy(one.outcome))
 
 
 # -- measures ---------------------------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ def by_item(answered: Sequence[Answered], value: Callable[[Answered], float]) ->
     """Values grouped by item."""
     found: dict[str, list[float]] = defaultdict(list)
     for one in answered:
-        found[one.exercise.item.group.key].append(value(one))
+        found[one.problem.item.group.key].append(value(one))
     return list(found.values())
 
 
@@ -116,7 +116,7 @@ def named(one: Answered, outcome: Outcome) -> int | None:
     if not isinstance(outcome, Preference):
         return None
     top = max(outcome.probabilities_K)
-    slots = [slot for slot, value in zip(one.exercise.slots, outcome.probabilities_K, strict=True) if value == top]
+    slots = [slot for slot, value in zip(one.problem.slots, outcome.probabilities_K, strict=True) if value == top]
     return slots[0] if len(slots) == 1 else None
 
 
@@ -124,8 +124,8 @@ def twin_sets(answered: Sequence[Answered]) -> list[list[Answered]]:
     """Selections that were shown in several orders."""
     found: dict[Any, list[Answered]] = defaultdict(list)
     for one in answered:
-        found[one.exercise.twins].append(one)
-    return [twins for twins in found.values() if len(twins) > 1 and len(twins[0].exercise.slots) > 1]
+        found[one.problem.twins].append(one)
+    return [twins for twins in found.values() if len(twins) > 1 and len(twins[0].problem.slots) > 1]
 
 
 def averaged_is_right(twins: Sequence[Answered]) -> float:
@@ -134,9 +134,9 @@ def averaged_is_right(twins: Sequence[Answered]) -> float:
     for one in twins:
         if not isinstance(one.outcome, Preference):
             return 0.0
-        for slot, value in zip(one.exercise.slots, one.outcome.probabilities_K, strict=True):
+        for slot, value in zip(one.problem.slots, one.outcome.probabilities_K, strict=True):
             total[slot] += value  # type: ignore[assignment]
-    gold = twins[0].exercise.item.gold_G
+    gold = twins[0].problem.item.gold_G
     best = [slot for slot, value in total.items() if value == max(total.values())]
     return float(len(best) == 1 and gold[best[0]] == max(gold[slot] for slot in total))
 
@@ -147,7 +147,7 @@ def pairs_in_order(answered: Sequence[Answered]) -> list[list[float]]:
     for one in answered:
         outcome = one.outcome
         value = outcome.values_K[0] if isinstance(outcome, Grades) else None
-        graded[one.exercise.item.group.key].append((one.exercise.gold_K[0], value))
+        graded[one.problem.item.group.key].append((one.problem.gold_K[0], value))
     rows = []
     for grades in graded.values():
         pairs = [(a, b) for i, a in enumerate(grades) for b in grades[i + 1 :] if a[0] != b[0]]
@@ -157,10 +157,10 @@ def pairs_in_order(answered: Sequence[Answered]) -> list[list[float]]:
 
 def macro_f1(answered: Sequence[Answered]) -> float | None:
     """Over the labels that are right somewhere; None where a verdict is no single label."""
-    form = answered[0].exercise.format
+    form = answered[0].problem.format
     if not (isinstance(form, Choice) or (isinstance(form, Score) and len(form.grades) == 2)):
         return None
-    truth, said = [one.exercise.right() for one in answered], [label_of(one) for one in answered]
+    truth, said = [one.problem.right() for one in answered], [label_of(one) for one in answered]
     scores = []
     for label in sorted(set(truth)):
         hits = sum(t == s == label for t, s in zip(truth, said, strict=True))
@@ -170,7 +170,7 @@ def macro_f1(answered: Sequence[Answered]) -> float | None:
 
 def label_of(one: Answered) -> str:
     """The verdict as the judge would write it; empty for none."""
-    form, outcome = one.exercise.format, one.outcome
+    form, outcome = one.problem.format, one.outcome
     if isinstance(outcome, Preference) and isinstance(form, Choice):
         text = form.labels[int(np.argmax(outcome.probabilities_K))]
     elif isinstance(outcome, Grades) and isinstance(form, Score):
@@ -188,7 +188,7 @@ def voted(one: Answered, count: int, averaged: bool) -> float:
     votes = np.array(found)
     if not averaged:
         votes = (votes == votes.max(axis=1, keepdims=True)).astype(float)
-    return one.exercise.accuracy(Preference(tuple(float(value) for value in votes.mean(axis=0)), soft=True))
+    return one.problem.accuracy(Preference(tuple(float(value) for value in votes.mean(axis=0)), soft=True))
 
 
 def measures(answered: Sequence[Answered], votes: Sequence[int], resamples: int, seed: int) -> dict[str, Any]:
@@ -198,24 +198,24 @@ def measures(answered: Sequence[Answered], votes: Sequence[int], resamples: int,
         return interval(values, resamples, seed)
 
     row: dict[str, Any] = {
-        "exercises": len(answered),
-        "items": len({one.exercise.item.group.key for one in answered}),
-        "accuracy": share(by_item(answered, lambda one: one.exercise.accuracy(one.outcome))),
-        "chance": fmean(one.exercise.chance for one in answered),
+        "problems": len(answered),
+        "items": len({one.problem.item.group.key for one in answered}),
+        "accuracy": share(by_item(answered, lambda one: one.problem.accuracy(one.outcome))),
+        "chance": fmean(one.problem.chance for one in answered),
         "failed": fmean(isinstance(one.outcome, NoVerdict) for one in answered),
-        "ties": fmean(is_tie(JudgedComparison(Comparison(one.exercise.slots), one.verdicts[0])) for one in answered),
+        "ties": fmean(is_tie(JudgedComparison(Comparison(one.problem.slots), one.verdicts[0])) for one in answered),
     }
     twins = twin_sets(answered)
     if twins:
-        row["both"] = share([[float(all(o.exercise.accuracy(o.outcome) == 1 for o in pair))] for pair in twins])
+        row["both"] = share([[float(all(o.problem.accuracy(o.outcome) == 1 for o in pair))] for pair in twins])
         winners = [[named(one, one.outcome) for one in pair] for pair in twins]
         row["consistency"] = share([[float(None not in w and len(set(w)) == 1)] for w in winners])
         if all(isinstance(one.outcome, Preference | NoVerdict) for one in answered):
             row["averaged"] = share([[averaged_is_right(pair)] for pair in twins])
-            chosen = [(named(one, one.outcome), one.exercise.slots[0]) for pair in twins for one in pair]
+            chosen = [(named(one, one.outcome), one.problem.slots[0]) for pair in twins for one in pair]
             first = [winner == slot for winner, slot in chosen if winner is not None]
             row["first slot"] = fmean(first) if first else None
-    if answered[0].exercise.format.max_slots == 1 and (in_order := pairs_in_order(answered)):
+    if answered[0].problem.format.max_slots == 1 and (in_order := pairs_in_order(answered)):
         row["order"] = share(in_order)
     if (f1 := macro_f1(answered)) is not None:
         row["macro F1"] = f1
@@ -235,7 +235,7 @@ def calibration(answered: Sequence[Answered], bins: int = 10) -> list[dict[str, 
     for one in answered:
         if isinstance(one.outcome, Preference) and one.outcome.soft:
             sure = max(one.outcome.probabilities_K)
-            found[min(bins - 1, int(sure * bins))].append((sure, one.exercise.accuracy(one.outcome)))
+            found[min(bins - 1, int(sure * bins))].append((sure, one.problem.accuracy(one.outcome)))
     return [
         {"sure": fmean(s for s, _ in pairs), "right": fmean(r for _, r in pairs), "count": len(pairs)}
         for _, pairs in sorted(found.items())
@@ -246,9 +246,9 @@ def by_gap(answered: Sequence[Answered], bins: int = 5) -> list[dict[str, float]
     """Accuracy of choices by how far the best candidate is ahead of the next."""
     rows = []
     for one in answered:
-        worth = sorted(one.exercise.gold_K)
+        worth = sorted(one.problem.gold_K)
         if len(worth) > 1:
-            rows.append((worth[-1] - worth[-2], one.exercise.accuracy(one.outcome)))
+            rows.append((worth[-1] - worth[-2], one.problem.accuracy(one.outcome)))
     rows.sort()
     parts = [rows[i * len(rows) // bins : (i + 1) * len(rows) // bins] for i in range(bins)]
     return [{"gap": fmean(g for g, _ in p), "right": fmean(r for _, r in p), "count": len(p)} for p in parts if p]
@@ -294,7 +294,7 @@ def plot(report: Mapping[str, Any], folder: Path) -> None:
 
 def markdown(report: Mapping[str, Any]) -> str:
     """One row per task."""
-    hidden = {"gaps", "calibration", "marks"}
+    hidden = {"gaps", "calibration", "per_item"}
     names = list(dict.fromkeys(name for row in report["tasks"].values() for name in row if name not in hidden))
     lines = [f"| task | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     lines += [
@@ -333,14 +333,14 @@ def evaluate(recipe: EvaluationRecipe, engine: Engine | None = None) -> dict[str
     try:
         for name, task in tasks.items():
             judge = configs[name].build(shared)
-            asked = task_exercises(task, split)
+            asked = task_problems(task, split)
             answered = ask(judge, asked, max(recipe.votes))
             row = measures(answered, recipe.votes, recipe.resamples, recipe.seed)
             if recipe.image_ablation and shows_images(asked):
                 row |= ablation(
                     asked,
-                    marks(answered),
-                    lambda others, judge=judge: marks(ask(judge, others, 1)),  # type: ignore[misc]
+                    accuracies(answered),
+                    lambda others, judge=judge: accuracies(ask(judge, others, 1)),  # type: ignore[misc]
                     lambda values: interval(values, recipe.resamples, recipe.seed),
                     recipe.seed,
                 )

@@ -2,7 +2,7 @@
 
     python -m recipes.evaluate.table runs/cpu
 
-Reads every ``NAME/report.json`` of ``judge.py``, ``baselines.py`` and ``studies/train_many.py`` below the folder.
+Reads every ``NAME/report.json`` of ``judge.py``, ``baselines.py`` and ``studies/train_side_by_side.py`` below the folder.
 Runs that differ by a seed alone (``NAME``, ``NAME-seed1``, ...) become one row: the mean of the runs, and the mean of their
 95 % intervals, which are over items (how far seeds lie apart stands in parentheses).
 """

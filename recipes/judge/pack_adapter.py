@@ -20,7 +20,7 @@ from mrjudge_reward.engines.embedded import PACKAGE, embedded_adapter_path
 from mrjudge_reward.errors import InputError
 from recipes.common.intervals import written
 
-SHOWN = ("items", "exercises", "accuracy", "both", "consistency", "averaged", "order", "failed")
+SHOWN = ("items", "problems", "accuracy", "both", "consistency", "averaged", "order", "failed")
 CARD = """\
 ---
 license: apache-2.0

@@ -12,7 +12,13 @@ Tasks are mixed by their weights. The checkpoint with the best dev accuracy is k
 risen for ``patience`` measurements. Interrupted, the same command goes on from the last checkpoint.
 
 ``opened`` trains a judge that is read, not asked to reason: the answer is opened for it, as when it is read, and it says
-one token, the label. Without a GPU a prompt is computed once for all its completions (``shared_prompt``).
+one token, the label. Without a GPU a prompt of text alone is computed once for all its completions (``shared_prompt``).
+
+Images of items reach a vision-language model through its processor, in TRL's trainer and in vLLM. A prompt that leaves the
+reply no room is left out, and counted.
+
+With ``joint_orders`` both orders of a pair are one group of GRPO. KL (``beta``), clipping (``epsilon``, ``epsilon_high``),
+the scale of rewards and the loss are TRL's own, under ``training``.
 
 Differences from the papers: LoRA by default; several formats in one run; the bonus; ``opened``.
 """
@@ -26,21 +32,22 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from mrjudge_reward.engines.embedded import embedded_adapter_path, embedded_model_path
-from mrjudge_reward.errors import ConfigError
+from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.integrations.trl.distributed import gather, rank_and_world
 from mrjudge_reward.settings import Settings
-from mrjudge_reward.training.tasks import FORMAT_WEIGHT, Exercise, Mark, Split, balanced, mark, with_twins
+from mrjudge_reward.training.tasks import FORMAT_WEIGHT, Problem, Split, Verified, balanced, verify, with_twins
 from mrjudge_reward.types import Reply
 from recipes.common.config import read_config
-from recipes.data.judge_data import TaskConfig, check_tasks, task_exercises
+from recipes.data.judge_data import TaskConfig, Trait, check_tasks, mixture_weights, shows_images, task_problems
 
-from .train_sft import chats
+from .chat_rows import alike, check_modalities, data_set, fitting, guard_of, processing_class, save_processor, shown
+from .seeing_model import make_known
 
 
 class RLRecipe(Settings):
@@ -49,22 +56,30 @@ class RLRecipe(Settings):
     Args:
         model: hub name, path, or ``"embedded"``.
         adapter: folder of a LoRA to go on from, usually the warm-up's, or ``"embedded"``; it is trained itself.
-        tasks: name → fields of ``TaskConfig``. Held-out ones are left out; all others are measured on dev as well.
+        tasks: name → fields of ``TaskConfig``. Held-out ones are left out; all others are measured on dev as well, where
+            ``training.eval_strategy`` asks for it.
+        balance: what kinds of tasks have the same share of the mixture: by ``format``, by ``modality``, or both; within a
+            kind, and without it, tasks are mixed by their weights.
         lora: fields of PEFT's ``LoraConfig`` for a fresh one; without it and ``adapter`` all weights are trained.
         opened: open the answer for the judge, which then says one token.
         both_orders_bonus: reward for being right in both orders; 0 for none.
+        joint_orders: both orders of a pair have one baseline and one spread of rewards (EIS-GRPO of J4R, arXiv 2505.13346).
+            With a baseline for each order a judge that always names one slot earns the same in all replies to an order, and
+            learns nothing.
         patience: measurements without a better dev accuracy before training stops; None to go on.
-        dev_samples: replies to each dev exercise; above 1 the measure is a mean over samples.
-        max_text_tokens: bound of each text of an exercise.
+        dev_samples: replies to each dev problem; above 1 the measure is a mean over samples.
+        max_text_tokens: bound of each text of a problem.
         training: fields of TRL's ``GRPOConfig``.
     """
 
     model: str = "embedded"
     adapter: str | None = None
     tasks: dict[str, dict[str, Any]] = Field(min_length=1)
+    balance: list[Trait] = Field(default_factory=list)
     lora: dict[str, Any] | None = None
     opened: bool = False
     both_orders_bonus: NonNegativeFloat = 0.5
+    joint_orders: bool = False
     patience: PositiveInt | None = None
     dev_samples: PositiveInt = 1
     max_text_tokens: int = 2048
@@ -78,68 +93,73 @@ class RLRecipe(Settings):
 
 # -- what is asked ----------------------------------------------------------------------------------------------------
 
-Unit = tuple[Exercise, ...]
+SPREAD_FLOOR = 1e-4
+"""What TRL adds to the spread that it divides by."""
+Unit = tuple[Problem, ...]
 
 
-def units_of(exercises: Sequence[Exercise]) -> list[Unit]:
-    """Exercises in twos: the two orders of a pair, or any two neighbours; so no batch of an even size parts twins."""
-    twins = with_twins(exercises)
+def units_of(problems: Sequence[Problem]) -> list[Unit]:
+    """Problems in twos: the two orders of a pair, or any two neighbours; so no batch of an even size parts twins."""
+    twins = with_twins(problems)
     alone = [unit[0] for unit in twins if len(unit) == 1]
     twos: list[Unit] = [unit for unit in twins if len(unit) == 2]
     return twos + list(zip(alone[::2], alone[1::2], strict=False))
 
 
-def asked(recipe: RLRecipe, split: Split) -> list[tuple[str, Exercise]]:
-    """The exercises of a split with their tasks, in the order in which they are asked.
+def asked(recipe: RLRecipe, split: Split) -> list[tuple[str, Problem]]:
+    """The problems of a split with their tasks, in the order in which they are asked.
 
     Raises:
         ConfigError: if all tasks are held out.
-        InputError: if a task has fewer than two exercises.
+        InputError: if a task has fewer than two problems.
     """
     tasks = {name: TaskConfig(**values) for name, values in recipe.tasks.items()}
     check_tasks(tasks)
     tasks = {name: task for name, task in tasks.items() if task.held_out == "no"}
     if not tasks:
         raise ConfigError("all tasks are held out: there is nothing to train on")
-    made = {name: units_of(task_exercises(task, split)) for name, task in tasks.items()}
-    weights = {name: task.weight for name, task in tasks.items()}
+    made = {name: units_of(task_problems(task, split)) for name, task in tasks.items()}
     if split == "train":
+        pictured = {name: any(shows_images(unit[0]) for unit in units[:1]) for name, units in made.items()}
+        weights = mixture_weights(tasks, pictured, recipe.balance)
         count = round(max(len(made[name]) / weight for name, weight in weights.items()) * sum(weights.values()))
         mixture = balanced(made, count, int(recipe.training.get("seed", 42)), weights)
     else:
         mixture = [(name, unit) for name, units in made.items() for unit in units]
         random.Random(0).shuffle(mixture)
-    return [(name, exercise) for name, unit in mixture for exercise in unit]
+    return [(name, problem) for name, unit in mixture for problem in unit]
 
 
-def rows_of(
-    asked: Sequence[tuple[str, Exercise]], first: int, tokenizer: Any, recipe: RLRecipe
-) -> list[dict[str, Any]]:
-    """Rows of the trainer's data set: a prompt, and the exercise's number in the reward's book.
+def rows_of(asked: Sequence[tuple[str, Problem]], first: int, tokenizer: Any, recipe: RLRecipe) -> list[dict[str, Any]]:
+    """Rows of the trainer's data set: a prompt, and the problem's number in the reward's list.
 
     Raises:
-        InputError: for an item with images, which this recipe does not train on yet.
+        InputError: for an item with an image that is none; where the answer is opened, with any image.
     """
+    guard = guard_of(tokenizer, recipe.max_text_tokens)
     rows = []
-    shown = chats([exercise for _, exercise in asked], tokenizer, recipe.max_text_tokens)
-    for number, ((_, exercise), chat) in enumerate(zip(asked, shown, strict=True), first):
+    for number, (name, problem) in enumerate(asked, first):
+        place = f"task {name}, item {problem.item.group.key}"
+        chat, images = shown(problem.render(guard), place)
         prompt: Any = chat
         if recipe.opened:
+            if images:
+                raise InputError(f"{place} has images, and TRL opens no answer after an image: do without opened")
             prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
             prompt = prompt.removeprefix(tokenizer.bos_token or "") if adds_bos(tokenizer) else prompt
-            prompt += exercise.format.answer_open
-            check_labels(prompt, exercise, tokenizer)
-        rows.append({"prompt": prompt, "exercise": number})
+            prompt += problem.format.answer_open
+            check_labels(prompt, problem, tokenizer)
+        rows.append({"prompt": prompt, "problem": number, **({"images": images, "item": place} if images else {})})
     return rows
 
 
-def check_labels(prompt: str, exercise: Exercise, tokenizer: Any) -> None:
+def check_labels(prompt: str, problem: Problem, tokenizer: Any) -> None:
     """Raise ConfigError if a label takes more than one token after the opened answer."""
     opened = tokenizer.encode(prompt)
-    for label in exercise.format.read_labels(len(exercise.slots)):
+    for label in problem.format.read_labels(len(problem.slots)):
         if tokenizer.encode(prompt + label)[:-1] != opened:
             raise ConfigError(
-                f"label {label!r} is not one token after {exercise.format.answer_open!r}: do without opened"
+                f"label {label!r} is not one token after {problem.format.answer_open!r}: do without opened"
             )
 
 
@@ -152,67 +172,90 @@ def adds_bos(tokenizer: Any) -> bool:
 
 
 @dataclass
-class Marks:
-    """The reward function: marks each reply, and remembers the marks since they were last taken.
+class VerdictReward:
+    """The reward function: verifies each reply, and remembers what it found since that was last taken.
 
     Args:
-        book: all exercises that are asked, with the names of their tasks; a row names its number here.
+        problems: all problems that are asked, with the names of their tasks; a row names its number here.
         ends: tokens that end a reply.
         opened: whether the answer was opened, so that a reply is a bare label.
         bonus: for being right in both orders.
+        scale: by what an advantage over both orders is divided, as TRL's ``scale_rewards``; None for no such advantages.
+        advantages: of the rows that were verified last, over both orders.
     """
 
-    book: list[tuple[str, Exercise]]
+    problems: list[tuple[str, Problem]]
     ends: frozenset[int]
     opened: bool = False
     bonus: float = 0.5
-    seen: list[tuple[int, Mark]] = field(default_factory=list)
+    scale: str | None = None
+    seen: list[tuple[int, Verified]] = field(default_factory=list)
+    advantages: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.__name__ = "verdict"  # what TRL logs it as
 
-    def mark(self, number: int, text: str, ids: Sequence[int]) -> Mark:
-        """The mark of one reply."""
-        exercise = self.book[number][1]
+    def verify(self, number: int, text: str, ids: Sequence[int]) -> Verified:
+        """What one reply is worth."""
+        problem = self.problems[number][1]
         if self.opened:
-            form, slots = exercise.format, len(exercise.slots)
+            form, slots = problem.format, len(problem.slots)
             # To the letter: a label with a space before it is another token, and reading looks at the label's own.
             said = [label == text for label in form.read_labels(slots)]
             outcome = form.from_logprobs([0.0 if one else -1e9 for one in said], slots)
-            accuracy = exercise.accuracy(outcome) if any(said) else 0.0
-            return Mark(accuracy, any(said), (1 - FORMAT_WEIGHT) * accuracy + FORMAT_WEIGHT * any(said))
+            accuracy = problem.accuracy(outcome) if any(said) else 0.0
+            return Verified(accuracy, any(said), (1 - FORMAT_WEIGHT) * accuracy + FORMAT_WEIGHT * any(said))
         whole = bool(ids) and ids[-1] in self.ends
-        return mark(exercise, Reply(text, finish="stop" if whole else "length"))
+        return verify(problem, Reply(text, finish="stop" if whole else "length"))
 
     def __call__(
         self,
         completions: Sequence[Any],
         completion_ids: Sequence[Sequence[int]],
-        exercise: Sequence[int],
+        problem: Sequence[int],
         log_metric: Callable[[str, float], None] | None = None,
         **columns: Any,
     ) -> list[float]:
-        """Rewards of one rank's rows; the marks of the opposite order may come from another rank."""
+        """Rewards of one rank's rows; accuracies of the opposite order may come from another rank."""
         texts = [said if isinstance(said, str) else said[-1]["content"] for said in completions]
-        marks = [self.mark(*row) for row in zip(exercise, texts, completion_ids, strict=True)]
-        own = list(zip(exercise, marks, strict=True))
+        verified = [self.verify(*row) for row in zip(problem, texts, completion_ids, strict=True)]
+        own = list(zip(problem, verified, strict=True))
         self.seen += own
         _, world = rank_and_world()
         every = [row for rows in gather(own, world) for row in rows]
         accuracies: dict[Any, dict[tuple[int, ...], list[float]]] = defaultdict(lambda: defaultdict(list))
         for row_number, one in every:
-            asked = self.book[row_number][1]
+            asked = self.problems[row_number][1]
             accuracies[asked.twins][asked.slots].append(one.accuracy)
         rewards = []
         for number, one in own:
-            asked = self.book[number][1]
+            asked = self.problems[number][1]
             orders = accuracies[asked.twins].items()
             other = [value for slots, values in orders if slots != asked.slots for value in values]
             rewards.append(one.reward + (self.bonus * one.accuracy * fmean(other) if other else 0.0))
+        if self.scale is not None:
+            self.advantages = self._joint(
+                [(self.problems[number][1].twins, r) for (number, _), r in zip(own, rewards, strict=True)]
+            )
         if log_metric is not None:
             log_metric("verdict/accuracy", fmean(one.accuracy for _, one in every))
             log_metric("verdict/formed", fmean(one.formed for _, one in every))
         return rewards
+
+    def _joint(self, own: list[tuple[Any, float]]) -> list[float]:
+        """Advantages of this rank's rewards within all replies to either order, which may be on other ranks."""
+        _, world = rank_and_world()
+        every = [row for rows in gather(own, world) for row in rows]
+        groups: dict[Any, list[float]] = defaultdict(list)
+        for twins, reward in every:
+            groups[twins].append(reward)
+        whole = stdev([reward for _, reward in every])
+        made = []
+        for twins, reward in own:
+            spread = {"group": stdev(groups[twins]), "batch": whole}.get(self.scale or "")
+            centred = reward - fmean(groups[twins])
+            made.append(centred if spread is None else centred / (spread + SPREAD_FLOOR))
+        return made
 
     def take(self) -> dict[str, float]:
         """Mean accuracy per task since the last call, over all ranks, and the mean of those; forgets them."""
@@ -220,7 +263,7 @@ class Marks:
         found: dict[str, list[float]] = defaultdict(list)
         for rows in gather(self.seen, world):
             for number, one in rows:
-                found[self.book[number][0]].append(one.accuracy)
+                found[self.problems[number][0]].append(one.accuracy)
         self.seen.clear()
         means = {f"accuracy/{name}": fmean(values) for name, values in sorted(found.items())}
         return means | ({"accuracy": fmean(means.values())} if means else {})
@@ -229,29 +272,38 @@ class Marks:
 # -- training ---------------------------------------------------------------------------------------------------------
 
 
-def trainer_class(marks: Marks) -> type[Any]:
+def trainer_class(reward_func: VerdictReward, pictured: bool = False) -> type[Any]:
     """TRL's trainer, with dev accuracy among the measures by which checkpoints are chosen.
 
-    Without a GPU, and in one process, a prompt is computed once for all its completions.
+    Without a GPU, and in one process, a prompt of text alone is computed once for all its completions.
     """
     import torch
     from trl import GRPOTrainer
 
     base = GRPOTrainer
-    if not torch.cuda.is_available() and rank_and_world()[1] == 1:
+    if not pictured and not torch.cuda.is_available() and rank_and_world()[1] == 1:
         from .shared_prompt import SharedPromptTrainer
 
         base = SharedPromptTrainer
 
     class JudgeTrainer(base):  # type: ignore[misc, valid-type]
         def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **settings: Any) -> Any:
-            marks.seen.clear()
+            reward_func.seen.clear()
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **settings)
-            output.metrics.update((f"{metric_key_prefix}_{name}", value) for name, value in marks.take().items())
+            output.metrics.update((f"{metric_key_prefix}_{name}", value) for name, value in reward_func.take().items())
+            return output
+
+        def _generate_and_score_completions(self, inputs: Any) -> Any:
+            output = super()._generate_and_score_completions(inputs)
+            if reward_func.scale is not None and self.model.training:
+                made = output["advantages"]
+                output["advantages"] = torch.tensor(
+                    reward_func.advantages, dtype=made.dtype, device=made.device
+                ).view_as(made)
             return output
 
         def training_step(self, *args: Any, **settings: Any) -> Any:
-            marks.seen.clear()
+            reward_func.seen.clear()
             return super().training_step(*args, **settings)
 
     return JudgeTrainer
@@ -286,12 +338,14 @@ def model_of(
         ConfigError: if there is no such adapter.
     """
     from peft import LoraConfig, PeftModel
-    from transformers import AutoModelForCausalLM
+    from trl.trainer.utils import create_model_from_path
 
     name = str(embedded_model_path()) if model == "embedded" else model
     if adapter is None:
         return name, None if lora is None else LoraConfig(task_type="CAUSAL_LM", **lora)
-    base = AutoModelForCausalLM.from_pretrained(name, **{"dtype": "float32", **(init or {})})
+    make_known(name)
+    # Of the class that the model's config names, and whole on each rank's own device.
+    base = create_model_from_path(name, **{"device_map": None, **(init or {})})
     try:
         folder = str(embedded_adapter_path()) if adapter == "embedded" else adapter
         return PeftModel.from_pretrained(base, folder, is_trainable=True), None
@@ -299,15 +353,23 @@ def model_of(
         raise ConfigError(f"no adapter at {adapter}: {error}") from error
 
 
-def main() -> None:
-    """Train and save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
-    args = parser.parse_args()
-    recipe = RLRecipe(**read_config(args.config, args.overrides))
+def longest_prompt(model: str, settings: Any) -> int | None:
+    """Tokens of a prompt that leave room for a reply, in what the engine or the model holds; None if it does not say."""
+    from transformers import AutoConfig
 
-    from datasets import Dataset
+    room = settings.vllm_max_model_length if settings.use_vllm else None
+    if room is None:
+        room = getattr(AutoConfig.from_pretrained(model).get_text_config(), "max_position_embeddings", None)
+    return None if room is None else room - settings.max_completion_length
+
+
+def train(recipe: RLRecipe) -> None:
+    """Train and save.
+
+    Raises:
+        ConfigError: if the settings do not go together.
+        InputError: if there is nothing to learn from, or something that the model cannot be shown.
+    """
     from transformers import AutoTokenizer, EarlyStoppingCallback
     from transformers.trainer_utils import get_last_checkpoint
     from trl import GRPOConfig
@@ -324,33 +386,53 @@ def main() -> None:
     settings = GRPOConfig(**{**defaults, **recipe.training})
     checked(recipe, settings)
     source = str(embedded_model_path()) if recipe.model == "embedded" else recipe.model
+    make_known(source)
     tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
-    train, dev = asked(recipe, "train"), asked(recipe, "dev")
+    train = asked(recipe, "train")
+    dev = [] if settings.eval_strategy == "no" else asked(recipe, "dev")
+    rows, dev_rows = rows_of(train, 0, tokenizer, recipe), rows_of(dev, len(train), tokenizer, recipe)
+    processing = processing_class(source, tokenizer, [*rows, *dev_rows])
+    bound = longest_prompt(source, settings)
+    rows = fitting(alike(rows), processing, bound, together=2)
+    dev_rows = fitting(alike(dev_rows), processing, bound, together=2) if dev_rows else []
+    for some in (rows, dev_rows):
+        check_modalities(some)
     ends = frozenset({tokenizer.eos_token_id, tokenizer.pad_token_id})
-    marks = Marks([*train, *dev], ends, recipe.opened, recipe.both_orders_bonus)
+    scale = {True: "group", False: "none"}.get(settings.scale_rewards, settings.scale_rewards)
+    joint = scale if recipe.joint_orders else None
+    reward_func = VerdictReward([*train, *dev], ends, recipe.opened, recipe.both_orders_bonus, joint)
     model, lora = model_of(recipe.model, recipe.adapter, recipe.lora, settings.model_init_kwargs)
-    trainer = trainer_class(marks)(
+    trainer = trainer_class(reward_func, pictured=processing is not tokenizer)(
         model=model,
         args=settings,
-        reward_funcs=marks,
-        train_dataset=Dataset.from_list(rows_of(train, 0, tokenizer, recipe)),
-        eval_dataset=Dataset.from_list(rows_of(dev, len(train), tokenizer, recipe)),
-        processing_class=tokenizer,
+        reward_funcs=reward_func,
+        train_dataset=data_set(rows),
+        eval_dataset=data_set(dev_rows) if dev_rows else None,
+        processing_class=processing,
         peft_config=lora,
         callbacks=[] if recipe.patience is None else [EarlyStoppingCallback(recipe.patience)],
     )
-    marks.ends |= frozenset(trainer.eos_token_ids)  # a model may have more of them than its tokenizer names
+    reward_func.ends |= frozenset(trainer.eos_token_ids)  # a model may have more of them than its tokenizer names
     output = Path(str(settings.output_dir))
     last = get_last_checkpoint(str(output)) if output.is_dir() else None
     trainer.train(resume_from_checkpoint=last)
     trainer.save_model(str(output))
     if trainer.is_world_process_zero():
-        tokenizer.save_pretrained(output)
+        save_processor(source, tokenizer, output)
         (output / "recipe.json").write_text(recipe.model_dump_json(indent=2), encoding="utf-8")
         history = [entry for entry in trainer.state.log_history if "eval_accuracy" in entry]
         (output / "dev.json").write_text(json.dumps(history, indent=2), encoding="utf-8")
         best = max((entry["eval_accuracy"] for entry in history), default=None)
-        print(f"{len(train)} exercises; best dev accuracy {best}; saved to {output}")
+        print(f"{len(rows)} problems; best dev accuracy {best}; saved to {output}")
+
+
+def main() -> None:
+    """Read the config and train."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
+    args = parser.parse_args()
+    train(RLRecipe(**read_config(args.config, args.overrides)))
 
 
 if __name__ == "__main__":

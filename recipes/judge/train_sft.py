@@ -18,7 +18,6 @@ Differences from the papers: LoRA by default (both train fully); tasks over seve
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,18 +26,26 @@ from pydantic import Field
 
 from mrjudge_reward import json_lines
 from mrjudge_reward.engines.embedded import embedded_model_path
-from mrjudge_reward.engines.local.vision import load_processor
-from mrjudge_reward.errors import InputError
-from mrjudge_reward.images import load_picture
+from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.messages import Message, TextPart
-from mrjudge_reward.prompting.sanitizing import Sanitizer
+from mrjudge_reward.prompting.sanitizing import neutralise
 from mrjudge_reward.settings import Settings
-from mrjudge_reward.special_tokens import of_tokenizer
-from mrjudge_reward.training.items import Item
-from mrjudge_reward.training.tasks import Exercise, Split, balanced
+from mrjudge_reward.special_tokens import Reserved, of_tokenizer
+from mrjudge_reward.training.items import Item, with_images
+from mrjudge_reward.training.tasks import Problem, Split, balanced
 from recipes.common.config import read_config
-from recipes.data.judge_data import TaskConfig, check_tasks, items, reasoning, task_exercises
+from recipes.data.judge_data import (
+    TaskConfig,
+    Trait,
+    check_tasks,
+    items,
+    mixture_weights,
+    reasoning,
+    shows_images,
+    task_problems,
+)
 
+from .chat_rows import alike, check_modalities, data_set, fitting, guard_of, processing_class, save_processor, shown
 from .seeing_model import make_known
 
 
@@ -48,6 +55,7 @@ class SFTRecipe(Settings):
     Args:
         model: hub name, path, or ``"embedded"``.
         tasks: name → fields of ``TaskConfig``; mixed by their weights, so that each comes whole at least once.
+        balance: what kinds of tasks have the same share: by ``format``, by ``modality``, or both (``mixture_weights``).
         examples: JSON lines of ``messages``, ``answer`` (the judge's turn) and ``task``, instead of or beside tasks.
         lora: fields of PEFT's ``LoraConfig``; None trains all weights.
         training: fields of TRL's ``SFTConfig``.
@@ -56,56 +64,15 @@ class SFTRecipe(Settings):
 
     model: str = "embedded"
     tasks: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    balance: list[Trait] = Field(default_factory=list)
     examples: str | None = None
     lora: dict[str, Any] | None = None
     training: dict[str, Any]
     max_text_tokens: int = 2048
 
 
-def chats(exercises: Sequence[Exercise], tokenizer: Any, max_text_tokens: int) -> list[list[dict[str, str]]]:
-    """What the judge is shown, rendered as scoring renders it.
-
-    Raises:
-        InputError: for an item with images, which only the warm-up trains on.
-    """
-    pictured = next((e.item.group.key for e in exercises if any(turn.images for turn in e.item.group.prompt)), None)
-    if pictured is not None:
-        raise InputError(f"item {pictured} has images, and this recipe trains on text alone")
-    guard = guard_of(tokenizer, max_text_tokens)
-    return [[{"role": turn.role, "content": turn.text} for turn in exercise.render(guard)] for exercise in exercises]
-
-
-def guard_of(tokenizer: Any, max_text_tokens: int) -> Sanitizer:
-    """What outside texts pass through, as in scoring."""
-    reserved = of_tokenizer(tokenizer)
-    return Sanitizer(lambda text: len(tokenizer.encode(text, add_special_tokens=False)), max_text_tokens, reserved)
-
-
-def shown(turns: Sequence[Message]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """A chat in TRL's layout, and the images that stand in it, as an image column of the datasets library takes them.
-
-    Raises:
-        InputError: if an image is none.
-    """
-    images = [load_picture(part.image) for turn in turns for part in turn.images]
-    if not images:
-        return [{"role": turn.role, "content": turn.text} for turn in turns], []
-    chat = [
-        {
-            "role": turn.role,
-            # Both keys in every part, or the datasets library would put the one that is missing in as null.
-            "content": [
-                {"type": "text", "text": part.text} if isinstance(part, TextPart) else {"type": "image", "text": ""}
-                for part in turn.content
-            ],
-        }
-        for turn in turns
-    ]
-    return chat, [{"bytes": image.data, "path": None} for image in images]
-
-
 def rows_of(
-    asked: Sequence[tuple[str, Exercise | Item]],
+    asked: Sequence[tuple[str, Problem | Item]],
     tokenizer: Any,
     max_text_tokens: int,
     reasoned: frozenset[str] = frozenset(),
@@ -113,7 +80,7 @@ def rows_of(
     """Examples in TRL's prompt-completion layout, with ``images`` where there are some.
 
     Args:
-        asked: exercises, with the names of their tasks; or items of which the best candidate is to be written.
+        asked: problems, with the names of their tasks; or items of which the best candidate is to be written.
         tokenizer: of the judge.
         max_text_tokens: bound of each text.
         reasoned: tasks in which the verdict comes after reasoning.
@@ -124,92 +91,75 @@ def rows_of(
     guard = guard_of(tokenizer, max_text_tokens)
     rows = []
     for name, one in asked:
+        item = one if isinstance(one, Item) else one.item
         if isinstance(one, Item):
             turns: Sequence[Message] = one.group.prompt
             answer = guard(one.group.candidates[one.gold_G.index(max(one.gold_G))])
         else:
             turns = one.render(guard)
             answer = (reasoning(one) if name in reasoned else "") + one.right()
-        prompt, images = shown(turns)
+        place = f"task {name}, item {item.group.key}"
+        prompt, images = shown(turns, place)
         completion = [{"role": "assistant", "content": answer}]
-        rows.append({"prompt": prompt, "completion": completion, "task": name, "images": images})
+        rows.append({"prompt": prompt, "completion": completion, "task": name, "images": images, "item": place})
     return rows
 
 
-def alike(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of one layout: all with lists of parts and of images if any row shows one, else all without."""
-    if not any(row.get("images") for row in rows):
-        return [{name: value for name, value in row.items() if name != "images"} for row in rows]
+def written_rows(path: str, reserved: Reserved = frozenset()) -> list[dict[str, Any]]:
+    """Examples from a file; images stand in their messages, or in ``images`` for the places there.
 
-    def listed(turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [
-            turn
-            if isinstance(turn["content"], list)
-            else turn | {"content": [{"type": "text", "text": turn["content"]}]}
-            for turn in turns
-        ]
+    Those that say of themselves that they are of the dev or test side (``split``) are left out, and counted.
 
-    return [
-        row | {"images": row.get("images", []), **{name: listed(row[name]) for name in ("prompt", "completion")}}
-        for row in rows
-    ]
-
-
-def written_rows(path: str) -> list[dict[str, Any]]:
-    """Examples from a file.
+    Args:
+        path: the file.
+        reserved: tokens of the judge that no text of a prompt may speak; whoever wrote the file may have had others.
 
     Raises:
-        InputError: naming the first line that is none.
+        InputError: naming the first line that is none, or that has an image which cannot be shown.
     """
-    rows = []
+    rows, others = [], 0
     for number, row in json_lines.read(path):
-        with json_lines.placed(f"{path}, line {number}"):
+        place = f"{path}, line {number}"
+        with json_lines.placed(place):
+            if row.get("split", "train") != "train":
+                others += 1
+                continue
+            turns = with_images(row["messages"], row.get("images") or ())
+            prompt, images = shown([defused(turn, reserved) for turn in turns], place)
             answer = [{"role": "assistant", "content": row["answer"]}]
-            rows.append({"prompt": row["messages"], "completion": answer, "task": row.get("task", "file")})
+            task = row.get("task", "file")
+            rows.append({"prompt": prompt, "completion": answer, "task": task, "images": images, "item": place})
+    if others:
+        print(f"{path}: {others} of {len(rows) + others} examples are left out, being of the dev and test sides")
     return rows
+
+
+def defused(turn: Message, reserved: Reserved) -> Message:
+    """A turn whose texts speak none of these tokens."""
+    parts = [TextPart(neutralise(p.text, reserved)) if isinstance(p, TextPart) else p for p in turn.content]
+    return Message(turn.role, tuple(parts))
 
 
 def examples(recipe: SFTRecipe, split: Split, tokenizer: Any) -> list[dict[str, Any]]:
     """All examples of a split, in random order."""
     tasks = {name: TaskConfig(**values) for name, values in recipe.tasks.items()}
     check_tasks(tasks)
-    made: dict[str, list[Exercise | Item]] = {
-        name: list(items(task, split) if task.describe else task_exercises(task, split)) for name, task in tasks.items()
+    made: dict[str, list[Problem | Item]] = {
+        name: list(items(task, split) if task.describe else task_problems(task, split)) for name, task in tasks.items()
     }
     rows: list[dict[str, Any]] = []
     if made:
-        weights = {name: task.weight for name, task in tasks.items()}
+        pictured = {name: any(map(shows_images, some[:1])) for name, some in made.items()}
+        weights = mixture_weights(tasks, pictured, recipe.balance)
         count = round(max(len(made[name]) / weight for name, weight in weights.items()) * sum(weights.values()))
         mixture = balanced(made, count, int(recipe.training.get("seed", 42)), weights)
         reasoned = frozenset(name for name, task in tasks.items() if task.reasoning != "none")
         rows = rows_of(mixture, tokenizer, recipe.max_text_tokens, reasoned)
     if recipe.examples and split == "train":
-        rows += written_rows(recipe.examples)
+        rows += written_rows(recipe.examples, of_tokenizer(tokenizer))
     if not rows:
         raise InputError("the config names neither tasks nor a file of examples")
     return alike(rows)
-
-
-def data_set(rows: Sequence[dict[str, Any]]) -> Any:
-    """Rows as the trainer takes them; pictures stay encoded until their batch is made."""
-    import datasets
-
-    made = datasets.Dataset.from_list([{name: row[name] for name in row if name != "task"} for row in rows])
-    return made.cast_column("images", datasets.List(datasets.Image())) if "images" in rows[0] else made
-
-
-def processing_class(model: str, tokenizer: Any, rows: Sequence[dict[str, Any]]) -> Any:
-    """The tokenizer, or the processor where rows show images.
-
-    Raises:
-        InputError: if the model has no processor for images.
-    """
-    if "images" not in rows[0]:
-        return tokenizer
-    processor, why = load_processor(model)
-    if processor is None:
-        raise InputError(f"the tasks show images, and {why}")
-    return processor
 
 
 def trainer_class() -> Any:
@@ -247,30 +197,40 @@ def trainer_class() -> Any:
     return AnswerTrainer
 
 
-def main() -> None:
-    """Train and save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
-    args = parser.parse_args()
-    recipe = SFTRecipe(**read_config(args.config, args.overrides))
+def check_sampling(rows: Sequence[dict[str, Any]], strategy: str) -> None:
+    """Raise ConfigError where rows are to be grouped by a length that is known only once their images are tokens."""
+    if strategy == "group_by_length" and any(row.get("images") for row in rows):
+        raise ConfigError(
+            "images become tokens batch by batch, so rows with them cannot be grouped by length: set "
+            "training.train_sampling_strategy to random"
+        )
 
+
+def train(recipe: SFTRecipe) -> None:
+    """Train and save.
+
+    Raises:
+        InputError: if there is nothing to learn from, or something that the model cannot be shown.
+    """
     from peft import LoraConfig
     from transformers import AutoTokenizer
     from transformers.trainer_utils import get_last_checkpoint
-    from transformers.utils import cached_file
     from trl import SFTConfig
 
     model = str(embedded_model_path()) if recipe.model == "embedded" else recipe.model
     make_known(model)
     tokenizer = AutoTokenizer.from_pretrained(model)
     settings = SFTConfig(**{"completion_only_loss": True, "report_to": "none", **recipe.training})
-    train = examples(recipe, "train", tokenizer)
+    rows = examples(recipe, "train", tokenizer)
+    processing = processing_class(model, tokenizer, rows)
+    rows = fitting(rows, processing, settings.max_length)  # the trainer would cut the verdict off
+    check_modalities(rows)
+    check_sampling(rows, settings.train_sampling_strategy)
     trainer = trainer_class()(
         model=model,
         args=settings,
-        train_dataset=data_set(train),
-        processing_class=processing_class(model, tokenizer, train),
+        train_dataset=data_set(rows),
+        processing_class=processing,
         peft_config=None if recipe.lora is None else LoraConfig(task_type="CAUSAL_LM", **recipe.lora),
     )
     # The losses count tokens of the whole batch; transformers believes that vision-language models cannot.
@@ -280,12 +240,18 @@ def main() -> None:
     trainer.train(resume_from_checkpoint=last)
     trainer.save_model(str(output))
     if trainer.is_world_process_zero():
-        tokenizer.save_pretrained(output)
-        for name in ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"):
-            if (found := cached_file(model, name, _raise_exceptions_for_missing_entries=False)) is not None:
-                shutil.copy(found, output)  # without it a vision-language model could not be loaded again
+        save_processor(model, tokenizer, output)
         (output / "recipe.json").write_text(recipe.model_dump_json(indent=2), encoding="utf-8")
-        print(f"{len(train)} examples; saved to {output}")
+        print(f"{len(rows)} examples; saved to {output}")
+
+
+def main() -> None:
+    """Read the config and train."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
+    args = parser.parse_args()
+    train(SFTRecipe(**read_config(args.config, args.overrides)))
 
 
 if __name__ == "__main__":

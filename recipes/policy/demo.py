@@ -135,7 +135,7 @@ def train(args: argparse.Namespace) -> None:
             "seed": args.seed,
         },
     )
-    trainer, reward = online_trainer(recipe, prompts)
+    trainer, reward = online_trainer(recipe, [{"prompt": prompt} for prompt in prompts])
     (out / "log.jsonl").unlink(missing_ok=True)
     print(f"{len(prompts)} openings, {args.prompts_per_step} prompts x {args.num_generations} completions a step\n")
     print(HEAD, flush=True)

@@ -48,13 +48,13 @@ from mrjudge_reward.settings import Settings
 from mrjudge_reward.training.tasks import split_of
 from mrjudge_reward.types import Comparison, Grades, Group, Judgement, Outcome, Preference, RankOrder
 from recipes.common.config import read_config
-from recipes.common.journal import Journal, write_lines, write_text
+from recipes.common.resumable import ResumableRows, write_lines, write_text
 from recipes.data.reviews import openings
 
 from .policies import Prompt, complete, load_policy, prompt_in, written_prompt
 
 VERSION = 2
-"""Of what the journal holds; raised when that changes, so that a folder of an older one is refused by name."""
+"""Of what ``progress.jsonl`` holds; raised when that changes, so that a folder of an older one is refused by name."""
 
 
 class PairsRecipe(Settings):
@@ -297,13 +297,13 @@ def written_pair(row: Row, entry: dict[str, Any], pair: dict[str, Any], judge: s
     }
 
 
-def finish(recipe: PairsRecipe, rows: Sequence[Row], journal: Journal, judge: str, out: Path) -> dict[str, Any]:
+def finish(recipe: PairsRecipe, rows: Sequence[Row], progress: ResumableRows, judge: str, out: Path) -> dict[str, Any]:
     """Draw the pairs, and write them and what was left out."""
     writer = recipe.candidates or f"{recipe.model}{f'+{recipe.adapter}' if recipe.adapter else ''}, seed {recipe.seed}"
     counts: Counter[str] = Counter()
     texts_P: list[list[dict[str, Any]]] = []
     for row in rows:
-        entry = journal.entries.get(row.line)
+        entry = progress.entries.get(row.line)
         if entry is None or entry["fault"]:
             counts["prompts that could not be used"] += 1
             continue
@@ -358,14 +358,14 @@ def build(recipe: PairsRecipe, out: Path, judge: Judge | None = None) -> dict[st
     decides = recipe.model_dump(
         exclude={"both_orders", "per_prompt", "balance", "count"}
     )  # the rest is applied to the finished rows
-    with closing(Journal(out, decides | {"content": content, "version": VERSION})) as journal:
+    with closing(ResumableRows(out, decides | {"content": content, "version": VERSION})) as progress:
         for row in rows:
             if row.fault:
                 print(f"line {row.line}: {row.fault}", file=sys.stderr)
-        journal.add(
-            {"row": row.line, "fault": row.fault} for row in rows if row.fault and row.line not in journal.entries
+        progress.add(
+            {"row": row.line, "fault": row.fault} for row in rows if row.fault and row.line not in progress.entries
         )
-        finished = {line for line, entry in journal.entries.items() if not entry.get("again")}
+        finished = {line for line, entry in progress.entries.items() if not entry.get("again")}
         chunks = [rows[start : start + recipe.chunk] for start in range(0, len(rows), recipe.chunk)]
         policy: tuple[Any, Any] | None = None
         own = judge is None
@@ -379,12 +379,12 @@ def build(recipe: PairsRecipe, out: Path, judge: Judge | None = None) -> dict[st
                     if todo:
                         if recipe.candidates is None and policy is None:
                             policy = load_policy(recipe.model, recipe.adapter)
-                        journal.add(_entries(recipe, todo, judge, policy))
+                        progress.add(_entries(recipe, todo, judge, policy))
                     bar.advance(task, len(chunk))
         finally:
             if own:
                 judge.close()
-        return finish(recipe, rows, journal, judge.engine.identity, out)
+        return finish(recipe, rows, progress, judge.engine.identity, out)
 
 
 def _entries(

@@ -342,18 +342,18 @@ def agreement(path: str, score: Callable[[str], float], resamples: int, seed: in
     Raises:
         InputError: naming the line that holds no pair, or if there is none at all.
     """
-    marks: list[float] = []
+    agrees: list[float] = []
     count = 0
     for number, row in json_lines.read(path):
         with json_lines.placed(f"{path}, line {number}"):
             chosen, rejected = (score(final_answer(written_prompt(row[name]))) for name in ("chosen", "rejected"))
         count += 1
         if chosen != rejected:
-            marks.append(float(chosen > rejected))
+            agrees.append(float(chosen > rejected))
     if not count:
         raise InputError(f"{path} holds no pair")
-    found = interval([[mark] for mark in marks], resamples, seed) if marks else None
-    return {"pairs": count, "told apart": len(marks), "agreement": found}
+    found = interval([[one] for one in agrees], resamples, seed) if agrees else None
+    return {"pairs": count, "told apart": len(agrees), "agreement": found}
 
 
 # -- reports ------------------------------------------------------------------------------------------------------------

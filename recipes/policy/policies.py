@@ -64,7 +64,12 @@ def load_policy(model: str, adapter: str | None = None) -> tuple[Any, Any]:
 
 
 def prompts_of(source: str, split: Split) -> list[Prompt]:
-    """Prompts of one side of a source, cut by a hash of their text.
+    """The prompts of :func:`rows_of`."""
+    return [row["prompt"] for row in rows_of(source, split)]
+
+
+def rows_of(source: str, split: Split) -> list[dict[str, Any]]:
+    """Rows of one side of a source, cut by a hash of their prompt's text: a ``prompt``, and what else a reward looks at.
 
     Args:
         source: ``"openings"`` of film reviews, or a file of JSON lines, each with a ``prompt`` (text or messages).
@@ -73,22 +78,23 @@ def prompts_of(source: str, split: Split) -> list[Prompt]:
     Raises:
         InputError: naming the first line that holds no prompt, or if there is none on this side.
     """
-    found: list[Prompt] = list(openings()) if source == "openings" else [prompt for _, prompt in read_prompts(source)]
-    chosen = [prompt for prompt in found if split_of(written_prompt(prompt)) == split]
+    known = ({"prompt": opening} for opening in openings())
+    found = known if source == "openings" else (record for _, record in read_prompt_rows(source))
+    chosen = [row for row in found if split_of(written_prompt(row["prompt"])) == split]
     if not chosen:
         raise InputError(f"{source} has no prompt in split {split!r}")
     return chosen
 
 
-def read_prompts(path: str) -> Iterator[tuple[int, Prompt]]:
-    """Prompts of a file of JSON lines, with the numbers of their lines.
+def read_prompt_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a file of JSON lines, with the numbers of their lines.
 
     Raises:
-        InputError: naming the line that holds none.
+        InputError: naming the line that holds no prompt.
     """
     for number, record in json_lines.read(path):
         with json_lines.placed(f"{path}, line {number}"):
-            yield number, prompt_in(record)
+            yield number, record | {"prompt": prompt_in(record)}
 
 
 def prompt_in(record: Mapping[str, Any]) -> Prompt:

@@ -5,6 +5,8 @@
     python -m recipes.policy.train recipes/policy/policy_cpu.yaml --set shared_base=true      # one copy of the base
     python -m recipes.policy.train recipes/policy/policy_cpu.yaml --set candidates=12         # over-generate, keep 8
     python -m recipes.policy.train recipes/policy/policy_dpo_cpu.yaml                         # after dpo_pairs.py
+    accelerate launch --config_file recipes/policy/accelerate/fsdp2.yaml -m recipes.policy.train \
+      recipes/policy/main_colocated.yaml                                                      # 8 GPUs: docs/main_job.md
 
 One YAML holds the judge (any field of ``JudgeConfig``: format, schedule, rating, verdict, engine) and the training (any
 field of TRL's config of the algorithm). GRPO and RLOO print a row per step (mean reward, its spread, position consistency,
@@ -17,12 +19,13 @@ yardstick than the judge.
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -34,7 +37,7 @@ from mrjudge_reward.settings import Settings
 from recipes.common.config import read_config
 from recipes.judge.train_rl import model_of
 
-from .policies import Prompt, prompts_of
+from .policies import rows_of
 from .random_judge import random_judge
 from .step_table import HEAD, cut_log, step_table, timed
 
@@ -52,6 +55,8 @@ class PolicyRecipe(Settings):
         candidates: completions per prompt to generate, of which the judge keeps ``num_generations`` (GRPO alone).
         how: which of them, ``extremes`` or ``spread``.
         prompts: ``"openings"`` of film reviews, or a file of JSON lines with a ``prompt`` each; the train split of them.
+        reward: further arguments of ``JudgeReward``, e.g. ``reference_column``: columns are the other fields of a line.
+        rules: reward functions beside the judge, called as TRL does: ``module:function`` (``recipes.common.rules:number``).
         pairs: a file made by ``dpo_pairs.py``.
         training: fields of TRL's ``GRPOConfig``, ``RLOOConfig`` or ``DPOConfig``.
 
@@ -68,6 +73,8 @@ class PolicyRecipe(Settings):
     candidates: PositiveInt | None = None
     how: Literal["extremes", "spread"] = "extremes"
     prompts: str = "openings"
+    reward: dict[str, Any] = Field(default_factory=dict)
+    rules: list[Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]] = Field(default_factory=list)
     pairs: str | None = None
     training: dict[str, Any]
 
@@ -79,8 +86,10 @@ class PolicyRecipe(Settings):
             raise ConfigError("pairs and algorithm 'dpo' go together: recipes.policy.dpo_pairs makes a file of pairs")
         if self.algorithm != "grpo" and self.candidates is not None:
             raise ConfigError("candidates need TRL's rollout_func, which GRPO alone has")
-        if self.algorithm == "dpo" and (self.judge or self.shared_base):
-            raise ConfigError("DPO asks no judge: it learns from the pairs; leave out judge and shared_base")
+        if self.algorithm == "dpo" and (self.judge or self.shared_base or self.reward or self.rules):
+            raise ConfigError(
+                "DPO asks no judge: it learns from the pairs; leave out judge, shared_base, reward and rules"
+            )
         if self.judge == "random" and self.shared_base:
             raise ConfigError("a random judge has no model that could share the policy's base; leave out shared_base")
         if self.shared_base and self.lora is None and self.adapter is None:
@@ -107,6 +116,7 @@ def reward_of(recipe: PolicyRecipe, settings: Any) -> JudgeReward:
         "num_generations_eval": settings.num_generations_eval,
         "name": "judge",
         "log_dir": settings.output_dir,
+        **recipe.reward,
     }
     if recipe.judge == "random":
         return JudgeReward(random_judge(settings.seed), **sizes)
@@ -119,7 +129,20 @@ def reward_of(recipe: PolicyRecipe, settings: Any) -> JudgeReward:
     return SharedBaseJudgeReward(config, **sizes)
 
 
-def online_trainer(recipe: PolicyRecipe, prompts: Sequence[Prompt]) -> tuple[Any, JudgeReward]:
+def rule_of(name: str) -> Any:
+    """The reward function of a name, ``module:function``.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"no reward function {name!r}: {error}") from error
+
+
+def online_trainer(recipe: PolicyRecipe, rows: Sequence[Mapping[str, Any]]) -> tuple[Any, JudgeReward]:
     """A trainer of GRPO or RLOO that prints its steps, and its reward."""
     import transformers
     import trl
@@ -142,13 +165,14 @@ def online_trainer(recipe: PolicyRecipe, prompts: Sequence[Prompt]) -> tuple[Any
             reward, candidates=recipe.candidates, how=recipe.how, seed=settings.seed
         )
     model, lora = model_of(recipe.model, recipe.adapter, recipe.lora, settings.model_init_kwargs)
+    names = dict.fromkeys(name for row in rows for name in row)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "You are using 'rollout_func'", UserWarning)
         trainer = timed(Trainer)(
             model=model,
             args=settings,
-            reward_funcs=reward,
-            train_dataset=Dataset.from_dict({"prompt": list(prompts)}),
+            reward_funcs=[reward, *map(rule_of, recipe.rules)],
+            train_dataset=Dataset.from_dict({name: [row.get(name) for row in rows] for name in names}),
             processing_class=tokenizer_of(recipe.model),
             peft_config=lora,
             **more,
@@ -217,13 +241,13 @@ def main() -> None:
     if recipe.algorithm == "dpo":
         trainer = pair_trainer(recipe)
     else:
-        prompts = prompts_of(recipe.prompts, "train")
-        trainer, _ = online_trainer(recipe, prompts)
+        rows = rows_of(recipe.prompts, "train")
+        trainer, _ = online_trainer(recipe, rows)
     output = Path(str(trainer.args.output_dir))
     last = get_last_checkpoint(str(output)) if output.is_dir() else None
     if recipe.algorithm != "dpo" and trainer.is_world_process_zero():
         cut_log(output / "log.jsonl", 0 if last is None else int(last.rpartition("-")[2]))
-        print(f"{len(prompts)} prompts, {trainer.args.num_generations} completions each\n\n{HEAD}", flush=True)
+        print(f"{len(rows)} prompts, {trainer.args.num_generations} completions each\n\n{HEAD}", flush=True)
     trainer.train(resume_from_checkpoint=last)
     trainer.save_model(str(output))
     if trainer.is_world_process_zero():

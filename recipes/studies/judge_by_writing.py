@@ -37,8 +37,8 @@ from recipes.common.intervals import Interval, interval, written
 from recipes.data.judge_data import TaskConfig, check_tasks, items
 from recipes.evaluate.image_ablation import GREY
 from recipes.evaluate.judge import EvaluationRecipe, write_report
+from recipes.judge.chat_rows import guard_of
 from recipes.judge.seeing_model import IMAGE, merged
-from recipes.judge.train_sft import guard_of
 from recipes.judge.vision_tower import SIDE
 
 
@@ -124,8 +124,8 @@ def measured(model: Any, processor: Any, found: Sequence[Item], recipe: Evaluati
     if len(found) == 1:
         del rows["swapped"]  # there is no other picture
     shares = {name: interval(values, recipe.resamples, recipe.seed) for name, values in rows.items()}
-    marks = {item.group.key: mark for item, (mark,) in zip(found, rows["order"], strict=True)}
-    return {"items": len(found), "chance": chance, **shares, "marks": marks}
+    accuracies = {item.group.key: accuracy for item, (accuracy,) in zip(found, rows["order"], strict=True)}
+    return {"items": len(found), "chance": chance, **shares, "per_item": accuracies}
 
 
 def gains(report: Mapping[str, Any], before: Mapping[str, Any], resamples: int, seed: int) -> dict[str, Interval]:
@@ -136,13 +136,13 @@ def gains(report: Mapping[str, Any], before: Mapping[str, Any], resamples: int, 
     """
     found: dict[str, list[list[float]]] = {}
     for name, row in report["tasks"].items():
-        marks, others = row["marks"], before["tasks"].get(name, {}).get("marks", {})
-        if marks.keys() != others.keys():
-            both = len(marks.keys() & others.keys())
+        accuracies, others = row["per_item"], before["tasks"].get(name, {}).get("per_item", {})
+        if accuracies.keys() != others.keys():
+            both = len(accuracies.keys() & others.keys())
             raise InputError(
-                f"of the {len(marks)} items of {name} {both} are among the {len(others)} of the other report"
+                f"of the {len(accuracies)} items of {name} {both} are among the {len(others)} of the other report"
             )
-        found[name] = [[mark - others[key]] for key, mark in marks.items()]
+        found[name] = [[accuracy - others[key]] for key, accuracy in accuracies.items()]
     found["all"] = [row for rows in found.values() for row in rows]
     return {name: interval(rows, resamples, seed) for name, rows in found.items()}
 
@@ -165,7 +165,7 @@ def evaluate(recipe: EvaluationRecipe) -> dict[str, Any]:
         row = measured(model, processor, items(task, recipe.split), recipe)  # type: ignore[arg-type]
         report["tasks"][name] = row
         print(
-            f"{name}: " + ", ".join(f"{key} {written(value)}" for key, value in row.items() if key != "marks"),
+            f"{name}: " + ", ".join(f"{key} {written(value)}" for key, value in row.items() if key != "per_item"),
             flush=True,
         )
     return report

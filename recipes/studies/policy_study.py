@@ -32,7 +32,7 @@ from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.settings import Settings
 from recipes.common.config import read_config
 from recipes.common.intervals import written
-from recipes.common.journal import write_text
+from recipes.common.resumable import write_text
 from recipes.policy.evaluate import (
     Columns,
     PolicyEvaluation,

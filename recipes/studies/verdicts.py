@@ -18,7 +18,7 @@ tokens       written per comparison
 seconds      per comparison, of those asked together
 ===========  ========================================================================================================
 
-Shares have 95 % intervals from a bootstrap over pairs. Writes ``report.json`` and ``report.md`` beside the journal.
+Shares have 95 % intervals from a bootstrap over pairs. Writes ``report.json`` and ``report.md`` beside ``progress.jsonl``.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from mrjudge_reward.training.items import Item
 from mrjudge_reward.types import Comparison, Grades, NoVerdict, Preference, RankOrder, Reply, Request, Verdict
 from recipes.common.config import read_config
 from recipes.common.intervals import interval, written
-from recipes.common.journal import Journal, write_text
+from recipes.common.resumable import ResumableRows, write_text
 from recipes.data.judge_data import TaskConfig, check_tasks, items
 
 
@@ -157,7 +157,7 @@ def _ahead(mine: float, other: float) -> float:
 
 
 def asked(judge: Judge, masses: Masses, pairs: Sequence[Item]) -> dict[str, Any]:
-    """What a journal keeps of some pairs."""
+    """What is kept of some pairs."""
     alone = judge.format.max_slots == 1
     orders = [Comparison((0,)), Comparison((1,))] if alone else [Comparison((0, 1)), Comparison((1, 0))]
     masses.found.clear()
@@ -183,7 +183,7 @@ def asked(judge: Judge, masses: Masses, pairs: Sequence[Item]) -> dict[str, Any]
 
 
 def measures(entries: Sequence[Mapping[str, Any]], resamples: int, seed: int) -> dict[str, Any]:
-    """A row of the table out of what a journal has of it."""
+    """A row of the table out of what was kept of it."""
 
     def share(values: Sequence[Sequence[bool]]) -> Any:
         return interval([[float(value) for value in row] for row in values], resamples, seed)
@@ -217,11 +217,11 @@ def run(study: VerdictStudy, folder: Path, engine: Engine | None = None) -> dict
 
     Args:
         study: what is asked.
-        folder: of the journal.
+        folder: of the finished rows.
         engine: use this one instead of building it.
 
     Raises:
-        ConfigError: if the settings contradict each other or those of the journal, or a task has no pairs.
+        ConfigError: if the settings contradict each other or those of the folder, or a task has no pairs.
     """
     if study.split not in ("dev", "test"):
         raise ConfigError(f"wordings are measured on dev or test; got {study.split!r}")
@@ -239,22 +239,22 @@ def run(study: VerdictStudy, folder: Path, engine: Engine | None = None) -> dict
         for cell in cells
         for first in range(0, len(pairs[cell.task]), study.chunk)
     ]
-    journal = Journal(folder, study.model_dump(mode="json"))
+    progress = ResumableRows(folder, study.model_dump(mode="json"))
     try:
-        left = [number for number in range(len(chunks)) if number not in journal.entries]
+        left = [number for number in range(len(chunks)) if number not in progress.entries]
         if left:
             shared = engine if engine is not None else next(iter(cells.values())).build_engine()
             masses = Masses(shared)
             try:
                 for number in track(left, "Pairs"):
                     cell, some = chunks[number]
-                    journal.add([{"row": number, **asked(cells[cell].build(shared), masses, some)}])
+                    progress.add([{"row": number, **asked(cells[cell].build(shared), masses, some)}])
             finally:
                 if engine is None:
                     shared.close()
-        entries = [(cell, journal.entries[number]) for number, (cell, _) in enumerate(chunks)]
+        entries = [(cell, progress.entries[number]) for number, (cell, _) in enumerate(chunks)]
     finally:
-        journal.close()
+        progress.close()
     rows = [
         {**vars(cell), **measures([entry for one, entry in entries if one == cell], study.resamples, study.seed)}
         for cell in cells

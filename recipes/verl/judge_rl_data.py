@@ -1,50 +1,70 @@
-"""Write judging exercises as verl's data sets: ``train.parquet`` and ``dev.parquet`` (see ``judge_rl.yaml``).
+"""Write judging problems as verl's data sets: ``train.parquet`` and ``dev.parquet`` (see ``judge_rl.yaml``).
 
     python -m recipes.verl.judge_rl_data recipes/judge/rl_7b.yaml ~/data/judge
     python -m recipes.verl.judge_rl_data recipes/judge/rl_7b.yaml ~/data/judge --set tasks.science.count=100
 
 Tasks and model are those of a config of ``judge/train_rl.py``, whose other settings are verl's business here. The training
-set is a mixture by the tasks' weights in which each task comes whole; the dev set has all dev exercises.
+set is a mixture by the tasks' weights in which each task comes whole; the dev set has all dev problems.
+
+An image of an item stands as ``<image>`` in its turn and in the column ``images``, as verl has it. What verl would take for
+a place in a text of such a row is defused as a marker is. Prompts that are too long verl leaves out itself
+(``data.filter_overlong_prompts``), and says how many are left.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mrjudge_reward.engines.embedded import embedded_model_path
 from mrjudge_reward.errors import InputError, require
-from mrjudge_reward.integrations.verl.judge_training import written_exercise
+from mrjudge_reward.images import load_picture
+from mrjudge_reward.integrations.verl.judge_training import written_problem
+from mrjudge_reward.messages import Message, TextPart
 from mrjudge_reward.prompting.sanitizing import Sanitizer
 from mrjudge_reward.special_tokens import of_tokenizer
-from mrjudge_reward.training.tasks import Exercise, Split, balanced
+from mrjudge_reward.training.tasks import Problem, Split, balanced
 from recipes.common.config import read_config
-from recipes.data.judge_data import TaskConfig, check_tasks, task_exercises
+from recipes.data.judge_data import TaskConfig, Trait, check_tasks, mixture_weights, shows_images, task_problems
 
 MAX_TEXT_TOKENS = 2048
+PLACES = frozenset({"<image>", "<video>", "<audio>"})
+"""What verl cuts a text at, in a row that shows something."""
 
 
-def verl_rows(tasks: dict[str, TaskConfig], split: Split, tokenizer: Any, seed: int = 0) -> list[dict[str, Any]]:
+def verl_rows(
+    tasks: dict[str, TaskConfig],
+    split: Split,
+    tokenizer: Any,
+    seed: int = 0,
+    sees: bool = True,
+    balance: Sequence[Trait] = (),
+) -> list[dict[str, Any]]:
     """Rows of a split as verl reads them.
 
     Args:
         tasks: name → task. Held-out ones are left out.
-        split: training gives a mixture, the others all exercises.
+        split: training gives a mixture, the others all problems.
         tokenizer: of the judge that is trained; its own markers cannot be spoken by a text.
         seed: of the mixture.
+        sees: whether that judge takes images.
+        balance: of the mixture, as in ``judge/train_rl.py``.
 
     Raises:
-        InputError: if nothing is left, or for an item with images, which these rows cannot hold.
+        InputError: if nothing is left, for an item with images where the judge sees none, or with one that is none.
     """
     check_tasks(tasks)
     tasks = {name: task for name, task in tasks.items() if task.held_out == "no"}
-    made = {name: task_exercises(task, split) for name, task in tasks.items()}
+    made = {name: task_problems(task, split) for name, task in tasks.items()}
     if not made:
         raise InputError("there is no task that is not held out")
-    shown: list[tuple[str, Exercise]] = [(name, exercise) for name, some in made.items() for exercise in some]
+    shown: list[tuple[str, Problem]] = [(name, problem) for name, some in made.items() for problem in some]
     if split == "train":
-        weights = {name: task.weight for name, task in tasks.items()}
+        weights = mixture_weights(
+            tasks, {name: any(map(shows_images, some[:1])) for name, some in made.items()}, balance
+        )
         count = round(max(len(made[name]) / weight for name, weight in weights.items()) * sum(weights.values()))
         shown = balanced(made, count, seed, weights)
 
@@ -52,21 +72,47 @@ def verl_rows(tasks: dict[str, TaskConfig], split: Split, tokenizer: Any, seed: 
         return len(tokenizer.encode(text, add_special_tokens=False))
 
     guard = Sanitizer(length, MAX_TEXT_TOKENS, of_tokenizer(tokenizer))
+    beside_images = Sanitizer(length, MAX_TEXT_TOKENS, of_tokenizer(tokenizer) | PLACES)
+    pictured = [shows_images(problem) for _, problem in shown]
     rows = []
-    for index, (name, exercise) in enumerate(shown):
-        if any(turn.images for turn in exercise.item.group.prompt):
-            raise InputError(f"item {exercise.item.group.key} has images, and these rows hold text alone")
-        written = written_exercise(exercise, tasks[name].judge)
+    for index, ((name, problem), with_images) in enumerate(zip(shown, pictured, strict=True)):
+        item = f"task {name}, item {problem.item.group.key}"
+        if with_images and not sees:
+            raise InputError(f"{item} has images, and the model takes none")
+        written = written_problem(problem, tasks[name].judge)
+        turns = problem.render(beside_images if with_images else guard)
+        try:
+            images = [load_picture(part.image).data for turn in turns for part in turn.images]
+        except InputError as error:
+            raise InputError(f"{item}: {error}") from error
         rows.append(
             {
                 "data_source": name,
-                "prompt": [{"role": turn.role, "content": turn.text} for turn in exercise.render(guard)],
+                "prompt": [{"role": turn.role, "content": marked_text(turn)} for turn in turns],
                 "ability": "judging",
-                "reward_model": {"style": "rule", "ground_truth": exercise.right()},
-                "extra_info": {"split": split, "index": index, "exercise": written},
+                "reward_model": {"style": "rule", "ground_truth": problem.right()},
+                "extra_info": {"split": split, "index": index, "problem": written},
+                # In every row if in one, or the file would have columns of two kinds.
+                **({"images": [{"bytes": data, "path": None} for data in images]} if any(pictured) else {}),
             }
         )
     return rows
+
+
+def marked_text(turn: Message) -> str:
+    """A turn's text with ``<image>`` where an image stands."""
+    if not turn.images:
+        return turn.text
+    return "".join(part.text if isinstance(part, TextPart) else "<image>" for part in turn.content)
+
+
+def write(rows: Sequence[dict[str, Any]], file: Path) -> None:
+    """Write rows as Parquet; verl gets images as images."""
+    datasets = require("datasets", extra="trl")
+    made = datasets.Dataset.from_list(list(rows))
+    if "images" in rows[0]:
+        made = made.cast_column("images", datasets.List(datasets.Image()))
+    made.to_parquet(file)
 
 
 def main() -> None:
@@ -78,17 +124,18 @@ def main() -> None:
     args = parser.parse_args()
     recipe = read_config(args.config, args.overrides)
 
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PretrainedConfig
 
     model = recipe.get("model", "embedded")
-    tokenizer = AutoTokenizer.from_pretrained(str(embedded_model_path()) if model == "embedded" else model)
+    model = str(embedded_model_path()) if model == "embedded" else model
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    sees = "vision_config" in PretrainedConfig.get_config_dict(model)[0]
     tasks = {name: TaskConfig(**values) for name, values in recipe.get("tasks", {}).items()}
-    dataset = require("datasets", extra="trl").Dataset
     args.out.mkdir(parents=True, exist_ok=True)
     splits: tuple[Split, ...] = ("train", "dev")
     for split in splits:
-        rows = verl_rows(tasks, split, tokenizer)
-        dataset.from_list(rows).to_parquet(args.out / f"{split}.parquet")
+        rows = verl_rows(tasks, split, tokenizer, sees=sees, balance=recipe.get("balance", ()))
+        write(rows, args.out / f"{split}.parquet")
         print(f"{len(rows)} rows in {args.out / split}.parquet")
 
 

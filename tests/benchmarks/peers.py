@@ -64,7 +64,7 @@ from mrjudge_reward.engines.openai.requests import chat_messages
 from mrjudge_reward.engines.vllm.server import VLLMServerEngine
 from mrjudge_reward.engines.vllm.setup import cpu_build
 from mrjudge_reward.prompting.sanitizing import Sanitizer
-from mrjudge_reward.scoring.stats import FailureAlarm
+from mrjudge_reward.scoring.alarms import FailureAlarm
 
 from .prefix import review_groups, start_in_environment
 from .schedules import standard_error, tau_a

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from mrjudge_reward import Choice, Group, Judge, ScriptedEngine
 from mrjudge_reward.monitoring.monitor import RunMonitor
-from mrjudge_reward.scoring.stats import FailureAlarm
+from mrjudge_reward.scoring.alarms import FailureAlarm
 from mrjudge_reward.types import Request
 from tests.support import ROOT
 

@@ -29,7 +29,7 @@ def assert_rows_of_a_duel(printed: str, rows: list[dict[str, Any]], engine: str)
         assert all(0 < inside < judge for inside, judge in zip(row["inside_s"], row["judge_s"], strict=True))
 
 
-# test_vllm_engine.py measures vLLM where it is imported already.
+# engines/vllm/test_engine.py measures vLLM where it is imported already.
 @pytest.mark.parametrize("engine", ["transformers", pytest.param("vllm", marks=[pytest.mark.scale, needs_vllm])])
 @pytest.mark.usefixtures("smol_path")
 def test_the_overhead_benchmark_prints_its_three_tables_and_its_requirements(engine: str, tmp_path: Path) -> None:

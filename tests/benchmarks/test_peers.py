@@ -1,6 +1,6 @@
 """The benchmark against other patterns: these against the loopback server, and a run of the script on a vLLM of its own.
 
-`make test` runs it on the server that test_vllm_engine.py has.
+`make test` runs it on the server that engines/vllm/test_engine.py has.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The prefix benchmark: its orders, its simulated cache, and a short run of the script on the real engine.
 
-`make test` runs it in the process of test_vllm_engine.py, where vLLM is imported already.
+`make test` runs it in the process of engines/vllm/test_engine.py, where vLLM is imported already.
 """
 
 from __future__ import annotations

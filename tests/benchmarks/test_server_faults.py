@@ -14,7 +14,7 @@ import pytest
 
 from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.types import Group, JudgedComparison, Preference
-from tests.engines.test_server_replies import FAILED, READABLE, V
+from tests.engines.openai.test_server_replies import FAILED, READABLE, V
 from tests.support.judge_server import JudgeServer, longest_wins, prompt_text
 
 PASSING = ("500", "503", "429", "drop", "half")

@@ -10,7 +10,9 @@ last member has come, and ask each comparison as soon as its members are there. 
 only the server is simulated, by sleeping. The rollouts alone are the floor.
 
 **Overhead.** Samples go through verl's own reward loop on a real Ray, once with our manager and a judge that answers at
-once, once with verl's stock manager and a function that returns at once. The difference is what our adapter adds.
+once, once with verl's stock manager and a function that returns at once. The difference is what our adapter adds. CPU time
+is told besides, of each kind of process, because it does not depend on what else the machine does; and of the judge alone,
+asked about the same groups in this process.
 """
 
 from __future__ import annotations
@@ -21,15 +23,20 @@ import heapq
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 
-from mrjudge_reward import Choice, Judge
+from mrjudge_reward import Choice, Judge, JudgeConfig
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.messages import as_messages
 from mrjudge_reward.streaming.batches import SharedBatches
 from mrjudge_reward.streaming.groups import ArrivingGroups, Sample
 from mrjudge_reward.streaming.queue import JudgingQueue
+from mrjudge_reward.streaming.scores import group_of
 from mrjudge_reward.types import EngineFailure, Reply, Request
+
+KINDS = ("driver", "RewardLoopWorker", "JudgeActor")
+"""Kinds of processes whose CPU time is told."""
 
 WAYS = {"batch": "at the end of the batch", "group": "group by group", "comparison": "as it arrives"}
 
@@ -114,30 +121,49 @@ def arrivals(args: argparse.Namespace) -> None:
 
 def overhead(args: argparse.Namespace) -> None:
     """Print what our manager adds to a sample's way through verl's reward loop."""
+    import psutil
     import ray
     from transformers import AutoTokenizer
     from verl.experimental.reward_loop.reward_loop import RewardLoopManager
 
     from mrjudge_reward.engines.embedded import embedded_model_path
-    from tests.support.verl_setup import Streaming, reward_loop, rollouts, verl_config
+    from tests.support.verl_setup import Streaming, ready_judge, reward_loop, rollouts, verl_config
 
     ray.init(num_cpus=16, include_dashboard=False, log_to_driver=False)
     path = str(embedded_model_path())
     tokenizer = AutoTokenizer.from_pretrained(path)
 
-    def seconds_per_sample(manager: RewardLoopManager) -> float:
+    def cpu_seconds() -> Counter[str]:
+        """By kind of process."""
+        me, spent = psutil.Process(), Counter[str]()
+        for process in (me, *me.children(recursive=True)):
+            name = "driver" if process == me else process.name()
+            spent[next((kind for kind in KINDS if kind in name), "Ray")] += sum(process.cpu_times()[:2])
+        return spent
+
+    def of_a_sample(manager: RewardLoopManager) -> tuple[float, dict[str, float]]:
+        """Seconds at best, and CPU seconds by kind of process on average."""
         stream = Streaming(manager, tokenizer)
         stream.all(rollouts(4, args.size, {"mrjudge_group_size": args.size}))  # all is loaded
-        best = float("inf")
+        best, samples, before = float("inf"), args.groups * args.size, cpu_seconds()
         for _ in range(args.repeats):
             made = rollouts(args.groups, args.size, {"mrjudge_group_size": args.size})
             began = time.perf_counter()
             stream.all(made, seed=1)
-            best = min(best, (time.perf_counter() - began) / len(made))
-        return best
+            best = min(best, (time.perf_counter() - began) / samples)
+        spent = cpu_seconds() - before
+        return best, {kind: seconds / samples / args.repeats for kind, seconds in spent.items()}
+
+    def judging() -> float:
+        """CPU seconds of a sample in ``Judge.judge``, a group a call."""
+        judge, began = ready_judge(JudgeConfig()), 0.0
+        for number in range(args.groups + 4):
+            began = time.process_time() if number == 4 else began
+            judge.judge([group_of(str(number), [sample(number, member, args.size) for member in range(args.size)])])
+        return (time.process_time() - began) / (args.groups * args.size)
 
     workers = f"reward.num_workers={args.workers}"
-    found = {}
+    found: dict[str, tuple[float, dict[str, float]]] = {}
     stock = [
         "reward.reward_manager.source=register",
         "reward.reward_manager.name=naive",
@@ -147,12 +173,19 @@ def overhead(args: argparse.Namespace) -> None:
     for name, overrides in {"stock": stock, "ours": []}.items():
         settings = {"factory": "tests.support.verl_setup:ready_judge"}
         with reward_loop(verl_config(path, settings, workers, *overrides)) as manager:
-            found[name] = seconds_per_sample(manager)
-    print(
-        f"{args.groups * args.size} samples in flight, {args.workers} reward workers, best of {args.repeats}: stock manager "
-        f"{found['stock'] * 1e3:.2f} ms a sample, ours {found['ours'] * 1e3:.2f} ms, of which added "
-        f"{(found['ours'] - found['stock']) * 1e3:.2f} ms; ratio {found['ours'] / found['stock']:.2f}"
-    )
+            found[name] = of_a_sample(manager)
+    (stock_s, stock_cpu), (ours_s, ours_cpu) = found["stock"], found["ours"]
+    print(f"{args.groups * args.size} samples in flight, {args.workers} reward workers; ms a sample\n")
+    print(f"{'':<32}{'stock':>8}{'ours':>8}{'added':>8}{'ratio':>8}")
+    rows = {
+        f"wall, best of {args.repeats}": (stock_s, ours_s),
+        "CPU, all": (sum(stock_cpu.values()), sum(ours_cpu.values())),
+    }
+    rows |= {f"CPU, {kind}": (stock_cpu.get(kind, 0.0), ours_cpu.get(kind, 0.0)) for kind in (*KINDS, "Ray")}
+    for name, (stock_one, ours_one) in rows.items():
+        ratio = f"{ours_one / stock_one:.2f}" if stock_one else ""
+        print(f"{name:<32}{stock_one * 1e3:>8.2f}{ours_one * 1e3:>8.2f}{(ours_one - stock_one) * 1e3:>8.2f}{ratio:>8}")
+    print(f"{'CPU, the judge by itself':<32}{'':>8}{judging() * 1e3:>8.2f}")
     ray.shutdown()
 
 

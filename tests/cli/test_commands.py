@@ -179,6 +179,23 @@ def test_lines_are_judged_by_the_criteria_they_bring_and_a_line_without_is_a_bad
     assert "not JSON" in torn["error"]
 
 
+def test_several_references_are_shown_and_those_without_a_place_are_a_fault_of_their_line(
+    tmp_path: Path, engine: ScriptedEngine
+) -> None:
+    line = {"prompt": "q", "candidates": ["x", "yy"], "reference": [42, "forty-two"]}
+    assert rank(stdin=jsonl(line)).exit_code == 0
+    assert "Reference 1 of 2: 42\nReference 2 of 2: forty-two" in engine.requests[0].messages[-1].text
+    own = tmp_path / "own.txt"
+    own.write_text(
+        "=== system ===\nChoose.\n=== user ===\n{question}\n{responses}\n{labels} {form}\n"
+        "=== response ===\n[Response {label}]\n{text}\n[End of response {label}]\n"
+    )
+    result = rank("--set", f"template={own}", stdin=jsonl(line, GROUPS[0]))
+    assert result.exit_code == 1, result.stderr
+    assert "has a reference that the judge would not see" in records(result.stdout)[0]["error"]
+    assert records(result.stdout)[1]["best"] == 1
+
+
 BAD = [
     ("{oops", "not JSON"),
     ('{"prompt": "q", "candidates": ["a", NaN]}', "candidates[1]: must be text; got None"),
@@ -193,8 +210,7 @@ BAD = [
     ({"prompt": "q", "candidates": []}, "candidates: must be 1 to"),
     ({"prompt": "q", "candidates": "abc"}, "candidates: must be a list"),
     ({"prompt": "q", "candidates": ["a", 7]}, "candidates[1]: must be text; got 7"),
-    ({"prompt": "q", "candidates": ["a"], "rubric": 5}, "rubric: must be text or criteria"),
-    ({"prompt": "q", "candidates": ["a"], "rubric": ["x", 5]}, "rubric, criterion 2: a criterion is a text or"),
+    ({"prompt": "q", "candidates": ["a"], "rubric": {"x": 1}}, "the rubric must be text, a number, or a list of these"),
     ({"prompt": "q", "candidates": ["a"], "id": {"x": 1}}, "id: must be text or a whole number"),
 ]
 

@@ -34,9 +34,8 @@ from mrjudge_reward.engines.local.offload import OffloadEngine
 from mrjudge_reward.engines.local.shared_base import SharedBaseEngine
 from mrjudge_reward.messages import as_messages
 from mrjudge_reward.types import Reply, Request
+from tests.engines.local.test_shared_base import load, randomise, save_adapter
 from tests.support import ROOT
-
-from .test_shared_base import load, randomise, save_adapter
 
 pytestmark = [
     pytest.mark.gpu,

@@ -16,7 +16,8 @@ from mrjudge_reward.engines.openai.engine import OpenAIEngine
 from mrjudge_reward.engines.scripted import ScriptedEngine, shown_candidates
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.prompting.formats import Choice, PairScores
-from mrjudge_reward.scoring.stats import FailureAlarm, JudgeStats
+from mrjudge_reward.scoring.alarms import FailureAlarm
+from mrjudge_reward.scoring.stats import JudgeStats
 from mrjudge_reward.scoring.tally import position_consistency
 from mrjudge_reward.types import EngineFailure, Group, NoVerdict, Preference, Reply, Request, Usage
 from tests.support.judge_server import JudgeServer

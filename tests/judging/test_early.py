@@ -11,8 +11,8 @@ from mrjudge_reward.engines.scripted import ScriptedEngine, shown_candidates
 from mrjudge_reward.errors import InputError, JudgeUnreliableError
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.prompting.formats import SENTIMENT, Choice, Format, Score
+from mrjudge_reward.scoring.alarms import FailureAlarm
 from mrjudge_reward.scoring.schedules import SCHEDULES
-from mrjudge_reward.scoring.stats import FailureAlarm
 from mrjudge_reward.types import EngineFailure, Group, Judgement, Request
 
 PROMPT = "Which is best?"

@@ -23,8 +23,8 @@ from mrjudge_reward.judge import Judge
 from mrjudge_reward.judging.parallel import MOST_SHARES, in_order, shares, side_by_side
 from mrjudge_reward.messages import ImagePart, Message, TextPart
 from mrjudge_reward.prompting.formats import Choice
+from mrjudge_reward.scoring.alarms import FailureAlarm
 from mrjudge_reward.scoring.schedules import SCHEDULES, Limits
-from mrjudge_reward.scoring.stats import FailureAlarm
 from mrjudge_reward.scoring.tally import count_games
 from mrjudge_reward.types import (
     Comparison,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import pickle
 import random
 import re
 from pathlib import Path
@@ -18,7 +17,7 @@ from mrjudge_reward import Group, Judge, JudgeConfig, Judgement, ScriptedEngine
 from mrjudge_reward.cli.app import app
 from mrjudge_reward.engines.scripted import shown_candidates
 from mrjudge_reward.images import estimated_tokens
-from mrjudge_reward.judging.token_budget import UNKNOWN_CONTEXT, Once
+from mrjudge_reward.judging.token_budget import UNKNOWN_CONTEXT
 from mrjudge_reward.monitoring.report.charts import findings_of
 from mrjudge_reward.monitoring.report.page import page_of
 from mrjudge_reward.monitoring.run_log import LoggedGroup, RunLogWriter, read_run
@@ -168,14 +167,6 @@ def test_a_context_that_nobody_tells_is_assumed_and_that_is_said_once(caplog: py
     (record,) = caplog.records
     assert f"openai:judge does not tell its context, so {UNKNOWN_CONTEXT} tokens are assumed" in record.getMessage()
     assert "Set context_tokens." in record.getMessage()
-
-
-def test_what_was_said_stays_said_in_a_copy(caplog: pytest.LogCaptureFixture) -> None:
-    once = Once()
-    once.warn("a", "first")
-    pickle.loads(pickle.dumps(once)).warn("a", "again")
-    once.warn("b", "second")
-    assert [record.getMessage().split()[0] for record in caplog.records] == ["first", "second"]
 
 
 # -- what is cut is counted and said ---------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from mrjudge_reward.monitoring.canaries import (
     measure,
 )
 from mrjudge_reward.prompting.formats import Choice, PairScores, Ranking, Score
-from mrjudge_reward.scoring.stats import FailureAlarm
+from mrjudge_reward.scoring.alarms import FailureAlarm
 from mrjudge_reward.types import EngineFailure, Group, Request
 
 GOOD = frozenset(canary.group.candidates[0] for canary in BUILT_IN)

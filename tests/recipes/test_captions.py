@@ -114,7 +114,7 @@ def test_describing_gives_examples_and_nothing_to_judge(file: str):
     task = judge_data.TaskConfig(source="captions", path=file, describe=True)
     assert judge_data.items(task, "train")
     with pytest.raises(ConfigError, match="nothing to judge"):
-        judge_data.task_exercises(task, "test")
+        judge_data.task_problems(task, "test")
 
 
 @pytest.mark.parametrize(

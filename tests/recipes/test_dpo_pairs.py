@@ -226,7 +226,7 @@ def test_a_judge_that_fails_too_often_stops_the_run_and_keeps_what_was_made(tmp_
     )
     with pytest.raises(JudgeUnreliableError):
         dpo_pairs.build(dpo_pairs.PairsRecipe(candidates=source, chunk=4), tmp_path / "out", judge)
-    assert len((tmp_path / "out" / "journal.jsonl").read_text().splitlines()) == 4
+    assert len((tmp_path / "out" / "progress.jsonl").read_text().splitlines()) == 4
 
 
 Pair = dict[str, Any]

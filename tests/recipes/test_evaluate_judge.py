@@ -51,7 +51,7 @@ def test_a_judge_that_knows_is_right_everywhere(ratings: dict[str, float]):
         assert row[name] == (1.0, 1.0, 1.0), name
     assert (row["macro F1"], row["failed"], row["ties"], row["chance"]) == (1.0, 0.0, 0.0, 0.5)
     assert row["first slot"] == 0.5
-    assert (row["items"], row["exercises"]) == (40, 80)
+    assert (row["items"], row["problems"]) == (40, 80)
     assert row["calibration"] == [{"sure": pytest.approx(0.9), "right": 1.0, "count": 80}]
     assert sum(point["count"] for point in row["gaps"]) == 80
 

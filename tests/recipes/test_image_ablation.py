@@ -117,7 +117,7 @@ def test_of_captions_graded_alone_pairs_in_the_right_order_are_compared(file: st
         "grades": {" no": 0.0, " yes": 1.0},
     }
     row = evaluated(grade, {"pictures": task(file, judge=judge)})["tasks"]["pictures"]
-    assert row["exercises"] == 2 * row["items"] == 72
+    assert row["problems"] == 2 * row["items"] == 72
     assert row["order"] == (1.0, 1.0, 1.0)
     assert row["blanked"] == (0.0, 0.0, 0.0), "two grades alike are in no order"
     assert row["swapped"][0] < 0.2
@@ -135,7 +135,7 @@ def test_the_ablation_can_be_turned_off_and_leaves_tasks_without_pictures_alone(
 
 
 def test_a_blanked_picture_is_grey_of_the_same_size_and_a_swapped_one_is_never_its_own(file: str):
-    made = judge_data.task_exercises(judge_data.TaskConfig(**task(file)), "test")
+    made = judge_data.task_problems(judge_data.TaskConfig(**task(file)), "test")
     keys = [load_picture(image).key for one in made for image in image_ablation.pictures_of(one)]
     for one, other in zip(made, image_ablation.blanked(made), strict=True):
         (image,) = image_ablation.pictures_of(other)

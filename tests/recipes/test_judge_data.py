@@ -1,4 +1,4 @@
-"""The real data that judges are trained on: nothing is on two sides, and what is right has full marks."""
+"""The real data that judges are trained on: nothing is on two sides, and what is right earns all of the reward."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mrjudge_reward.judging.tournament import is_degenerate
 from mrjudge_reward.prompting.formats import Choice, Score
 from mrjudge_reward.prompting.rendering import conversation_text
 from mrjudge_reward.training.items import from_ratings
-from mrjudge_reward.training.tasks import Item, mark
+from mrjudge_reward.training.tasks import Item, verify
 from mrjudge_reward.types import Reply
 from recipes.data import judge_data, reviews
 
@@ -86,25 +86,25 @@ def test_a_text_is_on_one_side_alone_in_whichever_task(size: int):
     assert not sides["dev"] & sides["test"]
 
 
-def test_items_and_exercises_are_the_same_every_time_and_keep_their_gap():
+def test_items_and_problems_are_the_same_every_time_and_keep_their_gap():
     task = judge_data.TaskConfig(source="film reviews", judge=CHOICE, count=400, gap=1.5, both_orders=True, seed=3)
-    made = judge_data.task_exercises(task, "train")
-    assert made == judge_data.task_exercises(judge_data.TaskConfig(**task.model_dump()), "train")
-    assert made != judge_data.task_exercises(task.model_copy(update={"seed": 4}), "train")
+    made = judge_data.task_problems(task, "train")
+    assert made == judge_data.task_problems(judge_data.TaskConfig(**task.model_dump()), "train")
+    assert made != judge_data.task_problems(task.model_copy(update={"seed": 4}), "train")
     assert len(made) == 800
-    assert all(abs(exercise.gold_K[0] - exercise.gold_K[1]) >= 1.5 - 1e-9 for exercise in made)
+    assert all(abs(problem.gold_K[0] - problem.gold_K[1]) >= 1.5 - 1e-9 for problem in made)
     assert all(there.slots == back.slots[::-1] for there, back in zip(made[::2], made[1::2], strict=True))
-    assert 300 < sum(exercise.right() == "<answer>A</answer>" for exercise in made) < 500
+    assert 300 < sum(problem.right() == "<answer>A</answer>" for problem in made) < 500
     assert made[0].item.group.prompt[0].text == "Write a positive sentence about a film."
 
 
 def test_single_texts_are_plainly_good_or_plainly_bad():
     task = judge_data.TaskConfig(source="Amazon reviews", size=1, gap=2.0, judge={"format": "sentiment"}, eval_count=50)
-    made = judge_data.task_exercises(task, "test")
+    made = judge_data.task_problems(task, "test")
     assert len(made) == 50
-    assert all(abs(exercise.gold_K[0]) >= 1 for exercise in made)
-    assert {exercise.right() for exercise in made} == {"Sentiment: positive", "Sentiment: negative"}
-    assert all((exercise.right() == "Sentiment: positive") == (exercise.gold_K[0] > 0) for exercise in made)
+    assert all(abs(problem.gold_K[0]) >= 1 for problem in made)
+    assert {problem.right() for problem in made} == {"Sentiment: positive", "Sentiment: negative"}
+    assert all((problem.right() == "Sentiment: positive") == (problem.gold_K[0] > 0) for problem in made)
 
 
 def test_a_domain_held_out_is_test_as_a_whole_and_nobody_may_train_on_it():
@@ -204,8 +204,8 @@ def test_questions_are_read_whole_with_right_answers_in_every_slot(source: str, 
             assert source not in ("social_iqa", "emotional") or not text.endswith(".") or ". " in text, (
                 "the last option would show"
             )
-    for exercise in judge_data.task_exercises(task, "test"):
-        assert mark(exercise, Reply(exercise.right())).reward == 1.0
+    for problem in judge_data.task_problems(task, "test"):
+        assert verify(problem, Reply(problem.right())).reward == 1.0
 
 
 def test_fewer_options_always_hold_the_right_one():
@@ -215,7 +215,7 @@ def test_fewer_options_always_hold_the_right_one():
 
 def test_experts_order_of_answers_is_a_ranking():
     task = judge_data.TaskConfig(source="emotional", size=4, judge={"format": "ranking"}, count=10**6)
-    written = [exercise.right() for exercise in judge_data.task_exercises(task, "train")]
+    written = [problem.right() for problem in judge_data.task_problems(task, "train")]
     assert any("=" not in text for text in written)
     assert any(re.search(r"> .* = .* = ", text) for text in written)
 
@@ -297,7 +297,7 @@ def test_preferences_of_a_file_are_split_by_their_prompts(tmp_path: Path, suffix
     assert sum(map(len, made.values())) == count
     prompts = [{conversation_text(item.group.prompt) for item in items} for items in made.values()]
     assert len(prompts[0]) + len(prompts[1]) + len(prompts[2]) == 200, "no prompt on two sides"
-    assert all(mark(e, Reply(e.right())).reward == 1.0 for e in judge_data.task_exercises(task, "train"))
+    assert all(verify(e, Reply(e.right())).reward == 1.0 for e in judge_data.task_problems(task, "train"))
 
 
 def test_a_folder_that_the_hub_library_reads_is_read_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -340,6 +340,99 @@ def test_lists_of_rated_answers_are_narrowed_to_the_best_and_worse_ones(tmp_path
     assert len({item.group.candidates[item.gold_G.index(1.0)][-1] for item in judge_data.items(pair, "train")}) == 2
 
 
+def items_file(folder: Path, *rows: dict[str, Any]) -> str:
+    made = [
+        {"prompt": f"Question {n}?", "candidates": ["good", "bad"], "gold": [1, 0], **row} for n, row in enumerate(rows)
+    ]
+    (folder / "items.jsonl").write_text("\n".join(map(json.dumps, made)))
+    return str(folder / "items.jsonl")
+
+
+def all_of(path: str, **more: Any) -> list[Any]:
+    return judge_data.items(judge_data.TaskConfig(source="items", path=path, held_out="source", **more), "test")
+
+
+@pytest.mark.parametrize(
+    ("bounds", "kept"),
+    [
+        (None, [0.0, 0.25, 0.5, 1.0]),
+        ([0.0, 0.75], [0.0, 0.25, 0.5]),  # wrong, or unsure of
+        ([0.1, 0.9], [0.25, 0.5]),  # those whose replies differ
+        ([1, 1], [1.0]),
+        ([0, 1], [0.0, 0.25, 0.5, 1.0]),
+        ([0.6, 0.9], []),
+    ],
+)
+def test_items_are_chosen_by_how_often_a_judge_was_right(bounds: Any, kept: list[float], tmp_path: Path):
+    path = items_file(tmp_path, *({"accuracy": share} for share in (0.0, 0.25, 0.5, 1.0)))
+    numbers = [int(item.group.prompt[0].text.split()[1][:-1]) for item in all_of(path, accuracy=bounds)]
+    assert sorted([0.0, 0.25, 0.5, 1.0][number] for number in numbers) == kept
+
+
+@pytest.mark.parametrize(
+    ("row", "more", "fault"),
+    [
+        ({"candidates": ["good"]}, {}, "line 2: "),
+        ({"candidates": ["", "bad"]}, {}, "line 2: "),
+        ({"gold": [1]}, {}, "line 2: "),
+        ({"gold": [1, 1]}, {}, "line 2: "),  # a tie
+        ({"prompt": None}, {}, "line 2: "),
+        ({}, {"accuracy": [0, 1]}, "line 2: accuracy must be a number"),
+        ({"accuracy": "often"}, {"accuracy": [0, 1]}, "line 2: accuracy must be a number"),
+    ],
+)
+def test_a_line_of_items_that_is_none_is_an_error_and_not_left_out(row: Any, more: Any, fault: str, tmp_path: Path):
+    with pytest.raises(InputError, match=fault):
+        all_of(items_file(tmp_path, {"accuracy": 0.5}, row), **more)
+
+
+def test_items_keep_their_domain_and_more_than_two_candidates_where_the_task_shows_them(tmp_path: Path):
+    path = items_file(tmp_path, {"candidates": ["a", "b", "c", "d"], "gold": [0, 0, 1, 0], "domain": "charts"})
+    (item,) = all_of(path, size=4)
+    assert (item.domain, item.gold_G) == ("charts", (0.0, 0.0, 1.0, 0.0))
+    assert len(all_of(path)[0].gold_G) == 2
+
+
+@pytest.mark.parametrize("source", ["items", "preferences"])
+def test_an_image_is_found_beside_the_file_that_names_it(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/a.png").write_bytes(b"png")
+    beside, elsewhere = "pictures/a.png", str(tmp_path / "pictures/a.png")
+    rows = [
+        {"images": [one]}
+        for one in (beside, elsewhere, "none.png", "https://example.org/a.png", "data:image/png;base64,AA")
+    ]
+    path = items_file(tmp_path, *rows)
+    monkeypatch.chdir("/")
+    task = judge_data.TaskConfig(source=source, path=path, held_out="source")
+    found = {
+        item.group.prompt[0].text[-2]: item.group.prompt[0].images[0].image for item in judge_data.items(task, "test")
+    }
+    assert found == {
+        "0": elsewhere, "1": elsewhere, "2": "none.png", "3": "https://example.org/a.png", "4": "data:image/png;base64,AA",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("balance", "expected"),
+    [
+        ([], [1, 3, 1, 1]),
+        (["format"], [0.2, 0.6, 0.2, 1.0]),
+        (["modality"], [0.2, 0.6, 1.0, 0.2]),
+        (["format", "modality"], [0.25, 0.75, 1.0, 1.0]),
+        (["modality", "format"], [0.25, 0.75, 1.0, 1.0]),
+    ],
+)
+def test_kinds_of_tasks_may_have_the_same_share(balance: Any, expected: list[float]):
+    make, choice, ranking = judge_data.TaskConfig, {"format": "choice"}, {"format": "ranking"}
+    tasks = {
+        "a": make(source="quartz", judge=choice), "b": make(source="tweets", judge=choice, weight=3),
+        "seen": make(source="quartz", judge=choice), "order": make(source="tweets", judge=ranking),
+    }  # fmt: skip
+    pictured = {name: name == "seen" for name in tasks}
+    assert list(judge_data.mixture_weights(tasks, pictured, balance).values()) == pytest.approx(expected)
+
+
 # -- the config -------------------------------------------------------------------------------------------------------
 
 
@@ -352,6 +445,10 @@ def test_lists_of_rated_answers_are_narrowed_to_the_best_and_worse_ones(tmp_path
         ({"source": "quartz", "size": 1}, "at least 2 candidates"),
         ({"source": "quartz", "path": "x"}, "path belongs to source 'preferences'"),
         ({"source": "preferences"}, "path belongs to source 'preferences'"),
+        ({"source": "items"}, "path belongs to source 'preferences', 'items' or 'captions'"),
+        ({"source": "preferences", "path": "x", "accuracy": [0, 1]}, "accuracy belongs to source 'items'"),
+        ({"source": "items", "path": "x", "accuracy": [0.5]}, "accuracy"),
+        ({"source": "quartz", "without": {"a": "test"}}, "without belongs to sources 'preferences' and 'items'"),
         ({"source": "quartz", "question": "x"}, "question belongs to rated texts"),
         (
             {"source": "quartz", "judge": {"model": "x"}},
@@ -375,20 +472,20 @@ def test_a_task_is_asked_as_the_judge_later_is():
     )
     graded = judge_data.TaskConfig(source="quartz", judge={"format": "score", "grades": {"no": 0, "yes": 1}})
     assert graded.build_format() == Score(grades=(("no", 0.0), ("yes", 1.0)))
-    written = {exercise.right() for exercise in judge_data.task_exercises(graded, "dev")}
+    written = {problem.right() for problem in judge_data.task_problems(graded, "dev")}
     assert written == {"<answer>no</answer>", "<answer>yes</answer>"}
 
 
 def test_reasoning_names_what_raters_said_in_the_order_shown():
     item = from_ratings("Q", ["good", "bad"], [1.84, -0.36], "films", scale=(-4.0, 4.0))
     pair = Choice(labels=("A", "B"))
-    assert judge_data.reasoning(judge_data.Exercise(item, (1, 0), pair)) == "<think>A: -0.4, B: +1.8</think>"
-    assert judge_data.reasoning(judge_data.Exercise(item, (0,), Score())) == "<think>+1.8</think>"
-    both = judge_data.Exercise(item, (1, 0), pair)
-    assert mark(both, Reply(judge_data.reasoning(both) + both.right())).reward == 1
+    assert judge_data.reasoning(judge_data.Problem(item, (1, 0), pair)) == "<think>A: -0.4, B: +1.8</think>"
+    assert judge_data.reasoning(judge_data.Problem(item, (0,), Score())) == "<think>+1.8</think>"
+    both = judge_data.Problem(item, (1, 0), pair)
+    assert verify(both, Reply(judge_data.reasoning(both) + both.right())).reward == 1
 
 
 def test_a_task_whose_items_no_verdict_fits_is_an_error():
     task = judge_data.TaskConfig(source="film reviews", size=1, judge=CHOICE)
-    with pytest.raises(InputError, match="no dev exercise that its format can mark"):
-        judge_data.task_exercises(task, "dev")
+    with pytest.raises(InputError, match="no dev problem that its format can verify"):
+        judge_data.task_problems(task, "dev")

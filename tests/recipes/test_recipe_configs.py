@@ -98,7 +98,9 @@ def test_every_command_in_a_config_is_one_that_runs(name: str) -> None:
         assert config == f"recipes/judge/{name}.yaml"
         overrides = [argument for argument in rest if argument != "--set"]
         recipe = settings_of(name, *overrides)
-        assert (recipe.lora is None) == ("lora=null" in overrides or name == "sft_vl_7b")
+        goes_on = getattr(recipe, "adapter", None) is not None  # in a LoRA that is there
+        whole = name == "sft_vl_7b" or ({"lora=null", "adapter=null"} & set(overrides) and not goes_on)
+        assert (recipe.lora is None and not goes_on) == bool(whole)
         assert type(trainer_config(name, recipe.training).learning_rate) is float
 
 
@@ -122,6 +124,21 @@ def test_groups_are_whole_on_one_gpu_and_on_eight(name: str) -> None:
     assert rows * taken.steps_per_generation % taken.num_generations == 0
     assert taken.vllm_max_model_length > taken.max_completion_length
     assert taken.mask_truncated_completions is False
+
+
+@pytest.mark.parametrize("name", ["rl_7b", "rl_vl_7b"])
+def test_every_file_that_a_config_reads_is_written_by_a_command_of_another(name: str) -> None:
+    """``runs/...`` that is read here stands behind ``--out`` or ``output_dir`` somewhere."""
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "recipes").rglob("*.yaml")]
+    written = {folder for text in texts for folder in re.findall(r"(?:--out |output_dir: )(runs/[\w-]+)", text)}
+    for config in (name, name.replace("rl_", "sft_")):
+        read = set(re.findall(r"^\s*(?:model|adapter|path|examples|source): (runs/[\w-]+)", config_text(config), re.M))
+        assert read
+        assert read <= written | {"runs/synthetic"}  # of the last the README has the command
+
+
+def config_text(name: str) -> str:
+    return (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def test_flex_judge_is_trained_as_its_paper_says() -> None:

@@ -264,13 +264,13 @@ def test_training_shows_the_judge_what_scoring_shows_it(folder: str, file: str):
     processor = train_sft.processing_class(folder, engine._tokenizer, rows)
     collator = DataCollatorForVisionLanguageModeling(processor, max_length=512, completion_only_loss=True)
     batch = collator([dict(row) for row in train_sft.data_set(rows)])
-    for number, exercise in enumerate(judge_data.task_exercises(judge_data.TaskConfig(**task), "train")):
+    for number, problem in enumerate(judge_data.task_problems(judge_data.TaskConfig(**task), "train")):
         guard = train_sft.guard_of(engine._tokenizer, 2048)
-        prompt = engine._prompt(Request(exercise.render(guard)))
+        prompt = engine._prompt(Request(problem.render(guard)))
         assert isinstance(prompt, Prompt)
         place = [ids[: len(prompt)] for ids in batch["input_ids"].tolist()].index(prompt.ids)
         learned = batch["input_ids"][place][batch["labels"][place] != -100]
-        assert engine._tokenizer.decode(learned).strip() == f"{exercise.right()}<|im_end|>", number
+        assert engine._tokenizer.decode(learned).strip() == f"{problem.right()}<|im_end|>", number
         seen = batch["pixel_values"][place]
         torch.testing.assert_close(seen, prompt.seen[0].features["pixel_values"][0])
 
@@ -357,19 +357,19 @@ def test_captions_are_judged_by_what_the_picture_adds_to_them(folder: str, train
     assert (row["items"], row["chance"]) == (12, 0.5)
     assert all(0 <= row[name][1] <= row[name][0] <= row[name][2] <= 1 for name in ("order", "blanked", "swapped"))
     assert "bars" in (tmp_path / "report.md").read_text()
-    assert sum(row["marks"].values()) / len(row["marks"]) == row["order"][0]
-    assert len(row["marks"]) == 12
+    assert sum(row["per_item"].values()) / len(row["per_item"]) == row["order"][0]
+    assert len(row["per_item"]) == 12
 
 
 def test_what_a_judge_gains_on_another_is_paired_by_item():
     one, other = (
-        {"tasks": {"a": {"marks": marks}, "b": {"marks": {"z": 1.0}}}}
-        for marks in ({"x": 1.0, "y": 1.0}, {"y": 1.0, "x": 0.0})
+        {"tasks": {"a": {"per_item": accuracies}, "b": {"per_item": {"z": 1.0}}}}
+        for accuracies in ({"x": 1.0, "y": 1.0}, {"y": 1.0, "x": 0.0})
     )
     found = judge_by_writing.gains(one, other, 50, 0)
     assert {name: value[0] for name, value in found.items()} == {"a": 0.5, "b": 0, "all": pytest.approx(1 / 3)}
     with pytest.raises(InputError, match="of the 1 items of b 0 are among the 1 of"):
-        judge_by_writing.gains(one, {"tasks": one["tasks"] | {"b": {"marks": {"other": 1.0}}}}, 50, 0)
+        judge_by_writing.gains(one, {"tasks": one["tasks"] | {"b": {"per_item": {"other": 1.0}}}}, 50, 0)
 
 
 def test_a_grey_picture_adds_nothing_to_any_caption(folder: str, tmp_path: Path):

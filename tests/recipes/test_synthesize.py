@@ -23,7 +23,7 @@ from mrjudge_reward.prompting.formats import Choice
 from mrjudge_reward.reasoning import THINK_OPEN
 from mrjudge_reward.types import EngineFailure, NoVerdict, Preference, Reply, Request
 from recipes.common.config import read_config
-from recipes.common.journal import Journal
+from recipes.common.resumable import ResumableRows
 from recipes.data import reviews, synthesis_filters, synthesis_rows, synthesize
 from recipes.data.style_leak import read_items
 from recipes.data.synthesis_recipe import ROLES, SynthesisRecipe
@@ -108,7 +108,7 @@ def run(folder: Path, rows: list[dict[str, Any]], script: Script, out: str = "ou
 def lines(folder: Path) -> dict[str, list[Any]]:
     return {
         name: [json.loads(line) for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
-        for name in ("items", "examples", "journal")
+        for name in ("items", "examples", "progress")
     }
 
 
@@ -172,16 +172,20 @@ def test_a_writer_that_keeps_to_no_marks_has_its_turn_opened_and_the_reasoner_no
 
 
 def test_examples_are_what_the_warm_up_reads_and_items_what_tasks_read(tmp_path: Path):
-    from mrjudge_reward.training.tasks import exercises
+    from mrjudge_reward.training.tasks import problems
 
-    _, _, files = run(tmp_path, samples(3), played())
+    _, _, files = run(tmp_path, samples(20), played())
+    assert {example["split"] for example in files["examples"]} == {"train", "test"}
+    learned = [
+        example for example in files["examples"] if example["split"] == "train"
+    ]  # or the judge is tested on them
     rows = written_rows(str(tmp_path / "out" / "examples.jsonl"))
-    assert [row["completion"][0]["content"] for row in rows] == [example["answer"] for example in files["examples"]]
+    assert [row["completion"][0]["content"] for row in rows] == [example["answer"] for example in learned]
     assert {row["task"] for row in rows} == {"synthetic"}
     items = read_items(str(tmp_path / "out" / "items.jsonl"))
     assert [list(item.gold_G) for item in items] == [item["gold"] for item in files["items"]]
     assert [item.group.key for item in items] == [item["key"] for item in files["items"]]
-    assert len(exercises(items, Choice())) == 3
+    assert len(problems(items, Choice())) == 20
 
 
 def test_each_row_says_where_it_comes_from(tmp_path: Path):
@@ -190,7 +194,7 @@ def test_each_row_says_where_it_comes_from(tmp_path: Path):
     assert provenance["row"] == 2
     assert provenance["seed"] == 7
     assert provenance["engines"] == {"writer": "scripted", "reasoner": "scripted", "editor": "scripted"}
-    assert provenance["key"] == files["journal"][1]["key"]
+    assert provenance["key"] == files["progress"][1]["key"]
     assert provenance["families"] == files["items"][1]["families"]
     assert provenance["template"] == "choice"
     assert "hint leaked" in provenance["filters"]
@@ -475,7 +479,7 @@ def test_what_failed_for_the_moment_is_asked_again_by_the_same_command_and_the_r
     report, engine, files = run(tmp_path, samples(4), played())
     assert report["traces"] == {"asked": 4, "kept": 4, "dropped": {}}
     assert [role_of(request) for request in engine.requests] == ["reasoner", "strip"]
-    assert len(files["journal"]) == 5
+    assert len(files["progress"]) == 5
     assert [example["provenance"]["row"] for example in files["examples"]] == [1, 2, 3, 4]
 
 
@@ -531,7 +535,7 @@ def test_a_run_that_is_killed_comes_to_the_same_rows(tmp_path: Path):
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
-    assert 0 < len((tmp_path / "out" / "journal.jsonl").read_text().splitlines()) < 6
+    assert 0 < len((tmp_path / "out" / "progress.jsonl").read_text().splitlines()) < 6
     _, _, again = run(tmp_path, samples(6), played(), batch=2)
     assert again == files
 
@@ -539,16 +543,16 @@ def test_a_run_that_is_killed_comes_to_the_same_rows(tmp_path: Path):
 @pytest.mark.parametrize("cut", [1, 40, 500, 1500])
 def test_a_line_that_was_cut_off_is_written_again_from_kept_replies(tmp_path: Path, cut: int):
     _, _, files = run(tmp_path, samples(4), played())
-    journal = tmp_path / "out" / "journal.jsonl"
-    os.truncate(journal, journal.stat().st_size - cut)
+    progress = tmp_path / "out" / "progress.jsonl"
+    os.truncate(progress, progress.stat().st_size - cut)
     _, engine, again = run(tmp_path, samples(4), played())
     assert again == files
     assert engine.requests == []
 
 
-def test_a_journal_with_a_strange_line_is_refused(tmp_path: Path):
+def test_a_progress_file_with_a_strange_line_is_refused(tmp_path: Path):
     run(tmp_path, samples(2), played())
-    with (tmp_path / "out" / "journal.jsonl").open("a") as file:
+    with (tmp_path / "out" / "progress.jsonl").open("a") as file:
         file.write("{}\n")
     with pytest.raises(InputError, match="line 3"):
         run(tmp_path, samples(2), played())
@@ -586,7 +590,7 @@ def test_a_source_whose_rows_changed_is_refused(tmp_path: Path):
 
 def test_two_runs_do_not_write_to_one_folder(tmp_path: Path):
     settings = recipe_of(written_source(tmp_path, samples(2))).of_rows()
-    first = Journal(tmp_path / "out", settings)
+    first = ResumableRows(tmp_path / "out", settings)
     with pytest.raises(ConfigError, match="another run writes to"):
         run(tmp_path, samples(2), played())
     first.close()

@@ -6,6 +6,7 @@ import json
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.prompting.formats import SENTIMENT, Choice, Ranking
 from mrjudge_reward.training.items import from_choice, from_ratings
-from mrjudge_reward.training.tasks import Exercise
+from mrjudge_reward.training.tasks import Problem
 from recipes.common.config import read_config
 from recipes.judge import train_rl
 from tests.support import ROOT
@@ -31,70 +32,131 @@ def loaded(*overrides: str) -> train_rl.RLRecipe:
     return train_rl.RLRecipe(**read_config(str(CONFIG), overrides))
 
 
-def pair(question: str = "Which?") -> tuple[Exercise, Exercise]:
+def pair(question: str = "Which?") -> tuple[Problem, Problem]:
     item = from_choice(question, ["good", "bad"], gold=0)
-    return Exercise(item, (0, 1), PAIR), Exercise(item, (1, 0), PAIR)
+    return Problem(item, (0, 1), PAIR), Problem(item, (1, 0), PAIR)
 
 
-def rewards(marks: Any, rows: Sequence[tuple[int, str]], whole: bool = True) -> list[float]:
+def rewards(reward_func: Any, rows: Sequence[tuple[int, str]], whole: bool = True) -> list[float]:
     chats = [[{"role": "assistant", "content": text}] for _, text in rows]
-    found: list[float] = marks(
+    found: list[float] = reward_func(
         completions=chats,
         completion_ids=[[1, END if whole else 1]] * len(rows),
-        exercise=[number for number, _ in rows],
+        problem=[number for number, _ in rows],
     )
     return found
 
 
 def test_a_right_verdict_earns_all_a_wrong_one_the_format_and_none_nothing():
-    marks = train_rl.Marks([("pairs", pair()[0])], frozenset({END}))
+    reward_func = train_rl.VerdictReward([("pairs", pair()[0])], frozenset({END}))
     said = ["<think>x</think><answer>A</answer>", "<answer>B</answer>", "A is best", "<answer>C</answer>", ""]
-    assert rewards(marks, [(0, text) for text in said]) == pytest.approx([1.0, 0.1, 0.0, 0.0, 0.0])
+    assert rewards(reward_func, [(0, text) for text in said]) == pytest.approx([1.0, 0.1, 0.0, 0.0, 0.0])
 
 
 def test_a_reply_that_ran_into_the_cap_earns_nothing():
-    marks = train_rl.Marks([("pairs", pair()[0])], frozenset({END}))
-    assert rewards(marks, [(0, "<answer>A</answer>")], whole=False) == [0.0]
-    assert marks(completions=["<answer>A</answer>"], completion_ids=[[]], exercise=[0]) == [0.0]
+    reward_func = train_rl.VerdictReward([("pairs", pair()[0])], frozenset({END}))
+    assert rewards(reward_func, [(0, "<answer>A</answer>")], whole=False) == [0.0]
+    assert reward_func(completions=["<answer>A</answer>"], completion_ids=[[]], problem=[0]) == [0.0]
 
 
 def test_the_bonus_is_for_being_right_in_both_orders():
-    book = [("pairs", exercise) for exercise in (*pair(), *pair("Another?"))]
-    marks = train_rl.Marks(book, frozenset({END}), bonus=0.5)
+    problems = [("pairs", problem) for problem in (*pair(), *pair("Another?"))]
+    reward_func = train_rl.VerdictReward(problems, frozenset({END}), bonus=0.5)
     first, second = "<answer>A</answer>", "<answer>B</answer>"
     # First order: right, right. Opposite order: right, wrong. Another pair: wrong in the one order that is asked.
     rows = [(0, first), (0, first), (1, second), (1, first), (2, second)]
-    assert rewards(marks, rows) == pytest.approx([1.25, 1.25, 1.5, 0.1, 0.1])
+    assert rewards(reward_func, rows) == pytest.approx([1.25, 1.25, 1.5, 0.1, 0.1])
     # One that always names the first slot is right half of the time and never earns the bonus.
-    assert rewards(marks, [(0, first), (1, first)]) == pytest.approx([1.0, 0.1])
+    assert rewards(reward_func, [(0, first), (1, first)]) == pytest.approx([1.0, 0.1])
 
 
 def test_the_same_order_asked_twice_is_no_twin():
     one, _ = pair()
-    marks = train_rl.Marks([("a", one), ("b", one)], frozenset({END}), bonus=0.5)
-    assert rewards(marks, [(0, "<answer>A</answer>"), (1, "<answer>A</answer>")]) == pytest.approx([1.0, 1.0])
+    reward_func = train_rl.VerdictReward([("a", one), ("b", one)], frozenset({END}), bonus=0.5)
+    assert rewards(reward_func, [(0, "<answer>A</answer>"), (1, "<answer>A</answer>")]) == pytest.approx([1.0, 1.0])
+
+
+A, B, NONE = "<answer>A</answer>", "<answer>B</answer>", "neither"
+
+
+@pytest.mark.parametrize(
+    ("scale", "first", "second", "expected"),
+    [
+        # Apart, a judge that always names the first slot earns 1 in all replies to one order and .1 in all to the other.
+        ("none", [A, A], [A, A], [0.45, 0.45, -0.45, -0.45]),
+        ("none", [B, B], [B, B], [-0.45, -0.45, 0.45, 0.45]),
+        ("none", [A, A], [B, B], [0.0, 0.0, 0.0, 0.0]),  # right in both
+        ("none", [B, B], [A, A], [0.0, 0.0, 0.0, 0.0]),  # wrong in both
+        ("none", [A, B], [B, B], [0.225, -0.675, 0.225, 0.225]),
+        ("none", [A, NONE], [B, A], [0.475, -0.525, 0.475, -0.425]),
+        ("none", [NONE, NONE], [NONE, NONE], [0.0, 0.0, 0.0, 0.0]),
+        ("group", [A, A], [A, A], [0.866, 0.866, -0.866, -0.866]),  # over sqrt(4 / 3) * .45
+        ("group", [A, B], [B, B], [0.5, -1.5, 0.5, 0.5]),
+        ("group", [A, A], [B, B], [0.0, 0.0, 0.0, 0.0]),
+        ("batch", [A, A], [A, A], [0.866, 0.866, -0.866, -0.866]),  # the pair is the batch
+    ],
+)
+def test_both_orders_may_have_one_baseline(scale: str, first: list[str], second: list[str], expected: list[float]):
+    reward_func = train_rl.VerdictReward([("pairs", one) for one in pair()], frozenset({END}), bonus=0.0, scale=scale)
+    rewards(reward_func, [(0, said) for said in first] + [(1, said) for said in second])
+    assert reward_func.advantages == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_baseline_is_of_one_pair_alone_and_a_batchs_spread_of_all():
+    book = [("pairs", one) for question in ("Why?", "How?") for one in pair(question)]
+    said = [(0, A), (0, A), (1, A), (1, A), (2, A), (2, B), (3, B), (3, B)]
+    for scale, spread in (("none", 1.0), ("batch", 0.4657)):
+        reward_func = train_rl.VerdictReward(book, frozenset({END}), bonus=0.0, scale=scale)
+        rewards(reward_func, said)
+        expected = [0.45, 0.45, -0.45, -0.45, 0.225, -0.675, 0.225, 0.225]
+        assert reward_func.advantages == pytest.approx([value / spread for value in expected], abs=1e-3)
+    reward_func = train_rl.VerdictReward(book, frozenset({END}))
+    rewards(reward_func, said)
+    assert reward_func.advantages == [], "TRL's own, unless they are asked for"
+
+
+@pytest.mark.parametrize(
+    ("scale", "training", "expected"),
+    [("none", True, [0.45, 0.45, -0.45, -0.45]), ("none", False, [0.0] * 4), (None, True, [0.0] * 4)],
+)
+def test_the_trainer_learns_from_the_joint_advantages(
+    scale: str | None, training: bool, expected: list[float], monkeypatch: pytest.MonkeyPatch
+):
+    import torch
+    from trl import GRPOTrainer
+
+    scored = "_generate_and_score_completions"
+    monkeypatch.setattr(
+        GRPOTrainer, scored, lambda self, inputs: {"advantages": torch.zeros(4)}
+    )  # TRL's own, of each order
+    reward_func = train_rl.VerdictReward([("pairs", one) for one in pair()], frozenset({END}), bonus=0.0, scale=scale)
+    rewards(reward_func, [(0, A), (0, A), (1, A), (1, A)])
+    kind = train_rl.trainer_class(reward_func, pictured=True)
+    trainer = kind.__new__(kind)
+    trainer.model = SimpleNamespace(training=training)
+    assert getattr(trainer, scored)([])["advantages"].tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("said", "reward"), [("A", 1.0), (" A", 0.0), ("B", 0.1), ("C", 0.0), ("", 0.0), ("AB", 0.0)])
 def test_an_opened_answer_is_a_bare_label(said: str, reward: float):
-    marks = train_rl.Marks([("pairs", pair()[0])], frozenset({END}), opened=True)
-    assert marks(completions=[said], completion_ids=[[7]], exercise=[0]) == pytest.approx([reward])
+    reward_func = train_rl.VerdictReward([("pairs", pair()[0])], frozenset({END}), opened=True)
+    assert reward_func(completions=[said], completion_ids=[[7]], problem=[0]) == pytest.approx([reward])
 
 
 def test_an_opened_grade_is_marked_as_a_grade():
     item = from_ratings("Write a positive sentence.", ["Lovely."], [3.0], "films", scale=(-4.0, 4.0))
-    marks = train_rl.Marks([("alone", Exercise(item, (0,), SENTIMENT))], frozenset({END}), opened=True)
-    assert marks(completions=[" positive", " negative"], completion_ids=[[7], [8]], exercise=[0, 0]) == pytest.approx(
-        [1.0, 0.1]
-    )
+    reward_func = train_rl.VerdictReward([("alone", Problem(item, (0,), SENTIMENT))], frozenset({END}), opened=True)
+    assert reward_func(
+        completions=[" positive", " negative"], completion_ids=[[7], [8]], problem=[0, 0]
+    ) == pytest.approx([1.0, 0.1])
 
 
 def test_dev_accuracy_is_per_task_and_weighs_tasks_alike():
-    marks = train_rl.Marks([("a", pair()[0]), ("b", pair("Another?")[0])], frozenset({END}))
-    rewards(marks, [(0, "<answer>A</answer>"), (0, "<answer>A</answer>"), (0, "?"), (1, "<answer>B</answer>")])
-    assert marks.take() == pytest.approx({"accuracy/a": 2 / 3, "accuracy/b": 0.0, "accuracy": 1 / 3})
-    assert marks.take() == {}
-    assert marks.__name__ == "verdict", "what TRL logs the reward as"
+    reward_func = train_rl.VerdictReward([("a", pair()[0]), ("b", pair("Another?")[0])], frozenset({END}))
+    rewards(reward_func, [(0, "<answer>A</answer>"), (0, "<answer>A</answer>"), (0, "?"), (1, "<answer>B</answer>")])
+    assert reward_func.take() == pytest.approx({"accuracy/a": 2 / 3, "accuracy/b": 0.0, "accuracy": 1 / 3})
+    assert reward_func.take() == {}
+    assert reward_func.__name__ == "verdict", "what TRL logs the reward as"
 
 
 def test_twins_are_neighbours_and_never_parted_by_an_even_batch():
@@ -107,7 +169,7 @@ def test_twins_are_neighbours_and_never_parted_by_an_even_batch():
             assert one.twins == other.twins
             assert one.slots == other.slots[::-1]
     assert {name for name, _ in asked} == {"film_pairs", "tweet_pairs", "film_alone"}
-    assert asked == train_rl.asked(recipe, "train"), "every process must see the same book"
+    assert asked == train_rl.asked(recipe, "train"), "every process must see the same list"
 
 
 def test_a_held_out_task_is_neither_trained_on_nor_watched():
@@ -147,22 +209,84 @@ def test_a_label_of_several_tokens_cannot_be_opened(smol_path: str):
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(smol_path)
     item = from_choice("Which?", ["good", "bad"], gold=0)
-    exercise = Exercise(item, (0, 1), Choice(labels=("Alpha and omega", "B")))
+    problem = Problem(item, (0, 1), Choice(labels=("Alpha and omega", "B")))
     with pytest.raises(ConfigError, match="not one token"):
-        train_rl.rows_of([("a", exercise)], 0, tokenizer, loaded())
+        train_rl.rows_of([("a", problem)], 0, tokenizer, loaded())
     with pytest.raises(ConfigError, match="cannot be read"):
-        train_rl.rows_of([("a", Exercise(item, (0, 1), Ranking()))], 0, tokenizer, loaded())
+        train_rl.rows_of([("a", Problem(item, (0, 1), Ranking()))], 0, tokenizer, loaded())
 
 
-def test_pictures_are_refused(smol_path: str):
-    import transformers
-
+def pictured(image: Any) -> Problem:
     from mrjudge_reward.training.items import with_images
 
+    return Problem(from_choice(with_images("Which?", [image]), ["good", "bad"], gold=0), (0, 1), PAIR)
+
+
+def test_a_picture_that_cannot_be_shown_is_refused_and_its_item_named(smol_path: str, tmp_path: Path):
+    import transformers
+
+    from recipes.judge.chat_rows import processing_class
+    from tests.support.vision_setup import encoded, picture
+
     tokenizer = transformers.AutoTokenizer.from_pretrained(smol_path)
-    item = from_choice(with_images("Which?", ["https://example.org/a.png"]), ["good", "bad"], gold=0)
-    with pytest.raises(InputError, match="has images"):
-        train_rl.rows_of([("a", Exercise(item, (0, 1), PAIR))], 0, tokenizer, loaded())
+    whole = tmp_path / "red.png"
+    whole.write_bytes(encoded(picture()))
+    (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:60])
+    rows = train_rl.rows_of([("a", pictured(str(whole)))], 0, tokenizer, loaded("opened=false"))
+    assert rows[0]["prompt"][-1]["content"][0]["type"] == "image"
+    assert rows[0]["images"] == [{"bytes": whole.read_bytes(), "path": None}]
+    with pytest.raises(
+        InputError, match=r"the tasks show images, and the processor of .*; the first is of task a, item \w+$"
+    ):
+        processing_class(smol_path, tokenizer, rows)
+    for image in ("https://example.org/a.png", str(tmp_path / "none.png"), str(tmp_path / "cut.png"), b"no picture"):
+        one = pictured(image)
+        with pytest.raises(InputError, match=f"task a, item {one.item.group.key}: "):
+            train_rl.rows_of([("a", one)], 0, tokenizer, loaded("opened=false"))
+    one = pictured(str(whole))
+    with pytest.raises(
+        InputError, match=f"item {one.item.group.key} has images, and TRL opens no answer after an image"
+    ):
+        train_rl.rows_of([("a", one)], 0, tokenizer, loaded())
+
+
+def test_prompts_that_leave_no_room_for_a_reply_are_left_out_in_twos_and_counted(
+    smol_tokenizer: Any, capsys: pytest.CaptureFixture[str]
+):
+    from recipes.judge.chat_rows import fitting, lengths
+
+    asked = [("a", problem) for question in ("Why?", "Why " * 300, "How?") for problem in pair(question)]
+    rows = train_rl.rows_of(asked, 0, smol_tokenizer, loaded("opened=false"))
+    sizes = lengths(rows, smol_tokenizer)
+    for row, size in zip(rows, sizes, strict=True):
+        ids = smol_tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=True)[
+            "input_ids"
+        ]
+        assert size == len(ids)
+    kept = fitting(rows, smol_tokenizer, max(sizes) - 1, together=2)
+    assert [row["problem"] for row in kept] == [0, 1, 4, 5]
+    said = capsys.readouterr().out
+    assert (
+        f"2 of 6 examples are left out, being longer than {max(sizes) - 1} tokens; the longest has {max(sizes)}" in said
+    )
+    assert fitting(rows, smol_tokenizer, max(sizes), together=2) == fitting(rows, smol_tokenizer, None) == rows
+    assert capsys.readouterr().out == ""
+    with pytest.raises(InputError, match="all 6 examples are longer than 10 tokens"):
+        fitting(rows, smol_tokenizer, 10)
+
+
+@pytest.mark.parametrize(
+    ("settings", "bound"),
+    [
+        ({"max_completion_length": 100}, 8192 - 100),  # what the model holds
+        ({"max_completion_length": 1024, "use_vllm": True, "vllm_max_model_length": 4096}, 3072),
+        ({"max_completion_length": 1024, "use_vllm": True}, 8192 - 1024),
+        ({"max_completion_length": 1024, "vllm_max_model_length": 4096}, 8192 - 1024),  # vLLM does not sample
+    ],
+)
+def test_a_prompt_may_be_as_long_as_the_engine_takes(settings: dict[str, Any], bound: int, smol_path: str):
+    whole = {"use_vllm": False, "vllm_max_model_length": None, **settings}
+    assert train_rl.longest_prompt(smol_path, SimpleNamespace(**whole)) == bound
 
 
 # -- a prompt computed once ---------------------------------------------------------------------------------------------

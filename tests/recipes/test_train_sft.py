@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
@@ -85,6 +86,131 @@ def test_examples_from_a_file_are_taken_and_a_bad_line_is_named(tokenizer: Any, 
     path.write_text(json.dumps(good) + "\n" + json.dumps({"messages": []}) + "\n")
     with pytest.raises(InputError, match="line 2"):
         train_sft.examples(recipe, "train", tokenizer)
+
+
+@pytest.fixture
+def red(tmp_path: Path) -> str:
+    from tests.support.vision_setup import encoded, picture
+
+    (tmp_path / "red.png").write_bytes(encoded(picture()))
+    return str(tmp_path / "red.png")
+
+
+def image_of(given: str, path: str) -> dict[str, Any]:
+    """A part of a message that shows a picture, in the ways that data sets write it."""
+    url = "data:image/png;base64," + base64.b64encode(Path(path).read_bytes()).decode()
+    return {
+        "path": {"type": "image", "image": path}, "url": {"type": "image_url", "image_url": {"url": url}},
+        "plain url": {"type": "image_url", "image_url": url}, "place": {"type": "image"},
+    }[given]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("parts", "beside", "expected"),
+    [
+        (["path", "text"], None, ["image", "text"]),
+        (["text", "path"], None, ["text", "image"]),  # in its place
+        (["path", "path", "text"], None, ["image", "image", "text"]),
+        (["url", "text"], None, ["image", "text"]),
+        (["plain url", "text"], None, ["image", "text"]),
+        (["place", "text"], 1, ["image", "text"]),  # as TRL has it, images beside the messages
+        (["text", "place", "place"], 2, ["text", "image", "image"]),
+        (["text"], 1, ["image", "text"]),  # no place: before the first user turn's text
+        (["text"], 2, ["image", "image", "text"]),
+        (["text"], 0, None),
+    ],
+)
+def test_a_picture_in_a_file_of_examples_stays_in_its_place(
+    parts: list[str], beside: int | None, expected: list[str] | None, red: str, tmp_path: Path
+):
+    said = [{"type": "text", "text": "Which?"} if part == "text" else image_of(part, red) for part in parts]
+    row: dict[str, Any] = {"messages": [{"role": "user", "content": said}], "answer": "<answer>A</answer>"}
+    row |= {} if beside is None else {"images": [red] * beside}
+    (tmp_path / "examples.jsonl").write_text(json.dumps(row))
+    (made,) = train_sft.written_rows(str(tmp_path / "examples.jsonl"))
+    if expected is None:
+        assert (made["prompt"], made["images"]) == ([{"role": "user", "content": "Which?"}], [])
+        return
+    assert [part["type"] for part in made["prompt"][0]["content"]] == expected
+    assert made["images"] == [{"bytes": Path(red).read_bytes(), "path": None}] * expected.count("image")
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image"},  # a place, and nothing to put there
+        {"type": "image", "image": "none.png"},
+        {"type": "image", "image": "https://example.org/a.png"},
+        {"type": "image", "image": "data:image/png;base64,AAAA"},
+        {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}},
+    ],
+)
+def test_an_example_whose_picture_cannot_be_shown_is_refused_with_its_line(part: Any, tmp_path: Path):
+    rows = [{"messages": [{"role": "user", "content": content}], "answer": "A"} for content in ("Why?", [part])]
+    path = tmp_path / "examples.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(InputError, match=f"{path}, line 2"):
+        train_sft.written_rows(str(path))
+
+
+def test_what_all_weights_are_left_in_is_a_judge_that_sees(smol_path: str, red: str, tmp_path: Path):
+    from transformers import AutoTokenizer
+
+    from mrjudge_reward.engines.local.engine import TransformersEngine
+    from mrjudge_reward.messages import as_messages
+    from mrjudge_reward.types import Reply, Request
+    from recipes.judge.chat_rows import save_processor
+    from tests.support.vision_setup import llava, saved
+
+    folder = saved(llava(smol_path), tmp_path / "model")
+    llava(smol_path)[0].save_pretrained(tmp_path / "trained")
+    save_processor(folder, AutoTokenizer.from_pretrained(folder), tmp_path / "trained")
+    chat = as_messages([{"role": "user", "content": [image_of("path", red), {"type": "text", "text": "Which?"}]}])
+    engine = TransformersEngine(str(tmp_path / "trained"), device="cpu")
+    (reply,) = engine.label_logprobs([Request(chat, prefill="<answer>", labels=("A", "B"))])
+    assert isinstance(reply, Reply)
+    assert reply.usage.prompt_tokens > 4, "an image is four tokens"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "images", "refused"),
+    [("group_by_length", [b""], True), ("group_by_length", [], False), ("random", [b""], False), ("random", [], False)],
+)
+def test_rows_with_pictures_have_no_length_to_be_grouped_by(strategy: str, images: list[bytes], refused: bool):
+    rows = [{"images": []}, {"images": images}, {}]
+    if refused:
+        with pytest.raises(ConfigError, match="cannot be grouped by length"):
+            train_sft.check_sampling(rows, strategy)
+    else:
+        train_sft.check_sampling(rows, strategy)
+
+
+def test_no_text_of_a_file_speaks_for_the_chat_or_for_a_picture(red: str, smol_path: str, tmp_path: Path):
+    from tests.support.vision_setup import llava
+
+    _, processor = llava(smol_path)
+    said = "See <image> here.<|im_end|>"  # two special tokens of this model, whose writer had others
+    row = {
+        "messages": [{"role": "user", "content": [image_of("path", red), {"type": "text", "text": said}]}],
+        "answer": "A",
+    }
+    (tmp_path / "examples.jsonl").write_text(json.dumps(row))
+    recipe = train_sft.SFTRecipe(examples=str(tmp_path / "examples.jsonl"), training={})
+    (made,) = train_sft.examples(recipe, "train", processor.tokenizer)
+    text = processor.apply_chat_template(made["prompt"], tokenize=False)
+    assert (text.count("<image>"), text.count("<|im_end|>")) == (1, 1)
+
+
+def test_text_and_pictures_come_in_rows_of_one_layout(red: str, smol_tokenizer: Any, tmp_path: Path):
+    rows = [{"messages": [{"role": "user", "content": content}], "answer": "A"}
+            for content in ("Why?", [image_of("path", red), {"type": "text", "text": "Which?"}])]  # fmt: skip
+    (tmp_path / "examples.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    recipe = train_sft.SFTRecipe(examples=str(tmp_path / "examples.jsonl"), training={})
+    made = train_sft.examples(recipe, "train", smol_tokenizer)
+    text, pictured = train_sft.data_set(made)
+    assert text["images"] == []
+    assert text["prompt"] == [{"role": "user", "content": [{"type": "text", "text": "Why?"}]}]
+    assert [image.size for image in pictured["images"]] == [(64, 48)]
 
 
 @pytest.mark.parametrize(

@@ -52,9 +52,9 @@ def test_a_study_has_a_row_for_all_that_goes_together_and_goes_on_where_it_was(
     assert "both" not in rows["score", "once"]
     assert rows["ranking", "written"]["failed"] == 1, "it writes no ranking"
     assert rows["ranking", "written"]["why"] == "wrong count 10"
-    kept = (tmp_path / "journal.jsonl").read_text(encoding="utf-8").splitlines()
+    kept = (tmp_path / "progress.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(kept) == 15, "three chunks for each row"
-    (tmp_path / "journal.jsonl").write_text("\n".join(kept[:9]) + "\n" + kept[9][:20], encoding="utf-8")
+    (tmp_path / "progress.jsonl").write_text("\n".join(kept[:9]) + "\n" + kept[9][:20], encoding="utf-8")
     again = judge()
     assert [r["both"] for r in run(VerdictStudy(**TINY), tmp_path, again)["rows"] if "both" in r] == [
         r["both"] for r in report["rows"] if "both" in r

@@ -15,7 +15,7 @@ from mrjudge_reward.scoring.schedules import MAX_ADAPTIVE, SCHEDULES, Limits, ri
 from mrjudge_reward.scoring.tally import MAX_GROUP, count_games
 from mrjudge_reward.types import Comparison, JudgedComparison, NoVerdict, Outcome, Preference, Verdict
 from tests.benchmarks.adaptive import games_of
-from tests.benchmarks.schedules import CONFIDENT, LEVELS, SLIPPING, TIED, Judge
+from tests.benchmarks.schedules import CONFIDENT, LEVELS, SLIPPING, TIED, Judge, hold
 
 PAIRWISE = [name for name in SCHEDULES if name not in ("pointwise", "listwise")]
 repeatable = settings(derandomize=True, deadline=None, max_examples=40)
@@ -196,9 +196,15 @@ def test_adaptive_asks_a_ring_and_then_at_most_four_batches(size: int) -> None:
 
 
 def test_adaptive_asks_about_neighbours_more_than_about_distant_pairs() -> None:
-    distances = [abs(i - j) for seed in range(20) for i, j in slots_of("adaptive", 16, seed=seed)[16:]]
+    # No order along the opening: there the ring's last game alone would tell first from last, and be taken for a slip.
+    distances = []
+    for group in range(20):
+        judge = Judge(16, group, LEVELS[0], soft=True)
+        games = hold("adaptive", 16, group, judge, Limits()).tally.games
+        place_G = judge.s_G.argsort().argsort()
+        distances += np.abs(place_G[games.first] - place_G[games.second])[16:].tolist()
     every_pair = [abs(i - j) for i, j in combinations(range(16), 2)]
-    assert np.mean(distances) < 0.85 * np.mean(every_pair)
+    assert np.mean(distances) < 0.7 * np.mean(every_pair)
 
 
 def test_adaptive_keeps_slots_nearly_balanced() -> None:

@@ -1,4 +1,4 @@
-"""What a batch of judgements is summed up to, and when failures stop a run."""
+"""What a batch of judgements is summed up to."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import JudgeUnreliableError
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.prompting.formats import SENTIMENT, Choice
-from mrjudge_reward.scoring.stats import METRICS, MOST_KEPT, FailureAlarm, JudgeStats, SlotWatch, is_tie
+from mrjudge_reward.scoring.alarms import FailureAlarm
+from mrjudge_reward.scoring.stats import METRICS, MOST_KEPT, JudgeStats, is_tie
 from mrjudge_reward.types import (
     Comparison,
     Grades,
@@ -109,7 +110,7 @@ def test_position_consistency_is_known_unknown_or_not_in_question(items: list[Ju
     assert JudgeStats.of([judged(*items)]).metrics()["position_consistency"] == pytest.approx(consistency, nan_ok=True)
 
 
-def test_glances_of_a_cascade_count_for_position_consistency():
+def test_quick_reads_of_a_cascade_count_for_position_consistency():
     quick_reads = (played(Preference((0.9, 0.1), True), 0, 1), played(Preference((0.9, 0.1), True), 1, 0))
     stats = JudgeStats.of([judged(played(FIRST), quick_reads=quick_reads)])
     assert (stats.agreeing, stats.mirrored, stats.comparisons) == (0, 1, 1)
@@ -130,7 +131,7 @@ def test_rejected_texts_are_counted_and_the_most_frequent_ones_are_named():
     assert stats.failures == "off-menu label (3), timeout (1); most often rejected: 'I prefer B.' (2), 'Hm' (1)"
     assert JudgeStats.of([judged(played(FIRST))]).failures == ""
     with pytest.raises(JudgeUnreliableError, match=r"most often rejected: 'I prefer B\.' \(2\)"):
-        FailureAlarm(0.5, window=5, least=5).observe(outcomes(*failed))
+        FailureAlarm(0.5, window=5, least=5).observe(item.verdict.outcome for item in failed)
     many = JudgeStats(rejected=Counter({str(number): number for number in range(1, 100)}))
     assert list(many.record()["rejected"]) == [str(number) for number in range(99, 89, -1)], "a log line stays short"
     old = {name: value for name, value in stats.record().items() if name != "rejected"}
@@ -200,121 +201,3 @@ def test_a_sum_over_a_run_keeps_the_texts_that_were_rejected_most_often():
         run += JudgeStats(rejected=Counter({"again and again": 3, f"once, at step {step}": 1}))
     assert len(run.rejected) == MOST_KEPT
     assert run.rejected.most_common(1) == [("again and again", 1500)]
-
-
-def test_a_judge_that_goes_by_the_slot_is_named_once(caplog: pytest.LogCaptureFixture):
-    blind = Judge(ScriptedEngine(lambda _: "<answer>B</answer>"), schedule="ring")
-    for step in range(40):
-        blind.judge([Group.of("q", ["a", "bb", "ccc"], str(step))])
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "position consistency is 0.00" in caplog.text
-    assert "reads of label probabilities often still order them" in caplog.text
-
-
-def test_a_judge_that_is_read_is_not_told_to_be_read(caplog: pytest.LogCaptureFixture):
-    """It gets the figure without the common bias: verdicts that name one slot may still order."""
-    alternating = [5.0 if i % 2 else -5.0 for i in range(10)]
-    watch = SlotWatch()
-    for gap in alternating:  # consistent neither with the bias nor without it
-        watch.observe([noisy(4.0, gap)] * 5)
-    assert "without the bias that all reads share" in caplog.text
-    assert "verdict='logprobs'" not in caplog.text
-
-
-@pytest.mark.parametrize("judgement", [reads(4.0, *[1.0] * 10), judged(played(FIRST, 0, 1), played(SECOND, 1, 0))])
-def test_a_judge_whose_orders_agree_or_would_without_bias_is_not_named(
-    judgement: Judgement, caplog: pytest.LogCaptureFixture
-):
-    watch = pickle.loads(pickle.dumps(SlotWatch()))
-    for _ in range(40):
-        watch.observe([judgement])
-    assert not caplog.records
-
-
-# -- the alarm --------------------------------------------------------------------------------------------------------
-
-
-def outcomes(*items: JudgedComparison) -> list[Outcome]:
-    return [item.verdict.outcome for item in items]
-
-
-def test_the_alarm_names_the_share_the_reasons_and_the_latest_failure():
-    alarm = FailureAlarm(0.5, window=10, least=4)
-    with pytest.raises(JudgeUnreliableError) as caught:
-        alarm.observe(outcomes(played(TIMEOUT), played(TIMEOUT), played(GARBLED), played(FIRST)))
-    message = str(caught.value)
-    for part in ("3 of the last 4", "50%", "timeout (2)", "no verdict (1)", "it said nothing", "max_failed_fraction"):
-        assert part in message
-
-
-def test_the_alarm_starts_anew_after_it_has_raised():
-    alarm = FailureAlarm(0.5, window=256, least=4)
-    with pytest.raises(JudgeUnreliableError):
-        alarm.observe(outcomes(*[played(TIMEOUT)] * 256))
-    alarm.observe(outcomes(*[played(FIRST)] * 8))
-
-
-def test_truncation_is_met_with_advice_about_the_cap():
-    with pytest.raises(JudgeUnreliableError, match="raise max_tokens"):
-        FailureAlarm(least=2).observe([NoVerdict("truncated"), NoVerdict("truncated")])
-
-
-def test_the_alarm_waits_until_enough_has_been_seen():
-    alarm = FailureAlarm(0.5, window=10, least=4)
-    alarm.observe(outcomes(played(TIMEOUT), played(TIMEOUT), played(TIMEOUT)))
-    with pytest.raises(JudgeUnreliableError):
-        alarm.observe(outcomes(played(TIMEOUT)))
-
-
-def test_a_window_shorter_than_least_is_enough_once_it_is_full():
-    alarm = FailureAlarm(0.5, window=2)
-    alarm.observe(outcomes(played(TIMEOUT)))
-    with pytest.raises(JudgeUnreliableError):
-        alarm.observe(outcomes(played(TIMEOUT)))
-
-
-def test_exactly_the_limit_is_allowed():
-    FailureAlarm(0.5, window=4, least=4).observe(
-        outcomes(played(TIMEOUT), played(FIRST), played(TIMEOUT), played(FIRST))
-    )
-
-
-def test_the_window_forgets_old_failures():
-    alarm = FailureAlarm(0.5, window=4, least=4)
-    alarm.observe(outcomes(played(TIMEOUT), played(TIMEOUT)))
-    for _ in range(3):
-        alarm.observe(outcomes(played(FIRST), played(FIRST)))
-    alarm.observe(outcomes(played(TIMEOUT), played(TIMEOUT)))  # two of four again, not four of eight
-    with pytest.raises(JudgeUnreliableError, match="3 of the last 4"):
-        alarm.observe(outcomes(played(TIMEOUT)))
-
-
-def test_failures_of_earlier_batches_raise_when_a_clean_batch_completes_the_count():
-    alarm = FailureAlarm(0.5, window=10, least=4)
-    alarm.observe(outcomes(played(TIMEOUT), played(TIMEOUT), played(GARBLED)))
-    with pytest.raises(JudgeUnreliableError, match="3 of the last 4"):
-        alarm.observe(outcomes(played(FIRST)))
-
-
-def test_a_fraction_of_one_never_raises():
-    FailureAlarm(1.0, window=4, least=1).observe(outcomes(*[played(TIMEOUT)] * 50))
-
-
-def test_a_fraction_of_zero_tolerates_no_failure():
-    alarm = FailureAlarm(0.0, window=4, least=1)
-    alarm.observe(outcomes(played(FIRST)))
-    with pytest.raises(JudgeUnreliableError):
-        alarm.observe(outcomes(played(TIMEOUT)))
-
-
-def test_a_batch_without_comparisons_is_no_news():
-    FailureAlarm(0.0, window=4, least=0).observe([])
-
-
-def test_the_alarm_and_its_error_survive_pickling():
-    alarm = FailureAlarm(0.5, window=4, least=4)
-    alarm.observe(outcomes(played(TIMEOUT), played(TIMEOUT), played(TIMEOUT)))
-    restored = pickle.loads(pickle.dumps(alarm))
-    with pytest.raises(JudgeUnreliableError) as caught:
-        restored.observe(outcomes(played(FIRST)))
-    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)

@@ -87,7 +87,7 @@ def test_the_whole_batch_is_one_call_of_the_engine_per_round():
     assert len(run(scenario)) == 1
 
 
-def test_the_same_prompt_twice_is_one_group_and_a_new_batch_knows_nothing_of_the_last():
+def test_the_same_prompt_twice_is_one_group_and_a_new_batch_knows_nothing_of_the_last(caplog: Any):
     async def scenario() -> tuple[list[Scored], list[Scored]]:
         world = World()
         more = [f"{text} more" for text in ANSWERS]
@@ -98,6 +98,34 @@ def test_the_same_prompt_twice_is_one_group_and_a_new_batch_knows_nothing_of_the
     assert rewards(both) == direct(scripted(), [*ANSWERS, *(f"{text} more" for text in ANSWERS)], key="p")
     assert rewards(alone) == direct(scripted(), ANSWERS, key="p")
     assert not any(result.info["judge_partial"] for result in both + alone)
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "mrjudge_reward.streaming.batches"]
+    assert said.startswith("8 rows of a batch answer one prompt, which stands in it more than once")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "counts", "lasting", "said"),
+    [
+        ((4,), (4,), False, 0), ((4,), (8,), False, 1), ((4,), (8, 12), False, 2), ((4,), (8, 4, 4), False, 1),
+        ((4,), (8,), True, 0),  # of one identity: no second group
+        ((4,), (6,), False, 0),  # a group that is not whole is flagged
+        ((4, 2), (2, 4), False, 0), ((4, 2), (6,), False, 1), ((4, 1), (1,), False, 0), ((1,), (3,), False, 0),
+    ],
+)  # fmt: skip
+def test_that_groups_of_one_prompt_were_merged_is_said_once(
+    sizes: tuple[int, ...], counts: tuple[int, ...], lasting: bool, said: int, caplog: Any
+):
+    async def scenario() -> None:
+        world = World(sizes=sizes)
+        samples = [
+            sample(None, f"{n} {TEXTS[0]}", 4, f"p{g}", lasting=lasting) for g, c in enumerate(counts) for n in range(c)
+        ]
+        for _ in range(2):
+            await hand_in(world, samples, 1)
+
+    run(scenario)
+    told = [record.getMessage() for record in caplog.records if record.name == "mrjudge_reward.streaming.batches"]
+    assert len(told) == bool(said)
+    assert not said or f"so for {said} prompts of this batch" in told[0]
 
 
 def test_groups_of_another_size_are_flagged_and_others_are_not():

@@ -17,8 +17,8 @@ from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import ConfigError, EngineError
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.messages import ImagePart, Message, TextPart
+from mrjudge_reward.scoring.alarms import FailureAlarm
 from mrjudge_reward.scoring.rewards import RewardShape
-from mrjudge_reward.scoring.stats import FailureAlarm
 from mrjudge_reward.streaming import groups as cohorts_module
 from mrjudge_reward.streaming.scores import INFO_KEYS, Scored, prompt_bytes
 from mrjudge_reward.types import EngineFailure, Request

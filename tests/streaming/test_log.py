@@ -1,8 +1,9 @@
-"""The log and the canaries of groups, where groups come one by one and nobody tells a step."""
+"""The log, the metrics and the canaries of groups, where groups come one by one and steps are told afterwards, if at all."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import ConfigError, InputError, JudgeDriftedError
 from mrjudge_reward.integrations.verl.settings import VerlSettings
-from mrjudge_reward.monitoring.canaries import BUILT_IN, Canaries
+from mrjudge_reward.monitoring.canaries import BUILT_IN, Canaries, CanaryReport
 from mrjudge_reward.monitoring.report.page import page_of
 from mrjudge_reward.monitoring.run_log import read_run
 from mrjudge_reward.streaming.batches import SharedBatches
@@ -67,8 +68,51 @@ def test_a_batch_is_a_line(tmp_path: Path) -> None:
 
 def test_without_a_folder_nothing_is_kept() -> None:
     log = StreamMonitor()
-    stream(log, 3)
-    assert log._waiting == []
+    stream(log, LINE_GROUPS)
+    assert not any(step.waiting for step in log._steps.values())
+
+
+def test_a_step_that_is_told_has_metrics_that_agree_with_its_lines(tmp_path: Path) -> None:
+    log = StreamMonitor(tmp_path, Canaries(every=3), stepped=True)
+    counts = {1: 3, 2: LINE_GROUPS + 1, 5: 0, 7: 1}
+    told = {}
+    for step, groups in counts.items():
+        stream(log, groups, first=100 * step)
+        told[step] = log.end_step(step)
+    assert told[5] == {}, "nothing was judged"
+    logged = {batch.step: batch for batch in read_run(tmp_path).batches}
+    assert {step: batch.stats.groups for step, batch in logged.items()} == {1: 3, 2: LINE_GROUPS + 1, 7: 1}
+    for step, batch in logged.items():
+        want = {f"judge/{name}": value for name, value in batch.stats.metrics().items()}
+        if batch.canaries is not None:
+            want |= {f"judge/{name}": value for name, value in CanaryReport.read(batch.canaries).metrics().items()}
+        assert told[step] == pytest.approx(want, nan_ok=True)
+    assert [logged[step].canaries is not None for step in (1, 2)] == [True, True]
+    again = StreamMonitor(tmp_path, stepped=True)
+    stream(again, LINE_GROUPS, first=900)
+    assert read_run(tmp_path).batches[-1].step == 8, "an actor that is made again goes on"
+
+
+def test_groups_of_a_validation_are_counted_apart(tmp_path: Path) -> None:
+    log = StreamMonitor(tmp_path, stepped=True)
+
+    async def scenario(validation: bool) -> None:
+        queue = JudgingQueue(scripted, 30.0, log)
+        arriving = ArrivingGroups(queue, deadline_s=30.0, settle_s=0.03)
+        rows = [replace(sample(one, f"answer {one}", 2, "g"), validation=validation) for one in (0, 1)]
+        await asyncio.gather(*map(arriving.join, rows))
+        queue.close()
+
+    run(lambda: scenario(True), allowed_timers=0)
+    before = log.end_step(0, trained=False)
+    run(lambda: scenario(False), allowed_timers=0)
+    run(lambda: scenario(True), allowed_timers=0)
+    both = log.end_step(1)
+    assert {name.partition("/")[0] for name in before} == {"val-judge"}
+    assert {name.partition("/")[0] for name in both} == {"judge", "val-judge"}
+    assert both["judge/calls"] == both["val-judge/calls"] == before["val-judge/calls"]
+    found = [(batch.mode, batch.step, batch.stats.groups) for batch in read_run(tmp_path).batches]
+    assert found == [("eval", 1, 2), ("train", 1, 1)]
 
 
 def test_canaries_are_judged_every_so_many_groups_and_stop_a_judge_that_drifts(tmp_path: Path) -> None:

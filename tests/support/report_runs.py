@@ -15,7 +15,7 @@ from mrjudge_reward.engines.scripted import ScriptedEngine, shown_candidates
 from mrjudge_reward.integrations.trl import JudgeReward
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.prompting.formats import Choice
-from mrjudge_reward.scoring.stats import FailureAlarm
+from mrjudge_reward.scoring.alarms import FailureAlarm
 from mrjudge_reward.types import EngineFailure, Request
 
 HOSTILE = (

@@ -1,4 +1,4 @@
-"""A judge server in a process of its own that fails as it is put to sleep or woken (test_vllm_engine.py).
+"""A judge server in a process of its own that fails as it is put to sleep or woken (engines/vllm/test_engine.py).
 
 Usage: python -m tests.support.restless_server PORT STARTS
 

@@ -20,3 +20,10 @@ def small_text_model(tokenizer: Any, folder: Path) -> str:
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def small_tokenizer(tokenizer: Any, texts: list[str], folder: Path, size: int = 600) -> str:
+    """A folder with a tokenizer of the same kind and few tokens: without a GPU TRL scores every token of the vocabulary at
+    every place."""
+    tokenizer.train_new_from_iterator(texts, size).save_pretrained(folder)
+    return str(folder)

@@ -2,19 +2,11 @@
 
 Usage: python -m tests.support.trl_colocated_run POLICY_DIR OUT.json DEVICE
 
-Two steps, and one whose reward raises. Environment variables that vLLM reads when it is imported must be set. TRL's own
-engine runs in this process. On a CPU it is changed in two ways (the judge's server is what a user gets):
-
-* Weights stay unpacked, because vLLM-CPU cannot load a policy's new weights into packed ones.
-* It runs eagerly (TRL has no setting for it; compiling takes a minute) and in float32, as the policy is trained, so that
-  both must agree about how likely each sampled token was.
-
-Nor can it sleep there ("Sleep mode is not supported on current platform").
+Two steps, and one whose reward raises. TRL's own engine runs in this process; on a CPU see ``vllm_on_cpu``.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 from collections.abc import Callable
@@ -25,22 +17,12 @@ from typing import Any
 import torch
 import transformers
 from trl import GRPOConfig, GRPOTrainer
-from trl.generation import vllm_generation
 
 from mrjudge_reward.integrations.trl import JudgeReward
 from mrjudge_reward.judge import JudgeConfig
 
 from .trl_setup import grpo_like, logged, prompt_dataset
-
-
-def let_trl_train_on_a_cpu() -> None:
-    from vllm.model_executor.layers import utils as layer_utils
-
-    def keep_weights_unpacked(layer: torch.nn.Module, remove_weight: bool) -> None:
-        layer.cpu_linear = torch.nn.functional.linear
-
-    layer_utils.dispatch_cpu_unquantized_gemm = keep_weights_unpacked
-    vllm_generation.LLM = functools.partial(vllm_generation.LLM, enforce_eager=True, dtype="float32")
+from .vllm_on_cpu import let_trl_train_on_a_cpu
 
 
 class WritingReward(JudgeReward):

@@ -19,17 +19,18 @@ def prompt_dataset(**columns: list[Any]) -> Dataset:
     return Dataset.from_dict({"prompt": PROMPTS, **columns})
 
 
-def tiny_policy(tokenizer: Any, heads: int = 4) -> Any:
+def tiny_policy(tokenizer: Any, heads: int = 4, context: int = 512) -> Any:
     """A random Llama of a quarter million parameters besides its embedding: real training in milliseconds.
 
     Args:
         tokenizer: whose tokens it speaks.
         heads: of attention; two for vLLM, which wants 32 dimensions each.
+        context: in tokens.
     """
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=heads,
-        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True,
+        num_key_value_heads=2, max_position_embeddings=context, tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     return transformers.LlamaForCausalLM(config)

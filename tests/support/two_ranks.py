@@ -1,6 +1,8 @@
-"""Run under torchrun by test_trl_two_ranks.py: real GRPO whose groups straddle ranks, everything written down.
+"""Run under torchrun by test_two_ranks.py: real GRPO under FSDP whose groups straddle ranks, everything written down.
 
 Usage: torchrun --nproc_per_node 2 -m tests.support.two_ranks MODEL_DIR OUT_DIR ROWS_PER_RANK...
+
+The first training asks transformers for zeros on the second rank (``FSDP_CPU_RAM_EFFICIENT_LOADING``), the others do not.
 
 What is not training goes on in the same processes, which take their time to start: see two_ranks_failing.py and
 two_ranks_watched.py. Each part writes into a folder of its own.
@@ -9,19 +11,25 @@ two_ranks_watched.py. Each part writes into a folder of its own.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 import transformers
+from torch.distributed.tensor import DTensor
 from trl import GRPOConfig, GRPOTrainer
 
 from mrjudge_reward.integrations.trl import JudgeReward
 from mrjudge_reward.judge import JudgeConfig
 
-from . import two_ranks_failing, two_ranks_watched
+from . import fsdp_on_cpu, two_ranks_failing, two_ranks_watched
 from .trl_setup import grpo_like, prompt_dataset, tiny_policy
+
+SAME = ["It was awful.", "It lasted two hours.", "I loved every minute."]
+"""A group that each rank judges by itself."""
+EFFICIENT = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 
 
 class WritingReward(JudgeReward):
@@ -67,6 +75,8 @@ def train(judge: JudgeConfig, tokenizer: Any, out: Path, rows: int) -> None:
         "trainer_rewards": list(trainer._logs["rewards"]["judge"]),
         "metrics": [entry["judge/calls"] for entry in trainer.state.log_history if "judge/calls" in entry],
         "weights": reward.judge.engine.weights_checksum,
+        "sharded": all(isinstance(parameter, DTensor) for parameter in trainer.model_wrapped.parameters()),
+        "same_group": reward.judge.rank("How was it?", SAME).scores_G,
     }
     (out / f"rank{dist.get_rank()}.json").write_text(json.dumps(written), encoding="utf-8")
 
@@ -83,8 +93,11 @@ def main(model_dir: str, out: Path, *each: int) -> None:
     judge = JudgeConfig(
         model=model_dir, format="sentiment", verdict="read"
     )  # built on first use, when ranks know of each other
-    for rows in each:
+    fsdp_on_cpu.allow()
+    for number, rows in enumerate(each):
+        os.environ[EFFICIENT] = str(number == 0)
         train(judge, tokenizer, out / str(rows), rows)
+    os.environ[EFFICIENT] = "true"
     (out / f"zeroed.rank{dist.get_rank()}").write_text(str(is_zeroed(model_dir)))
     two_ranks_failing.main(out / "failing")
     two_ranks_watched.main(out / "watched")

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import torch.distributed as dist
 
 from mrjudge_reward.engines.scripted import ScriptedEngine
+from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.integrations.trl import JudgeReward
-from mrjudge_reward.judge import Judge
+from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.prompting.formats import Choice
-from mrjudge_reward.scoring.stats import FailureAlarm
+from mrjudge_reward.scoring.alarms import FailureAlarm
 from mrjudge_reward.types import EngineFailure, Reply, Request
 
 
@@ -47,4 +49,10 @@ def main(out: Path) -> None:
             JudgeReward(judge, num_generations=4)(prompts, [f"{rank}{'x' * i}" for i in range(6)])
         except Exception as error:  # noqa: BLE001  the test looks at which it was
             caught[name] = type(error).__name__
+    trainer = SimpleNamespace(args=SimpleNamespace(ddp_timeout=120))  # less than a request may take
+    served = JudgeReward(JudgeConfig(model="judge", base_url="http://127.0.0.1:9/v1"), num_generations=4)
+    try:
+        served(["p"] * 6, list("abcdef"), log_metric=MethodType(lambda *_: None, trainer))
+    except ConfigError as error:
+        caught["ddp_timeout"] = type(error).__name__
     (out / f"rank{rank}.json").write_text(json.dumps(caught), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -11,15 +12,29 @@ from mrjudge_reward.engines.scripted import ScriptedEngine, shown_candidates
 from mrjudge_reward.images import opened
 from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.prompting.formats import Choice
-from mrjudge_reward.scoring.stats import FailureAlarm
-from mrjudge_reward.types import EngineFailure, Request
+from mrjudge_reward.scoring.alarms import FailureAlarm
+from mrjudge_reward.types import EngineFailure, Reply, Request
 
 from .arriving import scripted, taste
+from .tool_runs import recording_engine
 
 
 def scripted_judge(config: JudgeConfig) -> Judge:
     """A judge with a taste and a position bias, so that who meets whom in which slots shows in the rewards."""
     return scripted()
+
+
+def referring_judge(config: JudgeConfig) -> Judge:
+    """The scripted judge, which fails where it is not shown two references."""
+    judge = scripted_judge(config)
+    script = judge.engine.script  # type: ignore[attr-defined]
+
+    def referring(request: Request) -> Any:
+        shown = "Reference 1 of 2: one\nReference 2 of 2: two" in request.messages[-1].text
+        return script(request) if shown else EngineFailure("no references", transient=False)
+
+    judge.engine.script = referring  # type: ignore[attr-defined]
+    return judge
 
 
 def slow_judge(config: JudgeConfig) -> Judge:
@@ -69,3 +84,17 @@ def seeing_judge(config: JudgeConfig) -> Judge:
 def count_score(data_source: str, solution_str: str, ground_truth: Any, extra_info: Any = None, **_: Any) -> float:
     """A verifiable reward, as verl calls one."""
     return len(solution_str.split()) + len(data_source) / 10 + len(ground_truth) / 100
+
+
+class RecordingEngine(ScriptedEngine):
+    """Prefers what was looked up, and writes down what it is shown, in the file that ``MRJUDGE_TEST_SEEN`` names."""
+
+    def _answer(self, request: Request) -> Reply | EngineFailure:
+        with open(os.environ["MRJUDGE_TEST_SEEN"], "a", encoding="utf-8") as file:
+            file.write(json.dumps([request.messages[-1].text]) + "\n")
+        return super()._answer(request)
+
+
+def recording_judge(config: JudgeConfig) -> Judge:
+    """A judge of tool users."""
+    return config.build(RecordingEngine(recording_engine().script, reads=True))

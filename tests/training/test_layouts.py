@@ -387,7 +387,7 @@ ITEM: Row = {"prompt": "q", "candidates": ["a", "b"], "gold": [1, 0]}
         (ULTRA | {"completions": [RATED, {"overall_score": 5}]}, r"completions\[1\].response"),
         (ULTRA | {"completions": [{"response": "a", "overall_score": 30}, {"response": "b", "overall_score": 1}]},
          r"completions\[0\].response: its worth lies outside 1..10"),
-        (ITEM | {"gold": [1]}, "1 worths for 2 answers"),
+        (ITEM | {"gold": [1]}, "1 gold values for 2 answers"),
         (ITEM | {"gold": [1, 2]}, r"candidates\[1\]: its worth lies outside 0..1"),
         (ITEM | {"candidates": "ab"}, "candidates: must be a list of texts"),
         (ITEM | {"gold": 1}, "gold: must be a list of numbers"),

@@ -1,4 +1,4 @@
-"""Items, exercises and marks: what is right is right in every format, whatever order and whoever's texts."""
+"""Items, problems and rewards: what is right is right in every format, whatever order and whoever's texts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mrjudge_reward.messages import ImagePart, TextPart
 from mrjudge_reward.prompting.formats import SENTIMENT, Choice, Format, PairScores, Ranking, Score, grade_scale
 from mrjudge_reward.prompting.sanitizing import Sanitizer, section_code
 from mrjudge_reward.training.items import Item, from_choice, from_preference, from_ratings, rated_groups, with_images
-from mrjudge_reward.training.tasks import Exercise, balanced, exercises, mark, split_of, with_twins
+from mrjudge_reward.training.tasks import Problem, balanced, problems, split_of, verify, with_twins
 from mrjudge_reward.types import Group, RankOrder, Reply, Tie
 
 USER = {"role": "user", "content": "What color is the sky?"}
@@ -38,11 +38,11 @@ FORMATS: list[Format] = [
     Score(grades=(("no", -3.0), ("yes", 7.0))),
     SENTIMENT,
 ]
-WORTHS = st.lists(st.integers(-8, 8).map(lambda n: n / 2), min_size=2, max_size=5)
+GOLD = st.lists(st.integers(-8, 8).map(lambda n: n / 2), min_size=2, max_size=5)
 
 
-def rated(worths: list[float], prompt: str = "Which?") -> Item:
-    return from_ratings(prompt, [f"text {i}" for i in range(len(worths))], worths, scale=(-4.0, 4.0))
+def rated(gold: list[float], prompt: str = "Which?") -> Item:
+    return from_ratings(prompt, [f"text {i}" for i in range(len(gold))], gold, scale=(-4.0, 4.0))
 
 
 def guard(text: str) -> int:
@@ -125,8 +125,8 @@ def test_a_preference_over_an_image_shows_it_to_the_judge_and_counts_it_into_the
     assert items[0].group.key == items[1].group.key != items[2].group.key
     assert from_preference(row).group.key != items[0].group.key
     assert from_preference(row | {"image": b"x"}).group.key == from_preference(row | {"images": [b"x"]}).group.key
-    (exercise,) = exercises(items[:1], Choice())
-    assert exercise.render(Sanitizer(guard, 1000))[-1].images == (ImagePart(red),)
+    (problem,) = problems(items[:1], Choice())
+    assert problem.render(Sanitizer(guard, 1000))[-1].images == (ImagePart(red),)
 
 
 @pytest.mark.parametrize(
@@ -137,8 +137,8 @@ def test_a_preference_over_an_image_shows_it_to_the_judge_and_counts_it_into_the
         (lambda: from_choice("Q", ["a", "b", "a"], 0), "also a wrong one"),
         (lambda: rated([1.0, math.nan]), "within"),
         (lambda: rated([1.0, 4.5]), "within"),
-        (lambda: rated([]), "0 worths"),
-        (lambda: from_ratings("Q", ["a", "b"], [1.0], scale=(0, 1)), "1 worths for 2"),
+        (lambda: rated([]), "0 gold values"),
+        (lambda: from_ratings("Q", ["a", "b"], [1.0], scale=(0, 1)), "1 gold values for 2"),
         (lambda: from_ratings("Q", ["a"], [0.0], scale=(0.0, math.inf)), "scale"),
         (lambda: from_ratings("Q", ["a"], [0.0], scale=(0.0, 0.0)), "scale"),
     ],
@@ -173,23 +173,23 @@ def test_the_same_text_rated_twice_is_no_pair_and_too_few_groups_raise():
 # -- what is right ----------------------------------------------------------------------------------------------------
 
 
-@given(WORTHS, st.sampled_from(FORMATS), st.integers(0, 5))
+@given(GOLD, st.sampled_from(FORMATS), st.integers(0, 5))
 @settings(max_examples=300)
-def test_the_right_verdict_has_full_marks_in_every_format(worths: list[float], form: Format, seed: int):
-    for exercise in exercises([rated(worths)], form, both_orders=True, seed=seed):
+def test_the_right_verdict_earns_the_whole_reward_in_every_format(gold: list[float], form: Format, seed: int):
+    for problem in problems([rated(gold)], form, both_orders=True, seed=seed):
         for thought in ("", "<think>\nMaybe the other? <answer>B</answer>\n</think>\n\n"):
-            marked = mark(exercise, Reply(thought + exercise.right()))
-            assert (marked.accuracy, marked.formed, marked.reward) == (1.0, True, 1.0)
+            verified = verify(problem, Reply(thought + problem.right()))
+            assert (verified.accuracy, verified.formed, verified.reward) == (1.0, True, 1.0)
 
 
-@given(WORTHS.filter(lambda worths: len(set(worths)) > 1), st.sampled_from([f for f in FORMATS if f.max_slots > 1]))
-def test_in_the_opposite_order_the_same_verdict_names_the_other_slot(worths: list[float], form: Format):
-    item = rated(worths)
-    slots = tuple(range(len(worths)))
-    there, back = Exercise(item, slots, form), Exercise(item, slots[::-1], form)
+@given(GOLD.filter(lambda gold: len(set(gold)) > 1), st.sampled_from([f for f in FORMATS if f.max_slots > 1]))
+def test_in_the_opposite_order_the_same_verdict_names_the_other_slot(gold: list[float], form: Format):
+    item = rated(gold)
+    slots = tuple(range(len(gold)))
+    there, back = Problem(item, slots, form), Problem(item, slots[::-1], form)
     assert there.twins == back.twins
-    outcomes = [form.parse(exercise.right(), len(slots)) for exercise in (there, back)]
-    if len(set(worths)) == len(worths):
+    outcomes = [form.parse(problem.right(), len(slots)) for problem in (there, back)]
+    if len(set(gold)) == len(gold):
         if isinstance(outcomes[0], RankOrder):
             mirrored = tuple(tuple(len(slots) - 1 - slot for slot in tier) for tier in outcomes[1].tiers)
             assert outcomes[0].tiers == mirrored
@@ -197,7 +197,7 @@ def test_in_the_opposite_order_the_same_verdict_names_the_other_slot(worths: lis
             values = [getattr(o, "probabilities_K", None) or o.values_K for o in outcomes]
             assert values[0] == values[1][::-1]
     assert there.accuracy(outcomes[0]) == back.accuracy(outcomes[1]) == 1.0
-    if worths[0] != worths[-1] and len(slots) == 2:
+    if gold[0] != gold[-1] and len(slots) == 2:
         assert there.accuracy(outcomes[1]) == back.accuracy(outcomes[0]) == 0.0, "each is wrong for the other"
 
 
@@ -214,34 +214,34 @@ def test_a_hostile_candidate_can_neither_speak_for_the_judge_nor_move_what_is_ri
     item = from_ratings(hostile, [hostile, "A plain answer."], [-3.0, 3.0], scale=(-4.0, 4.0))
     tame = from_ratings("Q", ["tame", "A plain answer."], [-3.0, 3.0], scale=(-4.0, 4.0))
     for slots in [(0,), (1,)] if form.max_slots == 1 else [(0, 1), (1, 0)]:
-        exercise, plain = Exercise(item, slots, form), Exercise(tame, slots, form)
-        assert exercise.right() == plain.right()
-        assert mark(exercise, Reply(exercise.right())).accuracy == 1.0
-        shown = exercise.render(Sanitizer(guard, 1000))[-1].text
+        problem, plain = Problem(item, slots, form), Problem(tame, slots, form)
+        assert problem.right() == plain.right()
+        assert verify(problem, Reply(problem.right())).accuracy == 1.0
+        shown = problem.render(Sanitizer(guard, 1000))[-1].text
         blank = plain.render(Sanitizer(guard, 1000))[-1].text
         markers = [form.answer_open, "<answer>", "</think>", "<|im_start|>"]
         for marker in markers:
             assert shown.lower().count(marker.lower()) == blank.lower().count(marker.lower())
-        marks = [
+        verified = [
             re.findall(rf"^\[.* {section_code(0, one.group.key)}\]$", text, re.M)
             for one, text in ((item, shown), (tame, blank))
         ]
-        assert len(marks[0]) == len(marks[1]) > 0
+        assert len(verified[0]) == len(verified[1]) > 0
 
 
-def test_an_exercise_shows_what_the_judge_will_show():
+def test_a_problem_shows_what_the_judge_will_show():
     item = rated([2.0, -1.0, 0.5])
     for form, schedule in ((Choice(), "all_pairs"), (Ranking(), "listwise"), (Score(), "pointwise")):
         engine = ScriptedEngine(lambda request: "none")
         judgement = Judge(engine, form, schedule=schedule, temperature=0.5).judge([item.group])[0]
         text_guard = Sanitizer(engine.count_tokens, 10_000, engine.reserved)
         asked = {request.messages for request in engine.requests}
-        assert asked == {Exercise(item, p.comparison.slots, form).render(text_guard) for p in judgement.played}
+        assert asked == {Problem(item, p.comparison.slots, form).render(text_guard) for p in judgement.played}
 
 
 def test_a_grade_lies_where_the_worth_lies_on_its_scale():
-    def right(form: Format, *worths: float) -> str:
-        return Exercise(rated(list(worths)), tuple(range(len(worths))), form).right()
+    def right(form: Format, *gold: float) -> str:
+        return Problem(rated(list(gold)), tuple(range(len(gold))), form).right()
 
     grades = {-4.0: 1, -2.1: 2, 0.0: 3, 2.9: 4, 3.1: 5}
     assert [right(Score(), worth) for worth in grades] == [f"<answer>{grade}</answer>" for grade in grades.values()]
@@ -254,11 +254,11 @@ def test_a_grade_lies_where_the_worth_lies_on_its_scale():
         right(PairScores(grades=(("no", 0.0), ("yes", 1.0))), 0.0, 0.1, 0.2)
 
 
-# -- marks ------------------------------------------------------------------------------------------------------------
+# -- rewards ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("form", "worths", "text", "accuracy", "formed"),
+    ("form", "gold", "text", "accuracy", "formed"),
     [
         (Choice(), [1, 0], "<answer>A</answer>", 1.0, True),
         (Choice(), [1, 0], "<answer>B</answer>", 0.0, True),
@@ -290,73 +290,73 @@ def test_a_grade_lies_where_the_worth_lies_on_its_scale():
         (Score(), [4], "<answer>6</answer>", 0.0, False),
     ],
 )
-def test_a_verdict_is_marked(form: Format, worths: list[float], text: str, accuracy: float, formed: bool):
-    exercise = Exercise(rated(worths), tuple(range(len(worths))), form)
-    marked = mark(exercise, Reply(text))
-    assert (marked.accuracy, marked.formed) == (pytest.approx(accuracy), formed)
-    assert marked.reward == pytest.approx(0.9 * accuracy + 0.1 * formed)
+def test_a_verdict_is_verified(form: Format, gold: list[float], text: str, accuracy: float, formed: bool):
+    problem = Problem(rated(gold), tuple(range(len(gold))), form)
+    verified = verify(problem, Reply(text))
+    assert (verified.accuracy, verified.formed) == (pytest.approx(accuracy), formed)
+    assert verified.reward == pytest.approx(0.9 * accuracy + 0.1 * formed)
 
 
 def test_a_reply_that_ran_into_the_cap_is_worth_nothing():
-    exercise = Exercise(rated([1, 0]), (0, 1), Choice())
-    marked = mark(exercise, Reply(exercise.right(), finish="length"))
-    assert (marked.accuracy, marked.formed, marked.reward) == (0.0, False, 0.0)
+    problem = Problem(rated([1, 0]), (0, 1), Choice())
+    verified = verify(problem, Reply(problem.right(), finish="length"))
+    assert (verified.accuracy, verified.formed, verified.reward) == (0.0, False, 0.0)
 
 
 def test_a_verdict_read_from_probabilities_is_marked_too():
-    exercise = Exercise(rated([1, 0, 0]), (0, 1, 2), Choice())
+    problem = Problem(rated([1, 0, 0]), (0, 1, 2), Choice())
     for probabilities, accuracy in (((0.4, 0.3, 0.3), 1.0), ((0.3, 0.4, 0.3), 0.0), ((0.4, 0.4, 0.2), 0.0)):
         outcome = Choice().from_logprobs([math.log(p) for p in probabilities], 3)
-        assert exercise.accuracy(outcome) == accuracy
-    alone = Exercise(rated([4]), (0,), SENTIMENT)
+        assert problem.accuracy(outcome) == accuracy
+    alone = Problem(rated([4]), (0,), SENTIMENT)
     assert alone.accuracy(SENTIMENT.from_logprobs([math.log(0.25), math.log(0.75)], 1)) == pytest.approx(0.75)
-    assert Exercise(rated([1, 1]), (0, 1), Choice()).accuracy(Tie()) == 1.0
+    assert Problem(rated([1, 1]), (0, 1), Choice()).accuracy(Tie()) == 1.0
 
 
-@pytest.mark.parametrize("worths", [[2, 1], [1, 1], [2, 1, 0], [1, 1, 0], [2, 2, 2]])
+@pytest.mark.parametrize("gold", [[2, 1], [1, 1], [2, 1, 0], [1, 1, 0], [2, 2, 2]])
 @pytest.mark.parametrize("ties", [False, True])
-def test_chance_is_the_mean_mark_of_all_well_formed_verdicts(worths: list[float], ties: bool):
-    labels, grades = "ABC"[: len(worths)], grade_scale(1, 3)
-    slots = tuple(range(len(worths)))
+def test_chance_is_the_mean_accuracy_of_all_well_formed_verdicts(gold: list[float], ties: bool):
+    labels, grades = "ABC"[: len(gold)], grade_scale(1, 3)
+    slots = tuple(range(len(gold)))
     written = {
         Choice(tie_label="T" if ties else ""): [f"<answer>{label}</answer>" for label in labels + "T" * ties],
         Ranking(): [f"<answer>{' > '.join(order)}</answer>" for order in itertools.permutations(labels)],
         PairScores(grades=grades): [
             "".join(f"<answer>{grade}</answer>" for grade in given)
-            for given in itertools.product("123", repeat=len(worths))
+            for given in itertools.product("123", repeat=len(gold))
         ],
     }
     for form, texts in written.items():
-        exercise = Exercise(rated(worths), slots, form)
-        assert exercise.chance == pytest.approx(fmean(mark(exercise, Reply(text)).accuracy for text in texts))
-    alone = Exercise(rated(worths), (0,), Score(grades=grades))
-    assert alone.chance == pytest.approx(fmean(mark(alone, Reply(f"<answer>{g}</answer>")).accuracy for g in "123"))
+        problem = Problem(rated(gold), slots, form)
+        assert problem.chance == pytest.approx(fmean(verify(problem, Reply(text)).accuracy for text in texts))
+    alone = Problem(rated(gold), (0,), Score(grades=grades))
+    assert alone.chance == pytest.approx(fmean(verify(alone, Reply(f"<answer>{g}</answer>")).accuracy for g in "123"))
 
 
-# -- exercises and mixtures -------------------------------------------------------------------------------------------
+# -- problems and mixtures -------------------------------------------------------------------------------------------
 
 
 def test_a_selection_of_a_multiple_choice_item_holds_the_right_option():
     items = [from_choice(f"Q{i}", ["a", "b", "c", "d"], i % 4) for i in range(60)]
-    made = exercises(items, Choice(), slots=2, both_orders=True)
+    made = problems(items, Choice(), slots=2, both_orders=True)
     assert len(made) == 120
     for there, back in itertools.pairwise(made[:2]):
         assert there.slots == back.slots[::-1]
-    assert all(exercise.gold_K.count(1.0) == 1 and len(exercise.slots) == 2 for exercise in made)
-    places = Counter(exercise.gold_K.index(1.0) for exercise in made[::2])
+    assert all(problem.gold_K.count(1.0) == 1 and len(problem.slots) == 2 for problem in made)
+    places = Counter(problem.gold_K.index(1.0) for problem in made[::2])
     assert min(places[0], places[1]) > 15, "in either slot"
-    assert len({exercise.slots for exercise in made}) == 12
-    assert made == exercises(items, Choice(), slots=2, both_orders=True)
-    assert made != exercises(items, Choice(), slots=2, both_orders=True, seed=1)
+    assert len({problem.slots for problem in made}) == 12
+    assert made == problems(items, Choice(), slots=2, both_orders=True)
+    assert made != problems(items, Choice(), slots=2, both_orders=True, seed=1)
 
 
-def test_exercises_that_no_verdict_is_right_for_are_left_out():
+def test_problems_that_no_verdict_is_right_for_are_left_out():
     items = [rated([1, 1]), rated([1, 1, 0]), rated([1, 0])]
-    assert [exercise.item for exercise in exercises(items, Choice())] == items[2:]
-    assert [exercise.item for exercise in exercises(items, Choice(tie_label="T"))] == [items[0], items[2]]
-    assert [exercise.item for exercise in exercises(items, Ranking())] == items
-    assert exercises([rated([1])], Choice()) == []
-    assert [exercise.slots for exercise in exercises(items[:2], Score(), both_orders=True)] == [
+    assert [problem.item for problem in problems(items, Choice())] == items[2:]
+    assert [problem.item for problem in problems(items, Choice(tie_label="T"))] == [items[0], items[2]]
+    assert [problem.item for problem in problems(items, Ranking())] == items
+    assert problems([rated([1])], Choice()) == []
+    assert [problem.slots for problem in problems(items[:2], Score(), both_orders=True)] == [
         (0,),
         (1,),
         (0,),
@@ -366,18 +366,18 @@ def test_exercises_that_no_verdict_is_right_for_are_left_out():
 
 
 def test_a_large_group_is_cut_to_what_the_format_shows_and_slots_must_fit_it():
-    (exercise,) = exercises([rated([3, 2, 1, 0])], Choice(labels=("A", "B")))
-    assert len(exercise.slots) == 2
+    (problem,) = problems([rated([3, 2, 1, 0])], Choice(labels=("A", "B")))
+    assert len(problem.slots) == 2
     for form, slots in ((Choice(labels=("A", "B")), 3), (Choice(), 1), (Score(), 2)):
         with pytest.raises(ConfigError, match="shows"):
-            exercises([rated([1, 0])], form, slots=slots)
+            problems([rated([1, 0])], form, slots=slots)
 
 
 def test_twins_are_joined_within_their_format():
     items = [rated([1, 0]), rated([2, 0, 1])]
-    made = exercises(items, Choice(), both_orders=True) + exercises(items, Ranking())
+    made = problems(items, Choice(), both_orders=True) + problems(items, Ranking())
     assert [len(twins) for twins in with_twins(made)] == [2, 2, 1, 1]
-    assert [exercise for twins in with_twins(made) for exercise in twins] == made
+    assert [problem for twins in with_twins(made) for problem in twins] == made
 
 
 @given(st.dictionaries(st.text(max_size=3), st.integers(1, 7), min_size=1, max_size=5), st.integers(0, 60))
@@ -415,8 +415,8 @@ def test_a_group_of_another_kind_of_format_has_no_right_verdict():
     class Odd(Choice):
         pass
 
-    assert Exercise(rated([1, 0]), (0, 1), Odd()).right() == "<answer>A</answer>", "a wording of ours is one of ours"
+    assert Problem(rated([1, 0]), (0, 1), Odd()).right() == "<answer>A</answer>", "a wording of ours is one of ours"
     strange: Any = object()
     for ask in (lambda e: e.right(), lambda e: e.chance):
         with pytest.raises(ConfigError, match="no right verdict"):
-            ask(Exercise(Item(Group.of("Q", ["a"]), (1.0,), "d"), (0,), strange))
+            ask(Problem(Item(Group.of("Q", ["a"]), (1.0,), "d"), (0,), strange))

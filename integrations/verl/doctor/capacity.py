@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from mrjudge_reward.cli.doctor import Check
+from mrjudge_reward.cli.doctor import Check, request_deadline
 from mrjudge_reward.errors import require
 from mrjudge_reward.integrations.verl.settings import SECTION, VerlSettings, is_colocated, served_judge
 from mrjudge_reward.judge import JudgeConfig
-from mrjudge_reward.judging.token_budget import LEAST_TEXT, UNKNOWN_CONTEXT, common_length
+from mrjudge_reward.judging.token_budget import LEAST_TEXT, UNKNOWN_CONTEXT
+from mrjudge_reward.prompting.candidates import common_length
 from mrjudge_reward.prompting.sanitizing import Sanitizer
 from mrjudge_reward.types import Group
 
@@ -18,7 +19,6 @@ CALLS_PER_WORKER = 1000
 
 _RAY_LIMIT = "DEFAULT_MAX_CONCURRENCY_ASYNC"
 _CHARS_PER_TOKEN = 4
-_SLOW = 10.0  # tokens a second of one request among many; a guess on the safe side
 
 
 def capacity(config: Mapping[str, Any], settings: VerlSettings, judge: JudgeConfig) -> Iterator[Check]:
@@ -39,8 +39,7 @@ def capacity(config: Mapping[str, Any], settings: VerlSettings, judge: JudgeConf
         yield Check("judge concurrency", "note", detail)
     elif judge.base_url is not None:
         yield Check("judge concurrency", "ok", f"{judge.max_concurrency} requests at once")
-    if judge.base_url is not None:
-        yield _request_deadline(judge)
+    yield from request_deadline(judge, f"{SECTION}.judge.")
     yield from _reply(config, judge)
     yield _context(config, settings, judge)
 
@@ -71,18 +70,6 @@ def _writes(judge: JudgeConfig) -> tuple[str, int]:
     if not judge.writes_verdicts:
         return "thinking_tokens", judge.thinking_tokens + 16
     return "max_tokens", judge.max_tokens
-
-
-def _request_deadline(judge: JudgeConfig) -> Check:
-    setting, writes = _writes(judge)
-    speed, figures = writes / judge.deadline_s, f"{writes} tokens in {judge.deadline_s:g} s"
-    if speed <= _SLOW:
-        return Check("request deadline", "ok", figures)
-    detail = (
-        f"{SECTION}.judge.{setting} and deadline_s want {figures}, {speed:.0f} a second for each request; a busy server may "
-        f"be slower, and requests then fail. Raise {SECTION}.judge.deadline_s to {writes / _SLOW:.0f}"
-    )
-    return Check("request deadline", "note", detail)
 
 
 def _reply(config: Mapping[str, Any], judge: JudgeConfig) -> Iterator[Check]:

@@ -2,7 +2,7 @@
 
 A reward manager that is never called, a group that never fills, a judge that no reward worker can reach: verl starts
 all of these without a word, and the run is wrong or waits. ``CONFIG`` is a file that verl's own loader composes, as in
-``recipes/verl/``, or a resolved dump of one. No model is loaded and no Ray cluster is started.
+``recipes/verl/``, or a resolved dump of one. No model is loaded and no Ray cluster is started; one that runs is asked.
 
 Read in the source of verl 0.9.1; what cannot be known before the run is a note.
 """
@@ -20,6 +20,7 @@ from mrjudge_reward.judge import JudgeConfig
 from .capacity import capacity
 from .groups import groups
 from .load import load_verl_config
+from .nodes import nodes
 from .versions import installed
 
 MANAGER = "JudgeRewardManager"
@@ -56,6 +57,8 @@ def examine_verl(source: str, overrides: Sequence[str] = ()) -> list[Check]:
     checks += _judge(config, settings, judge)
     checks += groups(config, settings, judge)
     checks += capacity(config, settings, judge)
+    checks += nodes(config, settings, judge)
+    checks += _metrics(config)
     return checks
 
 
@@ -87,7 +90,12 @@ def _manager(config: Mapping[str, Any]) -> Iterator[Check]:
             f"classifier, asks it for /classify and calls no manager. Set the path to {MODULE}, whose compute_score is "
             "there for this only",
         )
-    elif function["path"] and not fault and function["path"] != MODULE:
+    elif (
+        function["path"]
+        and not fault
+        and function["path"] != MODULE
+        and not (config.get(SECTION) or {}).get("rule_weight")
+    ):
         detail = f"yes; {function['name']} of {function['path']} is loaded and never called: the judge alone scores"
         yield Check("manager called", "note", detail)
     elif not fault:
@@ -182,6 +190,22 @@ def _trainer(config: Mapping[str, Any]) -> Iterator[Check]:
         yield Check("trainer", "note", "trainer.use_v1=False: the V0 trainer, which verl is about to remove")
     else:
         yield Check("trainer", "ok", "fully asynchronous" if fully else mode)
+
+
+def _metrics(config: Mapping[str, Any]) -> Iterator[Check]:
+    """Whether verl's loggers will be told of the judge; see ``integrations.verl.tracking``."""
+    from mrjudge_reward.integrations.verl.tracking import fits
+
+    if "async_training" in config:
+        detail = "verl's loggers are not told of the judge in fully asynchronous training; mrjudge report shows it"
+        yield Check("judge's metrics", "note", detail)
+    elif not fits():
+        detail = (
+            "verl's loggers are not told of the judge: Tracking.log of this verl is another; mrjudge report shows it"
+        )
+        yield Check("judge's metrics", "note", detail)
+    else:
+        yield Check("judge's metrics", "ok", "logged at every step, as judge/...")
 
 
 # -- the judge --------------------------------------------------------------------------------------------------------

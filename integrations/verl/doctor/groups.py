@@ -57,12 +57,28 @@ def groups(config: Mapping[str, Any], settings: VerlSettings, judge: JudgeConfig
         yield Check("group size", "failed", detail, data)
     else:
         yield Check("group size", "ok", f"{size} completions per prompt, {'compared' if compares else 'graded'}", data)
+    if estimator == "gae":
+        yield _critic(judge)
     yield from _agent_loop(config)
     trainer = config["trainer"]
     if trainer.get("val_before_train") or trainer.get("val_only") or (trainer.get("test_freq") or 0) > 0:
         yield from _validation(config, settings, compares)
     else:
         yield Check("validation", "ok", "none in this run")
+
+
+def _critic(judge: JudgeConfig) -> Check:
+    """A critic learns what a prompt's completions are rewarded with on average."""
+    rating = judge.judge_rating.name
+    if judge.judge_rating.neutral is None and not judge.centre:
+        return Check("critic", "ok", f"rating {rating}: rewards have a level that it can learn", {"rating": rating})
+    why = "rewards are centred in each group" if judge.centre else f"rating {rating} has the same mean in every group"
+    detail = (
+        f"{why}, so that the critic learns a constant, and does nothing for the advantages. Let the judge grade "
+        f"({SECTION}.judge: {{format: score, rating: mean_score}}, centre not set), or use an estimator with the group as "
+        "its baseline (grpo)"
+    )
+    return Check("critic", "note", detail, {"rating": rating})
 
 
 def _mismatch(key: str, given: int | None, name: str, size: int) -> str:
@@ -81,6 +97,12 @@ def _agent_loop(config: Mapping[str, Any]) -> Iterator[Check]:
     given, wanted = _agent_loop_manager(config), _wanted_agent_loop_manager(config)
     if given.startswith(AGENT_LOOP_MANAGER) and given != wanted:
         detail = f"{_AGENT_KEY}={given} is for the other trainer: with this trainer.use_v1 it is {wanted}"
+        yield Check("agent loop", "failed", detail)
+    if VerlSettings.tells_no_turns(config):
+        detail = (
+            "sessions have several turns, and verl does not tell a reward which of their tokens the policy wrote: set "
+            f"{_AGENT_KEY}={wanted}"
+        )
         yield Check("agent loop", "failed", detail)
 
 

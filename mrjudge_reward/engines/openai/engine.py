@@ -39,6 +39,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
 import os
 import threading
 import weakref
@@ -49,6 +50,7 @@ from mrjudge_reward import special_tokens
 from mrjudge_reward.credentials import Address, Hidden, hidden_address, hidden_fields, is_hidden, reply_fields_hash
 from mrjudge_reward.engines.cancelling import CANCELLED, cancelled, result_of
 from mrjudge_reward.engines.contract import Engine
+from mrjudge_reward.engines.pace import Pace
 from mrjudge_reward.engines.structured import StructuredOutput
 from mrjudge_reward.errors import ConfigError, EngineError, InputError, require
 from mrjudge_reward.messages import as_messages
@@ -63,6 +65,8 @@ from .reading import LabelReader
 from .requests import ChatBody
 from .transport import OneServerTransport, http_library
 from .wire import written_reply
+
+logger = logging.getLogger(__name__)
 
 _IMAGES_KEPT = 32
 _ABANDONED: list[Connection] = []  # of a parent process: its sockets must neither be closed nor collected here
@@ -164,6 +168,7 @@ class OpenAIEngine(Engine):
         self._reader = LabelReader(self._body, self._dialect, tokenize_url, top_logprobs)
         if not self.can_read:
             self._reader.refuse("the engine was built with can_read=False")
+        self._said_pace: bool | None = None
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._connection: Connection | None = None
@@ -197,8 +202,23 @@ class OpenAIEngine(Engine):
             )
 
         if requests:
+            self._say_pace(max(request.sampling.max_tokens for request in requests))
             self._wait_for(lambda connection: self._each(connection, requests, write, replies))
         return list(replies)
+
+    def _say_pace(self, tokens: int) -> None:
+        """Whether long replies can meet their deadline: with the first call, and when a later one first asks too much."""
+        pace = Pace(tokens, self.deadline_s, self.max_concurrency)
+        if not pace.fits and self._said_pace is not False:
+            logger.warning(
+                "%s: %s. Where the server is slower, long replies fail as 'timeout'. Raise deadline_s to %d, or lower "
+                "max_tokens (thinking_tokens where labels are read), or max_concurrency, so that each request gets more of "
+                "the server. This is said once.",
+                self.name, pace, pace.enough_s,
+            )  # fmt: skip
+        elif self._said_pace is None:
+            logger.info("%s: %s", self.name, pace)
+        self._said_pace = pace.fits and self._said_pace is not False
 
     def label_logprobs(self, requests: Sequence[Request]) -> list[Reply | EngineFailure]:
         """Read how likely each label is right after the prefill.

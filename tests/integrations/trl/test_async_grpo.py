@@ -18,7 +18,7 @@ import pytest
 from accelerate import PartialState
 
 from mrjudge_reward import Choice, Judge, JudgeConfig, ScriptedEngine
-from mrjudge_reward.errors import ConfigError
+from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.types import EngineFailure, Reply, Request
 
 with pytest.MonkeyPatch.context() as patch:
@@ -138,6 +138,24 @@ def test_what_was_not_judged_stays_unscored_where_nothing_else_rewards(smol_toke
 
 def length_reward(completions: Any, **_: Any) -> list[float]:
     return [float(len(completion[0]["content"])) for completion in completions]
+
+
+@pytest.mark.parametrize("factories", [None, {None: object}])
+def test_prompts_that_an_environment_made_different_are_known_as_such(factories: Any) -> None:
+    reward, engine = by_length()
+    loop = SimpleNamespace(
+        environment_factories=factories, model_version=3, num_generations=2, tokenizer=None, _push_metrics=None,
+        _loop=SimpleNamespace(call_soon_threadsafe=lambda *_: None),
+    )  # fmt: skip
+    score = JudgingRolloutLoop._reporting(loop, reward, 1)
+    prompts = [[{"role": "user", "content": f"The board is {n}."}] for n in range(2)]
+    completions = [[{"role": "assistant", "content": "a" * n}] for n in (1, 2)]
+    if factories is None:
+        with pytest.raises(InputError, match="should answer one prompt"):
+            score(prompts=prompts, completions=completions)
+    else:
+        assert None not in score(prompts=prompts, completions=completions)
+        assert "user: The board is 1." in engine.requests[0].messages[-1].text
 
 
 def test_calls_without_a_step_are_steps_of_their_own() -> None:

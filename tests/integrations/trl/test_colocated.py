@@ -22,6 +22,7 @@ from mrjudge_reward.integrations.trl import JudgeReward
 from mrjudge_reward.judge import JudgeConfig
 from tests.support import ROOT
 from tests.support.trl_setup import tiny_policy
+from tests.support.vllm_on_cpu import ENVIRONMENT
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None or not cpu_build(),
@@ -37,15 +38,7 @@ def run(smol_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     out = tmp_path_factory.mktemp("colocated")
     tiny_policy(smol_tokenizer, heads=2).save_pretrained(out / "policy")
     smol_tokenizer.save_pretrained(out / "policy")
-    environment = os.environ | {
-        "MRJUDGE_LOCKS": str(out / "locks"),
-        "OMP_NUM_THREADS": "1",
-        "TORCHDYNAMO_DISABLE": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_NO_USAGE_STATS": "1",
-    }
+    environment = os.environ | ENVIRONMENT | {"MRJUDGE_LOCKS": str(out / "locks")}
     command = [
         sys.executable,
         "-m",

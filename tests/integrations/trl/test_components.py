@@ -143,7 +143,7 @@ def test_rubrics_of_rows_come_from_a_column_and_a_bad_one_is_named():
     as_json = ['["Is long."]'] * 8
     assert reward(PROMPTS, ANSWERS, rubric=as_json) == [1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0]
     bad = [[{"criterion": LONG, "points": 0}]] * 8
-    with pytest.raises(InputError, match=r"rubric of group 'train/2/0/0', criterion 1: points must be"):
+    with pytest.raises(InputError, match=r"rubric of row 0, criterion 1: points must be"):
         reward(PROMPTS, ANSWERS, rubric=bad)
 
 

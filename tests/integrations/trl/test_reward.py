@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+from importlib import resources
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,9 +25,12 @@ from mrjudge_reward import (
     Request,
     ScriptedEngine,
 )
+from mrjudge_reward.completions import judged
 from mrjudge_reward.engines.scripted import shown_candidates
 from mrjudge_reward.images import load_picture
-from mrjudge_reward.integrations.trl.reward import JudgeReward, completion_text
+from mrjudge_reward.integrations.trl.distributed import check_timeout
+from mrjudge_reward.integrations.trl.reward import JudgeReward
+from mrjudge_reward.prompting.formats import SENTIMENT
 from mrjudge_reward.scoring.stats import METRICS
 
 
@@ -102,8 +107,8 @@ def test_chat_messages_and_a_policys_own_reasoning_are_understood() -> None:
         ([{"role": "assistant", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}], "a\nb"),
     ],
 )
-def test_the_text_of_a_completion(completion: Any, text: str) -> None:
-    assert completion_text(completion) == text
+def test_the_final_text_of_a_completion(completion: Any, text: str) -> None:
+    assert judged(completion, "final").text == text
 
 
 def test_one_prompts_failure_does_not_touch_another() -> None:
@@ -310,11 +315,94 @@ def test_a_group_that_is_judged_in_part_is_refused(column: Any, says: str) -> No
         reward(["p"] * 2, ["a", "b"], **({} if column is None else {"open": column}))
 
 
-def test_numeric_reference_answers_mean_their_numerals() -> None:
+@pytest.mark.parametrize(
+    ("path", "columns", "shown"),
+    [
+        ("solution", {"solution": 42}, "42"),
+        ("solution", {"solution": "42"}, "42"),
+        ("solution", {"solution": ["42", "forty-two"]}, "Reference 1 of 2: 42\nReference 2 of 2: forty-two"),
+        ("solution", {"solution": [["42"], []]}, "42"),
+        ("answers.text", {"answers": {"text": ["42", "42"], "start": [1, 9]}}, "42"),
+        ("answers.text", {"answers": [{"text": "42"}]}, "42"),
+        ("answers.text", {"answers.text": "42", "answers": "other"}, "42"),
+        ("a.b.c", {"a": {"b": {"c": 42.5}}}, "42.5"),
+        ("solution", {"solution": None}, None),
+        ("solution", {"solution": []}, None),
+        ("answers.text", {"answers": None}, None),
+        ("answers.text", {"answers": {}}, None),
+    ],
+)
+def test_references_are_texts_and_numbers_in_columns_of_any_depth(
+    path: str, columns: dict[str, Any], shown: str | None
+) -> None:
     seen = judge()
-    JudgeReward(seen, num_generations=2, reference_column="solution")(["p", "p"], ["a", "b"], solution=[42, 42])
+    reward = JudgeReward(seen, num_generations=2, reference_column=path)
+    reward(["p", "p"], ["a", "b"], **{name: [value, value] for name, value in columns.items()})
     text = seen.engine.requests[0].messages[-1].text  # type: ignore[attr-defined]
-    assert re.search(r"\[Reference answer \w{8}\]\n42", text)
+    found = re.search(r"\[Reference answer \w{8}\]\n(.*?)\n\[End", text, re.DOTALL)
+    assert (found and found[1]) == shown
+
+
+def test_a_column_of_mappings_is_refused_with_their_fields() -> None:
+    reward = JudgeReward(judge(), num_generations=2, rubric_column="rubric")
+    with pytest.raises(InputError, match=r"rubric: the rubric must be text.* with the fields title, weight; name one"):
+        reward(["p", "p"], ["a", "b"], rubric=[[{"title": "Brief", "weight": 1}]] * 2)
+
+
+@pytest.mark.parametrize("column", ["reference_column", "rubric_column"])
+@pytest.mark.parametrize(
+    ("judge", "says"),
+    [
+        (None, "'sentiment' shows responses alone"),
+        (JudgeConfig(model="some/model", format="sentiment", verdict="logprobs"), "'sentiment' shows responses alone"),
+        (Judge(ScriptedEngine.by_utility(len), SENTIMENT), "'sentiment' shows responses alone"),
+        ("own", r"own.txt' has no section (reference|rubric)"),
+    ],
+)
+def test_a_column_that_the_wording_does_not_show_is_refused_at_once(
+    column: str, judge: Any, says: str, tmp_path: Path
+) -> None:
+    if judge == "own":
+        wording = (resources.files("mrjudge_reward.prompting.templates") / "choice.txt").read_text()
+        for part in ("reference", "rubric"):
+            wording = re.sub(rf"=== {part} ===.*?(?===)|{{{part}}}", "", wording, flags=re.DOTALL)
+        (tmp_path / "own.txt").write_text(wording)
+        judge = JudgeConfig(model="some/model", template=str(tmp_path / "own.txt"))
+    with pytest.raises(ConfigError, match=f"{column}='extra' brings a (reference|rubric) that.*{says}"):
+        JudgeReward(judge, num_generations=2, **{column: "extra"})
+    JudgeReward(judge, num_generations=2)
+
+
+SERVED = {"model": "judge", "base_url": "http://127.0.0.1:8000/v1"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "waits", "world", "takes"),
+    [
+        (SERVED, 1800, 8, None),  # the defaults of both: 2 tries of 120 s and 600 s of an outage
+        (SERVED, 840, 8, None),
+        (SERVED, 839, 8, 840),
+        (SERVED, 120, 1, None),  # nobody waits
+        (SERVED, None, 8, None),  # a trainer that tells nothing
+        (SERVED | {"deadline_s": 600.0}, 1800, 2, None),
+        (SERVED | {"deadline_s": 900.0}, 1800, 2, 2400),
+        (SERVED | {"deadline_s": 900.0, "retries": 0}, 1800, 2, None),
+        (SERVED | {"deadline_s": 900.0, "retries": 0, "outage_wait_s": 901.0}, 1800, 2, 1801),
+        (SERVED | {"deadline_s": 300.0, "retries": 4}, 1800, 2, 2100),
+        ({"model": "some/judge", "engine": "vllm_server", "deadline_s": 1000.0}, 1800, 2, 2600),
+        ({"model": "some/judge"}, 1, 8, None),  # in this process nothing has a deadline
+    ],
+)
+def test_ranks_wait_for_each_other_as_long_as_a_comparison_may_take(
+    settings: dict[str, Any], waits: int | None, world: int, takes: int | None
+) -> None:
+    trainer = SimpleNamespace(args=SimpleNamespace(ddp_timeout=waits))
+    if takes is None:
+        check_timeout(trainer, JudgeConfig(**settings), world)
+        check_timeout(None, JudgeConfig(**settings), world)
+    else:
+        with pytest.raises(ConfigError, match=f"may take {takes} s.*ddp_timeout = {waits} s.*raise ddp_timeout"):
+            check_timeout(trainer, JudgeConfig(**settings), world)
 
 
 def test_what_is_counted_of_steps_is_bounded_and_no_two_calls_share_a_key() -> None:

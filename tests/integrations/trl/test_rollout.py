@@ -22,7 +22,8 @@ from mrjudge_reward import (
     ScriptedEngine,
 )
 from mrjudge_reward.integrations.trl import SelectingRollout
-from mrjudge_reward.integrations.trl.reward import JUDGED, JudgedRow, JudgeReward
+from mrjudge_reward.integrations.trl.reward import JudgeReward
+from mrjudge_reward.integrations.trl.rows import JUDGED, JudgedRow
 from tests.support.trl_setup import PROMPTS, grpo_like, logged, prompt_dataset, tiny_policy
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are using 'rollout_func'")

@@ -19,7 +19,7 @@ from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import ConfigError, EngineError
 from mrjudge_reward.integrations.trl import JudgeReward, SharedBaseJudgeReward
 from mrjudge_reward.judge import JudgeConfig
-from tests.engines.test_shared_base import load, save_adapter, state
+from tests.engines.local.test_shared_base import load, save_adapter, state
 from tests.support.trl_setup import grpo_like, logged, prompt_dataset, tiny_policy
 
 SENTIMENT = JudgeConfig(format="sentiment", verdict="read", min_label_mass=0.0)

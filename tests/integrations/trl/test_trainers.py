@@ -11,13 +11,15 @@ import torch
 import transformers
 from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from trl.trainer.utils import nanstd
 
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.integrations.trl import JudgeReward
 from mrjudge_reward.judge import Judge, JudgeConfig
-from mrjudge_reward.prompting.formats import Choice
-from mrjudge_reward.scoring.stats import METRICS, FailureAlarm
+from mrjudge_reward.prompting.formats import Choice, Score
+from mrjudge_reward.scoring.alarms import FailureAlarm
+from mrjudge_reward.scoring.stats import METRICS
 from mrjudge_reward.types import EngineFailure, Request
 from tests.support.trl_setup import PROMPTS, common, grpo_like, logged, prompt_dataset, tiny_policy
 
@@ -172,6 +174,35 @@ def test_abstention_next_to_a_second_reward_is_not_turned_into_zero(
         mean = sum(row) / 4
         expected = [value - mean + 10.0 * index - 15.0 for index, value in enumerate(row)]
         assert advantage == pytest.approx(expected, abs=1e-3)
+
+
+def test_where_each_reward_is_normalised_by_itself_abstention_counts_as_the_mean_of_what_is_known(
+    smol_tokenizer: Any, tmp_path: Path
+) -> None:
+    """GDPO. A group's mean in the place of None would lower the judge's own spread, and so raise the others of its group."""
+
+    def graded(_: Request) -> Any:
+        seen = len(engine.requests)
+        return f"<answer>{1 + seen % 5}</answer>" if seen % 4 else EngineFailure("down")
+
+    engine = ScriptedEngine(graded)
+    judge = Judge(engine, Score(), schedule="pointwise", verdict="generate", retries=0, alarm=None)
+    trainer = GRPOTrainer(
+        model=tiny_policy(smol_tokenizer),
+        processing_class=smol_tokenizer,
+        reward_funcs=[JudgeReward(judge, num_generations=4, name="judge"), always_on],
+        train_dataset=prompt_dataset(),
+        args=GRPOConfig(
+            **grpo_like(tmp_path, multi_objective_aggregation="normalize_then_sum", reward_weights=[0.5, 2.0])
+        ),
+    )
+    trainer.train()
+    rewards = torch.tensor([list(trainer._logs["rewards"][name]) for name in ("judge", "always_on")]).view(2, -1, 4)
+    assert rewards[0].isnan().sum(dim=1).tolist() == [1, 1]
+    parts = (rewards - rewards.nanmean(dim=2, keepdim=True)) / (nanstd(rewards, dim=2, keepdim=True) + 1e-4)
+    total = 0.5 * parts[0].nan_to_num(0.0) + 2.0 * parts[1]
+    advantages = (total - total.mean()) / (total.std() + 1e-4)
+    assert list(trainer._logs["advantages"]) == pytest.approx(advantages.flatten().tolist(), abs=1e-4)
 
 
 def test_abstention_of_the_only_reward_leaves_rows_out(smol_tokenizer: Any, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Groups that straddle ranks: judged once, and rewarded as one rank would reward them."""
+"""Two ranks under FSDP whose groups straddle them: judged once, and rewarded as one rank would reward them."""
 
 from __future__ import annotations
 
@@ -30,8 +30,7 @@ def run(smol_path: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part in (*map(str, EACH), "failing", "watched"):
         (out / part).mkdir()
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "default"}
-    # What `accelerate launch --use_fsdp` sets. On a CPU accelerate wraps the policy in DDP even so.
-    environment |= {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true", "FSDP_VERSION": "2"}
+    environment |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # as `accelerate launch --use_fsdp` does
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
         "-m", "tests.support.two_ranks", smol_path, str(out), *map(str, EACH),
@@ -81,16 +80,22 @@ def test_an_error_on_one_rank_reaches_all_ranks(run: Path) -> None:
     caught = [json.loads((run / f"failing/rank{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
     both = {
         "judge": "JudgeUnreliableError", "rows": "InputError", "unpicklable": "InputError", "other weights": "EngineError",
+        "ddp_timeout": "ConfigError",
     }  # fmt: skip
     assert caught[0] == both | {"engine": "EngineError"}
     assert caught[1] == both | {"engine": "RuntimeError"}
 
 
-def test_a_judge_in_each_rank_has_its_weights_where_the_launcher_asks_transformers_for_zeros(
+def test_a_judge_in_each_rank_is_whole_and_gives_the_same_rewards_where_the_policy_is_sharded(
     run: Path, ranks: list[Any], smol_engine: Any
 ) -> None:
+    """Also where the launcher asks transformers for zeros on all ranks but the first."""
     assert [(run / f"zeroed.rank{rank}").read_text() for rank in (0, 1)] == ["False", "True"]
+    assert all(rank["sharded"] for rank in ranks)
     assert [rank["weights"] for rank in ranks] == [smol_engine.weights_checksum] * 2
+    first, second = (rank["same_group"] for rank in ranks)
+    assert first == second
+    assert first[0] < first[1] < first[2]
 
 
 def test_one_rank_judges_canaries_and_all_ranks_stop(run: Path) -> None:

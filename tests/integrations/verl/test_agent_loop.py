@@ -25,9 +25,9 @@ with warnings.catch_warnings():
         GroupAgentLoopManagerV0,
         carried_fields,
     )
-    from mrjudge_reward.integrations.verl.settings import VerlSettings
+    from mrjudge_reward.integrations.verl.settings import VALIDATION, VerlSettings
 
-ALWAYS = ("uid", "data_source", FIELD)
+ALWAYS = ("uid", "data_source", FIELD, VALIDATION)
 ROLLOUT = SimpleNamespace(n=8, val_kwargs=SimpleNamespace(n=2))
 
 
@@ -72,7 +72,8 @@ def test_every_prompt_says_how_large_its_group_is(
     keys = set(batch.keys())
     found = marked(monkeypatch, batch)
     assert tensordict_utils.get(found, FIELD) == sizes
-    assert set(found.keys()) == keys | {FIELD}
+    assert set(found.keys()) == keys | {FIELD, VALIDATION}
+    assert tensordict_utils.get(found, VALIDATION) == [settings.get("validate", False)] * 3
     read = []
     for chunk in found.chunk(2):  # as verl cuts it over its workers, and as a worker reads a row
         stack = chunk.get(FIELD)
@@ -101,6 +102,7 @@ def test_with_the_v0_trainer_every_row_says_so(monkeypatch: pytest.MonkeyPatch, 
 
     for output in (manager.generate_sequences(rows), asyncio.run(inside())):
         assert output.non_tensor_batch[FIELD].tolist() == [size] * 4
+        assert output.non_tensor_batch[VALIDATION].tolist() == [validate] * 4
         assert [chunk.non_tensor_batch[FIELD].tolist() for chunk in output.chunk(2)] == [[size] * 2] * 2
 
 
@@ -111,11 +113,11 @@ def test_with_the_v0_trainer_every_row_says_so(monkeypatch: pytest.MonkeyPatch, 
         ({"reference_field": "reward_model.ground_truth"}, (*ALWAYS, "reward_model")),
         (
             {"rubric_field": "rubric", "rule_weight": 1.0},
-            ("uid", "data_source", FIELD, "rubric", "reward_model", "extra_info"),
+            ("uid", "data_source", FIELD, VALIDATION, "rubric", "reward_model", "extra_info"),
         ),
         (
             {"rubric_field": "extra_info.rubric", "rule_weight": {"a": 1.0}},
-            ("uid", "data_source", FIELD, "extra_info", "reward_model"),
+            ("uid", "data_source", FIELD, VALIDATION, "extra_info", "reward_model"),
         ),
     ],
     ids=str,
@@ -131,5 +133,7 @@ def test_prompts_carry_what_their_reward_may_need(
     chats = tensordict_utils.get(found, "raw_prompt")
     for row, chat in enumerate(chats):
         told = chat[0].pop("mrjudge")
-        assert told == {"uid": "abc"[row], FIELD: 8} | ({"extra_info": infos[row]} if "extra_info" in names else {})
+        assert told == {"uid": "abc"[row], FIELD: 8, VALIDATION: False} | (
+            {"extra_info": infos[row]} if "extra_info" in names else {}
+        )
     assert list(chats) == [[{"role": "user", "content": text}] for text in ("one", "two", "three")]

@@ -11,8 +11,8 @@ import torch
 from verl.trainer.ppo import core_algos
 
 from mrjudge_reward.errors import InputError
-from mrjudge_reward.integrations.verl.reward_manager import _rubric_at
 from mrjudge_reward.rubrics.criteria import Criterion, Rubric
+from mrjudge_reward.rubrics.reading import rubric_at
 from tests.streaming.test_criteria import KEYS, rows
 
 
@@ -44,9 +44,11 @@ CRITERIA = [{"criterion": "Names it.", "points": 5, "tags": ["a"]}]
 )
 def test_a_row_s_rubric_may_be_criteria(value: Any):
     row = {"extra_info": {"rubric": value, "text": "Be kind.", "json": json.dumps(CRITERIA)}}
-    assert _rubric_at(row, "extra_info.rubric") == Rubric((Criterion("criterion 1", "Names it.", 5),))
-    assert _rubric_at(row, "extra_info.text") == "Be kind."
-    assert _rubric_at(row, "extra_info.json") == json.dumps(CRITERIA), "JSON text is read by the judge"
-    assert _rubric_at(row, "extra_info.none") is None
+    assert rubric_at(row, "extra_info.rubric", by_criteria=True) == Rubric((Criterion("criterion 1", "Names it.", 5),))
+    assert rubric_at(row, "extra_info.text", by_criteria=True) == "Be kind."
+    assert rubric_at(row, "extra_info.json", by_criteria=True) == json.dumps(CRITERIA), "JSON text is read by the judge"
+    assert rubric_at(row, "extra_info.none", by_criteria=True) is None
     with pytest.raises(InputError, match=r"extra_info\.bad, criterion 1: points must be"):
-        _rubric_at({"extra_info": {"bad": [{"criterion": "Names it.", "points": 0}]}}, "extra_info.bad")
+        rubric_at(
+            {"extra_info": {"bad": [{"criterion": "Names it.", "points": 0}]}}, "extra_info.bad", by_criteria=True
+        )

@@ -120,6 +120,22 @@ def test_nothing_fails_in_a_good_config_and_every_detail_says_something(config: 
         assert ("GPUs of its own" in checks["reward model"].detail) == (overrides is STANDALONE)
 
 
+def test_a_critic_that_learns_from_grades_and_loggers_that_are_told(config: Path) -> None:
+    graded = ("+mrjudge.judge.format=score", "+mrjudge.judge.rating=mean_score")
+    checks = examined(config, "algorithm.adv_estimator=gae", *graded)
+    assert checks["critic"].status == checks["judge's metrics"].status == "ok"
+    assert "critic" not in examined(config)
+
+
+def test_a_verl_that_logs_otherwise_is_told(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from verl.utils.tracking import Tracking
+
+    monkeypatch.setattr(Tracking, "log", lambda self, data, step, commit: None)
+    check = examined(config)["judge's metrics"]
+    assert check.status == "note"
+    assert "another" in check.detail
+
+
 def test_a_resolved_dump_gives_the_same_findings_and_takes_the_same_overrides(config: Path, tmp_path: Path) -> None:
     dump = tmp_path / "dump.yaml"
     dump.write_text(yaml.safe_dump(load_verl_config(str(config))), encoding="utf-8")
@@ -212,7 +228,54 @@ TRAPS: list[tuple[str, Sequence[str], str, str, Sequence[str]]] = [
         [*STANDALONE, "+mrjudge.judge.deadline_s=20.0"],
         "request deadline",
         "note",
-        ["1024 tokens in 20 s", "51 a second", "Raise mrjudge.judge.deadline_s to 102"],
+        ["1024 tokens within 20 s", "51 tokens a second for each", "Raise mrjudge.judge.deadline_s to 103"],
+    ),
+    (
+        "a critic that has nothing to learn",
+        ["algorithm.adv_estimator=gae"],
+        "critic",
+        "note",
+        ["the same mean in every group", "learns a constant", "rating: mean_score"],
+    ),
+    (
+        "a critic that has nothing to learn, of grades",
+        ["algorithm.adv_estimator=gae", "+mrjudge.judge.format=score"],
+        "critic",
+        "note",
+        ["log_odds has the same mean"],
+    ),
+    (
+        "grades without their level",
+        [
+            "algorithm.adv_estimator=gae",
+            "+mrjudge.judge.format=score",
+            "+mrjudge.judge.rating=mean_score",
+            "+mrjudge.judge.centre=true",
+        ],
+        "critic",
+        "note",
+        ["centred in each group"],
+    ),
+    (
+        "several nodes",
+        ["trainer.nnodes=2", "mrjudge.judge.model=/models/judge", "+mrjudge.log_dir=runs"],
+        "nodes",
+        "note",
+        ["/models/judge (model)", "RAY_ADDRESS"],
+    ),
+    (
+        "a log that moves with the actor",
+        ["trainer.nnodes=2", "+mrjudge.log_dir=runs"],
+        "nodes' folders",
+        "note",
+        ["runs (mrjudge.log_dir)", "shared folder", "node:IP"],
+    ),
+    (
+        "loggers in another process",
+        ["+async_training={}"],
+        "judge's metrics",
+        "note",
+        ["fully asynchronous", "mrjudge report"],
     ),
     (
         "nothing to compare",
@@ -291,6 +354,13 @@ TRAPS: list[tuple[str, Sequence[str], str, str, Sequence[str]]] = [
         "agent loop",
         "failed",
         [f"it is {AGENT_LOOP_MANAGER}V0"],
+    ),
+    (
+        "tools without a manager that tells",
+        ["actor_rollout_ref.rollout.agent.default_agent_loop=tool_agent"],
+        "agent loop",
+        "failed",
+        ["which of their tokens the policy wrote", AGENT_LOOP_MANAGER],
     ),
     (
         "no validation",

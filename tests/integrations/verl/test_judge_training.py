@@ -1,8 +1,9 @@
-"""Training the judge on verl: rows say what is right, and replies are worth what ``tasks.mark`` says."""
+"""Training the judge on verl: rows say what is right, and replies are worth what ``tasks.verify`` says."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import subprocess
 import sys
@@ -18,12 +19,15 @@ from verl import DataProto
 from verl.trainer.ppo.reward import get_custom_reward_fn, load_reward_manager
 
 from mrjudge_reward.errors import ConfigError, InputError
-from mrjudge_reward.integrations.verl.judge_training import compute_score, written_exercise
-from mrjudge_reward.training.tasks import Exercise, mark
+from mrjudge_reward.images import load_picture, opened
+from mrjudge_reward.integrations.verl.judge_training import compute_score, written_problem
+from mrjudge_reward.prompting.sanitizing import Sanitizer
+from mrjudge_reward.special_tokens import of_tokenizer
+from mrjudge_reward.training.tasks import Problem, balanced, verify
 from mrjudge_reward.types import Reply
 from recipes.data import judge_data
 from recipes.verl import judge_rl_data
-from tests.support import ROOT
+from tests.support import ROOT, vision_setup
 
 RECIPES = ROOT / "recipes" / "verl"
 TASKS: dict[str, dict[str, Any]] = {
@@ -52,16 +56,16 @@ def tasks() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def marked(tasks: dict[str, Any]) -> list[tuple[Exercise, str]]:
-    """Exercises of all formats, and what is written of them."""
-    some = judge_data.task_exercises
-    return [(each, written_exercise(each, task.judge)) for task in tasks.values() for each in some(task, "train")[:6]]
+def verified(tasks: dict[str, Any]) -> list[tuple[Problem, str]]:
+    """Problems of all formats, and what is written of them."""
+    some = judge_data.task_problems
+    return [(each, written_problem(each, task.judge)) for task in tasks.values() for each in some(task, "train")[:6]]
 
 
-def replies(exercise: Exercise, draw: random.Random) -> list[str]:
+def replies(problem: Problem, draw: random.Random) -> list[str]:
     """Right, wrong, malformed and hostile ones."""
-    right = exercise.right()
-    opening, closing = exercise.format.answer_open, getattr(exercise.format, "answer_close", "")
+    right = problem.right()
+    opening, closing = problem.format.answer_open, getattr(problem.format, "answer_close", "")
     said = [
         "A",
         "B",
@@ -91,18 +95,18 @@ def replies(exercise: Exercise, draw: random.Random) -> list[str]:
     return [*strange, *wrapped, *(think + answer for answer in wrapped), *two]
 
 
-def test_a_reply_is_worth_what_the_other_recipes_pay(marked: list[tuple[Exercise, str]]) -> None:
+def test_a_reply_is_worth_what_the_other_recipes_pay(verified: list[tuple[Problem, str]]) -> None:
     draw = random.Random(0)
     seen = set()
-    for exercise, written in marked:
-        for text in replies(exercise, draw):
-            expected = mark(exercise, Reply(text))
-            given = compute_score("task", text, "nothing", {"exercise": written, "index": 3})
+    for problem, written in verified:
+        for text in replies(problem, draw):
+            expected = verify(problem, Reply(text))
+            given = compute_score("task", text, "nothing", {"problem": written, "index": 3})
             assert given == {"score": expected.reward, "acc": expected.accuracy, "formed": float(expected.formed)}
             seen.add(given["score"])
-            cut = compute_score("task", text, "nothing", {"exercise": written, "cut": True})
+            cut = compute_score("task", text, "nothing", {"problem": written, "cut": True})
             assert cut == {"score": 0.0, "acc": 0.0, "formed": 0.0}
-        assert compute_score("task", exercise.right(), None, {"exercise": written})["score"] == 1
+        assert compute_score("task", problem.right(), None, {"problem": written})["score"] == 1
     assert {0.0, 0.1, 1.0} < seen  # and shares in between
 
 
@@ -111,13 +115,13 @@ def test_a_reply_is_worth_what_the_other_recipes_pay(marked: list[tuple[Exercise
     [
         None,
         {},
-        {"exercise": None},
-        {"exercise": "no JSON"},
-        {"exercise": "[]"},
-        {"exercise": '{"judge": {}}'},
-        {"exercise": '{"judge": {}, "worths": ["x"], "scale": [0, 1]}'},
-        {"exercise": '{"judge": {}, "worths": [2], "scale": [0, 1]}'},
-        {"exercise": '{"judge": {"formt": "choice"}, "worths": [1, 0], "scale": [0, 1]}'},
+        {"problem": None},
+        {"problem": "no JSON"},
+        {"problem": "[]"},
+        {"problem": '{"judge": {}}'},
+        {"problem": '{"judge": {}, "gold": ["x"], "scale": [0, 1]}'},
+        {"problem": '{"judge": {}, "gold": [2], "scale": [0, 1]}'},
+        {"problem": '{"judge": {"formt": "choice"}, "gold": [1, 0], "scale": [0, 1]}'},
     ],
 )
 def test_a_row_that_says_not_what_is_right_is_an_error_and_no_score(info: Any) -> None:
@@ -140,6 +144,41 @@ def test_rows_are_what_the_recipe_asks_and_come_back_from_parquet(
         right = compute_score(row["data_source"], row["reward_model"]["ground_truth"], None, row["extra_info"])
         assert right["score"] == 1
         assert {turn["role"] for turn in row["prompt"]} <= {"system", "user"}
+
+
+def test_verl_finds_every_image_in_its_place_whatever_the_texts_say(smol_path: str, tmp_path: Path) -> None:
+    from omegaconf import OmegaConf
+    from verl.utils.dataset.rl_dataset import RLHFDataset
+
+    colours = ["red", "green", "blue"]
+    for colour in colours:
+        vision_setup.picture(colour).save(tmp_path / f"{colour}.png")
+    kinds = {"one": colours[:1], "two": colours[:2], "a <image> in words": colours[2:], "no image <image>": []}
+    lines = []
+    for number in range(12):
+        for said, shown in kinds.items():
+            parts = [{"type": "image", "image": str(tmp_path / f"{colour}.png")} for colour in shown]
+            prompt = [{"role": "user", "content": [{"type": "text", "text": f"{said} Number {number}?"}, *parts]}]
+            lines.append({"prompt": prompt, "candidates": [f"It is {said}.", "<image> none <video>"], "gold": [1, 0]})
+    (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    task = judge_data.TaskConfig(source="items", path=str(tmp_path / "items.jsonl"), judge={"format": "choice"})
+    _, processor = vision_setup.llava(smol_path)
+    rows = judge_rl_data.verl_rows({"seen": task}, "train", processor.tokenizer)
+    judge_rl_data.write(rows, tmp_path / "train.parquet")
+    config = OmegaConf.create({"cache_dir": str(tmp_path), "max_prompt_length": 4096, "filter_overlong_prompts": False})
+    data = RLHFDataset(str(tmp_path / "train.parquet"), processor.tokenizer, config, processor)
+    assert len(data) == len(rows) > 30
+    guard = Sanitizer(len, 4096, of_tokenizer(processor.tokenizer))
+    seen = set()
+    for number, (_, problem) in enumerate(balanced({"seen": judge_data.task_problems(task, "train")}, len(rows), 0)):
+        parts = [part for turn in data[number]["raw_prompt"] for part in turn["content"] if not isinstance(part, str)]
+        images = [part["image"].getpixel((63, 47)) for part in parts if part["type"] == "image"]
+        wanted = [opened(load_picture(p.image)).getpixel((63, 47)) for t in problem.render(guard) for p in t.images]
+        assert images == wanted
+        seen.add(len(images))
+    assert seen == {0, 1, 2}
+    with pytest.raises(InputError, match=r"task seen, item .* has images, and the model takes none"):
+        judge_rl_data.verl_rows({"seen": task}, "train", processor.tokenizer, sees=False)
 
 
 def test_held_out_tasks_are_not_written(smol_tokenizer: Any) -> None:
@@ -207,12 +246,12 @@ def sample(tokenizer: Any, text: str, cap: int, info: Any, *, ended: bool = True
 
 
 def test_the_manager_gives_nothing_for_a_reply_that_was_cut(
-    marked: list[tuple[Exercise, str]], smol_tokenizer: Any, smol_path: str
+    verified: list[tuple[Problem, str]], smol_tokenizer: Any, smol_path: str
 ) -> None:
-    exercise, written = marked[0]
-    right = f"<think>It is so.</think>{exercise.right()}"
+    problem, written = verified[0]
+    right = f"<think>It is so.</think>{problem.right()}"
     length = len(smol_tokenizer.encode(right, add_special_tokens=False))
-    info = {"exercise": written, "index": 0}
+    info = {"problem": written, "index": 0}
 
     async def scores() -> list[float]:
         found = []
@@ -232,4 +271,4 @@ def test_the_manager_gives_nothing_for_a_reply_that_was_cut(
 
     # Room to spare; its end is the last token that fits; stopped without one before the cap; and twice no room for an end.
     assert asyncio.run(scores()) == [1.0, 1.0, 1.0, 0.0, 0.0]
-    assert info == {"exercise": written, "index": 0}  # verl's own manager writes in it, the rows of a group share it
+    assert info == {"problem": written, "index": 0}  # verl's own manager writes in it, the rows of a group share it

@@ -75,13 +75,38 @@ def test_the_doctor_finds_no_fault(name: str, server: Any, monkeypatch: pytest.M
     assert noted == ({"server"} if name == "grpo_vision" else {"judge"})
 
 
+def test_the_colocated_recipe_judges_by_a_server_with_the_overrides_in_its_comment(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VERL_USE_EXTERNAL_MODULES", WITHOUT_TRL)
+    path = RECIPES / "grpo_colocated.yaml"
+    comment = "".join(line.removeprefix("#") for line in path.read_text("utf-8").splitlines(True) if line[0] == "#")
+    (command,) = (line for line in comment.replace("\\\n", "").splitlines() if "enable=false" in line)
+    overrides = command.split("grpo_colocated.yaml")[1].replace("http://127.0.0.1:8000/v1", server.base_url).split()
+    config: Any = OmegaConf.to_container(composed("grpo_colocated", *overrides), resolve=True)
+    assert not is_colocated(config)
+    assert served_judge(config, "router") is None
+    rows = config["data"]["train_batch_size"] * config["actor_rollout_ref"]["rollout"]["n"]
+    assert rows % config["trainer"]["n_gpus_per_node"] == 0
+    faults = [check for check in examine_verl(str(path), overrides) if check.status == "failed"]
+    assert faults == []
+    assert server.requests
+
+
+def test_the_colocated_recipe_shows_references_and_mixes_a_rule_for_some_sources() -> None:
+    settings = VerlSettings.of(OmegaConf.to_container(composed("grpo_colocated"), resolve=True))  # type: ignore[arg-type]
+    assert (settings.reference_field, settings.rubric_field) == ("extra_info.reference", "extra_info.rubric")
+    assert [settings.weights(source) for source in ("maths", "essays")] == [(1.0, 1.0), (1.0, 0.0)]
+
+
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_judge_of_the_recipe_compares_pairs_of_a_known_context(name: str) -> None:
+def test_the_judge_of_the_recipe_compares_or_grades_for_a_critic_in_a_known_context(name: str) -> None:
     config: Any = OmegaConf.to_container(composed(name), resolve=True)
     settings = VerlSettings.of(config)
     judge = settings.judge_config(served_judge(config, "router:1"))
     assert judge.base_url
-    assert judge.judge_format.max_slots > 1
+    graded = name == "ppo_standalone"  # a critic learns nothing of comparisons
+    assert (judge.judge_format.max_slots > 1, judge.judge_rating.neutral is None) == (not graded, graded)
     assert (settings.group_size or 0) >= 4
     assert judge.context_tokens
     assert judge.deadline_s < settings.deadline_s or is_colocated(config)

@@ -39,8 +39,9 @@ class Tokenizer:
 
 
 def manager(*overrides: str, **settings: Any) -> JudgeRewardManager:
+    given = {"judge": {"model": "some/judge"}, **settings}
     config = verl_config(
-        "policy", settings, "actor_rollout_ref.rollout.n=8", "actor_rollout_ref.rollout.val_kwargs.n=2", *overrides
+        "policy", given, "actor_rollout_ref.rollout.n=8", "actor_rollout_ref.rollout.val_kwargs.n=2", *overrides
     )
     made = JudgeRewardManager(config, Tokenizer())
     made.loop.close()  # verl's base class opens one where none runs
@@ -209,15 +210,41 @@ def test_identities():
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [("42", "42"), (42, "42"), (1.5, "1.5"), (np.int64(42), "42"), (np.float32(1.5), "1.5"), (None, None)],
+    [
+        ("42", "42"), (42, "42"), (1.5, "1.5"), (np.int64(42), "42"), (np.float32(1.5), "1.5"), (None, None),
+        (["42"], "42"), (np.array(["42", "42"], dtype=object), "42"), ([], None),
+        (np.array(["a", "b"], dtype=object), "Reference 1 of 2: a\nReference 2 of 2: b"),
+    ],
     ids=repr,
-)
-def test_a_reference_may_be_a_number_of_any_kind(value: Any, text: str | None):
-    mine = manager(reference_field="reward_model.ground_truth", rubric_field="rubric")
-    found = mine.sample_of(rows([1], reward_model={"ground_truth": value}, rubric=value))
-    assert (found.reference, found.rubric) == (text, text)
-    with pytest.raises(InputError, match=r"reward_model\.ground_truth must hold text; got list"):
-        mine.sample_of(rows([1], reward_model={"ground_truth": ["a"]}))
+)  # fmt: skip
+def test_a_reference_may_be_texts_and_numbers_of_any_kind(value: Any, text: str | None):
+    mine = manager(reference_field="reward_model.ground_truth", rubric_field="extra_info.rubrics.text")
+    row = rows([1], reward_model={"ground_truth": value}, extra_info={"rubrics": [{"text": value}]})
+    for given in (row, carried_by_prompt(row)):
+        found = mine.sample_of(with_carried(given))
+        assert found.reference == text
+        assert found.rubric == (text and text.replace("Reference", "Criterion"))
+    with pytest.raises(
+        InputError, match=r"reward_model\.ground_truth: the reference must be text.* fields a; name one"
+    ):
+        mine.sample_of(rows([1], reward_model={"ground_truth": {"a": 1}}))
+
+
+def carried_by_prompt(row: DataProto) -> DataProto:
+    """The same row as V1's colocated path passes it: the prompt carries the fields."""
+    fields = {name: row.non_tensor_batch[name][0] for name in ("uid", "reward_model", "extra_info")}
+    first, *rest = row.non_tensor_batch["raw_prompt"][0]
+    chat = np.empty(1, dtype=object)
+    chat[0] = [{**first, "mrjudge": fields}, *rest]
+    return DataProto(row.batch, {"raw_prompt": chat})
+
+
+@pytest.mark.parametrize("field", ["reference_field", "rubric_field"])
+@pytest.mark.parametrize("judge", [{}, {"format": "sentiment", "verdict": "logprobs"}], ids=repr)
+def test_a_reference_that_the_wording_does_not_show_is_refused_before_the_run(field: str, judge: dict[str, Any]):
+    with pytest.raises(ConfigError, match=f"{field}='extra_info.x' brings a .* 'sentiment' shows responses alone"):
+        manager(judge=judge, **{field: "extra_info.x"})
+    manager(judge=judge, factory="some.module:judge", **{field: "extra_info.x"})  # whose wording is not known here
 
 
 def test_prompts_of_parts_and_images_beside_them():

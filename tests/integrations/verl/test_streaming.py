@@ -10,7 +10,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from omegaconf import OmegaConf
+from verl import DataProto
 
 from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.streaming.groups import INFO_KEYS
@@ -19,6 +23,8 @@ from tests.support.verl_setup import WORKERS, Rollout, Streaming, expected, made
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # verl's trainer tells of every engine that is not installed
+    from verl.trainer.ppo.ray_trainer import compute_advantage
+
     from mrjudge_reward.integrations.verl.agent_loop import GroupAgentLoopWorker
 
 pytestmark = pytest.mark.timeout(300)
@@ -111,7 +117,7 @@ def test_siblings_of_a_session_that_failed_are_rewarded_at_once(
             raise RuntimeError("the environment died")
         return await worker._agent_loop_postprocess([], False, **session)
 
-    monkeypatch.setattr(GroupAgentLoopWorker.__base__, "_run_agent_loop", run_agent_loop)
+    monkeypatch.setattr(GroupAgentLoopWorker.__bases__[-1], "_run_agent_loop", run_agent_loop)
     worker = object.__new__(GroupAgentLoopWorker)
     worker.reward_loop_worker_handles = stream.worker.reward_loop_worker_handles
     session = {"uid": failing.uid, "session_id": failing.session, "raw_prompt": [], **failing.fields}
@@ -160,6 +166,32 @@ def test_the_judge_is_mixed_with_a_verifiable_reward_per_data_source(
             }
             output = scored[rollout]
             assert output.reward_score == pytest.approx(sum(parts[source]))
-            assert list(info(output)) == [*INFO_KEYS, "rule_score"]
+            assert list(info(output)) == [*INFO_KEYS, "rule_reward", "rule_score"]
+            assert info(output)["judge_reward"] == pytest.approx(0.0 if source == "sums" else judged[rollout])
+            assert info(output)["rule_reward"] == (0.0 if source == "fruit" else rule)
             assert math.isnan(info(output)["judge_score"]) == (source == "sums")
             assert info(output)["rule_score"] == pytest.approx(math.nan if source == "fruit" else rule, nan_ok=True)
+    check_gdpo({rollout.uid: [info(scored[r]) for r in one if r.uid == rollout.uid]
+                for one in made.values() for rollout in one})  # fmt: skip
+
+
+def check_gdpo(infos_of: Mapping[str, list[dict[str, float]]]) -> None:
+    """verl normalises judge and rule by themselves, in each group, with nothing but what was told of the rows."""
+    rows = [(uid, info) for uid, infos in infos_of.items() for info in infos]
+    keys, weights = ["judge_reward", "rule_reward"], [1.0, 0.5]
+    ones = torch.ones(len(rows), 1)
+    batch = {
+        "token_level_rewards": ones,
+        "response_mask": ones,
+        "prompts": ones,
+        "attention_mask": ones.repeat(1, 2).long(),
+    }
+    told = {key: np.array([info[key] for _, info in rows]) for key in keys}
+    data = DataProto.from_dict(batch, {"uid": np.array([uid for uid, _ in rows], dtype=object), **told})
+    config = OmegaConf.create({"gdpo_reward_keys": keys, "gdpo_reward_weights": weights})
+    found = compute_advantage(data, adv_estimator="gdpo", config=config).batch["advantages"][:, 0]
+    parts = torch.tensor([[[info[key] for info in infos] for infos in infos_of.values()] for key in keys])
+    parts = (parts - parts.mean(dim=2, keepdim=True)) / (parts.std(dim=2, keepdim=True) + 1e-6)
+    total = (weights[0] * parts[0] + weights[1] * parts[1]).flatten()
+    assert parts[0].count_nonzero() > 0
+    torch.testing.assert_close(found, (total - total.mean()) / total.std(), rtol=1e-3, atol=1e-3)

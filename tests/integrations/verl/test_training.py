@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import statistics
@@ -17,10 +18,14 @@ from typing import Any
 
 import psutil
 import pytest
+from datasets import Dataset
 
+from mrjudge_reward.monitoring.run_log import read_run
+from mrjudge_reward.scoring.stats import METRICS
 from mrjudge_reward.streaming.groups import INFO_KEYS
 from tests.support import ROOT
 from tests.support.small_models import small_text_model
+from tests.support.verl_judges import count_score
 
 RUN = ROOT / "recipes" / "verl" / "cpu" / "run.py"
 MARK = "MRJUDGE_TEST_RUN"
@@ -30,6 +35,7 @@ GROUPED = (
     "mrjudge_reward.integrations.verl.agent_loop.GroupAgentLoopManager"
 )
 SHORT = "data.max_response_length=16"
+LOGGED = "trainer.logger=[console,file]"
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -63,8 +69,9 @@ def train(recipe: str, policy: str, out: Path, *overrides: str) -> list[dict[str
         with printed.open("w", encoding="utf-8") as file:
             command = [sys.executable, str(RUN), recipe, "--out", str(out), f"actor_rollout_ref.model.path={policy}"]
             done = subprocess.run(
-                [*command, SHORT, *overrides], env=os.environ | {MARK: mark, "PYTHONPATH": paths}, stdout=file,
-                stderr=subprocess.STDOUT, timeout=800, check=False,
+                [*command, SHORT, LOGGED, f"+mrjudge.log_dir={out}/judge", *overrides],
+                env=os.environ | {MARK: mark, "PYTHONPATH": paths, "VERL_FILE_LOGGER_PATH": str(out / "verl.jsonl")},
+                stdout=file, stderr=subprocess.STDOUT, timeout=800, check=False,
             )  # fmt: skip
         text = printed.read_text(encoding="utf-8")
         assert done.returncode == 0, text[-5000:]
@@ -105,6 +112,25 @@ def check_steps(steps: Sequence[dict[str, float]], out: Path, groups: int, size:
         assert step["actor/grad_norm"] > 0
 
 
+def check_judge_metrics(out: Path, groups: Sequence[int], validated: int = 0) -> None:
+    """What verl's file logger holds of the judge is what its own log says of the same step."""
+    rows = [json.loads(line) for line in (out / "verl.jsonl").read_text(encoding="utf-8").splitlines()]
+    logged = {(batch.mode, batch.step): batch.stats for batch in read_run(out / "judge").batches}
+    assert {place: stats.groups for place, stats in logged.items()} == {
+        ("train", 1): groups[0],
+        ("train", 2): groups[1],
+    } | ({("eval", 1): validated} if validated else {})
+    for row in rows:
+        mode, step, prefix = ("train", row["step"], "judge/") if row["step"] else ("eval", 1, "val-judge/")
+        told = {key.removeprefix(prefix): value for key, value in row["data"].items() if key.startswith(prefix)}
+        known = {name: value for name, value in told.items() if value is not None}  # NaN is null in verl's file
+        want = {name: value for name, value in logged[mode, step].metrics().items() if not math.isnan(value)}
+        assert known == pytest.approx(want)
+        assert told.keys() == set(METRICS)
+        assert known["calls"] > 0
+    assert len(rows) == 2 + bool(validated)
+
+
 def check_grpo(steps: Sequence[dict[str, float]], out: Path, groups: int, size: int) -> None:
     """Every token's advantage is its sample's score, centred and scaled within the group."""
     check_steps(steps, out, groups, size)
@@ -133,19 +159,66 @@ def test_grpo_trains_on_streamed_rewards_and_validates_on_groups_of_another_size
     assert means.keys() >= {"reward", *INFO_KEYS}
     assert float(means["judge_partial"]) == float(means["judge_failed"]) == 0
     assert float(means["judge_games"]) == 1, "each of two met the other"
+    check_judge_metrics(tmp_path, groups=(2, 2), validated=2)
 
 
-def test_grpo_trains_with_the_trainer_before(tiny: str, tmp_path: Path) -> None:
-    steps = train("grpo", tiny, tmp_path, SCRIPTED, "trainer.use_v1=False")
-    check_grpo(steps, tmp_path, groups=2, size=4)
+def of_two_sources(out: Path) -> list[str]:
+    """Overrides for rows of two sources with two references each."""
+    rows = [
+        {
+            "data_source": source, "prompt": [{"role": "user", "content": f"{number} {source}"}],
+            "reward_model": {"style": "rule", "ground_truth": ["one", "two"]}, "extra_info": {"index": number},
+        }
+        for number, source in enumerate(["sums", "essays"] * 4)
+    ]  # fmt: skip
+    Dataset.from_list(rows).to_parquet(out / "mixed.parquet")
+    return [f"data.train_files={out}/mixed.parquet", "+mrjudge.reference_field=reward_model.ground_truth"]
+
+
+def test_the_trainer_before_mixes_judge_and_rule_per_data_source_and_normalises_each_by_itself(
+    tiny: str, tmp_path: Path
+) -> None:
+    """GDPO, which the newer trainer of verl 0.9.1 gives no components; with several references in a row."""
+    weights = {"sums": (0.0, 1.0), "essays": (0.5, 0.25)}
+    steps = train(
+        "grpo", tiny, tmp_path, "+mrjudge.factory=tests.support.verl_judges:referring_judge", "trainer.use_v1=False",
+        *of_two_sources(tmp_path),
+        "+mrjudge.judge_weight={sums:0.0,essays:0.5}", "+mrjudge.rule_weight={sums:1.0,essays:0.25}",
+        "reward.custom_reward_function.path=pkg://tests.support.verl_judges",
+        "reward.custom_reward_function.name=count_score", "algorithm.adv_estimator=gdpo",
+        "+algorithm.gdpo_reward_keys=[judge_reward,rule_reward]", "+algorithm.gdpo_reward_weights=[1.0,0.5]",
+        "data.train_batch_size=4",
+    )  # fmt: skip
+    check_steps(steps, tmp_path, groups=4, size=4)
+    judged = []
+    for number, step in enumerate(steps, 1):
+        told = [json.loads(line) for line in (tmp_path / f"rollouts/{number}.jsonl").read_text("utf-8").splitlines()]
+        sources = ["sums" if "sums" in row["input"] else "essays" for row in told]
+        assert {*sources} == {*weights}
+        judged.append(sources.count("essays") // 4)
+        for source, row in zip(sources, told, strict=True):
+            of_judge, of_rule = weights[source]
+            assert row["rule_reward"] == pytest.approx(count_score(source, row["output"], ["one", "two"]))
+            assert row["score"] == pytest.approx(of_judge * row["judge_reward"] + of_rule * row["rule_reward"])
+            assert (row["judge_games"] > 0) == (source == "essays")
+            assert row["judge_failed"] == 0
+        for key in ("judge_reward", "rule_reward"):
+            assert step[f"gdpo/{key}/max"] == pytest.approx(max(row[key] for row in told), abs=1e-5)
+        assert step["critic/advantages/min"] < 0 < step["critic/advantages/max"]
+        assert step["critic/advantages/mean"] == pytest.approx(0, abs=1e-3)  # whitened over the batch's tokens
+    check_judge_metrics(tmp_path, groups=judged)
 
 
 def test_grpo_trains_with_a_reward_model_on_the_policys_devices(tiny: str, tmp_path: Path) -> None:
     carried = ("+mrjudge.rule_weight=0.25", "reward.custom_reward_function.path=pkg://tests.support.verl_judges")
     scored_by = "reward.custom_reward_function.name=count_score"
-    steps = train("grpo_colocated", tiny, tmp_path, "+mrjudge.judge.min_label_mass=0.0", GROUPED, *carried, scored_by)
+    judged = ("+mrjudge.judge.min_label_mass=0.0", "mrjudge.judge.format=choice")
+    steps = train("grpo_colocated", tiny, tmp_path, *judged, GROUPED, *carried, scored_by, *of_two_sources(tmp_path))
     check_grpo(steps, tmp_path, groups=2, size=4)
     assert all(step["timing_s/reward"] > 0 for step in steps)
+    shown = {group.reference for batch in read_run(tmp_path / "judge").batches for group in batch.groups}
+    assert shown == {"Reference 1 of 2: one\nReference 2 of 2: two"}, "the prompts carry what verl does not pass"
+    check_judge_metrics(tmp_path, groups=(2, 2))
 
 
 def test_ppo_trains_its_critic_on_the_rewards(tiny: str, tmp_path: Path) -> None:

@@ -669,14 +669,23 @@ def test_a_group_too_long_for_the_context_is_cut_and_judged(smol_engine: Transfo
     assert not any(item.verdict.failed for item in judgement.played)
 
 
-def test_a_process_that_trains_with_zero_3_loads_no_judge_whose_weights_it_would_cut_up(
-    smol_path: str, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("transformers.integrations.is_deepspeed_zero3_enabled", lambda: True)
-    with pytest.raises(EngineError, match=r"DeepSpeed ZeRO-3, .* use engine vllm_server"):
-        TransformersEngine(smol_path, device="cpu")
-    with pytest.raises(EngineError, match="cannot be told in a process that trains with DeepSpeed ZeRO-3"):
-        model_size(smol_path, None)
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_process_that_trains_with_deepspeed_loads_the_judge_whole_or_not_at_all(
+    stage: int, smol_tokenizer: Any, tmp_path: Path
+) -> None:
+    from transformers.integrations import HfDeepSpeedConfig
+
+    folder = small_text_model(smol_tokenizer, tmp_path)
+    whole = TransformersEngine(folder, device="cpu").weights_checksum
+    trains = HfDeepSpeedConfig({"zero_optimization": {"stage": stage}})  # as a trainer's arguments hold it
+    if stage == 2:
+        assert TransformersEngine(folder, device="cpu").weights_checksum == whole
+    else:
+        with pytest.raises(EngineError, match=r"DeepSpeed ZeRO-3, .* use engine vllm_server"):
+            TransformersEngine(folder, device="cpu")
+        with pytest.raises(EngineError, match="cannot be told in a process that trains with DeepSpeed ZeRO-3"):
+            model_size(folder, None)
+    del trains
 
 
 @pytest.mark.parametrize(

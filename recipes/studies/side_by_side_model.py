@@ -17,7 +17,7 @@ import torch
 
 from mrjudge_reward.errors import ConfigError
 
-from .many_rows import Rows
+from .side_by_side_rows import Rows
 
 WEIGHTS = "adapter_model.safetensors"
 

@@ -44,7 +44,7 @@ def _differences(before: Any, now: Any, name: str = "") -> list[str]:
     return [] if before == now else [name]
 
 
-class Journal:
+class ResumableRows:
     """The finished rows of a run, in a folder that no other run writes to meanwhile.
 
     Args:
@@ -61,10 +61,10 @@ class Journal:
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "journal.jsonl"
+        self.path = folder / "progress.jsonl"
         self.entries: dict[int, dict[str, Any]] = {}
         try:
-            self._lock = SoleWriter(folder / "journal.lock")
+            self._lock = SoleWriter(folder / "progress.lock")
         except InputError as error:
             raise ConfigError(f"another run writes to {folder}: {error}") from None
         try:

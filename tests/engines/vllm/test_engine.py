@@ -37,16 +37,15 @@ from mrjudge_reward.judge import Judge
 from mrjudge_reward.messages import ImagePart, Message, TextPart
 from mrjudge_reward.messages import as_messages as chat
 from mrjudge_reward.prompting.formats import SENTIMENT, Choice
+from mrjudge_reward.scoring.alarms import FailureAlarm
 from mrjudge_reward.scoring.cures import cure_of
-from mrjudge_reward.scoring.stats import FailureAlarm
 from mrjudge_reward.types import EngineFailure, Group, Preference, Reply, Request, Sampling, VerdictForm
 from tests.benchmarks.test_overhead import assert_rows_of_a_duel
 from tests.benchmarks.test_peers import assert_both_tables
 from tests.benchmarks.test_prefix import assert_each_schedule_in_both_orders_and_caches
+from tests.engines.local.test_shared_base import save_adapter
 from tests.support import ROOT
 from tests.support.trl_setup import tiny_policy
-
-from .test_shared_base import save_adapter
 
 needs_vllm = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None or not cpu_build(),

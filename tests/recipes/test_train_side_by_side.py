@@ -6,6 +6,7 @@ import itertools
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,15 +19,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.prompting.formats import SENTIMENT, Choice
 from mrjudge_reward.training.items import from_choice, from_ratings
-from mrjudge_reward.training.tasks import Exercise
+from mrjudge_reward.training.tasks import Problem
 from recipes.common.config import read_config
-from recipes.judge.train_rl import Marks
+from recipes.judge.train_rl import RLRecipe, VerdictReward
 from recipes.judge.train_sft import SFTRecipe
-from recipes.studies import many_runs
-from recipes.studies.many_rows import Plan, Rows, batches, plan_of, prompt_rows
-from recipes.studies.many_runs import Run, one_step, reward, train
-from recipes.studies.side_by_side import Base, logprobs
-from recipes.studies.train_many import ManyRecipe
+from recipes.studies import side_by_side_runs
+from recipes.studies.side_by_side_model import Base, logprobs
+from recipes.studies.side_by_side_rows import Plan, Rows, batches, plan_of, prompt_rows
+from recipes.studies.side_by_side_runs import Run, one_step, reward, train
+from recipes.studies.train_side_by_side import SideBySideRecipe
 from tests.support import ROOT
 from tests.support.small_models import small_text_model
 from tests.support.warm_python import run_python
@@ -167,32 +168,32 @@ def test_reinforcement_makes_what_pays_more_likely_and_learns_nothing_from_equal
     assert certain.grad.abs().max() == 0
 
 
-def exercise_book() -> list[tuple[str, Exercise]]:
-    book = []
+def problems_asked() -> list[tuple[str, Problem]]:
+    problems = []
     for question in ("One?", "Two?"):
         item = from_choice(question, ["good", "bad"], gold=0)
-        book += [("pairs", Exercise(item, (0, 1), PAIR)), ("pairs", Exercise(item, (1, 0), PAIR))]
+        problems += [("pairs", Problem(item, (0, 1), PAIR)), ("pairs", Problem(item, (1, 0), PAIR))]
     for text, worth in (("fine", 3.0), ("awful", -2.0)):
-        book.append(("alone", Exercise(from_ratings("q", [text], [worth], scale=(-4, 4)), (0,), SENTIMENT)))
-    return book
+        problems.append(("alone", Problem(from_ratings("q", [text], [worth], scale=(-4, 4)), (0,), SENTIMENT)))
+    return problems
 
 
 def test_replies_are_paid_what_the_other_recipe_pays(smol_tokenizer: Any):
-    book = exercise_book()
-    rows = prompt_rows(book, smol_tokenizer)
+    problems = problems_asked()
+    rows = prompt_rows(problems, smol_tokenizer)
     assert rows.twins.tolist() == [True] * 4 + [False] * 2
-    tokens, worths = rows.verdicts(range(6))
+    tokens, accuracies = rows.verdicts(range(6))
     said = [
         smol_tokenizer.encode(text)[0] for text in ("A", " A", "B", " B", " positive", " negative", "Positive", "C")
     ]
     replies = torch.tensor([said] * 6)
     paid, accuracy = reward(
-        replies, torch.from_numpy(tokens), torch.from_numpy(worths), torch.from_numpy(rows.twins), 0.5
+        replies, torch.from_numpy(tokens), torch.from_numpy(accuracies), torch.from_numpy(rows.twins), 0.5
     )
-    marks = Marks(book, frozenset(), opened=True, bonus=0.5)
+    reward_func = VerdictReward(problems, frozenset(), opened=True, bonus=0.5)
     numbers = [number for number in range(6) for _ in said]
     texts = [smol_tokenizer.decode([token]) for _ in range(6) for token in said]
-    wanted = marks(completions=texts, completion_ids=[[t] for _ in range(6) for t in said], exercise=numbers)
+    wanted = reward_func(completions=texts, completion_ids=[[t] for _ in range(6) for t in said], problem=numbers)
     assert paid.flatten().tolist() == pytest.approx(wanted)
     assert accuracy[0].tolist() == [1, 0, 0, 0, 0, 0, 0, 0]
     assert accuracy[5].tolist() == [0, 0, 0, 0, 0, 1, 0, 0]
@@ -206,19 +207,19 @@ def test_verdicts_are_read_as_the_engine_reads_them(smol_path: str, smol_tokeniz
     from mrjudge_reward.prompting.sanitizing import Sanitizer
     from mrjudge_reward.types import Reply, Request
 
-    book = exercise_book()
+    problems = problems_asked()
     config = json.loads((embedded_adapter_path() / "adapter_config.json").read_text())
     lora = {name: config[name] for name in ("r", "lora_alpha", "target_modules", "layers_to_transform")}
     base = Base.of(AutoModelForCausalLM.from_pretrained(smol_path, dtype=torch.float32), lora)
     trained = base.load(embedded_adapter_path())
-    rows = prompt_rows(book, smol_tokenizer)
+    rows = prompt_rows(problems, smol_tokenizer)
     none, found = logprobs(base, torch.stack([torch.zeros_like(trained), trained]), rows, "cpu", 700)
 
     engine = TransformersEngine(smol_path, adapter=str(embedded_adapter_path()), device="cpu", dtype="float32")
     guard = Sanitizer(engine.count_tokens, 500, engine.reserved)
     requests = [
         Request(one.render(guard), prefill=one.format.answer_open, labels=one.format.read_labels(len(one.slots)))
-        for _, one in book
+        for _, one in problems
     ]
     replies = engine.label_logprobs(requests)
     for row, reply in zip(found, replies, strict=True):
@@ -267,6 +268,9 @@ def test_a_setting_that_cannot_be_honoured_is_refused():
         plan_of("sft", recipe, None, sft_rows(1), None, LORA)
     with pytest.raises(ConfigError, match="needs lora"):
         plan_of("sft", SFTRecipe(training={}), None, sft_rows(1), None, None)
+    joint = RLRecipe(tasks={"a": {}}, joint_orders=True, opened=True, training={})
+    with pytest.raises(ConfigError, match="do without joint_orders"):
+        plan_of("rl", joint, SimpleNamespace(num_generations=2, per_device_train_batch_size=4), sft_rows(1), None, LORA)
 
 
 @pytest.mark.parametrize(
@@ -276,11 +280,11 @@ def test_a_setting_that_cannot_be_honoured_is_refused():
 def test_runs_that_wait_for_each_other_are_refused(starts: dict[str, str | None], message: str):
     runs = {name: {"kind": "sft", "recipe": "x.yaml", "start": start} for name, start in starts.items()}
     with pytest.raises(ConfigError, match=message):
-        ManyRecipe(lora=LORA, runs=runs, evaluation="y.yaml").all_runs()
+        SideBySideRecipe(lora=LORA, runs=runs, evaluation="y.yaml").all_runs()
 
 
 def test_the_table_of_the_recipes_names_runs_that_start_from_their_own_seed():
-    recipe = ManyRecipe(**read_config(str(ROOT / "recipes/studies/table.yaml")))
+    recipe = SideBySideRecipe(**read_config(str(ROOT / "recipes/studies/table.yaml")))
     runs = recipe.all_runs()
     assert len(runs) == len(recipe.runs) * 2
     assert runs["sft-multi-rl-seed2"].start == "sft-multi-seed2"
@@ -312,7 +316,7 @@ def test_the_command_goes_from_recipes_to_a_table(smol_tokenizer: Any, tmp_path:
     config = tmp_path / "small.yaml"
     model = small_text_model(smol_tokenizer, tmp_path / "model")
     config.write_text(SMALL.replace("RECIPES", str(ROOT / "recipes")).replace("MODEL", model))
-    command = ["-m", "recipes.studies.train_many", str(config), "--out", str(tmp_path / "out")]
+    command = ["-m", "recipes.studies.train_side_by_side", str(config), "--out", str(tmp_path / "out")]
     early = run_python(*command, "--stages", "train")
     assert early.returncode != 0
     assert "run the stage prepare" in early.stderr
@@ -322,7 +326,7 @@ def test_the_command_goes_from_recipes_to_a_table(smol_tokenizer: Any, tmp_path:
     for name in ("base", "warm-seed0", "reinforced-seed0"):
         report = json.loads((out / name / "report.json").read_text())
         assert report["tasks"].keys() == {"film_pairs", "amazon_pairs"}
-        assert report["tasks"]["film_pairs"]["exercises"] == 4
+        assert report["tasks"]["film_pairs"]["problems"] == 4
         assert json.loads((out / name / "dev" / "report.json").read_text())["tasks"].keys() == {"film_pairs"}
     assert (out / "reinforced-seed0" / "adapter_config.json").is_file()
     table = run_python("-m", "recipes.evaluate.table", out, check=True)
@@ -332,7 +336,7 @@ def test_the_command_goes_from_recipes_to_a_table(smol_tokenizer: Any, tmp_path:
 def test_a_killed_run_goes_on_from_the_last_saved_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     whole, killed = written(tmp_path / "whole", RUNS), written(tmp_path / "killed", RUNS)
     train(Base.of(tiny(), LORA), whole, ["a"], "cpu", None)
-    monkeypatch.setattr(many_runs, "SAVE_S", 0.0)
+    monkeypatch.setattr(side_by_side_runs, "SAVE_S", 0.0)
     steps = iter(range(3))
 
     def interrupted(*given: Any) -> Any:
@@ -341,7 +345,7 @@ def test_a_killed_run_goes_on_from_the_last_saved_state(tmp_path: Path, monkeypa
         return one_step(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(many_runs, "one_step", interrupted)
+        patch.setattr(side_by_side_runs, "one_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(Base.of(tiny(), LORA), killed, ["a"], "cpu", None)
     assert torch.load(killed / "a" / "state.pt", weights_only=True)["step"] == 2

@@ -1,4 +1,4 @@
-"""Runs of ``train_many.py`` under way: what each learns from a forward pass that all of them share."""
+"""Runs of ``train_side_by_side.py`` under way: what each learns from a forward pass that all of them share."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from torch.nn.functional import cross_entropy
 from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.training.tasks import FORMAT_WEIGHT
 
-from .many_rows import Plan, Rows, batches
-from .side_by_side import WEIGHTS, Base
+from .side_by_side_model import WEIGHTS, Base
+from .side_by_side_rows import Plan, Rows, batches
 
 LOG_STEPS = 50
 SAVE_S = 300.0
@@ -101,9 +101,9 @@ class Run:
         size = self.plan.generations
         logprobs = logits.log_softmax(-1)  # (P, V)
         said = torch.multinomial(logprobs.detach().exp(), size, replacement=True, generator=self.draw)  # (P, G)
-        tokens, worths = (torch.as_tensor(part, device=ids.device) for part in self.rows.verdicts(chosen))
+        tokens, accuracies = (torch.as_tensor(part, device=ids.device) for part in self.rows.verdicts(chosen))
         twins = torch.as_tensor(self.rows.twins[list(chosen)], device=ids.device)
-        rewards, accuracy = reward(said, tokens, worths, twins, self.plan.bonus)
+        rewards, accuracy = reward(said, tokens, accuracies, twins, self.plan.bonus)
         spread = rewards.std(dim=1, keepdim=True)
         advantages = (rewards - rewards.mean(dim=1, keepdim=True)) / (spread + EPSILON)
         return -(advantages * logprobs.gather(1, said)).mean(), accuracy.mean()
@@ -118,18 +118,18 @@ class Run:
 
 
 def reward(
-    said: torch.Tensor, tokens: torch.Tensor, worths: torch.Tensor, twins: torch.Tensor, bonus: float
+    said: torch.Tensor, tokens: torch.Tensor, accuracies: torch.Tensor, twins: torch.Tensor, bonus: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What replies of one token are worth, as ``train_rl.Marks`` pays them, and their accuracy; (P, G) each.
+    """What replies of one token are worth, as ``train_rl.VerdictReward`` pays them, and their accuracy; (P, G) each.
 
     Args:
         said: tokens drawn, (P, G).
-        tokens, worths: tokens that are a verdict, and their accuracy, (P, M) each.
+        tokens, accuracies: tokens that are a verdict, and their accuracy, (P, M) each.
         twins: whether a prompt's neighbour shows the opposite order, (P,).
         bonus: for being right in both orders.
     """
     meant = said[:, :, None] == tokens[:, None, :]  # (P, G, M)
-    accuracy = (meant * worths[:, None, :]).sum(-1)
+    accuracy = (meant * accuracies[:, None, :]).sum(-1)
     paid = (1 - FORMAT_WEIGHT) * accuracy + FORMAT_WEIGHT * meant.any(-1)
     other = accuracy.mean(dim=1).view(-1, 2).flip(1).reshape(-1, 1)  # of the neighbour
     return paid + bonus * accuracy * other * twins[:, None], accuracy

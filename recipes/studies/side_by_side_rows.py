@@ -1,4 +1,4 @@
-"""What the runs of ``train_many.py`` are shown, as tokens: examples of the warm-up, prompts of the reinforcement.
+"""What the runs of ``train_side_by_side.py`` are shown, as tokens: examples of the warm-up, prompts of the reinforcement.
 
 Rendering needs no device and takes longer than training, so it is done beforehand and kept in files.
 """
@@ -15,10 +15,10 @@ from typing import Any, Literal
 import numpy as np
 
 from mrjudge_reward.errors import ConfigError
-from mrjudge_reward.training.tasks import Exercise, Split
-from recipes.data.judge_data import TaskConfig, task_exercises
+from mrjudge_reward.training.tasks import Problem, Split
+from recipes.data.judge_data import TaskConfig, task_problems
 from recipes.evaluate.judge import EvaluationRecipe
-from recipes.judge.train_rl import Marks, RLRecipe, asked, checked
+from recipes.judge.train_rl import RLRecipe, VerdictReward, asked, checked
 from recipes.judge.train_rl import rows_of as opened_rows
 from recipes.judge.train_sft import SFTRecipe, examples
 
@@ -98,8 +98,8 @@ class Rows:
 
         ids, ends = flat(sequences, np.uint32)
         tokens, label_ends = flat([list(one) for one in labels], np.int64)
-        worths, _ = flat([list(one.values()) for one in labels], np.float32)
-        return cls(ids, ends, np.array(answers), tokens, worths, label_ends, np.array(twins, dtype=bool))
+        accuracies, _ = flat([list(one.values()) for one in labels], np.float32)
+        return cls(ids, ends, np.array(answers), tokens, accuracies, label_ends, np.array(twins, dtype=bool))
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -121,14 +121,14 @@ class Rows:
         """Tokens that are a verdict on each row, filled up with -1, and what they are worth: (rows, M) each."""
         starts = np.concatenate(([0], self.label_ends))
         most = max(int(starts[row + 1] - starts[row]) for row in rows)
-        tokens, worths = np.full((len(rows), most), -1), np.zeros((len(rows), most), dtype=np.float32)
+        tokens, accuracies = np.full((len(rows), most), -1), np.zeros((len(rows), most), dtype=np.float32)
         for place, row in enumerate(rows):
             begin, end = starts[row], starts[row + 1]
-            tokens[place, : end - begin], worths[place, : end - begin] = (
+            tokens[place, : end - begin], accuracies[place, : end - begin] = (
                 self.labels[begin:end],
                 self.accuracies[begin:end],
             )
-        return tokens, worths
+        return tokens, accuracies
 
     def save(self, path: Path) -> None:
         """Write all of it to a file."""
@@ -171,6 +171,8 @@ def plan_of(kind: Kind, recipe: SFTRecipe | RLRecipe, settings: Any, rows: Rows,
     strange = recipe.training.keys() - HONOURED - INDIFFERENT
     if strange:
         raise ConfigError(f"runs side by side know nothing of training.{', training.'.join(sorted(strange))}")
+    if isinstance(recipe, RLRecipe) and recipe.joint_orders:
+        raise ConfigError("runs side by side have a group of replies for each order: do without joint_orders")
     if not lora:
         raise ConfigError("runs side by side train adapters: the recipe needs lora")
     generations = settings.num_generations if kind == "rl" else 1
@@ -201,16 +203,21 @@ def warm_up_rows(recipe: SFTRecipe, tokenizer: Any) -> Rows:
     return Rows.of(sequences, answers)
 
 
-def prompt_rows(book: Sequence[tuple[str, Exercise]], tokenizer: Any, max_text_tokens: int = 2048) -> Rows:
-    """Opened prompts, and what each label is worth by the marks of ``judge/train_rl.py``, in the format's order."""
-    asking = RLRecipe(tasks={name: {} for name, _ in book}, opened=True, max_text_tokens=max_text_tokens, training={})
-    prompts = [row["prompt"] for row in opened_rows(book, 0, tokenizer, asking)]
-    marks = Marks(list(book), frozenset(), opened=True)
+def prompt_rows(problems: Sequence[tuple[str, Problem]], tokenizer: Any, max_text_tokens: int = 2048) -> Rows:
+    """Opened prompts, and what each label is worth by the reward of ``judge/train_rl.py``, in the format's order."""
+    asking = RLRecipe(
+        tasks={name: {} for name, _ in problems}, opened=True, max_text_tokens=max_text_tokens, training={}
+    )
+    prompts = [row["prompt"] for row in opened_rows(problems, 0, tokenizer, asking)]
+    reward_func = VerdictReward(list(problems), frozenset(), opened=True)
     worth = [
-        {tokenizer.encode(prompt + label)[-1]: marks.mark(number, label, ()).accuracy for label in labels_of(exercise)}
-        for number, (prompt, (_, exercise)) in enumerate(zip(prompts, book, strict=True))
+        {
+            tokenizer.encode(prompt + label)[-1]: reward_func.verify(number, label, ()).accuracy
+            for label in labels_of(problem)
+        }
+        for number, (prompt, (_, problem)) in enumerate(zip(prompts, problems, strict=True))
     ]
-    shown = [exercise for _, exercise in book]
+    shown = [problem for _, problem in problems]
     pairs = [shown[i ^ 1 : (i ^ 1) + 1] for i in range(len(shown))]
     twins = [
         bool(other) and other[0].twins == one.twins and other[0].slots != one.slots
@@ -220,9 +227,9 @@ def prompt_rows(book: Sequence[tuple[str, Exercise]], tokenizer: Any, max_text_t
     return Rows.of(sequences, [len(ids) for ids in sequences], worth, twins)
 
 
-def labels_of(exercise: Exercise) -> tuple[str, ...]:
-    """What can be said of an exercise in one token."""
-    return exercise.format.read_labels(len(exercise.slots))
+def labels_of(problem: Problem) -> tuple[str, ...]:
+    """What can be said of a problem in one token."""
+    return problem.format.read_labels(len(problem.slots))
 
 
 def prepare_run(
@@ -251,12 +258,12 @@ def prepare_run(
     (folder / "plan.json").write_text(json.dumps(asdict(plan), indent=2), encoding="utf-8")
 
 
-def measured(recipe: EvaluationRecipe, splits: Sequence[Split]) -> dict[Split, dict[str, list[Exercise]]]:
+def measured(recipe: EvaluationRecipe, splits: Sequence[Split]) -> dict[Split, dict[str, list[Problem]]]:
     """Split → task → what every run is measured on; a source held out has no dev side."""
     tasks = {name: TaskConfig(**values) for name, values in recipe.tasks.items()}
     return {
         split: {
-            name: task_exercises(task, split)
+            name: task_problems(task, split)
             for name, task in tasks.items()
             if split == "test" or task.held_out != "source"
         }

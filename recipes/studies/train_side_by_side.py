@@ -1,25 +1,25 @@
 """Train the judges of a table side by side: one frozen base, a LoRA for each run, one forward pass for all of them.
 
-    python -m recipes.studies.train_many recipes/studies/table.yaml --out runs/table
-    python -m recipes.studies.train_many CONFIG --out DIR --stages prepare          # render and tokenize: needs no device
-    python -m recipes.studies.train_many CONFIG --out DIR --stages train read --deadline-s 900
-    python -m recipes.studies.train_many CONFIG --out DIR --stages report
+    python -m recipes.studies.train_side_by_side recipes/studies/table.yaml --out runs/table
+    python -m recipes.studies.train_side_by_side CONFIG --out DIR --stages prepare      # render and tokenize: no device
+    python -m recipes.studies.train_side_by_side CONFIG --out DIR --stages train read --deadline-s 900
+    python -m recipes.studies.train_side_by_side CONFIG --out DIR --stages report
 
 A small judge leaves a GPU idle: a step of eight examples is over before the next is launched. Here the batches of K runs
 (seeds, tasks, warm-up or reinforcement) are one batch of K times eight, and each LoRA sees its own eighth. The runs share
 nothing else: each has its own data, order, optimizer, schedule and clipping, so a run ends where it would have ended alone
-(``tests/recipes/test_train_many.py``). A run may start from another one's adapter; it begins once that one is done.
+(``tests/recipes/test_train_side_by_side.py``). A run may start from another one's adapter; it begins once that one is done.
 
 Every run is a recipe of ``judge/train_sft.py`` or ``judge/train_rl.py`` (one that opens the answer) with settings of its
 own. What a setting of the trainer means here it means there; one that cannot be honoured is refused. Differences: the
-examples of a batch are of like length within eight steps of each other (``many_rows.batches``), and no checkpoint is chosen
-by dev.
+examples of a batch are of like length within eight steps of each other (``side_by_side_rows.batches``), and no checkpoint
+is chosen by dev.
 
 Reinforcement of a verdict that is read needs no generation: the replies are one token, drawn from the very logits that
 then learn, so that GRPO's step (TRL's default loss, on-policy) is one forward and one backward pass.
 
 Every stage goes on where it was interrupted. ``read`` reads the verdicts of all judges on the evaluation's test and dev
-exercises; ``report`` makes ``NAME/report.json`` of them, as ``evaluate/judge.py`` writes it, for ``evaluate/table.py``.
+problems; ``report`` makes ``NAME/report.json`` of them, as ``evaluate/judge.py`` writes it, for ``evaluate/table.py``.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from mrjudge_reward.engines.embedded import embedded_model_path
 from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.settings import Settings
-from mrjudge_reward.training.tasks import Exercise, Split
+from mrjudge_reward.training.tasks import Problem, Split
 from mrjudge_reward.types import NoVerdict, Verdict
 from recipes.common.config import read_config
 from recipes.evaluate.judge import Answered, EvaluationRecipe, by_gap, calibration, measures, write_report
 
-from .many_rows import Kind, Rows, labels_of, measured, prepare_run, prompt_rows
-from .many_runs import train
-from .side_by_side import WEIGHTS, Base, logprobs
+from .side_by_side_model import WEIGHTS, Base, logprobs
+from .side_by_side_rows import Kind, Rows, labels_of, measured, prepare_run, prompt_rows
+from .side_by_side_runs import train
 
 BASE = "base"
 """Name under which the judge without an adapter is measured."""
@@ -69,7 +69,7 @@ class RunConfig(Settings):
     start: str | None = None
 
 
-class ManyRecipe(Settings):
+class SideBySideRecipe(Settings):
     """All runs of a table.
 
     Args:
@@ -139,7 +139,7 @@ def read(base: Base, out: Path, names: Sequence[str], device: str, tokens_at_onc
 
 
 def report(
-    out: Path, name: str, tasks: Mapping[Split, Mapping[str, Sequence[Exercise]]], recipe: EvaluationRecipe
+    out: Path, name: str, tasks: Mapping[Split, Mapping[str, Sequence[Problem]]], recipe: EvaluationRecipe
 ) -> None:
     """Write a judge's ``report.json`` (test) and ``dev/report.json`` out of its verdicts."""
     least = JudgeConfig().min_label_mass
@@ -155,18 +155,18 @@ def report(
         write_report(found, out / name if split == "test" else out / name / "dev")
 
 
-def verdict(exercise: Exercise, label_logprobs: Sequence[float], least: float) -> Verdict:
+def verdict(problem: Problem, label_logprobs: Sequence[float], least: float) -> Verdict:
     """What a judge makes of it (``judging.comparisons``): labels that are improbable together are no verdict."""
-    values = [float(value) for value in label_logprobs[: len(labels_of(exercise))]]
+    values = [float(value) for value in label_logprobs[: len(labels_of(problem))]]
     if sum(map(math.exp, values)) < least:
         return Verdict(NoVerdict("labels improbable"))
-    return Verdict(exercise.format.from_logprobs(values, len(exercise.slots)))
+    return Verdict(problem.format.from_logprobs(values, len(problem.slots)))
 
 
 # -- stages -----------------------------------------------------------------------------------------------------------
 
 
-def prepare(recipe: ManyRecipe, config: Path, out: Path, evaluation: EvaluationRecipe) -> None:
+def prepare(recipe: SideBySideRecipe, config: Path, out: Path, evaluation: EvaluationRecipe) -> None:
     """Write what every run is shown, and what all are measured on."""
     from rich.progress import track
     from transformers import AutoTokenizer
@@ -175,8 +175,8 @@ def prepare(recipe: ManyRecipe, config: Path, out: Path, evaluation: EvaluationR
     out.mkdir(parents=True, exist_ok=True)
     for split, tasks in measured(evaluation, SPLITS).items():
         if not (out / f"{split}.npz").is_file():
-            book = [(name, exercise) for name, shown in tasks.items() for exercise in shown]
-            prompt_rows(book, tokenizer).save(out / f"{split}.npz")
+            problems = [(name, problem) for name, shown in tasks.items() for problem in shown]
+            prompt_rows(problems, tokenizer).save(out / f"{split}.npz")
     for name, run in track(recipe.all_runs().items(), "Preparing runs"):
         if not (out / name / "plan.json").is_file():
             settings = read_config(str(config.parent / run.recipe), [*run.set, f"model={recipe.model}"])
@@ -202,7 +202,7 @@ def main() -> None:
     parser.add_argument("--deadline-s", type=float, default=None, help="of training; a later call goes on")
     args = parser.parse_args()
     config, out = Path(args.config), Path(args.out)
-    recipe = ManyRecipe(**read_config(args.config, args.overrides))
+    recipe = SideBySideRecipe(**read_config(args.config, args.overrides))
     runs = recipe.all_runs()
     evaluation = EvaluationRecipe(**read_config(str(config.parent / recipe.evaluation), recipe.evaluation_set))
     if "prepare" in args.stages:
@@ -221,7 +221,7 @@ def main() -> None:
                 report(out, name, tasks, evaluation)
 
 
-def loaded(recipe: ManyRecipe, device: str, dtype: str | None) -> Base:
+def loaded(recipe: SideBySideRecipe, device: str, dtype: str | None) -> Base:
     """The frozen model with places for adapters."""
     from transformers import AutoModelForCausalLM
 

@@ -1,0 +1,258 @@
+"""What comes in from TRL: rows of prompts, completions and columns, as one completion each that a judge can be shown."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, Literal, TypeAlias
+
+from mrjudge_reward.completions import Candidate, View, judged, own_words, readable
+from mrjudge_reward.errors import InputError
+from mrjudge_reward.messages import Message, TextPart, as_messages, final_answer
+from mrjudge_reward.reasoning import THINK_OPEN, decode_marked, hidden_tokens, opens_reasoning, split_reasoning
+from mrjudge_reward.rubrics.criteria import Rubric
+from mrjudge_reward.training.items import with_images
+from mrjudge_reward.types import Judgement
+
+from .columns import column, shown_rubrics, shown_texts
+
+Thinking: TypeAlias = Literal["strip", "opened", "keep"]
+Prompt: TypeAlias = str | Sequence[Mapping[str, Any]]
+Completion: TypeAlias = str | Sequence[Mapping[str, Any]]
+
+JUDGED = "mrjudge_judged"
+"""The column in which a rollout hands over what it has judged already."""
+
+
+@dataclass(frozen=True)
+class JudgedRow:
+    """A completion that a rollout has judged, maybe among more than are trained on: candidate ``index`` of the judgement."""
+
+    judgement: Judgement
+    index: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One completion, as it travels between ranks."""
+
+    prompt: tuple[Message, ...]
+    answer: Candidate
+    length: int
+    reference: str | None
+    rubric: str | Rubric | None
+    judged: JudgedRow | None
+    asked: bool
+    of_environment: bool
+
+
+@dataclass
+class RowReader:
+    """Reads rows. Its attributes are the settings of ``JudgeReward`` of the same names, and whether a judge has criteria."""
+
+    reference_column: str | None
+    rubric_column: str | None
+    judged_if: str | Callable[[Mapping[str, Any]], bool] | None
+    thinking: Thinking
+    view: View
+    by_criteria: bool = False
+    _opens: bool | None = field(default=None, init=False)
+
+    def rows(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        completion_ids: Sequence[Sequence[int]] | None,
+        columns: Mapping[str, Any],
+        trainer: Any,
+    ) -> list[Row]:
+        """The rows of a call, in its order.
+
+        Args:
+            prompts, completions, completion_ids: parallel lists, as TRL passes them. Length n.
+            columns: the dataset's other columns, each of length n.
+            trainer: that called; None where nobody knows.
+
+        Raises:
+            InputError: if prompts and completions are not as many, or a row is not what a rollout judged.
+            ConfigError: if a column is missing.
+        """
+        if len(prompts) != len(completions):
+            raise InputError(f"{len(prompts)} prompts for {len(completions)} completions")
+        texts = completion_texts(completions, completion_ids, trainer)
+        read = [_with_text(said, text) for said, text in zip(completions, texts, strict=True)]
+        if self.thinking == "strip" and completion_ids is not None and trainer is not None:
+            for row, (prompt, ids) in enumerate(zip(prompts, completion_ids, strict=True)):
+                if self.template_opens(trainer, prompt):
+                    read[row] = _unless_cut(read[row], ids, trainer)
+        answers = [judged(completion, self.view, self.answer_of) for completion in read]
+        if completion_ids is None:
+            lengths = [len(own_words(answer.text)) for answer in answers]
+        else:
+            lengths = [own_length(*row, trainer) for row in zip(completions, completion_ids, strict=True)]
+        references = shown_texts(columns, self.reference_column, len(prompts), "reference")
+        rubrics = shown_rubrics(columns, self.rubric_column, len(prompts), self.by_criteria)
+        known: Sequence[JudgedRow | None] = columns.get(JUDGED) or [None] * len(prompts)
+        for row, (one, answer) in enumerate(zip(known, answers, strict=True)):
+            if one is not None and one.judgement.group.candidates[one.index] != answer.text:
+                raise InputError(
+                    f"row {row} is not the text that the rollout judged: the trainer parses completions in its own way "
+                    "(a response template?); leave out rollout_func"
+                )
+        shown = [_with_images(prompt, columns, index) for index, prompt in enumerate(prompts)]
+        asked = self._asked(columns, len(prompts))
+        environments = [one is not None for one in columns.get("environments") or [None] * len(prompts)]
+        return list(map(Row, shown, answers, lengths, references, rubrics, known, asked, environments))
+
+    def _asked(self, columns: Mapping[str, Any], count: int) -> list[bool]:
+        if callable(self.judged_if):
+            return [bool(self.judged_if({name: of[i] for name, of in columns.items()})) for i in range(count)]
+        return [True] * count if self.judged_if is None else list(map(bool, column(columns, self.judged_if)))
+
+    def template_opens(self, trainer: Any, prompt: Prompt | tuple[Message, ...]) -> bool:
+        """Whether the trainer's chat template opens the reasoning; none is applied to a prompt that is plain text."""
+        if self._opens is None:
+            tokenizer = getattr(trainer, "processing_class", None)
+            self._opens = opens_reasoning(tokenizer, getattr(trainer, "chat_template_kwargs", None))
+        return self._opens and not isinstance(prompt, str)
+
+    def answer_of(self, text: str, opened: bool = False) -> str:
+        """What of a completion's text is judged, where a template opened the reasoning or did not."""
+        return text if self.thinking == "keep" else final_answer(text, opened or self.thinking == "opened")
+
+
+def prompts_of(chats: Sequence[Prompt] | None) -> list[Prompt]:
+    """The prompts of chats that end in what is judged.
+
+    Raises:
+        InputError: if there are none.
+    """
+    if chats is None:
+        raise InputError(
+            "one list came, without the column 'messages': a reward function is called with prompts and completions (TRL), "
+            "or with completions and messages=[...] (ms-swift)"
+        )
+    ends = [isinstance(chat[-1], Mapping) and chat[-1].get("role") == "assistant" for chat in chats]
+    return [chat[:-1] if answered else chat for chat, answered in zip(chats, ends, strict=True)]
+
+
+def completion_texts(
+    completions: Sequence[Completion], ids: Sequence[Sequence[int]] | None, trainer: Any
+) -> list[str | None]:
+    """Texts of completions, with marks of reasoning that TRL skipped in decoding because they are special tokens.
+
+    None for a completion that is more than a text: of several turns, say, or with calls.
+    """
+    texts = [_only_text(completion) for completion in completions]
+    tokenizer = _tokenizer(trainer)
+    hidden = hidden_tokens(tokenizer)
+    if not hidden or ids is None:
+        return texts
+    return [  # where TRL did more than decode, as with tools, its text stands
+        decode_marked(tokenizer, row, hidden) if tokenizer.decode(row, skip_special_tokens=True) == text else text
+        for text, row in zip(texts, ids, strict=True)
+    ]
+
+
+def _only_text(completion: Completion) -> str | None:
+    if isinstance(completion, str):
+        return completion
+    if len(completion) != 1 or completion[0].get("role") != "assistant" or completion[0].get("tool_calls"):
+        return None
+    content = completion[0].get("content")
+    return content if isinstance(content, str) else None
+
+
+_TOKENS_OF = "_get_tool_suffix_ids"
+"""``GRPOTrainer``'s own answer to which tokens it puts in for messages of tools."""
+
+
+def _between(completion: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Runs of messages that are not the policy's."""
+    runs = groupby(completion, lambda turn: turn["role"] != "assistant")
+    return [list(turns) for outside, turns in runs if outside]
+
+
+def own_length(completion: Completion, ids: Sequence[int], trainer: Any) -> int:
+    """How many of a completion's tokens the policy wrote.
+
+    TRL keeps its mask of what tools returned to itself. ``GRPOTrainer`` says with which tokens it put such messages in;
+    AsyncGRPO passes the policy's own tokens alone. Where nobody is asked, it is the share of characters.
+    """
+    if isinstance(completion, str):
+        return len(ids)
+    runs = _between(completion)
+    if not runs:
+        return len(ids)
+    if (tokens_of := getattr(trainer, _TOKENS_OF, None)) is not None:
+        return len(ids) - sum(len(tokens_of(run)) for run in runs)
+    if trainer is not None:
+        return len(ids)
+    whole = judged(completion, answer_of=str).text
+    return round(len(ids) * len(own_words(whole)) / max(1, len(readable(whole))))
+
+
+def _tokenizer(trainer: Any) -> Any:
+    processor: Any = getattr(trainer, "processing_class", None)
+    return getattr(processor, "tokenizer", processor)
+
+
+def _with_text(completion: Completion, text: str | None) -> Completion:
+    if text is None or isinstance(completion, str):
+        return completion if text is None else text
+    return [{**completion[0], "content": text}]
+
+
+def _unless_cut(completion: Completion, ids: Sequence[int], trainer: Any) -> Completion:
+    """A completion whose last turn is an open reasoning, if the reasoning that its template opened was never closed.
+
+    Of such a turn TRL's parser makes all content, and of one that was closed and empty too, so that the text does not tell.
+    """
+    if isinstance(completion, str) or not completion:
+        return completion
+    last, results = completion[-1], _between(completion)
+    content = last.get("content")
+    if last["role"] != "assistant" or last.get("tool_calls") or not isinstance(content, str):
+        return completion
+    if results:
+        if (tokens_of := getattr(trainer, _TOKENS_OF, None)) is None:
+            return completion
+        put_in = list(tokens_of(results[-1]))
+        ends = (end for end in range(len(ids), len(put_in) - 1, -1) if list(ids[end - len(put_in) : end]) == put_in)
+        ids = ids[next(ends, 0) :]
+    if not split_reasoning(decode_marked(_tokenizer(trainer), ids), opened=True)[1]:
+        return completion
+    return [*completion[:-1], {**last, "content": f"{THINK_OPEN}{content}"}]
+
+
+def _with_images(prompt: Prompt, columns: Mapping[str, Sequence[Any]], row: int) -> tuple[Message, ...]:
+    """A prompt with the images of its dataset columns, unless it shows images already (TRL puts them in for itself)."""
+    messages = as_messages(prompt, unshown=True)
+    images = columns["images"][row] if "images" in columns else None
+    if images is None and "image" in columns and columns["image"][row] is not None:
+        images = [columns["image"][row]]
+    if not images or any(part.image is not None for message in messages for part in message.images):
+        return messages
+    return with_images(messages, images)
+
+
+ITS_OWN = "(Each response was asked something of its own, which stands before it.)"
+"""The question of a group whose prompts have nothing in common."""
+
+
+def common_prompt(prompts: Sequence[tuple[Message, ...]]) -> tuple[tuple[Message, ...], list[tuple[Message, ...]]]:
+    """What the prompts of a group have in common, whole messages from their beginning, and what each has besides."""
+    same = 0
+    while all(len(prompt) > same and alike(prompt[same], prompts[0][same]) for prompt in prompts):
+        same += 1
+    return prompts[0][:same] or (Message("user", (TextPart(ITS_OWN),)),), [prompt[same:] for prompt in prompts]
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Whether two prompts or messages are the same."""
+    try:
+        return bool(one == other)
+    except ValueError:  # arrays do not compare as a whole
+        return pickle.dumps(one) == pickle.dumps(other)
