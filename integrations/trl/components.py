@@ -29,7 +29,8 @@ from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.judging.tournament import digest
 
 if TYPE_CHECKING:
-    from .reward import Completion, JudgeReward, Prompt
+    from .reward import JudgeReward
+    from .rows import Completion, Prompt
 
 KEPT = 256
 """Batches of which some criterion's part was not fetched yet; older ones are judged anew."""
