@@ -160,7 +160,8 @@ def overhead(args: argparse.Namespace) -> None:
         for number in range(args.groups + 4):
             began = time.process_time() if number == 4 else began
             judge.judge([group_of(str(number), [sample(number, member, args.size) for member in range(args.size)])])
-        return (time.process_time() - began) / (args.groups * args.size)
+        samples: int = args.groups * args.size
+        return (time.process_time() - began) / samples
 
     workers = f"reward.num_workers={args.workers}"
     found: dict[str, tuple[float, dict[str, float]]] = {}
