@@ -112,6 +112,7 @@ class Judge:
     def _set_up(self, settings: JudgeSettings) -> None:
         self.settings = settings
         self.format, self.schedule, self.rating = settings.judge_format, settings.judge_schedule, settings.judge_rating
+        self.by_criterion = settings.by_criterion
         self._comparer = Comparer(self.engine, settings, self.cache, self._said_once)
         self._limits = settings.limits
         self._settled = settings.verdict != "auto" or settings.verdict_mode == "generate"
@@ -168,19 +169,16 @@ class Judge:
         self.settle()
         firsts = first_votes if first_votes is not None else [0] * len(groups)
         begun = early if early is not None else [None] * len(groups)
-        settings = self.settings
-        if settings.criteria is None:
-            return self._judge(list(zip(groups, begun, firsts, strict=True)))
-        if not settings.by_criterion:
-            ruled = [self._ruled(group) for group in groups]
-            return self._judge(list(zip(ruled, begun, firsts, strict=True)))
-        parts = [split(group, settings) for group in groups]
+        if not self.by_criterion:
+            return self._judge(list(zip(map(self._ruled, groups), begun, firsts, strict=True)))
+        parts = [split(group, self.settings) for group in groups]
         asked = [(of, part, first) for of, first in zip(parts, firsts, strict=True) for part in of]
         judged = iter(
             self._judge([(part.group, None, first) for _, part, first in asked], [part.format for _, part, _ in asked])
         )
         return [
-            joined(group, of, [next(judged) for _ in of], settings) for group, of in zip(groups, parts, strict=True)
+            joined(group, of, [next(judged) for _ in of], self.settings)
+            for group, of in zip(groups, parts, strict=True)
         ]
 
     def _ruled(self, group: Group) -> Group:
@@ -228,7 +226,7 @@ class Judge:
         order = None
         if names is not None:
             order = sorted(names, key=lambda name: (digest(self.settings.seed, key, name), name))
-        if self.settings.by_criterion:
+        if self.by_criterion:
             raise ConfigError("a judge that judges by criteria begins with whole groups")
         group = self._ruled(Group.of(prompt, [""] * size, key, reference, rubric, names))
         return EarlyComparisons(self._tournament(group, ("",) * size), order, self.settings.votes)
@@ -271,7 +269,7 @@ class Judge:
             ConfigError: if the judge judges by criteria, where a comparison has several verdicts.
         """
         self.settle()
-        if self.settings.by_criterion:
+        if self.by_criterion:
             raise ConfigError(
                 "a comparison by criteria has several verdicts: judge the group, and look at its criteria"
             )
@@ -315,7 +313,7 @@ class Judge:
     def render(self, group: Group, slots: Sequence[int]) -> tuple[Message, ...]:
         """What the judge would be shown of these candidates of a group, in slot order; by criteria, in its first call."""
         self.settle()
-        part = split(group, self.settings)[0] if self.settings.by_criterion else None
+        part = split(group, self.settings)[0] if self.by_criterion else None
         group, form = (part.group, part.format) if part is not None else (self._ruled(group), None)
         shown = tuple(slots)[: (form or self.format).max_slots]
         return self._comparer.render(Tournament(group, group.candidates, format=form), Comparison(shown))
@@ -348,9 +346,8 @@ class Judge:
         self._comparer.check_shown(group)
         fitting = form or self.format
         schedule, limits = self.schedule, self._limits
-        if (
-            fitting.max_slots == 1 and not schedule.alone
-        ):  # an essential criterion is graded of all, whatever is compared
+        if form is not None and form.max_slots == 1 and not schedule.alone:
+            # An essential criterion is graded of all, whatever is compared.
             schedule, limits = SCHEDULES["pointwise"], replace(limits, budget=None)
         plan = schedule.plan(len(players), limits, Random(digest(self.settings.seed, group.key)))
         tournament = Tournament(group, players, plan, first_vote, form)

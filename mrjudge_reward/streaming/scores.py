@@ -79,8 +79,8 @@ class Scored:
 
 def criterion_keys(settings: JudgeSettings) -> dict[str, str]:
     """Criterion → the key of a row's reward by it, of a judge that has criteria for the whole run."""
-    rubric = settings.rubric if settings.by_criterion else None
-    if rubric is None:
+    rubric = settings.rubric
+    if rubric is None or settings.criteria == "implicit":
         return {}
     return {name: f"judge_criterion_{key}" for name, key in zip(rubric.names, rubric.keys, strict=True)}
 
