@@ -151,6 +151,7 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
         )
         self.workers = int(plain["reward"]["num_workers"])
         self._judge_config = self.settings.judge_config(served)
+        self._by_criteria = None if self.settings.factory is not None else self._judge_config.criteria is not None
         stepped = "async_training" not in plain  # that trainer's loggers are in another process
         self.client = JudgeActorClient(self._judge_config, self.settings, served, stepped)
         self._share: list[tuple[Sample, asyncio.Future[Scored]]] = []
@@ -251,7 +252,7 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
             length=length,
             images=answer.images,
             reference=shown_at(row, self.settings.reference_field, "reference"),
-            rubric=rubric_at(row, self.settings.rubric_field, self._judge_config.criteria is not None),
+            rubric=rubric_at(row, self.settings.rubric_field, self._by_criteria),
             lasting=row.get("uid") is not None,
         )
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import typer
 
 from mrjudge_reward import json_lines
+from mrjudge_reward.completions import candidate_of
 from mrjudge_reward.credentials import reply_fields_hash
 from mrjudge_reward.errors import InputError
 from mrjudge_reward.fields import shown_text
@@ -155,7 +156,7 @@ def _group(record: dict[str, Any], key: str, source: ImageSource, config: JudgeC
             raise InputError(f"candidates[{index}]: must be text; got {candidate!r:.60}")
         try:
             parts = candidate if isinstance(candidate, str) else [source.placed(part) for part in candidate]
-            Group.of("", [parts])
+            candidate_of(parts)
         except (InputError, TypeError) as error:
             raise InputError(f"candidates[{index}]: {error}") from error
         candidates.append(parts)

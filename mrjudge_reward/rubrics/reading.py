@@ -112,7 +112,9 @@ def own_rubric(value: Any, where: str = "", by_criteria: bool | None = None) -> 
     return shown_text(value, "rubric")
 
 
-def rubric_at(row: Mapping[str, Any], path: str | None, by_criteria: bool, where: str = "") -> str | Rubric | None:
+def rubric_at(
+    row: Mapping[str, Any], path: str | None, by_criteria: bool | None = None, where: str = ""
+) -> str | Rubric | None:
     """A row's own rubric; None if it has none, or no path is given.
 
     Args:
@@ -126,9 +128,13 @@ def rubric_at(row: Mapping[str, Any], path: str | None, by_criteria: bool, where
     """
     if path is None:
         return None
-    if by_criteria:
-        return own_rubric(field_at(row, path), where or path, by_criteria)
-    return shown_at(row, path, "rubric")
+    if by_criteria is False:
+        return shown_at(row, path, "rubric")
+    try:
+        value = field_at(row, path)
+    except InputError as error:
+        raise InputError(f"{where or path}: {error}") from error
+    return own_rubric(value, where or path, by_criteria)
 
 
 def _from_text(text: str, place: str) -> Any:

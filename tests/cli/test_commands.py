@@ -132,7 +132,7 @@ def test_images_of_a_line_are_relative_to_its_file_and_a_bad_one_costs_its_line(
         {"id": "missing", "prompt": "What?", "images": ["pictures/no.png"], "candidates": ["x", "yy"]},
         {"id": "drawn", "prompt": "Draw.", "candidates": [[part("pictures/a.png")], [part("pictures/b.png")]]},
         {"id": "no place", "prompt": [{"role": "user", "content": [{"type": "image"}]}], "candidates": ["x", "yy"]},
-        {"id": "no part", "prompt": "Draw.", "candidates": ["x", [{"type": "picture"}]]},
+        {"id": "no part", "prompt": "Draw.", "candidates": ["x", [{"type": "text"}]]},
     ]
     source.write_text(jsonl(*lines), encoding="utf-8")
     result = rank(source, "-o", tmp_path / "out.jsonl")
@@ -206,7 +206,7 @@ BAD = [
     ({"prompt": 3, "candidates": ["a"]}, "prompt: must be text or"),
     ({"prompt": "", "candidates": ["a"]}, "prompt: must not be empty"),
     ({"prompt": [{"content": "no role"}], "candidates": ["a"]}, "prompt: a chat message needs 'role'"),
-    ({"prompt": [{"role": "user", "content": 5}], "candidates": ["a"]}, "prompt: "),
+    ({"prompt": [{"role": "user", "content": [5]}], "candidates": ["a"]}, "prompt: "),
     ({"prompt": "q", "candidates": []}, "candidates: must be 1 to"),
     ({"prompt": "q", "candidates": "abc"}, "candidates: must be a list"),
     ({"prompt": "q", "candidates": ["a", 7]}, "candidates[1]: must be text; got 7"),

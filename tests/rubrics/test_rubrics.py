@@ -12,11 +12,13 @@ from random import Random
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 
 from mrjudge_reward.errors import InputError
 from mrjudge_reward.rubrics.criteria import Criterion, Rubric
-from mrjudge_reward.rubrics.reading import load_rubric, read_rubric
+from mrjudge_reward.rubrics.reading import load_rubric, own_rubric, read_rubric, rubric_at
 
 WORDS = ("dose", "unit", "source", "date", "cause", "risk", "name", "place", "number", "reason", "café", "剂量", "ok?")
 
@@ -228,3 +230,78 @@ def test_a_file_that_is_no_rubric_is_refused_by_name(tmp_path: Path, text: str, 
         load_rubric(path)
     with pytest.raises(InputError, match=r"missing\.yaml"):
         load_rubric(tmp_path / "missing.yaml")
+
+
+OBJECTS = [{"criterion": "a", "points": 5}, {"criterion": "b", "points": -1}]
+BOTH = "Criterion 1 of 2: a\nCriterion 2 of 2: b"
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "descriptions", "because"),
+    [
+        (None, None, None, "none"),
+        (math.nan, None, None, "nor what pandas writes for it"),
+        (pd.NA, None, None, "or NA"),
+        ("", "", "", "a text stays as it is"),
+        ("- a\n- b", "- a\n- b", "- a\n- b", "and is read where it is judged by"),
+        ('["a", "b"]', '["a", "b"]', '["a", "b"]', "JSON as well"),
+        (5, "5", "5", "a number is a text"),
+        (["a", "b"], BOTH, ["a", "b"], "texts are criteria too"),
+        (("a", "b"), BOTH, ["a", "b"], "in a tuple"),
+        (np.array(["a", "b"]), BOTH, ["a", "b"], "as an array"),
+        (pa.scalar(["a", "b"]), BOTH, ["a", "b"], "as Arrow has them"),
+        (["a"], "a", ["a"], "one of a list"),
+        (["a\nb", "c"], "Criterion 1 of 2: a\nb\n\nCriterion 2 of 2: c", ["a\nb", "c"], "of several lines"),
+    ],
+)  # fmt: skip
+def test_texts_are_shown_to_a_judge_without_criteria_and_are_criteria_to_one_that_has_them(
+    value: Any, text: str | None, descriptions: str | list[str] | None, because: str
+):
+    assert own_rubric(value) == own_rubric(value, by_criteria=False) == text, because
+    judged_by = own_rubric(value, "row 7", by_criteria=True)
+    if not isinstance(descriptions, list):
+        assert judged_by == descriptions, because
+        return
+    assert isinstance(judged_by, Rubric)
+    assert [one.description for one in judged_by.criteria] == descriptions, because
+    assert text is not None
+    if len(descriptions) > 1:
+        assert read_rubric(text) == judged_by, "where nobody knew, they are read from what is shown"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [OBJECTS, tuple(OBJECTS), np.array(OBJECTS, dtype=object), pa.array(OBJECTS), {"criteria": OBJECTS},
+     {"criterion": ["a", "b"], "points": [5, -1]}, read_rubric(OBJECTS), list(read_rubric(OBJECTS).criteria)],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_objects_are_criteria_and_a_judge_without_takes_a_rubric_alone(value: Any):
+    assert own_rubric(value) == own_rubric(value, by_criteria=True) == read_rubric(OBJECTS)
+    if isinstance(value, Rubric):
+        assert own_rubric(value, by_criteria=False) is value
+        return
+    with pytest.raises(InputError, match="the rubric must be text, a number, or a list of these; got"):
+        own_rubric(value, by_criteria=False)
+
+
+@pytest.mark.parametrize(
+    ("value", "by_criteria", "said"),
+    [
+        ([{"criterion": "a", "points": 0}], True, "row 7, criterion 1: points must be"),
+        ([{"criterion": "a", "points": 0}], None, "row 7, criterion 1: points must be"),
+        (
+            [{"criterion": "a", "points": 1}],
+            False,
+            "extra.rubric: the rubric must be text.* with the fields criterion, p",
+        ),
+        ({"x": 1}, True, "row 7: a rubric is a list"),
+        ({"x": 1}, False, "extra.rubric: the rubric must be text.* with the fields x; name one"),
+        (["a", 5], True, "row 7, criterion 2: a criterion is a text or an object"),
+        ([], True, "row 7: a rubric has 1 to 100 criteria; got 0"),
+    ],
+)
+def test_what_a_row_holds_is_refused_in_the_words_of_what_the_judge_wants(value: Any, by_criteria: Any, said: str):
+    with pytest.raises(InputError, match=said):
+        rubric_at({"extra": {"rubric": value}}, "extra.rubric", by_criteria, "row 7")
+    with pytest.raises(InputError, match=r"^(row 7|extra\.rubric\.a): a .* has no field 'a'"):
+        rubric_at({"extra": {"rubric": "text"}}, "extra.rubric.a", by_criteria, "row 7")
