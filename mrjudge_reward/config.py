@@ -18,12 +18,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias, get_args
 
 import yaml
-from pydantic import BeforeValidator, Field, NonNegativeInt, PlainValidator, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeInt, PlainSerializer, PlainValidator, PositiveInt
 
 from mrjudge_reward.engines.engine_config import SERVED, EngineConfig
 from mrjudge_reward.engines.pace import Pace
+from mrjudge_reward.prompting.criteria import ByCriterion
 from mrjudge_reward.prompting.formats import SENTIMENT, Choice, Format, PairScores, Ranking, Score
 from mrjudge_reward.prompting.rendering import asks_for
+from mrjudge_reward.rubrics.criteria import Rubric
+from mrjudge_reward.rubrics.reading import load_rubric, read_rubric
 from mrjudge_reward.scoring.ratings import RATINGS, Rating
 from mrjudge_reward.scoring.rewards import RewardShape
 from mrjudge_reward.scoring.schedules import SCHEDULES, Limits, Schedule
@@ -93,6 +96,33 @@ class PromptSettings(Settings):
     take in full."""
 
 
+def _rubric(value: Any) -> Any:
+    if value is None or isinstance(value, Rubric):
+        return value
+    return load_rubric(value) if isinstance(value, str | os.PathLike) else read_rubric(value)
+
+
+def _as_given(rubric: Rubric | None) -> list[dict[str, Any]] | None:
+    return None if rubric is None else [one.as_dict() for one in rubric.criteria]
+
+
+class RubricSettings(Settings):
+    """Judging by the criteria of a rubric."""
+
+    criteria: Literal["comparative", "absolute", "implicit"] | None = None
+    """How a rubric is judged by. ``comparative``: candidates are compared on each criterion, and graded on essential ones.
+    ``absolute``: each candidate is graded on each criterion alone. ``implicit``: one verdict over all criteria, which the
+    judge weighs itself. None shows a rubric as a text, if a prompt has one."""
+    rubric: Annotated[Rubric | None, PlainValidator(_rubric), PlainSerializer(_as_given)] = None
+    """Criteria for the whole run, or the YAML file that holds them; prompts that bring their own are judged by those."""
+    criteria_per_call: PositiveInt = 1
+    """Most criteria that a call asks about. Only one a call can be read from label probabilities."""
+    contrast: bool = False
+    """Weigh each criterion also by how far the group differs on it (after POW3R, arXiv 2605.20164)."""
+    rubric_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the criteria that is left out, others for each group and step (arXiv 2608.11669); essential ones stay."""
+
+
 class VerdictSettings(Settings):
     """How a verdict is reached."""
 
@@ -128,11 +158,11 @@ class ScheduleSettings(Settings):
 
     schedule: Annotated[str | Schedule, _named(SCHEDULES, Schedule, "auto")] = "auto"
     """A name, or a ``Schedule`` of one's own. ``auto`` is ``pointwise`` for formats that grade alone; ``listwise`` for those
-    that order all they show (``pair_scores``, ``ranking``); else ``adaptive``. Each orders groups best for its calls and
-    tokens (``tests/benchmarks/schedules.py``)."""
+    that order all they show (``pair_scores``, ``ranking``); else ``adaptive``, by criteria ``ring``. Each orders groups best
+    for its calls and tokens (``tests/benchmarks/schedules.py``, ``rubrics.py``)."""
     budget: PositiveInt | None = None
-    """Most comparisons of a group, votes included; None for the schedule's own number. A comparison is one request, two
-    where the judge thinks before it is read, up to three in a cascade; retries come on top."""
+    """Most comparisons of a group (by each criterion), votes included; None for the schedule's own number. One is a request,
+    two where the judge thinks before it is read, up to three in a cascade; retries come on top."""
     both_orders: bool | None = None
     """Show pairs in both slot orders; None for the schedule's habit."""
     max_slots: Annotated[int, Field(ge=2)] = 8
@@ -165,11 +195,13 @@ class SafetySettings(Settings):
 
 
 SECTIONS: tuple[type[Settings], ...] = (
-    PromptSettings, VerdictSettings, ScheduleSettings, RatingSettings, SafetySettings, EngineConfig,
+    PromptSettings, RubricSettings, VerdictSettings, ScheduleSettings, RatingSettings, SafetySettings, EngineConfig,
 )  # fmt: skip
 
 
-class JudgeSettings(PromptSettings, VerdictSettings, ScheduleSettings, RatingSettings, SafetySettings, EngineConfig):
+class JudgeSettings(
+    PromptSettings, RubricSettings, VerdictSettings, ScheduleSettings, RatingSettings, SafetySettings, EngineConfig
+):
     """Everything about a judge, as plain values; see ``SECTIONS``.
 
     Raises:
@@ -222,6 +254,11 @@ class JudgeSettings(PromptSettings, VerdictSettings, ScheduleSettings, RatingSet
             return ""
         if self.format != "auto":
             return self.format
+        if self.by_criterion:
+            whole = self.schedule == "listwise" or getattr(self.schedule, "whole", False)
+            # What is written orders totals best by whole lists, what is read by pairs (tests/benchmarks/rubrics.py).
+            whole |= self.schedule == "auto" and (self.criteria_per_call > 1 or self.verdict == "generate")
+            return "score" if self.criteria == "absolute" else "ranking" if whole else "choice"
         if self.embedded and not self.trained:
             return "sentiment"
         chooses = self.verdict_mode != "generate" or self.trained or self.template is not None or self.tie_label
@@ -230,11 +267,34 @@ class JudgeSettings(PromptSettings, VerdictSettings, ScheduleSettings, RatingSet
     @property
     def judge_format(self) -> Format:
         """The judge format."""
-        if not isinstance(self.format, str):
-            return self.format
-        name = self.format_name
-        base: Any = _FORMATS[name]
-        if self.trained and name == "choice":
+        if self.by_criterion:
+            own = self.graded_by if self.criteria == "absolute" else self.compared_by
+            return ByCriterion((own,) * min(2, self.criteria_per_call))
+        return self.format if not isinstance(self.format, str) else self._format_named(self.format_name)
+
+    @property
+    def by_criterion(self) -> bool:
+        """Whether there is a verdict on each criterion."""
+        return self.criteria in ("comparative", "absolute")
+
+    @property
+    def compared_by(self) -> Choice | Ranking:
+        """How candidates are compared on one criterion."""
+        form: Choice | Ranking = self._format_named("ranking" if self.format_name == "ranking" else "choice")
+        return form
+
+    @property
+    def graded_by(self) -> Score:
+        """How a candidate is graded on one criterion that has no grades of its own."""
+        form: Score = self._format_named("score")
+        low, high = (bound(value for _, value in form.grades) for bound in (min, max))
+        return dataclasses.replace(
+            form, grades=tuple((word, (value - low) / (high - low)) for word, value in form.grades)
+        )
+
+    def _format_named(self, name: str) -> Any:
+        base: Any = _BY_CRITERION[name] if self.by_criterion else _FORMATS[name]
+        if self.trained and name == "choice" and not self.by_criterion:
             base = dataclasses.replace(base, template="glance", labels=("A", "B"))  # as it was trained
         given: dict[str, Any] = {
             "template": self.template,
@@ -245,8 +305,7 @@ class JudgeSettings(PromptSettings, VerdictSettings, ScheduleSettings, RatingSet
             "answer_close": self.answer_close,
         }
         own = {field.name for field in dataclasses.fields(base)}
-        form: Format = dataclasses.replace(base, **{k: v for k, v in given.items() if v is not None and k in own})
-        return form
+        return dataclasses.replace(base, **{k: v for k, v in given.items() if v is not None and k in own})
 
     @property
     def judge_schedule(self) -> Schedule:
@@ -255,12 +314,16 @@ class JudgeSettings(PromptSettings, VerdictSettings, ScheduleSettings, RatingSet
             return self.schedule
         form = self.judge_format
         of_several = "adaptive" if form.readable or form.max_slots == 2 else "listwise"
+        if self.by_criterion and self.format_name == "choice":
+            of_several = "ring"  # a total needs by how much, adaptive asks who is better (tests/benchmarks/rubrics.py)
         auto = "pointwise" if form.max_slots == 1 else of_several
         return SCHEDULES[self.schedule if self.schedule != "auto" else auto]
 
     @property
     def judge_rating(self) -> Rating:
-        """The rating."""
+        """The rating; where each candidate is graded by criteria the mean grade, which has a level, unless one is chosen."""
+        if self.criteria == "absolute" and not self.is_set("rating"):
+            return RATINGS["mean_score"]
         return self.rating if isinstance(self.rating, Rating) else RATINGS[self.rating]
 
     @property
@@ -269,6 +332,8 @@ class JudgeSettings(PromptSettings, VerdictSettings, ScheduleSettings, RatingSet
         if self.verdict != "auto":
             return self.verdict
         form = self.format if not isinstance(self.format, str) else _FORMATS.get(self.format, _FORMATS["choice"])
+        if self.by_criterion:
+            form = self.judge_format
         reads = form.readable and (
             self.embedded or self.votes == 1 or self.thinking_tokens > 0
         )  # votes are on what it wrote
@@ -321,6 +386,15 @@ _FORMATS: dict[str, Format] = {
     "choice": Choice(), "ranking": Ranking(), "pair_scores": PairScores(), "score": Score(), "sentiment": SENTIMENT,
 }  # fmt: skip
 
+CRITERION_GRADES = (("not met", 0.0), ("partly", 0.5), ("met", 1.0))
+"""How far a criterion without grades of its own is met."""
+
+_BY_CRITERION: dict[str, Format] = {
+    "choice": Choice("criteria_choice", tie_label="tie"),
+    "ranking": Ranking("criteria_ranking"),
+    "score": Score("criteria_score", CRITERION_GRADES),
+}
+
 Holds: TypeAlias = Callable[[JudgeSettings], bool]
 
 
@@ -334,7 +408,13 @@ def _samples(settings: JudgeSettings) -> bool:
 
 _SAMPLES = "a judge that writes (verdict auto, generate or cascade, or thinking_tokens)"
 
+_BY_CRITERIA = "criteria comparative or absolute"
+
 ONLY: dict[str, tuple[Holds, str]] = {
+    "rubric": (lambda it: it.criteria is not None, "judging by criteria; set criteria"),
+    "criteria_per_call": (lambda it: it.by_criterion, _BY_CRITERIA),
+    "contrast": (lambda it: it.by_criterion, _BY_CRITERIA),
+    "rubric_dropout": (lambda it: it.criteria is not None, "judging by criteria; set criteria"),
     "template": (_built_in(), "formats of this package; a format of one's own has its own wording"),
     "labels": (_built_in("choice", "ranking", "pair_scores"), "formats choice, ranking and pair_scores"),
     "grades": (_built_in("score", "sentiment", "pair_scores"), "formats that grade"),
@@ -357,8 +437,25 @@ ONLY: dict[str, tuple[Holds, str]] = {
 """Settings that hold for some judges only: for which, and how to say so."""
 
 
+def _check_criteria(it: JudgeSettings) -> None:
+    """Raise ConfigError where settings do not fit a verdict on each criterion."""
+    if not it.by_criterion:
+        return
+    fitting = ("auto", "score") if it.criteria == "absolute" else ("auto", "choice", "ranking")
+    if it.format not in fitting:
+        raise ConfigError(f"criteria {it.criteria!r} go with format {' or '.join(fitting)}; got {it.format!r:.100}")
+    if it.criteria_per_call > 1 and it.judge_schedule.looks:
+        raise ConfigError(
+            f"schedule {it.judge_schedule.name!r} lets other candidates meet for each criterion, and one call asks about "
+            f"{it.criteria_per_call}; use ring, all_pairs or listwise, or criteria_per_call=1"
+        )
+    if it.verdict == "cascade":
+        raise ConfigError("a cascade gives one verdict, not one on each criterion; use generate or logprobs")
+
+
 def _check_together(it: JudgeSettings) -> None:
     """Raise ConfigError where settings contradict each other."""
+    _check_criteria(it)
     form: Any = it.judge_format
     schedule, mode, name = it.judge_schedule, it.verdict_mode, type(form).__name__
     if schedule.alone != (form.max_slots == 1):

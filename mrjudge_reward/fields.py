@@ -10,6 +10,7 @@ Reference 2 of 2: four
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Number
 from typing import Any, TypeAlias
@@ -50,7 +51,7 @@ def field_at(value: Any, path: str) -> Any:
     Raises:
         InputError: if a text or a number on the way should have fields.
     """
-    value = _python(value)
+    value = plain(value)
     if not path or value is None:
         return value
     if isinstance(value, list | tuple):
@@ -74,7 +75,7 @@ def shown_text(value: Any, name: str) -> str | None:
     Raises:
         InputError: if something else is there.
     """
-    value = _python(value)
+    value = plain(value)
     if not isinstance(value, list | tuple):
         return _text(value, name)
     texts = list(dict.fromkeys(text for text in _leaves(value, name) if text.strip()))
@@ -84,8 +85,14 @@ def shown_text(value: Any, name: str) -> str | None:
     return ("\n\n" if any("\n" in text for text in texts) else "\n").join(entries)
 
 
+def numbered(text: str, name: str) -> list[str]:
+    """The entries of a list that ``shown_text`` made this text of; none if it made it of no list."""
+    opening, *entries = re.split(rf"(?:^|\n){_ENTRY[name]} \d+ of \d+: ", text)
+    return [] if opening else [entry.strip() for entry in entries]
+
+
 def _leaves(values: list[Any] | tuple[Any, ...], name: str) -> Iterator[str]:
-    for entry in map(_python, values):
+    for entry in map(plain, values):
         if isinstance(entry, list | tuple):
             yield from _leaves(entry, name)
         elif (text := _text(entry, name)) is not None:
@@ -103,7 +110,8 @@ def _text(value: Any, name: str) -> str | None:
     raise InputError(f"the {name} must be text, a number, or a list of these; got {type(value).__name__}{fields}")
 
 
-def _python(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value of numpy, pandas or pyarrow as Python's own; others as they are."""
     for name in _AS_PYTHON:
         if hasattr(value, name):
             return getattr(value, name)()

@@ -28,17 +28,20 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from random import Random
 from typing import Any
 
 from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.judging.comparisons import Asked, Comparer
+from mrjudge_reward.judging.criteria import joined, rubric_of, split
 from mrjudge_reward.judging.early import EarlyComparisons
 from mrjudge_reward.judging.parallel import shares, side_by_side
 from mrjudge_reward.judging.tournament import Tournament, digest, is_degenerate
 from mrjudge_reward.prompting.formats import Format
 from mrjudge_reward.scoring.alarms import FailureAlarm, LabelMassWatch, SlotWatch
 from mrjudge_reward.scoring.ratings import rate
+from mrjudge_reward.scoring.schedules import SCHEDULES
 from mrjudge_reward.scoring.tally import HARD_LOG_ODDS, MAX_GROUP, cyclic_triads
 
 from .cache import ReplyCache
@@ -109,6 +112,7 @@ class Judge:
     def _set_up(self, settings: JudgeSettings) -> None:
         self.settings = settings
         self.format, self.schedule, self.rating = settings.judge_format, settings.judge_schedule, settings.judge_rating
+        self.by_criterion = settings.by_criterion
         self._comparer = Comparer(self.engine, settings, self.cache, self._said_once)
         self._limits = settings.limits
         self._settled = settings.verdict != "auto" or settings.verdict_mode == "generate"
@@ -158,15 +162,38 @@ class Judge:
             A judgement per group, in their order.
 
         Raises:
-            InputError: if a group is larger than ``MAX_GROUP``, or has a reference or rubric that the wording does not
-                place.
+            InputError: if a group is larger than ``MAX_GROUP``, has a reference or rubric that the wording does not place,
+                or is to be judged by criteria and has none.
             JudgeUnreliableError: if too many judgements failed.
         """
-        started = time.perf_counter()
         self.settle()
         firsts = first_votes if first_votes is not None else [0] * len(groups)
         begun = early if early is not None else [None] * len(groups)
-        tournaments = [self._begin(*of_group) for of_group in zip(groups, begun, firsts, strict=True)]
+        if not self.by_criterion:
+            return self._judge(list(zip(map(self._ruled, groups), begun, firsts, strict=True)))
+        parts = [split(group, self.settings) for group in groups]
+        asked = [(of, part, first) for of, first in zip(parts, firsts, strict=True) for part in of]
+        judged = iter(
+            self._judge([(part.group, None, first) for _, part, first in asked], [part.format for _, part, _ in asked])
+        )
+        return [
+            joined(group, of, [next(judged) for _ in of], self.settings)
+            for group, of in zip(groups, parts, strict=True)
+        ]
+
+    def _ruled(self, group: Group) -> Group:
+        """A group with the criteria over which one verdict is given, as the settings have them."""
+        return replace(group, rubric=rubric_of(group, self.settings)) if self.settings.criteria == "implicit" else group
+
+    def _judge(
+        self,
+        asked: Sequence[tuple[Group, EarlyComparisons | None, int]],
+        formats: Sequence[Format | None] | None = None,
+    ) -> list[Judgement]:
+        """Judgements of groups, each with its early comparisons, its first vote, and its format where that is its own."""
+        started = time.perf_counter()
+        own = formats if formats is not None else [None] * len(asked)
+        tournaments = [self._begin(*of_group, form) for of_group, form in zip(asked, own, strict=True)]
         if playing := [tournament for tournament in tournaments if tournament.round]:
             with self.engine.session():
                 if self.engine.concurrent_calls:
@@ -185,7 +212,7 @@ class Judge:
         key: str,
         names: Sequence[str] | None = None,
         reference: Shown = None,
-        rubric: Shown = None,
+        rubric: Any = None,
     ) -> EarlyComparisons:
         """Begin a group whose candidates come one by one; everything but the candidates is as in ``Group.of``.
 
@@ -199,7 +226,9 @@ class Judge:
         order = None
         if names is not None:
             order = sorted(names, key=lambda name: (digest(self.settings.seed, key, name), name))
-        group = Group.of(prompt, [""] * size, key, reference, rubric, names)
+        if self.by_criterion:
+            raise ConfigError("a judge that judges by criteria begins with whole groups")
+        group = self._ruled(Group.of(prompt, [""] * size, key, reference, rubric, names))
         return EarlyComparisons(self._tournament(group, ("",) * size), order, self.settings.votes)
 
     def ask_early(self, asked: Sequence[Asked]) -> None:
@@ -235,8 +264,15 @@ class Judge:
 
         Returns:
             As many verdicts, in their order.
+
+        Raises:
+            ConfigError: if the judge judges by criteria, where a comparison has several verdicts.
         """
         self.settle()
+        if self.by_criterion:
+            raise ConfigError(
+                "a comparison by criteria has several verdicts: judge the group, and look at its criteria"
+            )
         tournaments = {id(group): Tournament(group, group.candidates) for group, _ in asked}
         with self.engine.session():
             decided = self._comparer.decide([(tournaments[id(group)], comparison) for group, comparison in asked])
@@ -260,7 +296,7 @@ class Judge:
         candidates: Sequence[str | Sequence[Mapping[str, Any] | Part]],
         key: str = "0",
         reference: Shown = None,
-        rubric: Shown = None,
+        rubric: Any = None,
     ) -> Judgement:
         """Judge the candidates of one prompt; everything is as in ``Group.of``, images in prompt and candidates too."""
         return self.judge([Group.of(prompt, candidates, key, reference, rubric)])[0]
@@ -275,9 +311,12 @@ class Judge:
         self._comparer.budget.check(self.format.min_slots)
 
     def render(self, group: Group, slots: Sequence[int]) -> tuple[Message, ...]:
-        """What the judge would be shown of these candidates of a group, in slot order."""
+        """What the judge would be shown of these candidates of a group, in slot order; by criteria, in its first call."""
         self.settle()
-        return self._comparer.render(Tournament(group, group.candidates), Comparison(tuple(slots)))
+        part = split(group, self.settings)[0] if self.by_criterion else None
+        group, form = (part.group, part.format) if part is not None else (self._ruled(group), None)
+        shown = tuple(slots)[: (form or self.format).max_slots]
+        return self._comparer.render(Tournament(group, group.candidates, format=form), Comparison(shown))
 
     def close(self) -> None:
         """Release the engine and the cache."""
@@ -287,23 +326,32 @@ class Judge:
 
     # -- a group's way ----------------------------------------------------------------------------------------------
 
-    def _begin(self, group: Group, early: EarlyComparisons | None, first_vote: int) -> Tournament:
+    def _begin(
+        self, group: Group, early: EarlyComparisons | None, first_vote: int, form: Format | None = None
+    ) -> Tournament:
         if len(group.candidates) > MAX_GROUP:
             raise InputError(
                 f"group {group.key!r} has {len(group.candidates)} candidates; at most {MAX_GROUP} are judged together"
             )
         player_of, sanitized = self._comparer.seat(group)
-        tournament = self._tournament(group, tuple(dict.fromkeys(player_of.values())), first_vote)
+        tournament = self._tournament(group, tuple(dict.fromkeys(player_of.values())), first_vote, form)
         tournament.player_of, tournament.sanitized = player_of, sanitized
         if early is not None:
             tournament.follow(early.tournament)
         return tournament
 
-    def _tournament(self, group: Group, players: tuple[str, ...], first_vote: int = 0) -> Tournament:
+    def _tournament(
+        self, group: Group, players: tuple[str, ...], first_vote: int = 0, form: Format | None = None
+    ) -> Tournament:
         self._comparer.check_shown(group)
-        plan = self.schedule.plan(len(players), self._limits, Random(digest(self.settings.seed, group.key)))
-        tournament = Tournament(group, players, plan, first_vote)
-        if len(players) >= self.format.min_slots:
+        fitting = form or self.format
+        schedule, limits = self.schedule, self._limits
+        if form is not None and form.max_slots == 1 and not schedule.alone:
+            # An essential criterion is graded of all, whatever is compared.
+            schedule, limits = SCHEDULES["pointwise"], replace(limits, budget=None)
+        plan = schedule.plan(len(players), limits, Random(digest(self.settings.seed, group.key)))
+        tournament = Tournament(group, players, plan, first_vote, form)
+        if len(players) >= fitting.min_slots:
             tournament.begin()
         return tournament
 
@@ -334,8 +382,9 @@ class Judge:
             scores = [self.rating.neutral]  # the only real answer needs no judge to be better than none at all
         known = [score for score in scores if score is not None]
         # Degenerate answers lose by rule: never above the lowest known, and below a middling one.
-        lowest = self._lowest(known) if known else None
-        known_of = dict(zip(players, zip(scores, map(float, tally.games_G), strict=True), strict=True))
+        lowest = self._lowest(known, tournament.format or self.format) if known else None
+        grades = [None if math.isnan(grade) else float(grade) for grade in tally.grades_G]
+        known_of = dict(zip(players, zip(scores, map(float, tally.games_G), grades, strict=True), strict=True))
         found_of = {text: known_of[player] for text, player in player_of.items()}
 
         def candidates_in(texts: set[str]) -> tuple[int, ...]:
@@ -345,8 +394,8 @@ class Judge:
 
         return Judgement(
             group=group,
-            scores_G=tuple(found_of.get(text, (lowest, 0.0))[0] for text in group.candidates),
-            games_G=tuple(found_of.get(text, (lowest, 0.0))[1] for text in group.candidates),
+            scores_G=tuple(found_of.get(text, (lowest, 0.0, None))[0] for text in group.candidates),
+            games_G=tuple(found_of.get(text, (lowest, 0.0, None))[1] for text in group.candidates),
             played=tournament.in_candidates(tournament.played),
             quick_reads=tournament.in_candidates(tournament.quick_reads),
             forfeits=forfeits,
@@ -357,13 +406,14 @@ class Judge:
             seconds=seconds,
             sanitized=candidates_in(tournament.sanitized),
             cut=candidates_in(tournament.cut),
+            grades_G=tuple(found_of.get(text, (lowest, 0.0, None))[2] for text in group.candidates),
         )
 
-    def _lowest(self, known: Sequence[float]) -> float:
+    def _lowest(self, known: Sequence[float], form: Format) -> float:
         """The score of a degenerate answer beside these."""
         neutral = self.rating.neutral
         if neutral is None:
-            grades: tuple[tuple[str, float], ...] = getattr(self.format, "grades")  # noqa: B009  known to be there
+            grades: tuple[tuple[str, float], ...] = getattr(form, "grades")  # noqa: B009  known to be there
             lowest, second = sorted(value for _, value in grades)[:2]
             return lowest - (second - lowest)  # a step below the scale: worse than the worst real answer
         return 0.0 if neutral == 0.5 else min(known) - HARD_LOG_ODDS

@@ -155,7 +155,7 @@ class Reranker:
         candidates: Sequence[str],
         key: str = "0",
         reference: Shown = None,
-        rubric: Shown = None,
+        rubric: Any = None,
     ) -> Reranked:
         """Rank the candidates of one prompt; see :meth:`rank_groups` for errors."""
         Group.of(prompt, candidates, key, reference, rubric)  # says what is no text before anything is done
@@ -167,7 +167,7 @@ class Reranker:
         candidates: Sequence[str],
         key: str = "0",
         reference: Shown = None,
-        rubric: Shown = None,
+        rubric: Any = None,
     ) -> str | None:
         """The best candidate, whole, as it was given; None if nothing is known about any. See :meth:`rank_groups`."""
         best = self.rank(prompt, candidates, key, reference, rubric).best
@@ -230,7 +230,9 @@ def part_of(judgement: Judgement, indices: Sequence[int]) -> Judgement:
     group, names = judgement.group, judgement.group.names
     played = tuple(
         JudgedComparison(
-            Comparison(tuple(place[slot] for slot in item.comparison.slots), item.comparison.repeat), item.verdict
+            Comparison(tuple(place[slot] for slot in item.comparison.slots), item.comparison.repeat),
+            item.verdict,
+            item.criterion,
         )
         for item in judgement.played
         if all(slot in place for slot in item.comparison.slots)
@@ -247,4 +249,13 @@ def part_of(judgement: Judgement, indices: Sequence[int]) -> Judgement:
         forfeits=tuple(place[index] for index in judgement.forfeits if index in place),
         sanitized=tuple(place[index] for index in judgement.sanitized if index in place),
         cut=tuple(place[index] for index in judgement.cut if index in place),
+        grades_G=tuple(judgement.grades_G[index] for index in indices) if judgement.grades_G else (),
+        criteria=tuple(
+            replace(
+                one,
+                scores_G=tuple(one.scores_G[index] for index in indices),
+                grades_G=tuple(one.grades_G[index] for index in indices),
+            )
+            for one in judgement.criteria
+        ),
     )

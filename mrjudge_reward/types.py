@@ -18,6 +18,8 @@ from .completions import Candidate, candidate_of
 from .errors import InputError
 from .fields import Shown, shown_text
 from .messages import ImagePart, Message, Part, as_messages
+from .rubrics.criteria import Criterion, Rubric
+from .rubrics.reading import own_rubric
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class Group:
             ``completions.judged``).
         key: identity given by the framework. Two groups with the same prompt text are still two groups.
         reference: one or several answers known to be good, as the judge is shown them; None for none.
-        rubric: extra criteria, as the judge is shown them; None for none.
+        rubric: extra criteria: a text as the judge is shown it, or a ``Rubric``; None for none.
         names: identities of the candidates, given by the framework, G of them. With names, who meets whom is decided
             by these instead of by the texts, so that comparisons can begin before all texts are there.
         images: what the marks in the candidates stand for, by number.
@@ -44,7 +46,7 @@ class Group:
     candidates: tuple[str, ...]
     key: str
     reference: str | None = None
-    rubric: str | None = None
+    rubric: str | Rubric | None = None
     names: tuple[str, ...] | None = None
     images: tuple[tuple[str, ImagePart], ...] = ()
 
@@ -55,7 +57,7 @@ class Group:
         candidates: Sequence[str | Candidate | Sequence[Mapping[str, Any] | Part | Message]],
         key: str = "0",
         reference: Shown = None,
-        rubric: Shown = None,
+        rubric: Any = None,
         names: Sequence[str] | None = None,
     ) -> Group:
         """Build a group from plain Python values.
@@ -64,12 +66,14 @@ class Group:
             prompt: text or chat messages.
             candidates: texts, lists of text and image parts for those that show images, or transcripts as lists of
                 messages.
-            reference, rubric: text or a number, or lists of these: several references, several criteria (see ``fields``).
+            reference: text or a number, or a list of these: several references (see ``fields``).
+            rubric: the same, several criteria; or a rubric of objects, as ``rubrics.reading.read_rubric`` reads it.
             key, names: see the class.
 
         Raises:
-            InputError: if the prompt is not text or messages, a candidate neither text nor parts, the reference or rubric
-                neither text nor numbers, or the names are not as many as the candidates, all different.
+            InputError: if the prompt is not text or messages, a candidate neither text nor parts, the reference neither
+                text nor numbers, the rubric neither these nor criteria, or the names are not as many as the candidates, all
+                different.
         """
         if isinstance(candidates, str):
             raise InputError("candidates must be a list of texts; got one text")
@@ -86,7 +90,7 @@ class Group:
             raise InputError(f"{len(candidates)} candidates need as many different names; got {list(names)!r:.200}")
         named = None if names is None else tuple(names)
         texts = tuple(one.text for one in made)
-        shown = shown_text(reference, "reference"), shown_text(rubric, "rubric")
+        shown = shown_text(reference, "reference"), own_rubric(rubric, f"rubric of group {key!r}")
         return cls(as_messages(prompt, unshown=True), texts, key, *shown, named, tuple(images.items()))
 
 
@@ -239,10 +243,16 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class JudgedComparison:
-    """A comparison of a group together with its verdict."""
+    """A comparison of a group together with its verdict.
+
+    Attributes:
+        comparison, verdict: what was compared, and what came of it.
+        criterion: name of the rubric's criterion that it is about; empty for the whole.
+    """
 
     comparison: Comparison
     verdict: Verdict
+    criterion: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,6 +344,32 @@ class EngineFailure:
 
 
 @dataclass(frozen=True, slots=True)
+class CriterionScores:
+    """What the judge found out about one criterion of a group's rubric.
+
+    Attributes:
+        criterion: what was asked.
+        scores_G: how far each candidate meets it, as rated; None where unknown. Of a pitfall, too, more is higher.
+        grades_G: its mean grade where it was graded alone, 0 (worst) to 1; None where not.
+        comparisons, failed: verdicts that were asked for, and those that failed.
+        weight: what it counts in the total, of a pitfall negative.
+    """
+
+    criterion: Criterion
+    scores_G: tuple[float | None, ...]
+    grades_G: tuple[float | None, ...]
+    comparisons: int = 0
+    failed: int = 0
+    weight: float = 1.0
+
+    @property
+    def rewards_G(self) -> tuple[float | None, ...]:
+        """The scores with a pitfall's sign turned, so that more is better."""
+        sign = -1.0 if self.criterion.weight < 0 else 1.0
+        return tuple(None if score is None else sign * score for score in self.scores_G)
+
+
+@dataclass(frozen=True, slots=True)
 class Judgement:
     """Everything the judge found out about one group.
 
@@ -354,6 +390,9 @@ class Judgement:
         cut: indices of candidates of which, or of whose question, reference or rubric, the judge was not shown the whole in
             some comparison, because it was too long for the judge's context or for ``max_candidate_tokens``.
         seconds: wall time of the whole batch this group was judged in.
+        grades_G: mean grade of each candidate, where it was graded; None where not.
+        criteria: of a group that was judged by criteria, what was found out about each that was asked about; the scores are
+            then totals over these (see ``scoring.criteria``).
     """
 
     group: Group
@@ -369,6 +408,8 @@ class Judgement:
     seconds: float = 0.0
     sanitized: tuple[int, ...] = ()
     cut: tuple[int, ...] = ()
+    grades_G: tuple[float | None, ...] = ()
+    criteria: tuple[CriterionScores, ...] = ()
 
     @property
     def order(self) -> tuple[int, ...]:

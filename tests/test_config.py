@@ -334,8 +334,8 @@ def test_every_setting_is_documented_in_one_section(name: str):
 
 
 ALWAYS = {
-    "model", "engine", "format", "verdict", "schedule", "rating", "max_candidate_tokens", "max_pixels", "votes", "retries",
-    "seed", "budget", "audit", "centre", "length_weight", "cache", "max_failed_fraction", "failure_window",
+    "model", "engine", "format", "criteria", "verdict", "schedule", "rating", "max_candidate_tokens", "max_pixels", "votes",
+    "retries", "seed", "budget", "audit", "centre", "length_weight", "cache", "max_failed_fraction", "failure_window",
 }  # fmt: skip
 """Settings that hold for every judge; to play no mirror image holds where there is none."""
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.fields import shown_at
+from mrjudge_reward.rubrics.criteria import Rubric
+from mrjudge_reward.rubrics.reading import rubric_at
 
 
 def column(columns: Mapping[str, Sequence[Any]], name: str) -> Sequence[Any]:
@@ -33,7 +35,22 @@ def shown_texts(columns: Mapping[str, Sequence[Any]], path: str | None, rows: in
         ConfigError: if there is no such column.
         InputError: if a row holds there what is neither text nor numbers.
     """
+    return [shown_at(row, path, name) for row in _rows(columns, path, rows)]
+
+
+def shown_rubrics(
+    columns: Mapping[str, Sequence[Any]], path: str | None, rows: int, by_criteria: bool
+) -> Sequence[str | Rubric | None]:
+    """A rubric per row; as ``shown_texts``, or for a judge that has criteria as ``rubrics.reading.own_rubric`` reads it."""
+    return [
+        rubric_at(row, path, by_criteria, f"{path} of row {number}")
+        for number, row in enumerate(_rows(columns, path, rows))
+    ]
+
+
+def _rows(columns: Mapping[str, Sequence[Any]], path: str | None, rows: int) -> list[dict[str, Any]]:
+    """Of each row what a path is about."""
     if path is None:
-        return [None] * rows
+        return [{}] * rows
     head = path if path in columns else path.partition(".")[0]
-    return [shown_at({head: value}, path, name) for value in column(columns, head)]
+    return [{head: value} for value in column(columns, head)]

@@ -41,9 +41,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from mrjudge_reward.completions import View
+from mrjudge_reward.config import JudgeSettings
 from mrjudge_reward.errors import ConfigError, EngineError, InputError
 from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.monitoring.canaries import Canaries, CanaryReport
@@ -51,12 +52,16 @@ from mrjudge_reward.monitoring.explain import verdict_line
 from mrjudge_reward.monitoring.monitor import RunMonitor
 from mrjudge_reward.prompting.rendering import check_places
 from mrjudge_reward.reranker import part_of
+from mrjudge_reward.scoring.criteria import component
 from mrjudge_reward.scoring.rewards import OnAbstain, RewardShape, reward_group
 from mrjudge_reward.scoring.stats import JudgeStats
 from mrjudge_reward.types import Group, Judgement
 
 from .distributed import check_timeout, gather, gather_results, rank_and_world
 from .rows import Completion, JudgedRow, Prompt, Row, RowReader, Thinking, alike, common_prompt, prompts_of
+
+if TYPE_CHECKING:
+    from .components import CriterionReward
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +80,7 @@ class _Judged:
 
     rewards: dict[int, tuple[float | None, ...]]
     verdicts: dict[int, str]
+    criteria: dict[int, dict[str, tuple[float | None, ...]]]
     stats: JudgeStats
     canaries: CanaryReport | None = None
     weights_checksum: str = ""
@@ -166,6 +172,7 @@ class JudgeReward:
     ) -> None:
         self._config = judge if isinstance(judge, JudgeConfig) else JudgeConfig() if judge is None else None
         self._judge = judge if isinstance(judge, Judge) else None
+        self._lock, self._judging = threading.RLock(), threading.Lock()
         self.num_generations = num_generations
         self.num_generations_eval = num_generations_eval if num_generations_eval is not None else num_generations
         if min(self.num_generations, self.num_generations_eval) < 1:
@@ -187,7 +194,9 @@ class JudgeReward:
             reference=reference_column and f"reference_column={reference_column!r}",
             rubric=rubric_column and f"rubric_column={rubric_column!r}",
         )
-        self.reader = RowReader(reference_column, rubric_column, judged_if, thinking, view)
+        self.reader = RowReader(
+            reference_column, rubric_column, judged_if, thinking, view, self.judge_settings.criteria is not None
+        )
         number = next(_instances)
         self.__name__ = name or ("judge" if number == 1 else f"judge_{number}")
         self.last_stats = JudgeStats()
@@ -199,7 +208,11 @@ class JudgeReward:
         self._follower: Any = None
         self._untold: Counter[str] = Counter()
         self._calls: dict[tuple[str, int], int] = {}
-        self._lock, self._judging = threading.RLock(), threading.Lock()
+
+    @property
+    def judge_settings(self) -> JudgeSettings:
+        """The judge's settings, for which it need not be built."""
+        return self._config if self._config is not None else self.judge.settings
 
     @property
     def judge(self) -> Judge:
@@ -247,6 +260,29 @@ class JudgeReward:
             JudgeUnreliableError: if too many judgements failed (on any rank, then on all).
             JudgeDriftedError: if the judge fails canaries that are set to stop the run (then on all ranks, too).
         """
+        return self.judged(prompts, completions, completion_ids, trainer_state, log_extra, log_metric, **columns)[0]
+
+    def components(self) -> list[CriterionReward]:
+        """A reward function per criterion of the run's rubric, all out of one judging (see ``components``).
+
+        Raises:
+            ConfigError: if the judge does not judge by criteria that are the same for all prompts.
+        """
+        from .components import components
+
+        return components(self)
+
+    def judged(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion] | None = None,
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        trainer_state: Any = None,
+        log_extra: Callable[[str, list[Any]], None] | None = None,
+        log_metric: Callable[[str, float], None] | None = None,
+        **columns: Any,
+    ) -> tuple[list[float | None], dict[str, list[float | None]]]:
+        """As a call, with the rows' rewards by each criterion besides, where the judge judges by criteria."""
         began = time.perf_counter()
         if completions is None:
             prompts, completions = prompts_of(columns.get("messages")), prompts
@@ -256,7 +292,7 @@ class JudgeReward:
 
         def prepare() -> list[Row]:
             self._check_trainer(trainer, training, size)
-            check_timeout(trainer, (self._config or self.judge.settings), rank_and_world()[1])
+            check_timeout(trainer, self.judge_settings, rank_and_world()[1])
             rows = self.reader.rows(prompts, completions, completion_ids, columns, trainer)
             half = len(rows) // 2
             pairs = zip(rows[:half], rows[half:], strict=True) if self.layout == "halves" else ()
@@ -270,7 +306,7 @@ class JudgeReward:
             on_abstain = "group_mean"
         self._follow(trainer)
         before = self.last_canaries
-        rewards, verdicts = self._score(prepare, size, moment, on_abstain)
+        rewards, verdicts, criteria = self._score(prepare, size, moment, on_abstain)
         if self._follower is not None:
             self._follower.judged(began, time.perf_counter())
         canaries = self.last_canaries if self.last_canaries is not before else None
@@ -278,7 +314,7 @@ class JudgeReward:
         if self.layout == "halves":
             rewards = [*rewards[0::2], *rewards[1::2]]
         self.abstained_rows = tuple(index for index, reward in enumerate(rewards) if reward is None)
-        return rewards
+        return rewards, criteria
 
     def _follow(self, trainer: Any) -> None:
         """Log what a trainer logs, and where its seconds go; once per trainer."""
@@ -318,7 +354,7 @@ class JudgeReward:
 
     def _score(
         self, prepare: Callable[[], list[Row]], size: int, moment: _Moment, on_abstain: OnAbstain
-    ) -> tuple[list[float | None], list[str]]:
+    ) -> tuple[list[float | None], list[str], dict[str, list[float | None]]]:
         rank, world = rank_and_world()
         rows: list[Row] = []
 
@@ -348,14 +384,22 @@ class JudgeReward:
         self.last_canaries = next((r.canaries for r in results if r.canaries is not None), self.last_canaries)
         rewards_of: dict[int, tuple[float | None, ...]] = {}
         verdicts_of: dict[int, str] = {}
+        criteria_of: dict[int, dict[str, tuple[float | None, ...]]] = {}
         for result in results if straddling else [results[rank]]:
             rewards_of |= result.rewards
             verdicts_of |= result.verdicts
+            criteria_of |= result.criteria
         blocks = range(len(known) // size)
         rewards = [reward for block in blocks for reward in rewards_of[block]]
         verdicts = [verdicts_of[block] for block in blocks for _ in range(size)]
         local = slice(sum(counts[:rank]), sum(counts[: rank + 1])) if straddling else slice(None)
-        return rewards[local], verdicts[local]
+        names = dict.fromkeys(name for found in criteria_of.values() for name in found)
+        unknown = ((0.0 if on_abstain == "group_mean" else None),) * size
+        criteria = {
+            name: [reward for block in blocks for reward in criteria_of.get(block, {}).get(name, unknown)][local]
+            for name in names
+        }
+        return rewards[local], verdicts[local], criteria
 
     def _judge_blocks(
         self,
@@ -370,6 +414,7 @@ class JudgeReward:
         known: dict[int, list[JudgedRow]] = {}
         rewards: dict[int, tuple[float | None, ...]] = dict.fromkeys(blocks, (None,) * size)
         verdicts = dict.fromkeys(blocks, "not judged")
+        criteria: dict[int, dict[str, tuple[float | None, ...]]] = {}
         blocks = [block for block in blocks if any(row.asked for row in rows[block * size : (block + 1) * size])]
         for block in blocks:
             members = rows[block * size : (block + 1) * size]
@@ -411,6 +456,10 @@ class JudgeReward:
         lengths = [[row.length for row in rows[block * size : (block + 1) * size]] for block in blocks]
         for block, judgement, lengths_G in zip(blocks, trained, lengths, strict=True):
             rewards[block] = reward_group(judgement, self.shape, on_abstain, lengths_G, neutral).rewards_G
+            criteria[block] = {
+                one.criterion.name: component(one, judgement.forfeits, on_abstain == "group_mean")
+                for one in judgement.criteria
+            }
             verdicts[block] = verdict_line(judgement.played[0]) if judgement.played else "nothing to compare"
         shaped = [rewards[block] for block in blocks]
         with self._lock:
@@ -419,7 +468,7 @@ class JudgeReward:
             self._watch.stop_if_asked(measured)
         # Of a rollout that judged more than is trained on, all of it counts.
         stats = JudgeStats.of(self.last_judgements) if known else JudgeStats.of(trained, shaped, lengths)
-        return _Judged(rewards, verdicts, stats, measured, self.judge.engine.weights_checksum)
+        return _Judged(rewards, verdicts, criteria, stats, measured, self.judge.engine.weights_checksum)
 
     # -- what goes out --------------------------------------------------------------------------------------------------
 
@@ -440,5 +489,8 @@ class JudgeReward:
         if log_metric is not None:
             for name, value in (stats.metrics() | (canaries.metrics() if canaries is not None else {})).items():
                 log_metric(f"{self.__name__}/{name}", value)
+            for criterion, found in stats.criteria.items():
+                for name, value in found.metrics().items():
+                    log_metric(f"{self.__name__}/criteria/{criterion}/{name}", value)
         if log_extra is not None:
             log_extra(f"{self.__name__}/verdict", verdicts)

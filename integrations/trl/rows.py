@@ -12,10 +12,11 @@ from mrjudge_reward.completions import Candidate, View, judged, own_words, reada
 from mrjudge_reward.errors import InputError
 from mrjudge_reward.messages import Message, TextPart, as_messages, final_answer
 from mrjudge_reward.reasoning import THINK_OPEN, decode_marked, hidden_tokens, opens_reasoning, split_reasoning
+from mrjudge_reward.rubrics.criteria import Rubric
 from mrjudge_reward.training.items import with_images
 from mrjudge_reward.types import Judgement
 
-from .columns import column, shown_texts
+from .columns import column, shown_rubrics, shown_texts
 
 Thinking: TypeAlias = Literal["strip", "opened", "keep"]
 Prompt: TypeAlias = str | Sequence[Mapping[str, Any]]
@@ -41,7 +42,7 @@ class Row:
     answer: Candidate
     length: int
     reference: str | None
-    rubric: str | None
+    rubric: str | Rubric | None
     judged: JudgedRow | None
     asked: bool
     of_environment: bool
@@ -49,13 +50,14 @@ class Row:
 
 @dataclass
 class RowReader:
-    """Reads rows. Its attributes are the settings of ``JudgeReward`` of the same names."""
+    """Reads rows. Its attributes are the settings of ``JudgeReward`` of the same names, and whether a judge has criteria."""
 
     reference_column: str | None
     rubric_column: str | None
     judged_if: str | Callable[[Mapping[str, Any]], bool] | None
     thinking: Thinking
     view: View
+    by_criteria: bool = False
     _opens: bool | None = field(default=None, init=False)
 
     def rows(
@@ -91,7 +93,7 @@ class RowReader:
         else:
             lengths = [own_length(*row, trainer) for row in zip(completions, completion_ids, strict=True)]
         references = shown_texts(columns, self.reference_column, len(prompts), "reference")
-        rubrics = shown_texts(columns, self.rubric_column, len(prompts), "rubric")
+        rubrics = shown_rubrics(columns, self.rubric_column, len(prompts), self.by_criteria)
         known: Sequence[JudgedRow | None] = columns.get(JUDGED) or [None] * len(prompts)
         for row, (one, answer) in enumerate(zip(known, answers, strict=True)):
             if one is not None and one.judgement.group.candidates[one.index] != answer.text:

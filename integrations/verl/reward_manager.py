@@ -62,8 +62,9 @@ from mrjudge_reward.fields import shown_at
 from mrjudge_reward.images import bare, given_as
 from mrjudge_reward.messages import ImagePart, Message, Part, TextPart, as_messages, final_answer
 from mrjudge_reward.reasoning import decode_marked, opens_reasoning
+from mrjudge_reward.rubrics.reading import rubric_at
 from mrjudge_reward.streaming.queue import refuse, serve
-from mrjudge_reward.streaming.scores import UNJUDGED, Sample, Scored
+from mrjudge_reward.streaming.scores import Sample, Scored, unjudged
 
 from .actor import MANY, JudgeActorClient
 from .settings import ABSENT, CARRIED, VALIDATION, VALIDATION_SPLITS, VerlSettings, is_colocated, served_judge
@@ -149,8 +150,10 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
             tokenizer, plain["data"].get("apply_chat_template_kwargs")
         )
         self.workers = int(plain["reward"]["num_workers"])
+        self._judge_config = self.settings.judge_config(served)
+        self._by_criteria = None if self.settings.factory is not None else self._judge_config.criteria is not None
         stepped = "async_training" not in plain  # that trainer's loggers are in another process
-        self.client = JudgeActorClient(self.settings.judge_config(served), self.settings, served, stepped)
+        self.client = JudgeActorClient(self._judge_config, self.settings, served, stepped)
         self._share: list[tuple[Sample, asyncio.Future[Scored]]] = []
         self._share_begun = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -203,7 +206,7 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
     def _unjudged(self) -> Scored:
         if self.colocated:  # the batch waits for every worker's share, also for one without a row to judge
             self._begin_share()
-        return UNJUDGED
+        return unjudged(self._judge_config)
 
     def _begin_share(self) -> None:
         """Rows of a share begin in one turn of the loop, so in the next turn the share is complete."""
@@ -249,7 +252,7 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
             length=length,
             images=answer.images,
             reference=shown_at(row, self.settings.reference_field, "reference"),
-            rubric=shown_at(row, self.settings.rubric_field, "rubric"),
+            rubric=rubric_at(row, self.settings.rubric_field, self._by_criteria),
             lasting=row.get("uid") is not None,
         )
 

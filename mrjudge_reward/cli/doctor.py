@@ -26,6 +26,7 @@ from mrjudge_reward.engines.openai.access import Access, NoRedirect, is_here
 from mrjudge_reward.engines.openai.server_errors import sentence_of
 from mrjudge_reward.errors import MRJudgeError
 from mrjudge_reward.judge import Judge, JudgeConfig
+from mrjudge_reward.judging.criteria import with_rubric
 from mrjudge_reward.judging.token_budget import UNKNOWN_CONTEXT
 from mrjudge_reward.messages import as_messages
 from mrjudge_reward.monitoring.explain import verdict_line, verdict_record
@@ -315,7 +316,7 @@ def _shown(config: JudgeConfig, engine: Engine) -> list[Request]:
     """The example as the judge is asked about it, in both orders, its verdict opened where verdicts are read at once."""
     judge_format = config.judge_format
     judge: Judge = config.model_copy(update={"cache": None}).build(engine)
-    group = Group.of(*_example(config), "doctor")
+    group = with_rubric(Group.of(*_example(config), "doctor"), config)
     orders = ((0, 1), (1, 0)) if judge_format.max_slots > 1 else ((0,), (1,))
     labels = judge_format.read_labels(len(orders[0])) if judge_format.readable else ()
     return [Request(judge.render(group, order), judge_format.answer_open if labels else "", labels) for order in orders]
@@ -369,7 +370,7 @@ def _smoke(config: JudgeConfig, engine: Engine) -> Check:
     started = time.perf_counter()
     try:
         judge: Judge = config.model_copy(update=plain).build(engine)
-        judgement = judge.judge([Group.of(prompt, candidates, "doctor")])[0]
+        judgement = judge.judge([with_rubric(Group.of(prompt, candidates, "doctor"), config)])[0]
     except MRJudgeError as error:
         return Check("smoke test", "failed", str(error))
     seconds = time.perf_counter() - started

@@ -26,12 +26,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import typer
 
 from mrjudge_reward import json_lines
+from mrjudge_reward.completions import candidate_of
 from mrjudge_reward.credentials import reply_fields_hash
 from mrjudge_reward.errors import InputError
 from mrjudge_reward.fields import shown_text
 from mrjudge_reward.images import fingerprint, placed
+from mrjudge_reward.judging.criteria import rubric_of
 from mrjudge_reward.judging.parallel import in_order
-from mrjudge_reward.monitoring.explain import printable, verdict_record
+from mrjudge_reward.monitoring.explain import criterion_record, printable, verdict_record
+from mrjudge_reward.rubrics.reading import own_rubric
 from mrjudge_reward.scoring.stats import JudgeStats
 from mrjudge_reward.training.items import with_images
 from mrjudge_reward.types import Group, Judgement
@@ -132,7 +135,7 @@ def _turn(turn: Any, source: ImageSource) -> Any:
     return turn
 
 
-def _group(record: dict[str, Any], key: str, source: ImageSource) -> Group:
+def _group(record: dict[str, Any], key: str, source: ImageSource, config: JudgeConfig) -> Group:
     from mrjudge_reward.scoring.tally import MAX_GROUP
 
     for field, kinds in _FIELDS.items():
@@ -153,14 +156,15 @@ def _group(record: dict[str, Any], key: str, source: ImageSource) -> Group:
             raise InputError(f"candidates[{index}]: must be text; got {candidate!r:.60}")
         try:
             parts = candidate if isinstance(candidate, str) else [source.placed(part) for part in candidate]
-            Group.of("", [parts])
+            candidate_of(parts)
         except (InputError, TypeError) as error:
             raise InputError(f"candidates[{index}]: {error}") from error
         candidates.append(parts)
     prompt = record["prompt"]
     if not prompt:
         raise InputError("prompt: must not be empty")
-    reference, rubric = (shown_text(record.get(name), name) for name in ("reference", "rubric"))
+    reference = shown_text(record.get("reference"), "reference")
+    rubric = own_rubric(record.get("rubric"), "rubric", config.criteria is not None)
     try:
         messages = prompt if isinstance(prompt, str) else [_turn(turn, source) for turn in prompt]
         beside = [source.placed(image) for image in record.get("images") or ()]
@@ -207,9 +211,11 @@ def read_items(
                 if type(given) not in (str, int):
                     raise InputError(f"id: must be text or a whole number; got {given!r:.60}")
                 key = given
-            read = _group(record, str(key), images)
+            read = _group(record, str(key), images, config)
             if wording is not None:
                 check_shown(wording, read)
+            if config.criteria is not None:
+                rubric_of(read, config)  # a line without one is a bad line
             content = [key, *(record.get(field) for field in ("prompt", "candidates", "reference", "rubric"))]
             content += _image_contents(read)
             group = read
@@ -269,6 +275,8 @@ def _encoded(item: InputLine, judgement: Judgement | None) -> tuple[bytes, Count
             "verdicts": [verdict_record(played) for played in judgement.played], "rationale": next(reasoned, ""),
             "calls": judgement.calls, "failed": failed, "cut": judgement.cut,
         }  # fmt: skip
+        if judgement.criteria:
+            record["criteria"] = [criterion_record(one) for one in judgement.criteria]
         asked, cut = len(judgement.played), len(judgement.cut)
         failures = JudgeStats.of([judgement])
         counts = Counts(1, calls=judgement.calls, comparisons=asked, failed=failed, cut=cut, failures=failures)

@@ -64,6 +64,8 @@ class _ByUtility:
             return f"<think>alone</think><answer>{1 + round(4 * good)}</answer>"
         values[next(iter(values))] += self.position_bias
         if request.labels:
+            further = (label for label in request.labels if label.strip() not in values)  # such as one for a tie
+            values |= dict.fromkeys(further, min(values.values()))
             return _softmax(values)
         best = max(values, key=lambda label: values[label])
         return f"<think>compared {len(values)}</think><answer>{best}</answer>"

@@ -28,7 +28,7 @@ from mrjudge_reward.errors import EngineError
 from mrjudge_reward.images import Album
 from mrjudge_reward.messages import Message
 from mrjudge_reward.once import Once
-from mrjudge_reward.prompting.formats import read_reply
+from mrjudge_reward.prompting.formats import Format, read_reply
 from mrjudge_reward.prompting.parsing import after_thinking
 from mrjudge_reward.prompting.rendering import check_shown, load_template
 from mrjudge_reward.prompting.sanitizing import encodable, neutralise, section_code, verdict_marks, visible
@@ -172,17 +172,15 @@ class Comparer:
 
     def _generate(self, asked: Sequence[Asked], attempt: int) -> list[Verdict]:
         requests = [
-            self._seeded(
-                Request(self.render(*pair), sampling=self.sampling, form=self._form(pair[1])), pair[1], attempt
-            )
+            self._seeded(Request(self.render(*pair), sampling=self.sampling, form=self._form(*pair)), pair[1], attempt)
             for pair in asked
         ]
         verdicts: list[Verdict] = []
-        for (_, comparison), answer in zip(asked, self._ask("generate", asked, requests), strict=True):
+        for (tournament, comparison), answer in zip(asked, self._ask("generate", asked, requests), strict=True):
             if isinstance(answer.reply, EngineFailure):
                 verdicts.append(_not_served(answer.reply))
                 continue
-            verdict = read_reply(self.format, answer.reply, len(comparison.slots))
+            verdict = read_reply(self._format_of(tournament), answer.reply, len(comparison.slots))
             # A greedy judge repeats itself, and one that ran into the cap mostly will again.
             if verdict.failed and self.sampling.temperature > 0 and answer.reply.finish != "length":
                 verdict = _passing(verdict)
@@ -239,7 +237,7 @@ class Comparer:
             Request(
                 self.render(*pair),
                 prefill=thought + self.format.answer_open,
-                labels=self.format.read_labels(len(pair[1].slots)),
+                labels=self._format_of(pair[0]).read_labels(len(pair[1].slots)),
                 seed=attempt or None,  # of no use but to tell it from the read that failed
             )
             for pair, thought in zip(asked, thoughts, strict=True)
@@ -251,18 +249,18 @@ class Comparer:
                 raise
             return [Verdict(NoVerdict("labels share a token", str(error)))] * len(asked)
         return [
-            self._verdict_read(answer, thought, len(comparison.slots))
-            for (_, comparison), thought, answer in zip(asked, thoughts, answers, strict=True)
+            self._verdict_read(self._format_of(tournament), answer, thought, len(comparison.slots))
+            for (tournament, comparison), thought, answer in zip(asked, thoughts, answers, strict=True)
         ]
 
-    def _verdict_read(self, answer: Answer, thought: str, slots: int) -> Verdict:
+    def _verdict_read(self, format: Format, answer: Answer, thought: str, slots: int) -> Verdict:
         reply = answer.reply
         if isinstance(reply, EngineFailure):
             return _not_served(reply, thought)
         if reply.label_logprobs is None:
             return Verdict(NoVerdict("malformed reply", "no label log-probabilities"), thought, reply.usage)
         mass = sum(map(math.exp, reply.label_logprobs))
-        outcome = self.format.from_logprobs(reply.label_logprobs, slots)
+        outcome = format.from_logprobs(reply.label_logprobs, slots)
         if mass < self.settings.min_label_mass:
             instead = repr(reply.text) if reply.text else "something else"
             outcome = NoVerdict("labels improbable", f"together {mass:.1e}: the judge was about to write {instead:.60}")
@@ -283,8 +281,11 @@ class Comparer:
         seed = digest(self.settings.seed, request_content(request), comparison.repeat, attempt)
         return replace(request, seed=seed % 2**31)
 
-    def _form(self, comparison: Comparison) -> VerdictForm | None:
-        form = getattr(self.format, "form", None)  # a format of one's own may lack it
+    def _format_of(self, tournament: Tournament) -> Format:
+        return tournament.format or self.format
+
+    def _form(self, tournament: Tournament, comparison: Comparison) -> VerdictForm | None:
+        form = getattr(self._format_of(tournament), "form", None)  # a format of one's own may lack it
         held = self.settings.structured_output or getattr(self.engine, "structured_output", None)
         return form(len(comparison.slots)) if held and form is not None else None
 
@@ -298,7 +299,7 @@ class Comparer:
             self.settings.seed,
             self.settings.max_candidate_tokens,
         )
-        chat = self.format.render(group, texts, guard)
+        chat = self._format_of(tournament).render(group, texts, guard)
         if guard.cut:
             self.budget.note_cut(tournament, texts, guard)
         return chat

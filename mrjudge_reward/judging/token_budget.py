@@ -10,7 +10,7 @@ from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.once import Once
 from mrjudge_reward.prompting.candidates import common_length
 from mrjudge_reward.prompting.formats import Format
-from mrjudge_reward.prompting.rendering import conversation_text
+from mrjudge_reward.prompting.rendering import conversation_text, shown_rubric
 from mrjudge_reward.prompting.sanitizing import Sanitizer, most_tokens
 from mrjudge_reward.special_tokens import Reserved
 from mrjudge_reward.types import Group
@@ -52,7 +52,7 @@ class TokenBudget:
     ) -> None:
         self._engine, self._format, self._writes, self._reserved = engine, format, writes, reserved
         self._of_candidate, self._said = of_candidate, said or Once()
-        self._frames: dict[int, int] = {}
+        self._frames: dict[tuple[Format | None, int], int] = {}
 
     @property
     def context(self) -> int:
@@ -66,14 +66,15 @@ class TokenBudget:
             )
         return known or UNKNOWN_CONTEXT
 
-    def room(self, slots: int) -> int:
+    def room(self, slots: int, format: Format | None = None) -> int:
         """Tokens that are left for outside texts where so many candidates are shown."""
-        if slots not in self._frames:
+        key = format, slots
+        if key not in self._frames:
             guard = Sanitizer(self._engine.count_tokens, 1 << 20, self._reserved)
-            frame = self._format.render(Group.of("", [""], rubric=" ", reference=" "), ("",) * slots, guard)
+            frame = (format or self._format).render(Group.of("", [""], rubric=" ", reference=" "), ("",) * slots, guard)
             texts = sum(self._engine.count_tokens(message.text) for message in frame)
-            self._frames[slots] = texts + _CHAT + 8 * slots  # the codes of section marks differ in tokens
-        return max(0, self.context - self._frames[slots] - self._writes)
+            self._frames[key] = texts + _CHAT + 8 * slots  # the codes of section marks differ in tokens
+        return max(0, self.context - self._frames[key] - self._writes)
 
     def of_each(self, tournament: Tournament, candidates: tuple[str, ...]) -> int:
         """Most tokens of each outside text of a comparison; of candidates the smaller of this and their own bound.
@@ -83,7 +84,7 @@ class TokenBudget:
         Raises:
             ConfigError: if there is no room for a share that is worth showing.
         """
-        room = self.room(len(candidates))
+        room = self.room(len(candidates), tournament.format)
         if tournament.images is not None:
             room -= image_tokens(self._engine, tournament.images.images(candidates))
         room = int(_FILLED * room)
@@ -115,7 +116,7 @@ class TokenBudget:
         if not cut:
             return
         tournament.cut.update(cut)
-        room, slots = self.room(len(candidates)), len(candidates)
+        room, slots = self.room(len(candidates), tournament.format), len(candidates)
         size = self._size(tournament, shared[0] if shared else readable(cut[0], _ANY_CODE), room)
         if not shared and of_candidate < guard.max_tokens:
             bound, cure = f"max_candidate_tokens={of_candidate}", "Raise max_candidate_tokens"
@@ -159,4 +160,4 @@ class TokenBudget:
 
 def shared_texts(group: Group) -> tuple[str, ...]:
     """What every comparison of a group shows beside candidates: question, reference, rubric."""
-    return tuple(text for text in (conversation_text(group.prompt), group.reference, group.rubric) if text)
+    return tuple(text for text in (conversation_text(group.prompt), group.reference, shown_rubric(group)) if text)

@@ -18,6 +18,7 @@ from typing import TypeAlias
 from mrjudge_reward.completions import own_words
 from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.images import Album
+from mrjudge_reward.prompting.formats import Format
 from mrjudge_reward.prompting.sanitizing import Sanitizer, visible
 from mrjudge_reward.scoring.schedules import Plan
 from mrjudge_reward.scoring.tally import GameCount, Tally
@@ -94,6 +95,7 @@ class Tournament:
         players: their texts, by number.
         plan: the schedule's; None where comparisons are chosen otherwise.
         first_vote: number of the first vote.
+        format: how it is asked about; None for the judge's own way.
 
     Attributes:
         round: comparisons to play next, in players' numbers; empty at the end.
@@ -106,8 +108,12 @@ class Tournament:
         images: the group with its images loaded, once something of it was asked.
     """
 
-    def __init__(self, group: Group, players: Sequence[str], plan: Plan | None = None, first_vote: int = 0) -> None:
+    def __init__(
+        self, group: Group, players: Sequence[str], plan: Plan | None = None, first_vote: int = 0,
+        format: Format | None = None,
+    ) -> None:  # fmt: skip
         self.group = group
+        self.format = format
         self.first_vote = first_vote
         self.round: list[tuple[int, ...]] = []
         self.played: list[JudgedComparison] = []
@@ -235,7 +241,7 @@ class Tournament:
 
     def fork(self) -> Tournament:
         """A tournament of the same players that starts with nothing, to be absorbed later."""
-        fork = Tournament(self.group, self._players)
+        fork = Tournament(self.group, self._players, format=self.format)
         fork.images = self.images
         return fork
 

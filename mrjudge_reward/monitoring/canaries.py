@@ -39,6 +39,7 @@ from typing import Any
 from mrjudge_reward import json_lines
 from mrjudge_reward.errors import ConfigError, EngineError, InputError, JudgeDriftedError
 from mrjudge_reward.judge import Judge
+from mrjudge_reward.judging.criteria import with_rubric
 from mrjudge_reward.types import Group, Judgement
 
 logger = logging.getLogger(__name__)
@@ -213,7 +214,7 @@ def measure(judge: Judge, canaries: Sequence[Canary]) -> CanaryReport:
     kinds: dict[str, KindCount] = {}
     judgements: Sequence[Judgement | None]
     try:
-        judgements = judge.apart().judge([canary.group for canary in canaries])
+        judgements = judge.apart().judge([with_rubric(canary.group, judge.settings) for canary in canaries])
     except EngineError as error:
         logger.warning("canaries were not judged: %s", error)
         judgements = [None] * len(canaries)

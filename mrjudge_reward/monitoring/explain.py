@@ -6,7 +6,7 @@ import re
 from itertools import zip_longest
 from typing import Any
 
-from mrjudge_reward.types import Grades, JudgedComparison, NoVerdict, Preference, RankOrder, Tie
+from mrjudge_reward.types import CriterionScores, Grades, JudgedComparison, NoVerdict, Preference, RankOrder, Tie
 
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
@@ -35,6 +35,8 @@ def verdict_line(item: JudgedComparison, limit: int = 400) -> str:
             said = "tie"
         case NoVerdict(reason, detail):
             said = f"failed: {reason}" + (f": {detail[:limit]}" if detail else "")
+    if item.criterion:
+        said = f"{item.criterion}: {said}"
     rationale = " ".join(item.verdict.rationale.split())
     if len(rationale) > limit:
         rationale = f"... {rationale[-limit:]}"
@@ -44,6 +46,8 @@ def verdict_line(item: JudgedComparison, limit: int = 400) -> str:
 def verdict_record(item: JudgedComparison) -> dict[str, Any]:
     """A verdict as plain values for JSON."""
     record: dict[str, Any] = {"candidates": list(item.comparison.slots)}
+    if item.criterion:
+        record["criterion"] = item.criterion
     match item.verdict.outcome:
         case Preference(p):
             record |= {"outcome": "scored", "probabilities": list(p)}
@@ -56,3 +60,11 @@ def verdict_record(item: JudgedComparison) -> dict[str, Any]:
         case NoVerdict(reason, detail):
             record |= {"outcome": "failed", "reason": reason, "detail": detail}
     return record | {"rationale": item.verdict.rationale}
+
+
+def criterion_record(one: CriterionScores) -> dict[str, Any]:
+    """What was found out about a criterion, as plain values for JSON."""
+    return {
+        "name": one.criterion.name, "weight": one.weight, "scores": list(one.scores_G), "comparisons": one.comparisons,
+        "failed": one.failed,
+    }  # fmt: skip

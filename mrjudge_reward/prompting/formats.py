@@ -58,8 +58,15 @@ from .sanitizing import Sanitizer
 class Format(Protocol):
     """What the judge needs from a format. Each is a frozen dataclass, so it is part of a cache key as it stands."""
 
-    min_slots: ClassVar[int]
-    readable: ClassVar[bool]
+    @property
+    def min_slots(self) -> int:
+        """The fewest candidates one comparison may show."""
+        ...
+
+    @property
+    def readable(self) -> bool:
+        """Whether verdicts can be read from label probabilities."""
+        ...
 
     @property
     def max_slots(self) -> int:
@@ -120,7 +127,7 @@ def _stripped(labels: Sequence[str]) -> tuple[str, ...]:
     return tuple(label.strip() for label in labels)
 
 
-def _listed(alternatives: Sequence[Sequence[str]], opening: str, closing: str) -> str:
+def listed(alternatives: Sequence[Sequence[str]], opening: str, closing: str) -> str:
     """Verdicts as a judge is to write them: ``<answer> A </answer> or <answer> B </answer>``; of very many only the ends.
 
     With spaces, because that is how instruct models write them: so shown, nearly all of the probability is on labels.
@@ -131,7 +138,7 @@ def _listed(alternatives: Sequence[Sequence[str]], opening: str, closing: str) -
     ]
     if len(written) > _MOST_LISTED:
         written = [*written[:2], "...", written[-1]]
-    return ", ".join(written[:-1]) + f" or {written[-1]}"
+    return " or ".join(filter(None, (", ".join(written[:-1]), written[-1])))
 
 
 _MOST_LISTED = 20
@@ -177,7 +184,7 @@ class Choice:
         return build_chat(
             load_template(self.template), group, candidates, self.labels[: len(candidates)], guard,
             tie_label=self.tie_label, marker=self.answer_open,
-            form=_listed([[label] for label in self.read_labels(len(candidates))], self.answer_open, self.answer_close),
+            form=listed([[label] for label in self.read_labels(len(candidates))], self.answer_open, self.answer_close),
         )  # fmt: skip
 
     def parse(self, text: str, slots: int) -> Outcome:
@@ -241,7 +248,7 @@ class Ranking:
         orders = [[" > ".join(_stripped(order))] for order in (labels, labels[::-1])]  # each label first or last once
         return build_chat(
             load_template(self.template), group, candidates, labels, guard,
-            marker=self.answer_open, form=_listed(orders, self.answer_open, self.answer_close),
+            marker=self.answer_open, form=listed(orders, self.answer_open, self.answer_close),
         )  # fmt: skip
 
     def parse(self, text: str, slots: int) -> Outcome:
@@ -372,7 +379,7 @@ class PairScores:
         return build_chat(
             load_template(self.template), group, candidates, self.labels[:slots], guard,
             grades=", ".join(_names(self.grades)), marker=self.answer_open,
-            form=_listed([spread, spread[::-1]], self.answer_open, self.answer_close),
+            form=listed([spread, spread[::-1]], self.answer_open, self.answer_close),
         )  # fmt: skip
 
     def parse(self, text: str, slots: int) -> Outcome:
@@ -443,7 +450,7 @@ class Score:
         return build_chat(
             load_template(self.template), group, candidates, ("",), guard,
             grades=", ".join(_names(self.grades)), marker=self.answer_open,
-            form=_listed([[label] for label, _ in self.grades], self.answer_open, self.answer_close),
+            form=listed([[label] for label, _ in self.grades], self.answer_open, self.answer_close),
         )  # fmt: skip
 
     def parse(self, text: str, slots: int) -> Outcome:

@@ -35,31 +35,46 @@ def after_thinking(text: str) -> str | NoVerdict:
     return NoVerdict("unclosed thinking") if left_open else section
 
 
-def answers_in(text: str, opening: str, closing: str, every: bool = False) -> list[str] | NoVerdict:
-    """Contents of all answer markers after the reasoning, in order.
+def split_answers(text: str, opening: str, closing: str) -> list[str] | NoVerdict:
+    """What follows the reasoning, split where answers are opened; failed if none is.
 
-    The last one must be closed (with ``every``, each must be). Tags and brackets are markers in any case. A marker that
-    is a word ("Sentiment:") is one as it stands alone, because candidates' texts hold such words too; in another case it
-    may not follow (with ``every``, stand anywhere), which would leave open what the judge meant. An empty ``closing``
-    means that an answer runs to the end of its line.
+    Tags and brackets are markers in any case.
     """
     section = after_thinking(text)
     if isinstance(section, NoVerdict):
         return section
-    tag, lowered = "<" in opening or "[" in opening, section.lower()
-    for marker in (opening, closing):
-        if tag and lowered.count(marker.lower()) != section.count(marker):
+    for marker in (opening, closing) if _is_tag(opening) else ():
+        if section.lower().count(marker.lower()) != section.count(marker):
             same = marker.replace("\\", r"\\")
             section = re.sub(re.escape(marker), same, section, flags=re.IGNORECASE | re.ASCII)
-    pieces = section.split(opening)[1:]
-    if not pieces:
-        if section.strip() or not text.strip():
-            return no_verdict("no verdict", section)
-        return no_verdict("no verdict", text, f"{_ALL_REASONING}, which ends: {excerpt(text)!r}")
+    parts = section.split(opening)
+    if len(parts) > 1:
+        return parts
+    if section.strip() or not text.strip():
+        return no_verdict("no verdict", section)
+    return no_verdict("no verdict", text, f"{_ALL_REASONING}, which ends: {excerpt(text)!r}")
+
+
+def _is_tag(opening: str) -> bool:
+    return "<" in opening or "[" in opening
+
+
+def answers_in(text: str, opening: str, closing: str, every: bool = False) -> list[str] | NoVerdict:
+    """Contents of all answer markers after the reasoning, in order.
+
+    The last one must be closed (with ``every``, each must be). A marker that is a word ("Sentiment:") is one as it stands
+    alone, because candidates' texts hold such words too; in another case it may not follow (with ``every``, stand
+    anywhere), which would leave open what the judge meant. An empty ``closing`` means that an answer runs to the end of
+    its line.
+    """
+    parts = split_answers(text, opening, closing)
+    if isinstance(parts, NoVerdict):
+        return parts
+    _, *pieces = parts
     if not all(closing in piece for piece in (pieces if every else pieces[-1:])):
         return no_verdict("unclosed verdict", pieces[-1])
-    checked = section if every else pieces[-1]
-    if not tag and checked.lower().count(opening.lower()) != checked.count(opening):
+    checked = opening.join(parts) if every else pieces[-1]
+    if not _is_tag(opening) and checked.lower().count(opening.lower()) != checked.count(opening):
         return no_verdict("malformed marker", checked, f"{opening} in another case")
     return [piece.partition(closing or "\n")[0].strip() for piece in pieces]
 

@@ -40,7 +40,7 @@ _TEX = re.compile(r"\\[a-z]+$", re.IGNORECASE)
 _TURN = ("question", "labels", "kind", "grades", "form", "reference", "rubric")
 _KNOWN = {
     "system": _TURN, "user": (*_TURN, "responses"), "response": ("label", "text"),
-    "reference": ("text",), "rubric": ("text",),
+    "reference": ("text",), "rubric": ("label", "text"),
 }  # fmt: skip
 """Section → the placeholders that are filled there."""
 ALONE = "# shows: responses alone"
@@ -160,7 +160,7 @@ def check_shown(template: Template, group: Group) -> None:
         InputError: if not.
     """
     for block, text, section in (
-        ("reference", group.reference, template.reference), ("rubric", group.rubric, template.rubric),
+        ("reference", group.reference, template.reference), ("rubric", shown_rubric(group), template.rubric),
     ):  # fmt: skip
         if text and text.strip() and not section and not template.alone:
             raise InputError(
@@ -232,6 +232,7 @@ def build_chat(
     tie_label: str = "",
     marker: str = "",
     form: str = "",
+    criteria: tuple[str, ...] = (),
 ) -> tuple[Message, ...]:
     """Render one comparison: shared text first (system, question, images), candidates last.
 
@@ -245,6 +246,7 @@ def build_chat(
         tie_label: a further option besides the labels, meaning that none is better.
         marker: what opens the judge's verdict, neutralised in outside texts.
         form: the verdicts that can be written, as they are written.
+        criteria: each shown in a block of its own, by number, in place of the group's rubric, which holds them all.
 
     Raises:
         InputError: if the group has a reference or rubric for which the wording has no place.
@@ -261,10 +263,11 @@ def build_chat(
         return _fill(section, {"text": guard(text, code), "label": label}) + "\n" if text and section else ""
 
     responses = _responses(template, group, candidates, labels, guard, code)
+    rubric = shown_rubric(group)
     values = {
         "question": guard(conversation_text(group.prompt), code),
         "reference": block(template.reference, group.reference),
-        "rubric": block(template.rubric, group.rubric),
+        "rubric": _criteria(template, rubric or "", criteria, guard, code) or block(template.rubric, rubric),
         "labels": ", ".join(labels) + (f"; or {tie_label} if none is better than the others" if tie_label else ""),
         "kind": _kind((*labels, tie_label) if tie_label else labels),
         "grades": grades,
@@ -275,6 +278,21 @@ def build_chat(
     user = _merged([*images, TextPart(_fill(before, values)), *responses, TextPart(_fill(after, values))])
     system = sys.intern(_fill(template.system, values))  # of thousands of requests in flight, mostly the same
     return (Message("system", (TextPart(system),)), Message("user", user)) if system else (Message("user", user),)
+
+
+def shown_rubric(group: Group) -> str | None:
+    """A group's rubric as a judge reads it."""
+    return None if group.rubric is None else str(group.rubric)
+
+
+def _criteria(template: Template, rubric: str, criteria: tuple[str, ...], guard: Sanitizer, code: str) -> str:
+    """The criteria's blocks; where all of them are too long together, each gets an even share."""
+    guard(rubric, code)
+    bound = guard.max_tokens // (len(criteria) or 1) if (rubric, guard.max_tokens) in guard.cut else None
+    return "".join(
+        _fill(template.rubric, {"text": guard(text, code, bound), "label": str(number)}) + "\n"
+        for number, text in enumerate(criteria, 1)
+    )
 
 
 def _kind(labels: Sequence[str]) -> str:

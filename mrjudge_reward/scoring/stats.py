@@ -6,7 +6,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
 from mrjudge_reward.completions import own_words
@@ -38,6 +38,56 @@ MOST_KEPT = 32
 
 
 @dataclass(frozen=True)
+class CriterionStats:
+    """Counts over a batch of groups that were judged by a criterion; they can be added.
+
+    Attributes:
+        groups: in which it was asked about.
+        known, rewards: candidates with a reward by it, and the sum of these rewards (``CriterionScores.rewards_G``).
+        spreads: sum over groups of the rewards' standard deviation.
+        comparisons, failed: verdicts, and those that failed.
+        agreeing, mirrored: as in ``JudgeStats``.
+    """
+
+    groups: int = 0
+    known: int = 0
+    rewards: float = 0.0
+    spreads: float = 0.0
+    comparisons: int = 0
+    failed: int = 0
+    agreeing: int = 0
+    mirrored: int = 0
+
+    @classmethod
+    def of(cls, judgement: Judgement) -> dict[str, CriterionStats]:
+        """Criterion → its counts in one group; empty for a group that was not judged by criteria."""
+        played: dict[str, list[JudgedComparison]] = {}
+        for item in judgement.played:
+            played.setdefault(item.criterion, []).append(item)
+        found = {}
+        for one in judgement.criteria:
+            name = one.criterion.name
+            known = [reward for reward in one.rewards_G if reward is not None]
+            agreeing, mirrored = position_consistency(played.get(name, ()))
+            spread = statistics.pstdev(known) if known else 0.0
+            counts = (len(known), math.fsum(known), spread, one.comparisons, one.failed, agreeing, mirrored)
+            found[name] = cls(1, *counts)
+        return found
+
+    def __add__(self, other: CriterionStats) -> CriterionStats:
+        return CriterionStats(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def metrics(self) -> dict[str, float]:
+        """``reward``, ``spread`` (inside groups), ``failed_rate`` and ``position_consistency``; NaN where there is none."""
+        return {
+            "reward": self.rewards / self.known if self.known else math.nan,
+            "spread": self.spreads / self.groups if self.groups else math.nan,
+            "failed_rate": self.failed / max(1, self.comparisons),
+            "position_consistency": self.agreeing / self.mirrored if self.mirrored else math.nan,
+        }
+
+
+@dataclass(frozen=True)
 class JudgeStats:
     """Counts over a batch of groups; rates are derived, so stats of several ranks can be added.
 
@@ -63,6 +113,7 @@ class JudgeStats:
             ``MOST_KEPT`` most frequent texts.
         details: failures by reason and what was seen, the most frequent of each group, as ``"reason: detail"``; bounded as
             ``rejected`` is.
+        criteria: counts by criterion, of the first ``MOST_KEPT`` names that came.
     """
 
     groups: int = 0
@@ -90,6 +141,7 @@ class JudgeStats:
     reasons: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
     details: Counter[str] = field(default_factory=Counter)
+    criteria: dict[str, CriterionStats] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -124,13 +176,15 @@ class JudgeStats:
         """As plain values for JSON."""
         counts = {"reasons": dict(self.reasons)}
         counts |= {name: dict(getattr(self, name).most_common(10)) for name in ("rejected", "details")}
-        return {**vars(self), "usage": asdict(self.usage), **counts}
+        criteria = {name: asdict(one) for name, one in self.criteria.items()}
+        return {**vars(self), "usage": asdict(self.usage), **counts, "criteria": criteria}
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> JudgeStats:
         """Stats from their ``record``, also by way of JSON."""
         counts = {name: Counter(record.get(name, {})) for name in ("reasons", "rejected", "details")}
-        return cls(**{**record, "usage": Usage(**record["usage"]), **counts})
+        criteria = {name: CriterionStats(**one) for name, one in record.get("criteria", {}).items()}
+        return cls(**{**record, "usage": Usage(**record["usage"]), **counts, "criteria": criteria})
 
     @property
     def failures(self) -> str:
@@ -148,7 +202,13 @@ class JudgeStats:
         return "; ".join(filter(None, (detail, cure_of(reason, detail))))
 
     def __add__(self, other: JudgeStats) -> JudgeStats:
-        values = {name: getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__}
+        added = self.__dataclass_fields__.keys() - {"criteria"}
+        values = {name: getattr(self, name) + getattr(other, name) for name in added}
+        criteria = dict(self.criteria)
+        for name, one in other.criteria.items():
+            if name in criteria or len(criteria) < MOST_KEPT:
+                criteria[name] = criteria.get(name, CriterionStats()) + one
+        values["criteria"] = criteria
         for name in ("rejected", "details"):
             if len(values[name]) > MOST_KEPT:  # the sum over a run must not hold all that was ever said
                 values[name] = Counter(dict(values[name].most_common(MOST_KEPT)))
@@ -257,4 +317,5 @@ def _count(judgement: Judgement, correlation: float | None) -> JudgeStats:
         reasons=Counter(outcome.reason for outcome in failed),
         rejected=Counter(outcome.rejected for outcome in failed if outcome.rejected),
         details=Counter(dict(details.most_common(3))),
+        criteria=CriterionStats.of(judgement),
     )

@@ -415,13 +415,14 @@ def _read_pair(item: JudgedComparison) -> float | None:
 
 def _mirrored(played: Iterable[JudgedComparison]) -> Iterator[tuple[JudgedComparison, JudgedComparison]]:
     """Pairs of comparisons in mirrored slots that have a verdict each."""
-    by_slots: dict[tuple[tuple[int, ...], int], JudgedComparison] = {}
+    by_slots: dict[tuple[str, tuple[int, ...], int], JudgedComparison] = {}
     for item in played:
         if item.verdict.failed or len(item.comparison.slots) < 2:
             continue
-        other = by_slots.pop((item.comparison.slots[::-1], item.comparison.repeat), None)
+        slots, vote = item.comparison.slots, item.comparison.repeat
+        other = by_slots.pop((item.criterion, slots[::-1], vote), None)
         if other is None:
-            by_slots[(item.comparison.slots, item.comparison.repeat)] = item
+            by_slots[item.criterion, slots, vote] = item
         else:
             yield other, item
 

@@ -223,7 +223,7 @@ class ArrivingGroups:
 
     def _ask_early(self, arriving: _Arriving, newcomer: Sample) -> None:
         judge = self._queue.judge
-        if not self._as_it_arrives or judge is None or arriving.early_ended:
+        if not self._as_it_arrives or judge is None or judge.by_criterion or arriving.early_ended:
             return
         names = None if newcomer.member is None else [str(number) for number in range(arriving.size)]
         present = {seat.sample.member for seat in arriving.seats.values()}

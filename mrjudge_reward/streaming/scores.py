@@ -6,8 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mrjudge_reward.config import JudgeSettings
+from mrjudge_reward.judge import Judge
 from mrjudge_reward.judging.early import EarlyComparisons
 from mrjudge_reward.messages import ImagePart, Message
+from mrjudge_reward.rubrics.criteria import Rubric
+from mrjudge_reward.scoring.criteria import component
 from mrjudge_reward.scoring.rewards import RewardShape, reward_group
 from mrjudge_reward.scoring.stats import JudgeStats, asked_of
 from mrjudge_reward.scoring.tally import position_consistency
@@ -58,7 +62,7 @@ class Sample:
     answer: str
     length: int
     reference: str | None = None
-    rubric: str | None = None
+    rubric: str | Rubric | None = None
     lasting: bool = True
     images: tuple[tuple[str, ImagePart], ...] = ()
     validation: bool = False
@@ -66,16 +70,26 @@ class Sample:
 
 @dataclass(frozen=True)
 class Scored:
-    """A reward, and the values of ``INFO_KEYS``."""
+    """A reward, and the values of ``INFO_KEYS``; of a judge that judges all prompts by the same criteria also those of
+    ``criterion_keys``."""
 
     reward: float
     info: dict[str, float]
 
 
-UNJUDGED = Scored(
-    0.0, {key: math.nan if key in ("judge_score", "judge_position_consistency") else 0.0 for key in INFO_KEYS}
-)
-"""What is told of a row that no judge is asked about."""
+def criterion_keys(settings: JudgeSettings) -> dict[str, str]:
+    """Criterion → the key of a row's reward by it, of a judge that has criteria for the whole run."""
+    rubric = settings.rubric
+    if rubric is None or settings.criteria == "implicit":
+        return {}
+    return {name: f"judge_criterion_{key}" for name, key in zip(rubric.names, rubric.keys, strict=True)}
+
+
+def unjudged(settings: JudgeSettings) -> Scored:
+    """What is told of a row that no judge is asked about."""
+    unknown = ("judge_score", "judge_position_consistency")
+    info = {key: math.nan if key in unknown else 0.0 for key in INFO_KEYS}
+    return Scored(0.0, info | dict.fromkeys(criterion_keys(settings).values(), 0.0))
 
 
 def prompt_bytes(prompt: Sequence[Message]) -> int:
@@ -137,14 +151,15 @@ class Scorer:
             MRJudgeError: if the judge raised.
         """
         judge, judgements = await self._queue.judge_groups(groups, early)
-        neutral = judge.rating.neutral or 0.0
-        scored = [self._scored(*of_group, neutral) for of_group in zip(judgements, lengths, partial, strict=True)]
+        scored = [self._scored(*of_group, judge) for of_group in zip(judgements, lengths, partial, strict=True)]
         rewards = [[one.reward for one in group] for group in scored]
         self._log.judged(judge, judgements, rewards, lengths, validation)
         return scored
 
-    def _scored(self, judgement: Judgement, lengths_G: Sequence[int], partial: bool, neutral: float) -> list[Scored]:
-        rewards = reward_group(judgement, self._shape, "group_mean", lengths_G, neutral)
+    def _scored(self, judgement: Judgement, lengths_G: Sequence[int], partial: bool, judge: Judge) -> list[Scored]:
+        rewards = reward_group(judgement, self._shape, "group_mean", lengths_G, judge.rating.neutral or 0.0)
+        found = {one.criterion.name: component(one, judgement.forfeits, as_mean=True) for one in judgement.criteria}
+        by_criterion = {key: found.get(name) for name, key in criterion_keys(judge.settings).items()}
         failed = sum(isinstance(item.verdict.outcome, NoVerdict) for item in judgement.played)
         agreeing, mirrored = position_consistency(asked_of(judgement))
         scored = []
@@ -162,5 +177,7 @@ class Scorer:
                 float(index in judgement.cut),
                 judgement.seconds,
             )
-            scored.append(Scored(reward, dict(zip(INFO_KEYS, values, strict=True))))
+            # A criterion that was left out of a group is worth the same to all of it.
+            parts = {key: (of[index] or 0.0) if of is not None else 0.0 for key, of in by_criterion.items()}
+            scored.append(Scored(reward, dict(zip(INFO_KEYS, values, strict=True)) | parts))
         return scored

@@ -125,3 +125,11 @@ def test_the_adaptive_benchmark_finds_the_same_games_both_ways() -> None:
     printed = printed_by("adaptive", "--quick")
     assert re.findall(r"^ +(\d+) +3 +[\d.]+ +[\d.]+ +[\d.]+$", printed, re.MULTILINE) == ["4", "8"]
     assert "both ways play the same games" in printed
+
+
+def test_the_rubrics_benchmark_prints_a_row_for_each_way_to_ask() -> None:
+    from .rubrics import WAYS
+
+    lines = printed_by("rubrics", "--quick").splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == [name for name, _ in WAYS]
+    assert [int(line.split("|")[2]) for line in lines[2:6]] == [16, 4, 16, 4]

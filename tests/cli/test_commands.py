@@ -132,7 +132,7 @@ def test_images_of_a_line_are_relative_to_its_file_and_a_bad_one_costs_its_line(
         {"id": "missing", "prompt": "What?", "images": ["pictures/no.png"], "candidates": ["x", "yy"]},
         {"id": "drawn", "prompt": "Draw.", "candidates": [[part("pictures/a.png")], [part("pictures/b.png")]]},
         {"id": "no place", "prompt": [{"role": "user", "content": [{"type": "image"}]}], "candidates": ["x", "yy"]},
-        {"id": "no part", "prompt": "Draw.", "candidates": ["x", [{"type": "picture"}]]},
+        {"id": "no part", "prompt": "Draw.", "candidates": ["x", [{"type": "text"}]]},
     ]
     source.write_text(jsonl(*lines), encoding="utf-8")
     result = rank(source, "-o", tmp_path / "out.jsonl")
@@ -163,6 +163,22 @@ def test_a_conversation_a_reference_and_a_rubric_reach_the_judge(engine: Scripte
     assert all(text in shown for text in ("Ping?", "Pong.", "REFERENCE", "RUBRIC"))
 
 
+def test_lines_are_judged_by_the_criteria_they_bring_and_a_line_without_is_a_bad_line(engine: ScriptedEngine) -> None:
+    dose = [{"title": "dose", "description": "Names it.", "weight": 2}]
+    rubrics = [dose, '["Names it.", "Is kind."]', "- one", None, "[{"]
+    lines = [{"prompt": "q", "candidates": ["x", "yyyyy"], "rubric": rubric} for rubric in rubrics]
+    result = run("rank", "--set", "model=judge", "--set", "criteria=absolute", stdin=jsonl(*lines))
+    assert result.exit_code == 1, result.stderr
+    own, text, one, none, torn = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [criterion["name"] for criterion in own["criteria"]] == ["dose"]
+    assert own["criteria"][0]["scores"] == own["scores"]
+    assert own["scores"][0] < own["scores"][1]
+    assert [verdict["criterion"] for verdict in text["verdicts"]] == ["criterion 1"] * 2 + ["criterion 2"] * 2
+    assert len(one["criteria"]) == 1
+    assert "has no rubric to judge it by" in none["error"]
+    assert "not JSON" in torn["error"]
+
+
 def test_several_references_are_shown_and_those_without_a_place_are_a_fault_of_their_line(
     tmp_path: Path, engine: ScriptedEngine
 ) -> None:
@@ -190,7 +206,7 @@ BAD = [
     ({"prompt": 3, "candidates": ["a"]}, "prompt: must be text or"),
     ({"prompt": "", "candidates": ["a"]}, "prompt: must not be empty"),
     ({"prompt": [{"content": "no role"}], "candidates": ["a"]}, "prompt: a chat message needs 'role'"),
-    ({"prompt": [{"role": "user", "content": 5}], "candidates": ["a"]}, "prompt: "),
+    ({"prompt": [{"role": "user", "content": [5]}], "candidates": ["a"]}, "prompt: "),
     ({"prompt": "q", "candidates": []}, "candidates: must be 1 to"),
     ({"prompt": "q", "candidates": "abc"}, "candidates: must be a list"),
     ({"prompt": "q", "candidates": ["a", 7]}, "candidates[1]: must be text; got 7"),

@@ -145,7 +145,9 @@ def test_each_text_is_counted_once_however_often_it_is_shown(smol_tokenizer: Any
 def test_a_judge_of_128k_sees_programs_whole_and_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
     program = "\n".join(f"line {i} of the solution: value = compute(value, {i})" for i in range(420))
     with JudgeServer(max_model_len=131072) as server:
-        judge = JudgeConfig(model="judge", base_url=server.base_url, verdict="generate", max_tokens=4096).build()
+        judge = JudgeConfig(
+            model="judge", base_url=server.base_url, verdict="generate", max_tokens=4096, deadline_s=600
+        ).build()
         found = judge.rank("Solve it.", [program, program + "\nreturn"])
         judge.close()
         assert not any(CUT.search(prompt_text(body)) for body in server.requests)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from mrjudge_reward import Group, Judge, ScriptedEngine
 from mrjudge_reward.monitoring.canaries import Canaries
 from mrjudge_reward.monitoring.report.charts import MAX_POINTS
 from mrjudge_reward.monitoring.report.page import MAX_BYTES, MAX_GROUPS, data_block, page_of
@@ -248,6 +249,22 @@ def test_groups_without_a_picture_say_why(opened: Any, tmp_path: Path, answers: 
     window = opened(tmp_path)
     assert said in window.find_element("id", "group").text
     assert len(texts(window, "#group .candidate")) == len(answers)
+
+
+def test_a_group_judged_by_criteria_shows_who_met_which(opened: Any, tmp_path: Path) -> None:
+    rubric = [
+        {"title": "dose <b>", "description": "Names it."},
+        {"title": "alarm", "description": "Alarms.", "weight": -2},
+    ]
+    judge = Judge(ScriptedEngine.by_utility(len), criteria="absolute", verdict="logprobs", rubric=rubric)
+    (judgement,) = judge.judge([Group.of("Which?", ["a", "bbb"], "g")])
+    RunLogWriter(tmp_path).batch(1, "train", [judgement], [judgement.scores_G], [[1, 3]], {})
+    window = opened(tmp_path)
+    assert texts(window, "#group .matrix tbody th") == ["dose <b>", "alarm"]
+    assert texts(window, "#group .matrix tbody tr:last-child td")[0].replace("\u2212", "-") == "-2"
+    assert "Spread by criterion" in window.find_element("id", "charts").text
+    assert "Who met which criterion" in window.find_element("id", "group").text
+    assert any(said.startswith("alarm: #") for said in texts(window, "#group .verdict summary"))
 
 
 def test_a_run_without_groups_or_of_evaluation_alone_is_shown(opened: Any, tmp_path: Path) -> None:

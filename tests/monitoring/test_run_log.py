@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
+from mrjudge_reward import Judge, ScriptedEngine
 from mrjudge_reward.errors import InputError
 from mrjudge_reward.integrations.trl import JudgeReward
+from mrjudge_reward.monitoring.explain import verdict_line
 from mrjudge_reward.monitoring.run_log import MAX_CANDIDATES, MAX_CHARS, LoggedGroup, RewardSums, RunLogWriter, read_run
 from mrjudge_reward.scoring.stats import JudgeStats
 from mrjudge_reward.types import Group, Judgement
@@ -50,6 +52,22 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert group.candidates[1].strength > 0 > group.candidates[0].strength  # type: ignore[operator]
     assert group.candidates[0].error > 0  # type: ignore[operator]
     assert "says more" in group.verdicts[0]["rationale"]
+
+
+def test_of_a_group_judged_by_criteria_each_criterion_is_logged_and_games_are_not_mixed(tmp_path: Path) -> None:
+    judge = Judge(
+        ScriptedEngine.by_utility(len), criteria="absolute", verdict="logprobs", rubric=["Is long.", "Is kind."]
+    )
+    (judgement,) = judge.judge([Group.of("Which?", ["a", "bbb"], "g")])
+    writer = RunLogWriter(tmp_path)
+    writer.batch(1, "train", [judgement], [judgement.scores_G], [[1, 3]], {})
+    (group,) = read_run(tmp_path).batches[0].groups
+    assert [one["name"] for one in group.criteria] == ["criterion 1", "criterion 2"]
+    assert group.criteria[0]["scores"] == list(judgement.criteria[0].scores_G)
+    assert {verdict["criterion"] for verdict in group.verdicts} == {"criterion 1", "criterion 2"}
+    assert [candidate.strength for candidate in group.candidates] == [None, None]
+    assert group.rubric is None
+    assert "criterion 1: " in verdict_line(judgement.played[0])
 
 
 def test_a_torn_last_line_is_ignored_and_removed_when_the_run_goes_on(tmp_path: Path) -> None:

@@ -660,7 +660,9 @@ def test_a_template_that_is_not_there_is_named():
         load_template("/no/such/file.txt")
     with pytest.raises(ConfigError, match=r"'mine\.txt' does not exist"):
         load_template("mine.txt")
-    built_in = "choice, glance, pair_scores, ranking, score, sentiment"
+    built_in = (
+        "choice, criteria_choice, criteria_ranking, criteria_score, glance, pair_scores, ranking, score, sentiment"
+    )
     with pytest.raises(ConfigError, match=f"no template 'chioce'; built in are {built_in}, or"):
         load_template("chioce")
 

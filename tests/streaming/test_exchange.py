@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 
 from mrjudge_reward.streaming.exchange import Desk, Outcome
-from mrjudge_reward.streaming.scores import UNJUDGED
+from mrjudge_reward.streaming.scores import Scored
 from tests.support.arriving import run
 
 
 def outcome(number: int) -> Outcome:
-    return number, UNJUDGED
+    return number, Scored(0.0, {})
 
 
 def test_a_call_returns_with_all_that_is_ready_and_waits_where_nothing_is():

@@ -32,7 +32,7 @@ A setting that would do nothing for the chosen engine or mode is refused by name
 holds. `format`, `schedule` and `rating` also take an object, see [customize.md](customize.md).
 """
 
-TITLES = ("Prompt", "Verdict", "Schedule", "Rating", "Safety", "Engine")
+TITLES = ("Prompt", "Rubric", "Verdict", "Schedule", "Rating", "Safety", "Engine")
 
 
 def holds_for(name: str) -> str:

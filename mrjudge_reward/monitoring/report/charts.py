@@ -145,6 +145,7 @@ def charts_of(run: RunLog, trainer: TrainerLogs) -> list[dict[str, Any]]:
             high=1.0,
             zero=True,
         ),
+        *_criteria(train),
         _scatter(train),
         chart(
             "Canaries in the right order",
@@ -192,6 +193,29 @@ def charts_of(run: RunLog, trainer: TrainerLogs) -> list[dict[str, Any]]:
             points = [(float(step), logs.get(name)) for step, logs in sorted(trainer.items()) if name in logs]
             found.append(chart(title, f"Logged by the trainer as {name}.", [line(title.lower(), points)]))
     return [one for one in found if one is not None]
+
+
+def _criteria(train: Sequence[LoggedBatch]) -> list[dict[str, Any] | None]:
+    """A chart a metric with a line a criterion, where groups were judged by criteria."""
+    names = dict.fromkeys(name for batch in train for name in batch.stats.criteria)
+
+    def lines(metric: str) -> list[dict[str, Any]]:
+        met = [(batch.step, batch.stats.criteria) for batch in train]
+        return [
+            line(name, [(s, of[name].metrics()[metric] if name in of else None) for s, of in met]) for name in names
+        ]
+
+    share = {"low": 0.0, "high": 1.0, "unit": "share"}
+    return [
+        chart("Reward by criterion", "Mean over completions; of a pitfall with its sign turned.", lines("reward")),
+        chart(
+            "Spread by criterion", "Inside groups. At 0 a criterion teaches a policy nothing.", lines("spread"), low=0.0
+        ),
+        chart("Failures by criterion", "Share of its verdicts.", lines("failed_rate"), **share),
+        chart(
+            "Position consistency by criterion", "Same winner in both orders.", lines("position_consistency"), **share
+        ),
+    ]
 
 
 def _canaries(train: Sequence[LoggedBatch]) -> list[dict[str, Any]]:

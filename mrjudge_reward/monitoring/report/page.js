@@ -333,7 +333,19 @@
       el("p", { class: "text", tabindex: 0 }, one.text || "(empty)"));
   }
 
+  function byCriterion(group) {
+    const rows = group.criteria.map((one) => {
+      const best = Math.max(...one.scores.filter(known));
+      const cells = one.scores.map((score) => el("td", known(score) && score === best ? { class: "best" } : {}, known(score) ? said(score) : "·"));
+      return el("tr", {}, el("th", { scope: "row" }, one.name), el("td", {}, said(one.weight)), cells, el("td", {}, `${one.failed} of ${one.comparisons}`));
+    });
+    const heads = ["", "weight", ...group.candidates.map((_, i) => `#${i}`), "failed"].map((text) => el("th", { scope: "col" }, text));
+    return el("div", { class: "matrix", tabindex: 0, role: "region", "aria-label": "Scores by criterion" }, el("table", {},
+      el("caption", {}, "How far each candidate meets a criterion; of one with a negative weight less is better"),
+      el("thead", {}, el("tr", {}, heads)), el("tbody", {}, rows)));
+  }
   function pictureOf(group, order) {
+    if ((group.criteria || []).length) return [el("h4", {}, "Who met which criterion"), el("div", { class: "picture" }, byCriterion(group))];
     const rated = order.filter((i) => known(group.candidates[i].strength));
     if (rated.length < 2) {
       const why = group.candidates.length < 2 ? "One candidate or none: nothing to compare."
@@ -388,7 +400,7 @@
       const shown = verdict.candidates.map((i) => `#${i}`).join(" against ");
       const reasoning = verdict.rationale || verdict.detail;
       parts.push(el("details", { class: "verdict", open: index === 0 },
-        el("summary", {}, `${shown}  `, el("span", { class: `tag ${level}` }, outcome)),
+        el("summary", {}, `${verdict.criterion ? `${verdict.criterion}: ` : ""}${shown}  `, el("span", { class: `tag ${level}` }, outcome)),
         el("p", { class: "text", tabindex: 0 }, reasoning || "The judge wrote no reasoning: its verdict was read from label probabilities.")));
     });
     if (group.judged > group.verdicts.length) parts.push(el("p", { class: "muted" }, `${group.judged - group.verdicts.length} more verdicts were not logged.`));

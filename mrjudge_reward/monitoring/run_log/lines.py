@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mrjudge_reward.completions import readable
-from mrjudge_reward.monitoring.explain import verdict_record
+from mrjudge_reward.monitoring.explain import criterion_record, verdict_record
 from mrjudge_reward.prompting.rendering import conversation_text
 from mrjudge_reward.scoring.ratings import bradley_terry_fit
 from mrjudge_reward.scoring.tally import count_games
@@ -109,6 +109,8 @@ class LoggedGroup:
         size: how many candidates there were; at most ``MAX_CANDIDATES`` of them are in ``candidates``.
         wins, games: matrices over the logged candidates, row's wins over column.
         verdicts: as ``explain.verdict_record`` gives them, at most ``MAX_VERDICTS`` of ``judged``.
+        criteria: as ``explain.criterion_record`` gives them, with the scores of the logged candidates. Games by different
+            criteria do not add up, so of such a group there are no wins, games and strengths.
     """
 
     key: str
@@ -121,12 +123,13 @@ class LoggedGroup:
     judged: int
     reference: str | None = None
     rubric: str | None = None
+    criteria: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
     def of(cls, judgement: Judgement, rewards_G: Sequence[float | None], lengths_G: Sequence[int]) -> LoggedGroup:
         """Keep of a judgement what a reader can take in."""
         group, size = judgement.group, len(judgement.group.candidates)
-        tally = count_games(size, judgement.played)
+        tally = count_games(size, () if judgement.criteria else judgement.played)
         fitted = size <= MAX_FITTED
         strengths_G, errors_G = bradley_terry_fit(tally) if fitted else (tally.games_G, tally.games_G)
         met = (tally.games_G > 0) & fitted
@@ -163,7 +166,11 @@ class LoggedGroup:
             verdicts=tuple(_verdict(item) for item in judgement.played[:MAX_VERDICTS]),
             judged=len(judgement.played),
             reference=None if group.reference is None else bounded(group.reference),
-            rubric=None if group.rubric is None else bounded(group.rubric),
+            rubric=None if group.rubric is None else bounded(str(group.rubric)),
+            criteria=tuple(
+                {**record, "name": bounded(record["name"], 200), "scores": record["scores"][:kept]}
+                for record in map(criterion_record, judgement.criteria)
+            ),
         )
 
     @classmethod
@@ -173,7 +180,8 @@ class LoggedGroup:
             LoggedCandidate(**{**candidate, "marks": tuple(candidate["marks"])}) for candidate in record["candidates"]
         )
         matrices = {name: tuple(tuple(map(float, row)) for row in record[name]) for name in ("wins", "games")}
-        return cls(**{**record, **matrices, "candidates": candidates, "verdicts": tuple(record["verdicts"])})
+        lists = {"verdicts": tuple(record["verdicts"]), "criteria": tuple(record.get("criteria", ()))}
+        return cls(**{**record, **matrices, **lists, "candidates": candidates})
 
 
 def bounded(text: str, most: int = MAX_CHARS) -> str:

@@ -1,0 +1,1 @@
+"""Rubrics: named criteria with weights, and the shapes in which public sets keep them."""
