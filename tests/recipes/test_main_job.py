@@ -57,7 +57,7 @@ def test_the_trainer_and_the_judge_take_the_settings(name: str) -> None:
     judge = JudgeConfig(**recipe.judge)
     assert judge.model == "Qwen/Qwen3-8B"
     reward = JudgeReward(judge, num_generations=taken.num_generations, **recipe.reward)
-    assert (reward.reference_column, reward.rubric_column) == ("reference", "rubric")
+    assert (reward.reader.reference_column, reward.reader.rubric_column) == ("reference", "rubric")
     (rule,) = map(rule_of, recipe.rules)
     assert rule(["It is 42."], answer=["42"]) == [1.0]
     check_timeout(trainer_of(taken), judge, MAIN[name])

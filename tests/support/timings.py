@@ -14,12 +14,14 @@ SHOWN = 20
 LIMIT_S = 60
 LONGER = {
     "tests/integrations/verl/test_training.py": (400, "a dozen processes of verl, Ray, vLLM start one after the other"),
+    "tests/integrations/verl/test_tools.py": (200, "verl trains for real, with a tool"),
+    "tests/recipes/test_main_job.py": (120, "two processes train, each of which imports TRL"),
     "tests/integrations/trl/test_colocated.py": (150, "TRL's vLLM and the judge's start one after the other"),
     "tests/integrations/trl/test_two_ranks.py": (150, "torchrun starts two processes, each of which imports TRL"),
     "tests/recipes/test_chain.py": (120, "synthesis, two trainings and measuring come one after the other"),
     "tests/recipes/test_two_ranks_pictured.py": (120, "two processes train twice, under ZeRO-3 too"),
-    "tests/engines/test_vllm_engine.py": (150, "servers of vLLM are started, killed and started anew"),
-    "tests/engines/test_vllm_images.py": (150, "vLLM starts with an image processor in a process of its own"),
+    "tests/engines/vllm/test_engine.py": (150, "servers of vLLM are started, killed and started anew"),
+    "tests/engines/vllm/test_images.py": (150, "vLLM starts with an image processor in a process of its own"),
     "tests/integrations/verl/test_streaming.py": (150, "five reward workers import verl"),
     "tests/benchmarks/": (150, "benchmarks repeat what they time"),
 }

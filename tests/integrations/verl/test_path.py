@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,8 @@ from .test_reward_manager import manager, rows
 
 
 @pytest.mark.parametrize("as_it_arrives", [False, True])
-def test_a_reward_takes_the_path_that_is_written_down(as_it_arrives: bool):
+def test_a_reward_takes_the_path_that_is_written_down(as_it_arrives: bool, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, "mrjudge_reward")  # as the actor sets it in its process; put back afterwards
     decide, called = written_path("verl")
     mine = manager(factory="tests.support.verl_judges:scripted_judge", as_it_arrives=as_it_arrives)
     actor = JudgeActor(mine.settings.judge_config(None), mine.settings, stepped=False)

@@ -334,11 +334,9 @@ class Actors:
                 await asyncio.sleep(0)
                 if answer is None:
                     await asyncio.sleep(60)
-                if isinstance(answer, BaseException) and not isinstance(answer, MRJudgeError):
+                if isinstance(answer, BaseException) and not ours:
                     raise answer
-                return [
-                    (number, answer if isinstance(answer, MRJudgeError) else Scored(1.0, {})) for number, _ in coming
-                ]
+                return [(number, answer if ours else Scored(1.0, {})) for number, _ in coming]
 
         return type("Actor", (), {"exchange": Exchange})
 
