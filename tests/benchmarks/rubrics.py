@@ -157,7 +157,7 @@ class Simulated:
         if len(labels) == 1:
             return "met" if seen_K[0] > 0.5 else "not met" if seen_K[0] < -0.5 else "partly"
         biased_K = seen_K + BIAS * (1 - np.arange(len(seen_K)) / (len(seen_K) - 1))
-        order = np.argsort(-biased_K)
+        order: list[int] = np.argsort(-biased_K).tolist()
         if not ranks:
             return "tie" if biased_K[order[0]] - biased_K[order[1]] < BAND else labels[order[0]]
         said = labels[order[0]]
