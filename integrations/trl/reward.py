@@ -394,11 +394,13 @@ class JudgeReward:
         verdicts = [verdicts_of[block] for block in blocks for _ in range(size)]
         local = slice(sum(counts[:rank]), sum(counts[: rank + 1])) if straddling else slice(None)
         names = dict.fromkeys(name for found in criteria_of.values() for name in found)
-        unknown = ((0.0 if on_abstain == "group_mean" else None),) * size
-        criteria = {
-            name: [reward for block in blocks for reward in criteria_of.get(block, {}).get(name, unknown)][local]
-            for name in names
-        }
+        left_out = ((0.0 if on_abstain == "group_mean" else None),) * size  # the same for all of a judged group
+
+        def of_block(block: int, name: str) -> tuple[float | None, ...]:
+            """A group that was not judged has no reward by any criterion, as it has none in all."""
+            return criteria_of[block].get(name, left_out) if block in criteria_of else (None,) * size
+
+        criteria = {name: [reward for block in blocks for reward in of_block(block, name)][local] for name in names}
         return rewards[local], verdicts[local], criteria
 
     def _judge_blocks(

@@ -70,6 +70,15 @@ def test_the_parts_add_up_to_the_total():
     assert total == pytest.approx([(2 * a + b) / 3 for a, b in zip(*parts, strict=True)])
 
 
+@pytest.mark.parametrize("on_abstain", ["none", "group_mean", "auto"])
+@pytest.mark.parametrize("asked", [(True, False), (False, True), (False, False)])
+def test_a_group_that_is_not_judged_has_no_reward_by_any_criterion(asked: tuple[bool, bool], on_abstain: Any):
+    reward = JudgeReward(reward_of().judge, num_generations=4, judged_if="asked", on_abstain=on_abstain)
+    column = [one for one in asked for _ in range(4)]
+    for part in reward.components():
+        assert [one is not None for one in part(PROMPTS, ANSWERS, asked=column)] == column
+
+
 def test_batches_that_come_in_threads_are_judged_once_each(monkeypatch: pytest.MonkeyPatch):
     reward = reward_of()
     batches = counted(reward, monkeypatch)
