@@ -14,10 +14,8 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias, get_args
 
-import yaml
 from pydantic import BeforeValidator, Field, NonNegativeInt, PlainSerializer, PlainValidator, PositiveInt
 
 from mrjudge_reward.engines.engine_config import SERVED, EngineConfig
@@ -33,8 +31,9 @@ from mrjudge_reward.scoring.schedules import SCHEDULES, Limits, Schedule
 
 from .errors import ConfigError
 from .images import MAX_PIXELS
-from .settings import Settings, yaml_fault
+from .settings import Settings
 from .types import Sampling
+from .yaml_files import read_yaml
 
 FormatName: TypeAlias = Literal["auto", "choice", "ranking", "pair_scores", "score", "sentiment"]
 VerdictMode: TypeAlias = Literal["generate", "logprobs", "cascade"]
@@ -225,12 +224,7 @@ class JudgeSettings(
         Raises:
             ConfigError: if the file is missing, not YAML, or not a mapping.
         """
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path}: {yaml_fault(error)}") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: {error}") from error
+        values = read_yaml(path)
         if not isinstance(values, Mapping | None):
             raise ConfigError(f"{path} must hold settings (key: value); got {type(values).__name__}")
         return {str(key): value for key, value in (values or {}).items()}

@@ -55,11 +55,3 @@ def _came(fault: ErrorDetails) -> str:
     if CONFIDENTIAL & set(map(str, fault["loc"])) or (isinstance(came, Mapping) and CONFIDENTIAL & came.keys()):
         return f" (got {type(came).__name__}, not shown)"
     return f" (got {without_credentials(repr(came)):.100})"
-
-
-def yaml_fault(error: Exception) -> str:
-    """What is wrong with a YAML text and where, without the line itself, which may hold a credential."""
-    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
-    if problem is None:
-        return without_credentials(" ".join(str(error).split()))
-    return f"{problem}, line {mark.line + 1}, column {mark.column + 1}" if mark is not None else str(problem)

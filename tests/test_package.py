@@ -28,9 +28,9 @@ from .support import ROOT
 
 PACKAGE = ROOT / "mrjudge_reward"
 
-ARROW = """errors > credentials once sole_writer json_lines > settings images reasoning special_tokens fields > messages
-  rubrics > completions > types > prompting engines scoring > cache training config > judging > judge > monitoring reranker >
-  streaming cli"""
+ARROW = """errors > credentials once sole_writer json_lines > settings images reasoning special_tokens fields yaml_files >
+  messages rubrics > completions > types > prompting engines scoring > cache training config > judging > judge >
+  monitoring reranker > streaming cli"""
 """Which way imports run. A folder imports from what stands to its left, and from nothing beside it."""
 
 PLACE = {name: step for step, names in enumerate(ARROW.split(">")) for name in names.split()}

@@ -62,7 +62,7 @@ def _load(path: Path | None, settings: list[str]) -> JudgeConfig:
 
     from mrjudge_reward.credentials import without_credentials
     from mrjudge_reward.judge import JudgeConfig
-    from mrjudge_reward.settings import yaml_fault
+    from mrjudge_reward.yaml_files import yaml_fault
 
     overrides: dict[str, Any] = {}
     for setting in settings:

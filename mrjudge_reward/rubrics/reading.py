@@ -30,14 +30,11 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from mrjudge_reward.errors import InputError
 from mrjudge_reward.fields import field_at, numbered, plain, shown_at, shown_text
-from mrjudge_reward.settings import yaml_fault
+from mrjudge_reward.yaml_files import WordLoader, read_yaml
 
 from .criteria import Criterion, Rubric
 
@@ -78,12 +75,7 @@ def load_rubric(path: str | os.PathLike[str]) -> Rubric:
     Raises:
         InputError: if the file cannot be read, or holds something else.
     """
-    try:
-        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: {yaml_fault(error)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: {error}") from error
+    value = read_yaml(path, WordLoader, InputError)  # in which a grade may be called no
     for number, entry in enumerate(_entries(value, f"{path}: "), 1):
         strange = [str(key) for key in entry if key not in _KNOWN] if isinstance(entry, Mapping) else []
         if strange:
@@ -223,6 +215,8 @@ def _grades(given: Any) -> tuple[tuple[str, str], ...]:
     given = plain(given)
     if given is None:
         return ()
+    if isinstance(given, Mapping | list | tuple) and any(isinstance(word, bool) for word in given):
+        raise InputError(f"grades must be words; got {given!r:.60}: put quotes around yes, no, true, false, on and off")
     if isinstance(given, Mapping):
         pairs = [(str(word), "" if meaning is None else str(meaning)) for word, meaning in given.items()]
     elif isinstance(given, list | tuple) and all(isinstance(word, str | int | float) for word in given):

@@ -305,3 +305,18 @@ def test_what_a_row_holds_is_refused_in_the_words_of_what_the_judge_wants(value:
         rubric_at({"extra": {"rubric": value}}, "extra.rubric", by_criteria, "row 7")
     with pytest.raises(InputError, match=r"^(row 7|extra\.rubric\.a): a .* has no field 'a'"):
         rubric_at({"extra": {"rubric": "text"}}, "extra.rubric.a", by_criteria, "row 7")
+
+
+@pytest.mark.parametrize("word", ["no", "yes", "No", "YES", "on", "off", "Off", "y", "n", "1e3"])
+def test_a_grade_in_a_file_is_the_word_that_stands_there(tmp_path: Path, word: str) -> None:
+    path = tmp_path / "rubric.yaml"
+    for grades in (f"[{word}, partly]", f"{{{word}: bad, partly: good}}"):
+        path.write_text(f"- {{description: Names the dose., grades: {grades}}}", encoding="utf-8")
+        written = load_rubric(path).criteria[0].grades[0][0]
+        assert written == ("1000.0" if word == "1e3" else word)
+
+
+@pytest.mark.parametrize("grades", [[False, True], ["no", True], {True: "good", "no": "bad"}, {False: "", True: ""}])
+def test_grades_that_a_reader_took_for_truth_values_are_refused(grades: Any) -> None:
+    with pytest.raises(InputError, match=r"grades must be words.*quotes around yes, no"):
+        read_rubric([{"description": "Names the dose.", "grades": grades}])
