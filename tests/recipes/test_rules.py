@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from mrjudge_reward.errors import InputError
@@ -37,3 +39,32 @@ def test_the_last_number_of_a_completion_is_verified_alike_for_trl_and_verl(
     else:
         with pytest.raises(InputError, match=r"'maths' has no reward_model\.ground_truth"):
             compute_score("maths", said, answer)
+
+
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add", "arguments": {"a": "x"}}}]}
+
+
+@pytest.mark.parametrize(
+    ("chat", "right"),
+    [
+        ([], 0.0),
+        ([{"role": "assistant", "content": None}], 0.0),
+        ([{"role": "assistant", "content": [{"type": "text", "text": "It is 42."}]}], 1.0),
+        ([CALL], 0.0),
+        ([CALL, {"role": "tool", "content": "42"}], 0.0),  # what a tool said is no answer of the policy
+        ([CALL, {"role": "tool", "content": "7"}, {"role": "assistant", "content": "42"}], 1.0),
+        ([CALL, {"role": "tool", "content": "42"}, {"role": "assistant", "content": "7"}], 0.0),
+        ([{"role": "assistant", "content": "42"}, {"role": "user", "content": "Sure?"}], 1.0),
+    ],
+    ids=str,
+)
+def test_what_is_verified_is_the_policys_last_turn(chat: list[dict[str, Any]], right: float) -> None:
+    assert number([chat], answer=[42]) == [right]
+
+
+@pytest.mark.parametrize("answer", ["x = 42", "1/2", "forty", "-", "A", " ", "12 km", "1 or 2", ["42"], {"a": 1}])
+def test_an_answer_that_is_no_number_is_refused_with_what_came(answer: Any) -> None:
+    with pytest.raises(InputError, match="must be a number"):
+        number(["42"], answer=[answer])
+    with pytest.raises(InputError, match="must be a number"):
+        compute_score("maths", "42", answer)
