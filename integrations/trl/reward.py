@@ -491,8 +491,10 @@ class JudgeReward:
         if log_metric is not None:
             for name, value in (stats.metrics() | (canaries.metrics() if canaries is not None else {})).items():
                 log_metric(f"{self.__name__}/{name}", value)
-            for criterion, found in stats.criteria.items():
-                for name, value in found.metrics().items():
-                    log_metric(f"{self.__name__}/criteria/{criterion}/{name}", value)
+            # Of rubrics of rows there would be names without end, and one would stand for many criteria.
+            rubric = self.judge_settings.rubric
+            for criterion, key in zip(rubric.names, rubric.keys, strict=True) if rubric is not None else ():
+                for name, value in stats.criteria[criterion].metrics().items() if criterion in stats.criteria else ():
+                    log_metric(f"{self.__name__}/criteria/{key}/{name}", value)
         if log_extra is not None:
             log_extra(f"{self.__name__}/verdict", verdicts)

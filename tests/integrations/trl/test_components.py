@@ -70,6 +70,20 @@ def test_the_parts_add_up_to_the_total():
     assert total == pytest.approx([(2 * a + b) / 3 for a, b in zip(*parts, strict=True)])
 
 
+@pytest.mark.parametrize("of_rows", [False, True])
+def test_metrics_by_criterion_have_the_names_of_the_runs_rubric_alone(of_rows: bool):
+    told: dict[str, float] = {}
+    if of_rows:
+        judge = reward_of(rubric=None).judge
+        reward = JudgeReward(judge, num_generations=4, name="judge", rubric_column="rubric")
+        reward(PROMPTS, ANSWERS, log_metric=told.__setitem__, rubric=[RUBRIC] * 8)
+    else:
+        reward_of()(PROMPTS, ANSWERS, log_metric=told.__setitem__)
+    named = {name.split("/")[2] for name in told if name.startswith("judge/criteria/")}
+    assert named == (set() if of_rows else {"long", "exclaims"})
+    assert told["judge/calls"] == 16
+
+
 @pytest.mark.parametrize("on_abstain", ["none", "group_mean", "auto"])
 @pytest.mark.parametrize("asked", [(True, False), (False, True), (False, False)])
 def test_a_group_that_is_not_judged_has_no_reward_by_any_criterion(asked: tuple[bool, bool], on_abstain: Any):
