@@ -40,6 +40,9 @@ _CAUSES: dict[type[BaseException], str] = {
     ssl.SSLError: "TLS",
     TimeoutError: "no connection in time",
 }
+# By name: the client's exceptions are httpx's and, of late, httpx2's.
+_LASTING = {"SSLError", "LocalProtocolError", "UnsupportedProtocol", "InvalidURL"}
+_UNSENT = {"ConnectError", "ConnectTimeout", "ConnectionRefusedError", "gaierror"}
 
 
 @dataclass
@@ -205,9 +208,11 @@ class Connection:
             silence.probing = False
             silence.changed()
 
+    def _never_reached(self, why: EngineFailure | None) -> bool:
+        return self._answered_at == -math.inf and why is not None and why.reason == CANNOT_CONNECT
+
     def _silent(self, call: _Call, why: EngineFailure) -> None:
-        never_reached = self._answered_at == -math.inf and why.reason == CANNOT_CONNECT
-        patience_s = max(call.left_s, 0.0 if never_reached else self.outage_wait_s)
+        patience_s = max(call.left_s, 0.0 if self._never_reached(why) else self.outage_wait_s)
         self._silence = _Silence(self.loop.time(), patience_s, why)
         if patience_s <= 0:
             self._rest(self._silence)
@@ -264,6 +269,8 @@ class Connection:
 
     def _no_answer(self, call: _Call, reason: str) -> EngineFailure | _Again:
         """A post used up its deadline. It has another one only where the server was silent to all."""
+        if self._never_reached(call.last):  # that the last try ran out of time says less
+            reason = CANNOT_CONNECT
         detail = f"no answer within {self.deadline_s:g} s" + (f"; last: {call.last.detail}" if call.last else "")
         failure = EngineFailure(reason, detail)
         if call.timeouts < 2 and (self._silence is not None or self._is_quiet(call)):
@@ -286,6 +293,8 @@ class Connection:
             call.lost_at = self.loop.time()
         if self._silence is not None:
             self._silence.why = why
+            if self._never_reached(why):  # the machine was too busy to notice within a deadline
+                self._silence.until = min(self._silence.until, self._silence.began + self.deadline_s)
         elif self._is_quiet(call) and (call.tries >= _SILENT_TRIES or call.left_s <= 0):
             self._silent(call, why)
             pause_s = 0.0
@@ -329,20 +338,12 @@ def _backoff_s(tries: int) -> float:
 
 def _lost(error: BaseException) -> EngineFailure:
     """Why there is no connection, in the words of whoever noticed first; not transient if that will not change."""
-    import httpx
-
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)
-    first = chain[-1]
-    known = next((words for kind, words in _CAUSES.items() if isinstance(first, kind)), type(first).__name__)
-    unsent = any(
-        isinstance(one, httpx.ConnectError | httpx.ConnectTimeout | ConnectionRefusedError | socket.gaierror)
-        for one in chain
-    )
-    lasting = any(
-        isinstance(one, ssl.SSLError | httpx.LocalProtocolError | httpx.UnsupportedProtocol | httpx.InvalidURL)
-        for one in chain
-    )
-    reason = CANNOT_CONNECT if unsent or lasting else "connection lost"
-    return EngineFailure(reason, f"{known}: {first}"[:300].rstrip(": "), transient=not lasting)
+    known = ((words, one) for one in reversed(chain) for kind, words in _CAUSES.items() if isinstance(one, kind))
+    words, first = next(known, (type(chain[-1]).__name__, chain[-1]))
+    kinds = {kind.__name__ for one in chain for kind in type(one).__mro__}
+    lasting = not kinds.isdisjoint(_LASTING)
+    reason = CANNOT_CONNECT if lasting or not kinds.isdisjoint(_UNSENT) else "connection lost"
+    return EngineFailure(reason, f"{words}: {first}"[:300].rstrip(": "), transient=not lasting)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
+import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from threading import Timer
+from typing import Any, Literal
 
 import pytest
 
@@ -641,6 +645,59 @@ def test_a_connection_that_cannot_be_made_names_its_cause(url: str, says: str) -
     assert isinstance(failure, EngineFailure)
     assert failure.reason == "cannot connect"
     assert says in failure.detail
+
+
+@contextmanager
+def address_that(first: Literal["refuses", "ignores"], then_after_s: float = math.inf) -> Iterator[str]:
+    """A port that refuses connections, or lets them hang, and after a while does the other."""
+    taken = [socket.create_server(("127.0.0.1", 0), backlog=0)]
+    port = taken[0].getsockname()[1]
+
+    def fill() -> None:
+        for _ in range(4):  # once its queue is full, Linux answers no further attempt
+            taken.append(socket.socket())
+            taken[-1].setblocking(False)
+            taken[-1].connect_ex(("127.0.0.1", port))
+
+    def empty() -> None:
+        while taken:
+            taken.pop().close()
+
+    def listen() -> None:
+        taken.append(socket.create_server(("127.0.0.1", port), backlog=0))
+        fill()
+
+    (fill if first == "ignores" else empty)()
+    change = Timer(min(then_after_s, 1e6), empty if first == "ignores" else listen)
+    change.daemon = True
+    change.start()
+    yield f"http://127.0.0.1:{port}/v1"
+    change.cancel()
+    change.join()
+    empty()
+
+
+@pytest.mark.parametrize(
+    ("first", "then_after_s"),
+    [
+        ("ignores", math.inf),  # a wrong address behind a firewall
+        ("ignores", 0.7),  # noticed after the deadline, as on a busy machine
+        ("refuses", 0.15),  # noticed before, and the next try ran out of time
+        ("refuses", math.inf),
+    ],
+)
+@pytest.mark.parametrize("deadline_s", [0.4, 0.6])
+def test_a_server_never_reached_has_one_deadline_however_it_keeps_silent(
+    first: Literal["refuses", "ignores"], then_after_s: float, deadline_s: float
+) -> None:
+    with address_that(first, then_after_s) as url:
+        engine = OpenAIEngine("judge", url, deadline_s=deadline_s, outage_wait_s=60.0)
+        started = time.monotonic()
+        failures = engine.generate(asks(3))
+        engine.close()
+    assert time.monotonic() - started < 20
+    assert {failure.reason for failure in failures if isinstance(failure, EngineFailure)} == {"cannot connect"}
+    assert len(failures) == 3
 
 
 def test_a_key_that_the_server_quotes_is_not_told() -> None:
