@@ -30,7 +30,7 @@ TOGETHER = {f"{VERL}/test_{name}.py": "ray" for name in ("streaming", "colocated
 """Files that go to one worker, because they share what is dear: fixture ``cluster``."""
 
 LONG = (
-    f"{VERL}/test_training.py", f"{VERL}/test_tools.py", "tests/engines/vllm/test_engine.py",
+    f"{VERL}/test_training.py", "tests/engines/vllm/test_engine.py",
     "tests/recipes/test_run_cpu.py", *TOGETHER,
     "tests/recipes/test_recipe_configs.py", f"{TRL}/test_colocated.py", "tests/recipes/test_policy_recipes.py",
     "tests/recipes/test_recipes.py", "tests/recipes/test_train_sft.py", "tests/recipes/test_seeing.py",
@@ -108,7 +108,7 @@ def cluster() -> Iterator[None]:
     """A real Ray cluster of this machine."""
     import ray
 
-    with in_front("sklearn_hidden"):
+    with in_front("quick_workers"):
         ray.init(num_cpus=16, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

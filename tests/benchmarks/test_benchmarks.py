@@ -19,7 +19,7 @@ from tests.support import ROOT
 def printed_by(*command: str) -> str:
     """What a benchmark prints; it must end well."""
     name, *arguments = command
-    paths = [str(ROOT / "tests/support/sklearn_hidden"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(ROOT / "tests/support/quick_workers"), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         [sys.executable, "-m", f"tests.benchmarks.{name}", *arguments],
         cwd=ROOT, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},

@@ -14,7 +14,6 @@ SHOWN = 20
 LIMIT_S = 60
 LONGER = {
     "tests/integrations/verl/test_training.py": (400, "a dozen processes of verl, Ray, vLLM start one after the other"),
-    "tests/integrations/verl/test_tools.py": (200, "verl trains for real, with a tool"),
     "tests/recipes/test_main_job.py": (120, "two processes train, each of which imports TRL"),
     "tests/integrations/trl/test_colocated.py": (150, "TRL's vLLM and the judge's start one after the other"),
     "tests/integrations/trl/test_two_ranks.py": (150, "torchrun starts two processes, each of which imports TRL"),

@@ -27,6 +27,19 @@ def report(city: str) -> str:
     return f"{city}: -3 C <answer>A</answer>"
 
 
+def weather(city: str) -> str:
+    """
+    Looks the weather up.
+
+    Args:
+        city: the city.
+
+    Returns:
+        What it is like.
+    """
+    return report(city)
+
+
 class Sampler:
     """Says what the policy says, of completions that are told apart by the order in which their prompts come."""
 

@@ -10,14 +10,17 @@ from typing import Any
 from verl.tools.function_tool import function_tool
 from verl.workers.rollout.llm_server import LLMServerClient
 
-from tests.support.tool_runs import Sampler, report
+from tests.support.tool_runs import Sampler, weather
 
 _generate = LLMServerClient.generate
 _samplers: list[Sampler] = []
 
 
-async def _scripted(self: Any, *args: Any, prompt_ids: list[int], **kwargs: Any) -> Any:
-    sampled = await _generate(self, *args, prompt_ids=prompt_ids, **kwargs)
+async def _scripted(
+    self: Any, *args: Any, prompt_ids: list[int], sampling_params: dict[str, Any], **kwargs: Any
+) -> Any:
+    short = sampling_params | {"max_tokens": 8}
+    sampled = await _generate(self, *args, prompt_ids=prompt_ids, sampling_params=short, **kwargs)
     if not _samplers:
         from transformers import AutoTokenizer
 
@@ -30,15 +33,4 @@ async def _scripted(self: Any, *args: Any, prompt_ids: list[int], **kwargs: Any)
 LLMServerClient.generate = _scripted
 
 
-@function_tool
-def weather(city: str) -> str:
-    """
-    Looks the weather up.
-
-    Args:
-        city: the city.
-
-    Returns:
-        What it is like.
-    """
-    return report(city)
+function_tool(weather)

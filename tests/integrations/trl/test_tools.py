@@ -12,7 +12,16 @@ from trl import GRPOConfig, GRPOTrainer
 from mrjudge_reward import JudgeConfig, ScriptedEngine
 from mrjudge_reward.integrations.trl import JudgeReward
 from mrjudge_reward.monitoring.run_log import read_run
-from tests.support.tool_runs import QUESTIONS, Sampler, chat_template, expected, recording_engine, report, shown
+from tests.support.tool_runs import (
+    QUESTIONS,
+    Sampler,
+    chat_template,
+    expected,
+    recording_engine,
+    report,
+    shown,
+    weather,
+)
 from tests.support.trl_setup import grpo_like, logged, tiny_policy
 
 
@@ -23,19 +32,6 @@ class ScriptedTrainer(GRPOTrainer):  # type: ignore[misc]
         sampled, logprobs = super()._generate_single_turn(prompt_ids, *args, **kwargs)
         assert len(sampled) == len(prompt_ids)
         return [self.say(ids) for ids in prompt_ids], logprobs
-
-
-def weather(city: str) -> str:
-    """
-    Looks the weather up.
-
-    Args:
-        city: the city.
-
-    Returns:
-        What it is like.
-    """
-    return report(city)
 
 
 class Game:

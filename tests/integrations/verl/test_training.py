@@ -19,17 +19,20 @@ from typing import Any
 import psutil
 import pytest
 from datasets import Dataset
+from transformers import AutoTokenizer
 
+from mrjudge_reward.messages import as_messages
 from mrjudge_reward.monitoring.run_log import read_run
 from mrjudge_reward.scoring.stats import METRICS
 from mrjudge_reward.streaming.groups import INFO_KEYS
+from mrjudge_reward.types import Request
 from tests.support import ROOT
 from tests.support.small_models import small_text_model
+from tests.support.tool_runs import QUESTIONS, chat_template, expected, shown
 from tests.support.verl_judges import count_score
 
 RUN = ROOT / "recipes" / "verl" / "cpu" / "run.py"
 MARK = "MRJUDGE_TEST_RUN"
-SCRIPTED = "+mrjudge.factory=tests.support.verl_judges:scripted_judge"
 GROUPED = (
     "+actor_rollout_ref.rollout.agent.agent_loop_manager_class="
     "mrjudge_reward.integrations.verl.agent_loop.GroupAgentLoopManager"
@@ -62,7 +65,7 @@ def train(recipe: str, policy: str, out: Path, *overrides: str) -> list[dict[str
     """The metrics of each step that verl printed. The run has to end well, and to leave no process behind."""
     mark = uuid.uuid4().hex
     paths = os.pathsep.join(
-        map(str, filter(None, (ROOT / "tests/support/sklearn_hidden", ROOT, os.environ.get("PYTHONPATH"))))
+        map(str, filter(None, (ROOT / "tests/support/quick_workers", ROOT, os.environ.get("PYTHONPATH"))))
     )
     printed = out / "printed.txt"
     try:
@@ -144,7 +147,33 @@ def check_grpo(steps: Sequence[dict[str, float]], out: Path, groups: int, size: 
         assert step["critic/advantages/min"] == pytest.approx(min(advantages), rel=1e-3)
 
 
-def test_grpo_trains_on_streamed_rewards_and_validates_on_groups_of_another_size(tiny: str, tmp_path: Path) -> None:
+def about_the_weather(out: Path) -> list[str]:
+    """Overrides for the questions of ``tool_runs``, to train and to validate on, and the tool that they ask for."""
+    rows = [
+        {
+            "data_source": "weather", "prompt": [{"role": "user", "content": question}],
+            "reward_model": {"style": "model", "ground_truth": ""}, "extra_info": {"index": index},
+        }
+        for index, question in enumerate(QUESTIONS)
+    ]  # fmt: skip
+    Dataset.from_list(rows).to_parquet(out / "asked.parquet")
+    return [
+        "actor_rollout_ref.rollout.agent.default_agent_loop=tool_agent",
+        f"actor_rollout_ref.rollout.multi_turn.function_tool_path={ROOT / 'tests/support/verl_tools.py'}",
+        f"data.train_files={out}/asked.parquet", f"data.val_files={out}/asked.parquet", "trainer.total_epochs=2",
+        "data.max_prompt_length=384", "data.max_response_length=256", "actor_rollout_ref.rollout.max_model_len=704",
+        "actor_rollout_ref.rollout.max_num_batched_tokens=704",
+    ]  # fmt: skip
+
+
+def test_grpo_trains_on_streamed_rewards_of_tool_users_and_validates_on_groups_of_another_size(
+    smol_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The judge is shown of calls and results what it is shown in TRL of the same run (``trl/test_tools.py``)."""
+    tokenizer = AutoTokenizer.from_pretrained(smol_path)
+    tokenizer.chat_template = chat_template()
+    seen = tmp_path / "seen.jsonl"
+    monkeypatch.setenv("MRJUDGE_TEST_SEEN", str(seen))
     validation = (
         "trainer.val_before_train=True",
         "data.val_max_samples=2",
@@ -153,13 +182,25 @@ def test_grpo_trains_on_streamed_rewards_and_validates_on_groups_of_another_size
         "actor_rollout_ref.rollout.val_kwargs.temperature=1.0",
         GROUPED,
     )
-    check_grpo(train("grpo", tiny, tmp_path, *validation), tmp_path, groups=2, size=4)
+    judged = (
+        "+mrjudge.judge.model=x", "+mrjudge.judge.audit=False", "+mrjudge.factory=tests.support.verl_judges:recording_judge"
+    )  # fmt: skip
+    policy = small_text_model(tokenizer, tmp_path / "caller")
+    steps = train("grpo", policy, tmp_path, *about_the_weather(tmp_path), *validation, *judged)
+    check_grpo(steps, tmp_path, groups=2, size=4)
     printed = (tmp_path / "printed.txt").read_text(encoding="utf-8")
-    means = dict(re.findall(r"val-\w+/openings/(\w+)/mean@2:np\.\w+\(([-.\w]+)\)", printed))
+    means = dict(re.findall(r"val-\w+/weather/(\w+)/mean@2:np\.\w+\(([-.\w]+)\)", printed))
     assert means.keys() >= {"reward", *INFO_KEYS}
     assert float(means["judge_partial"]) == float(means["judge_failed"]) == 0
-    assert float(means["judge_games"]) == 1, "each of two met the other"
+    assert float(means["judge_games"]) == 2, "each of two met the other, in both orders"
     check_judge_metrics(tmp_path, groups=(2, 2), validated=2)
+    assert steps[0]["training/num_turns/max"] == 6
+    requests = [Request(as_messages(json.loads(line)[0])) for line in seen.read_text(encoding="utf-8").splitlines()]
+    assert shown(requests) == {f"What is the weather in {city}?": expected(city) for city in ("Oslo", "Rome")}
+    for number in (1, 2):
+        for group in scores_of(tmp_path, number):
+            worst, poor, good, best = sorted(group)
+            assert worst <= poor < 0 < good <= best, "those that looked it up"
 
 
 def of_two_sources(out: Path) -> list[str]:
@@ -222,7 +263,7 @@ def test_grpo_trains_with_a_reward_model_on_the_policys_devices(tiny: str, tmp_p
 
 
 def test_ppo_trains_its_critic_on_the_rewards(tiny: str, tmp_path: Path) -> None:
-    steps = train("ppo", tiny, tmp_path, SCRIPTED)
+    steps = train("ppo", tiny, tmp_path)
     check_steps(steps, tmp_path, groups=2, size=2)
     for step in steps:
         assert step["critic/vf_loss"] > 0
