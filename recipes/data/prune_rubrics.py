@@ -211,9 +211,9 @@ def _prompt_of(row: Mapping[str, Any]) -> tuple[Message, ...]:
     return with_images(row["prompt"], images_of(row))
 
 
-def _answers_of(recipe: PruneRecipe, counts: Counter[str]) -> dict[str, tuple[tuple[Message, ...], list[str]]]:
-    """Prompt → itself and its different answers."""
-    found: dict[str, tuple[tuple[Message, ...], list[str]]] = {}
+def _answers_of(recipe: PruneRecipe, counts: Counter[str]) -> dict[str, tuple[tuple[Message, ...], dict[str, str]]]:
+    """Prompt → itself and its different answers, by what is seen of them."""
+    found: dict[str, tuple[tuple[Message, ...], dict[str, str]]] = {}
     faults: list[str] = []
     for place, row in placed_rows(recipe.answers, recipe.hub_split, recipe.hub_name):
         try:
@@ -223,16 +223,16 @@ def _answers_of(recipe: PruneRecipe, counts: Counter[str]) -> dict[str, tuple[tu
         except (ValueError, TypeError) as error:
             faults.append(f"{place}: {error}")
             continue
-        _, mine = found.setdefault(prompt_key(prompt), (prompt, []))
+        _, mine = found.setdefault(prompt_key(prompt), (prompt, {}))
         for answer in map(final_answer, given):
             if is_degenerate(answer):
                 counts["empty"] += 1
-            elif visible(answer) in map(visible, mine):
+            elif visible(answer) in mine:
                 counts["duplicate"] += 1
             elif len(mine) == MAX_GROUP:
                 counts["too many"] += 1
             else:
-                mine.append(answer)
+                mine[visible(answer)] = answer
     _say(recipe.answers, faults)
     if not any(mine for _, mine in found.values()):
         raise InputError(f"{recipe.answers} has no row with a prompt and candidates that are not empty")
@@ -248,7 +248,9 @@ def _graded(recipe: PruneRecipe, answers: Counter[str], rows: Counter[str]) -> l
     answered = _answers_of(recipe, answers)
     if recipe.rubric is not None:
         rubric = load_rubric(recipe.rubric)
-        return [Graded(n, prompt, rubric, {}, tuple(mine)) for n, (prompt, mine) in enumerate(answered.values(), 1)]
+        return [
+            Graded(n, prompt, rubric, {}, tuple(mine.values())) for n, (prompt, mine) in enumerate(answered.values(), 1)
+        ]
     assert recipe.rubrics is not None
     found: list[Graded] = []
     faults: list[str] = []
@@ -260,8 +262,8 @@ def _graded(recipe: PruneRecipe, answers: Counter[str], rows: Counter[str]) -> l
             rows["malformed"] += 1
             faults.append(f"{place}: {error}")
             continue
-        _, mine = answered.get(prompt_key(prompt), (prompt, []))
-        found.append(Graded(number, prompt, rubric, row, tuple(mine)))
+        _, mine = answered.get(prompt_key(prompt), (prompt, {}))
+        found.append(Graded(number, prompt, rubric, row, tuple(mine.values())))
     _say(recipe.rubrics, faults)
     if not found:
         raise InputError(f"{recipe.rubrics} has no row with a prompt and a rubric")

@@ -128,7 +128,9 @@ class RubricRecipe(Settings):
         if self.criteria[0] > self.criteria[1]:
             raise ConfigError(f"criteria must be the fewest and the most of a rubric; got {self.criteria}")
         if self.material == "preference" and (self.is_set("prompt") or self.is_set("answer")):
-            raise ConfigError("a preference row is read by its layout (training/layouts.py): remove prompt and answer")
+            raise ConfigError(
+                "a preference row is read by its layout (mrjudge_reward/training/layouts.py): remove prompt and answer"
+            )
         if self.check is not None:
             if self.material != "preference":
                 raise ConfigError("check grades a better and a worse answer: set material: preference, or remove it")
@@ -191,27 +193,31 @@ def material_of(row: Mapping[str, Any], number: int, recipe: RubricRecipe) -> Ma
         InputError: if there is no prompt, or there are no answers of the kind that is asked for.
         UnicodeEncodeError: if a text holds half a surrogate pair.
     """
-    if recipe.material == "preference":
-        found = compared(row)
-        messages = with_images(found.prompt, found.images)
-        ranked = sorted(zip(found.gold_G, found.answers_G, strict=True), key=lambda pair: pair[0])
-        answers = ranked[-1][1], ranked[0][1]
-    else:
-        prompt, given = row.get(recipe.prompt), plain(field_at(row, recipe.answer))
-        if prompt is None and isinstance(turns := row.get("messages"), list | tuple) and len(turns) > 1:
-            prompt, given = turns[:-1], turns[-1:]
-        if not prompt or given is None:
-            raise InputError(
-                f"a row needs {recipe.prompt} and {recipe.answer}, or messages; it has {', '.join(map(str, row))}"
-            )
-        messages = with_images(prompt, images_of(row))
-        texts = map(final_answer, _texts(given))
-        good = [text for text in texts if not is_degenerate(text) and not is_refusal(text)]
-        answers = tuple({normalised(text): text for text in reversed(good)}.values())[::-1]
+    messages, answers = _pair_of(row) if recipe.material == "preference" else _references_of(row, recipe)
     "\n".join((conversation_text(messages), *answers)).encode()
     text = row.get(recipe.prompt)
     as_text = text if isinstance(text, str) and messages == as_messages(text) else None
-    return Material(number, from_choice(messages, answers or [""], 0).group.key, messages, as_text, answers)
+    return Material(number, from_choice(messages, answers or ("",), 0).group.key, messages, as_text, answers)
+
+
+def _pair_of(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], tuple[str, ...]]:
+    found = compared(row)
+    ranked = sorted(zip(found.gold_G, found.answers_G, strict=True), key=lambda pair: pair[0])
+    return with_images(found.prompt, found.images), (ranked[-1][1], ranked[0][1])
+
+
+def _references_of(row: Mapping[str, Any], recipe: RubricRecipe) -> tuple[tuple[Message, ...], tuple[str, ...]]:
+    """The prompt, and those of its references that differ and answer something."""
+    prompt, given = row.get(recipe.prompt), plain(field_at(row, recipe.answer))
+    if prompt is None and isinstance(turns := row.get("messages"), list | tuple) and len(turns) > 1:
+        prompt, given = turns[:-1], turns[-1:]
+    if not prompt or given is None:
+        raise InputError(
+            f"a row needs {recipe.prompt} and {recipe.answer}, or messages; it has {', '.join(map(str, row))}"
+        )
+    texts = [text for text in map(final_answer, _texts(given)) if not is_degenerate(text) and not is_refusal(text)]
+    first = {normalised(text): text for text in reversed(texts)}
+    return with_images(prompt, images_of(row)), tuple(first.values())[::-1]
 
 
 def _texts(given: Any) -> list[str]:
