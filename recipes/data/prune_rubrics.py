@@ -107,6 +107,9 @@ class PruneRecipe(Settings):
             raise ConfigError(
                 "give rubric (a YAML file, for the whole run) or rubrics (rows, a rubric for each prompt)"
             )
+        for name, of in (("column", "rubrics"), ("min_prompts", "rubric")):
+            if self.is_set(name) and getattr(self, of) is None:
+                raise ConfigError(f"{name} does nothing without {of}; remove it")
         grading(self.judge)
 
     def of_rows(self) -> dict[str, Any]:

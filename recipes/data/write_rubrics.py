@@ -12,7 +12,7 @@ apart.
 ==================  =================================================================================================
 file in ``--out``   what
 ==================  =================================================================================================
-``rubrics.jsonl``   ``prompt``, ``rubric``, ``reference`` (or ``chosen`` and ``rejected``), ``provenance``: for TRL
+``rubrics.jsonl``   ``prompt``, ``rubric``, ``reference`` (or ``better`` and ``worse``), ``provenance``: for TRL
                     (``rubric_column``), verl (``rubric_field``), ``policy/train.py`` (``prompts``) and ``prune_rubrics``
 ``report.json``     how many rows, replies and criteria there were, and were dropped for which reason
 ``progress.jsonl``  one line per finished row; interrupted, the same command goes on from there
@@ -135,6 +135,8 @@ class RubricRecipe(Settings):
             if self.material != "preference":
                 raise ConfigError("check grades a better and a worse answer: set material: preference, or remove it")
             grading(self.check)
+        elif self.is_set("margin"):
+            raise ConfigError("margin does nothing without check; remove it")
         if self.role.temperature == 0 and self.is_set("tries") and self.tries > 1:
             raise ConfigError(
                 "at temperature 0 a writer repeats itself: set tries to 1, or raise the writer's temperature"
@@ -291,7 +293,8 @@ def rubric_chat(material: Material, recipe: RubricRecipe, guard: Sanitizer) -> t
 
 def write_criteria(works: Sequence[Work], writer: Speaker, recipe: RubricRecipe) -> None:
     """Ask for rubrics until each row has one, or has been asked for often enough; then filter."""
-    guard = writer_guard(Sanitizer(writer.engine.count_tokens, recipe.max_text_tokens, writer.engine.reserved))
+    # Twice the bound: a text loses no word for a mark that was neutralised, which takes more tokens.
+    guard = writer_guard(Sanitizer(writer.engine.count_tokens, 2 * recipe.max_text_tokens, writer.engine.reserved))
     for work in works:
         texts = (conversation_text(work.material.prompt), *work.material.answers)
         if sum(map(writer.engine.count_tokens, texts)) > recipe.max_text_tokens:
@@ -359,7 +362,7 @@ def _entry_of(work: Work, recipe: RubricRecipe, writer: Speaker, judge: Judge | 
     entry["made"] = {
         "prompt": prompt,
         "rubric": [replace(one, weight=float(one.weight)).as_dict() for one in work.criteria],
-        **({"reference": answers} if recipe.material == "references" else {"chosen": answers[0], "rejected": answers[1]}),
+        **({"reference": answers} if recipe.material == "references" else {"better": answers[0], "worse": answers[1]}),
         "provenance": {
             "source": recipe.source, "row": material.row, "key": material.key, "material": recipe.material,
             "writer": writer.engine.name, "reply": len(work.replies) + 1, "seed": recipe.seed,

@@ -401,6 +401,8 @@ def test_a_grader_that_writes_no_verdict_stops_the_run(tmp_path: Path):
         ({"rubric": "a.yaml", "judge": {**JUDGE, "contrast": True}}, "remove contrast"),
         ({"rubric": "a.yaml", "judge": {"modle": "x"}}, "did you mean 'model'"),
         ({"rubric": "a.yaml", "min_answers": 1}, "min_answers"),
+        ({"rubric": "a.yaml", "column": "criteria"}, "column does nothing without rubrics"),
+        ({"rubrics": "a.jsonl", "min_prompts": 3}, "min_prompts does nothing without rubric;"),
         ({"rubric": "a.yaml", "margin": 0.0}, "margin"),
         ({"rubric": "a.yaml", "min_promts": 3}, "did you mean 'min_prompts'"),
         ({"rubric": "a.yaml", "judge": {**JUDGE, "schedule": "ring"}}, "pointwise"),
@@ -424,3 +426,17 @@ def test_the_config_is_one_and_prunes_what_write_rubrics_wrote(tmp_path: Path):
     assert made[0]["provenance"]["writer"] == "scripted"
     whole = read_config(str(ROOT / "recipes/data/prune_rubrics.yaml"), ["rubrics=null", "rubric=rubric.yaml"])
     assert PruneRecipe(**whole).rubric == "rubric.yaml"
+
+
+def test_grades_that_are_read_of_a_real_model_decide(tmp_path: Path, smol_engine: Any):
+    rubrics = file_of(tmp_path, "rubrics.jsonl", with_rubric(2, [WOOD, NEVER]))
+    recipe = PruneRecipe(
+        rubrics=rubrics, answers=file_of(tmp_path, "answers.jsonl", answered(2)), min_answers=2, margin=1e-6,
+        judge={"model": "smol", "verdict": "logprobs"},
+    )  # fmt: skip
+    report = prune(recipe, tmp_path / "out", smol_engine)
+    add_up(report)
+    assert report["grades"] == {"asked": 16, "unknown": 0}
+    assert report["criteria"]["kept"] == {TELLS: 4}  # reads are hardly ever the same
+    report = prune(recipe.model_copy(update={"margin": 1.0}), tmp_path / "out")
+    assert report["criteria"]["kept"] == {}

@@ -382,7 +382,7 @@ def test_a_rubric_is_written_from_the_best_and_the_worst_of_any_preference_layou
         {"prompt": "Where?", "chosen": "...", "rejected": "Here."},
     ]
     report, engine, made = run(tmp_path, rows, says(GOOD), material="preference")
-    assert [(row["chosen"], row["rejected"]) for row in made] == [
+    assert [(row["better"], row["worse"]) for row in made] == [
         ("Of fine wood 0.", "Of old steel 0."), ("Well.", "Bad."),
     ]  # fmt: skip
     assert report["rows"]["dropped"] == {"malformed": 2, "empty answer": 1}
@@ -454,7 +454,7 @@ def test_no_answer_closes_a_section_fills_a_placeholder_or_writes_the_rubric(tmp
     assert "＜written＞" not in user
     if "{question}" in evil or "ignore" in evil.lower() or "\\g" in evil:
         assert user.count(evil) == 3  # as it stands
-    answers = made[0]["reference"] if material == "references" else [made[0]["chosen"], made[0]["rejected"]]
+    answers = made[0]["reference"] if material == "references" else [made[0]["better"], made[0]["worse"]]
     after = evil.rpartition("</think>")[2]
     assert [after in answer for answer in answers] == [True, True]  # what they were
     assert made[0]["rubric"][0]["description"] == "Says 'wood'."
@@ -698,6 +698,7 @@ CHECK = {"model": "grader", "verdict": "generate"}
         ({"material": "preference", "check": CHECK | {"modle": "x"}}, "did you mean 'model'"),
         ({"material": "preference", "answer": "best"}, "remove prompt and answer"),
         ({"material": "opinion"}, "material"),
+        ({"margin": 0.2}, "margin does nothing without check"),
         ({"writer": {"engine": {"model": "x"}, "temperature": 0}, "tries": 2}, "set tries to 1"),
         ({"writer": {"engine": {"modle": "x"}}}, "did you mean 'model'"),
         ({"max_overlapp": 0.5}, "did you mean 'max_overlap'"),
@@ -757,3 +758,19 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path):
     command = [sys.executable, "-m", "recipes.data.write_rubrics", str(config), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "write_rubrics: there is no file none.jsonl\n")
+
+
+def test_the_whole_runs_on_a_real_model_and_the_counts_add_up(tmp_path: Path, smol_path: str):
+    model = {"model": smol_path, "engine": "transformers", "device": "cpu"}
+    rows = [
+        {"prompt": "What is the capital of France?", "chosen": "It is Paris.", "rejected": "It is Lyon."},
+        {"prompt": "How many legs has a spider?", "chosen": "It has eight.", "rejected": "It has six."},
+    ]
+    recipe = recipe_of(
+        source_of(tmp_path, rows), material="preference", check=model, criteria=[1, 4],
+        writer={"engine": model, "temperature": 0, "max_tokens": 40, "opened": True},
+    )  # fmt: skip
+    report = write_rubrics(recipe, tmp_path / "out")
+    add_up(report)
+    assert (report["rows"]["all"], report["replies"]["all"], report["failed for the moment"]) == (2, 2, 0)
+    assert not any("engine" in reason for reason in report["replies"]["dropped"])
