@@ -55,7 +55,7 @@ from mrjudge_reward.training.items import with_images
 from mrjudge_reward.types import Group, Judgement, NoVerdict, Usage
 from mrjudge_reward.yaml_files import WordLoader
 from recipes.common.config import read_config
-from recipes.common.resumable import ResumableRows, write_lines, write_text
+from recipes.common.resumable import ResumableRows, batches, write_lines, write_report, write_text
 from recipes.common.rows import placed_rows
 
 from .synthesis_recipe import NOT_OF_REPLIES
@@ -292,9 +292,9 @@ def prune(recipe: PruneRecipe, out: Path, engine: Engine | None = None) -> dict[
         InputError: if there are no rubrics or no answers, or no criterion of a run's rubric tells answers apart.
         JudgeUnreliableError: if too many verdicts fail.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
+    written = out / ("rubrics.jsonl" if recipe.rubric is None else "rubric.yaml")
+    if written.resolve() == Path(recipe.rubric or recipe.rubrics or "").resolve():
+        raise ConfigError(f"{written} is what is to be pruned, and would be overwritten; name another folder")
     dropped, rows = Counter[str](), Counter[str]()
     all_graded = _graded(recipe, dropped, rows)
     with ExitStack() as stack:
@@ -315,17 +315,12 @@ def prune(recipe: PruneRecipe, out: Path, engine: Engine | None = None) -> dict[
                 stack.callback(judge.engine.close)
             if judge.cache is not None:
                 stack.callback(judge.cache.close)
-            bar = Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), redirect_stdout=False)
-            with bar:
-                shown = bar.add_task("prompts", total=len(asked), completed=len(asked) - len(todo))
-                for start in range(0, len(todo), recipe.batch):
-                    batch = todo[start : start + recipe.batch]
-                    groups = [Group(one.prompt, one.answers, one.key, rubric=one.rubric) for one in batch]
-                    progress.add(
-                        {"row": one.number, "key": one.key, "grades": grades, "again": unserved}
-                        for one, (grades, unserved) in zip(batch, graded(judge, groups), strict=True)
-                    )
-                    bar.advance(shown, len(batch))
+            for batch in batches(todo, len(asked), recipe.batch, "prompts"):
+                groups = [Group(one.prompt, one.answers, one.key, rubric=one.rubric) for one in batch]
+                progress.add(
+                    {"row": one.number, "key": one.key, "grades": grades, "again": unserved}
+                    for one, (grades, unserved) in zip(batch, graded(judge, groups), strict=True)
+                )
         return _finish(recipe, out, all_graded, progress.entries, dropped, rows)
 
 
@@ -374,9 +369,7 @@ def _finish(
     }  # fmt: skip
     again = sum(entries[one.number]["again"] for one in all_graded if one.number in entries)
     report["failed for the moment"] = again
-    write_text(out / "report.json", json.dumps(report, indent=2))
-    for name, value in report.items():
-        print(f"{name}: {', '.join(f'{key} {of}' for key, of in value.items()) if isinstance(value, dict) else value}")
+    write_report(out, report)
     if again:
         print(f"{again} prompts failed for the moment; the same command asks for them again")
     if recipe.rubric is not None and not left:

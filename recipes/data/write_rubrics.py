@@ -28,8 +28,6 @@ wording, numbers for its words of importance, the better and the worse answer, a
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -54,9 +52,9 @@ from mrjudge_reward.rubrics.criteria import Criterion, Rubric
 from mrjudge_reward.settings import Settings
 from mrjudge_reward.training.items import from_choice, with_images
 from mrjudge_reward.training.layouts import compared
-from mrjudge_reward.types import Group, NoVerdict, Sampling
+from mrjudge_reward.types import EngineFailure, Group, NoVerdict, Sampling
 from recipes.common.config import read_config
-from recipes.common.resumable import ResumableRows, write_lines, write_text
+from recipes.common.resumable import ResumableRows, batches, write_lines, write_report
 from recipes.common.rows import placed_rows
 
 from .prune_rubrics import graded, grading, of_grades
@@ -308,7 +306,7 @@ def write_criteria(works: Sequence[Work], writer: Speaker, recipe: RubricRecipe)
                 _read(work, text, recipe)
             else:
                 work.replies.append(text.reason)
-                if text.reason.startswith("engine: "):  # it has had its retries
+                if isinstance(reply, EngineFailure):  # it has had its retries
                     work.fault, work.again = text.reason, text.transient
     for work in works:
         if not work.fault:
@@ -395,9 +393,6 @@ def write_rubrics(
         InputError: if there is no row to write a rubric for.
         JudgeUnreliableError: if too many verdicts of the check fail.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     rows = placed_rows(recipe.source, recipe.hub_split, recipe.hub_name)[: recipe.count]
     materials, dropped = different(recipe.source, rows, lambda row, number: material_of(row, number, recipe), _fault_of)
     with ExitStack() as stack:
@@ -409,16 +404,12 @@ def write_rubrics(
         todo = [one for one in materials if progress.entries.get(one.row, {"again": True})["again"]]
         if todo:
             speaker, judge = _models(recipe, out, writer, checker, stack)
-            bar = Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), redirect_stdout=False)
-            with bar:
-                shown = bar.add_task("rubrics", total=len(materials), completed=len(materials) - len(todo))
-                for start in range(0, len(todo), recipe.batch):
-                    works = [Work(one) for one in todo[start : start + recipe.batch]]
-                    write_criteria(works, speaker, recipe)
-                    if judge is not None:
-                        check_criteria(works, judge, recipe)
-                    progress.add(_entry_of(work, recipe, speaker, judge, out) for work in works)
-                    bar.advance(shown, len(works))
+            for batch in batches(todo, len(materials), recipe.batch, "rubrics"):
+                works = [Work(one) for one in batch]
+                write_criteria(works, speaker, recipe)
+                if judge is not None:
+                    check_criteria(works, judge, recipe)
+                progress.add(_entry_of(work, recipe, speaker, judge, out) for work in works)
         return _finish(recipe, out, materials, dropped, progress.entries)
 
 
@@ -477,9 +468,7 @@ def _finish(
         **({} if recipe.check is None else {"unknown in the check": sum(entry["ungraded"] for entry in finished)}),
         "failed for the moment": sum(entry["again"] for entry in finished),
     }
-    write_text(out / "report.json", json.dumps(report, indent=2))
-    for name, value in report.items():
-        print(f"{name}: {', '.join(f'{key} {of}' for key, of in value.items()) if isinstance(value, dict) else value}")
+    write_report(out, report)
     if report["failed for the moment"]:
         print("the same command asks again for what failed for the moment")
     return report

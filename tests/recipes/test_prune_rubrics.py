@@ -388,6 +388,13 @@ def test_a_grader_that_writes_no_verdict_stops_the_run(tmp_path: Path):
         run(tmp_path, answered(40), with_rubric(40, [WOOD]), says("I like it."), batch=64)
 
 
+def test_the_rubrics_that_are_pruned_are_not_overwritten(tmp_path: Path):
+    for rubrics in (with_rubric(1, [WOOD]), yaml_of(tmp_path, WOOD)):
+        with pytest.raises(ConfigError, match="would be overwritten"):
+            run(tmp_path, answered(1), rubrics, out=".")
+    assert load_rubric(tmp_path / "rubric.yaml").names == ("wood",)
+
+
 # -- settings -------------------------------------------------------------------------------------------------------------
 
 
