@@ -9,8 +9,8 @@
 from __future__ import annotations
 
 import json
-import math
 import re
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -53,8 +53,8 @@ class Criterion:
                 raise InputError(f"{field} must be a text that is not empty; got {value!r:.100}")
         if isinstance(self.weight, bool) or not isinstance(self.weight, int | float):
             raise InputError(f"weight must be a number; got {self.weight!r:.100}")
-        if not math.isfinite(self.weight) or self.weight == 0:
-            raise InputError(f"weight must be a finite number other than 0; got {self.weight}")
+        if not 0 < abs(self.weight) <= sys.float_info.max:  # an int may be larger than any float
+            raise InputError(f"weight must be a finite number other than 0; got {self.weight!r:.100}")
         if not isinstance(self.essential, bool):
             raise InputError(f"essential must be true or false; got {self.essential!r:.100}")
         words = [word for word, _ in self.grades]

@@ -9,13 +9,16 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mrjudge_reward import json_lines
 from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.sole_writer import SoleWriter
+
+Left = TypeVar("Left")
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -31,6 +34,33 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(scratch, path)
+
+
+def write_report(folder: Path, report: Mapping[str, Any]) -> None:
+    """``report.json``, and a printed line of each of its parts."""
+    write_text(folder / "report.json", json.dumps(report, indent=2))
+    for name, value in report.items():
+        print(f"{name}: {', '.join(f'{key} {of}' for key, of in value.items()) if isinstance(value, dict) else value}")
+
+
+def batches(todo: Sequence[Left], of: int, size: int, what: str) -> Iterator[Sequence[Left]]:
+    """What is left to do, so many at a time, with a progress bar where someone watches.
+
+    Args:
+        todo: what is left.
+        of: how many there are with those that are finished.
+        size: of a batch.
+        what: is counted.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), redirect_stdout=False) as bar:
+        shown = bar.add_task(what, total=of, completed=of - len(todo))
+        for start in range(0, len(todo), size):
+            batch = todo[start : start + size]
+            yield batch
+            bar.advance(shown, len(batch))
 
 
 def _differences(before: Any, now: Any, name: str = "") -> list[str]:

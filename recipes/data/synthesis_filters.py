@@ -158,17 +158,20 @@ def content_of(text: str) -> str | None:
     return plain if len(plain.split()) >= _CONTENT_WORDS else None
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
+def words(text: str) -> list[str]:
+    """The words of a text in lower case; of Chinese and Japanese, which put no spaces, each sign."""
+    sign = "[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]"
+    return re.findall(rf"{sign}|(?:(?!{sign})\w)+", unicodedata.normalize("NFKC", text).casefold())
 
 
-def _grams(words: Sequence[str], size: int) -> set[tuple[str, ...]]:
-    return {tuple(words[i : i + size]) for i in range(len(words) - size + 1)}
+def grams(said: Sequence[str], size: int) -> set[tuple[str, ...]]:
+    """All runs of so many words."""
+    return {tuple(said[i : i + size]) for i in range(len(said) - size + 1)}
 
 
 def hint_leaks(trace: str, hint: str) -> bool:
     """Whether a trace shows that its writer had a hint."""
-    return bool(_HINTED.search(trace)) or bool(_grams(_words(trace), _HINT_GRAM) & _grams(_words(hint), _HINT_GRAM))
+    return bool(_HINTED.search(trace)) or bool(grams(words(trace), _HINT_GRAM) & grams(words(hint), _HINT_GRAM))
 
 
 def description_leaks(trace: str) -> bool:

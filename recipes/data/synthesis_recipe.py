@@ -22,7 +22,7 @@ VERSION = 1
 ROLES = ("writer", "describer", "reasoner", "editor")
 _TEMPLATES = ("negative", "describe", "reason", "strip_hint", "align_style")
 _NOT_OF_ROWS = {"count", "batch", "retries", "max_failed_fraction", "max_leak", "match_length"}
-_NOT_OF_REPLIES = {
+NOT_OF_REPLIES = {
     "api_key_env", "base_url", "extra_headers", "insecure_http", "max_concurrency", "deadline_s", "device", "batch_size",
     "batch_tokens", "turn_wait_s", "gpu_memory_utilization", "tensor_parallel_size", "colocated", "sleep_level",
 }  # fmt: skip
@@ -157,6 +157,6 @@ class SynthesisRecipe(Settings):
         kept = self.model_dump(exclude=_NOT_OF_ROWS)
         for name in ROLES:
             role = self.role(name)
-            kept[name] = role.model_dump() | {"engine": EngineConfig(**role.engine).model_dump(exclude=_NOT_OF_REPLIES)}
+            kept[name] = role.model_dump() | {"engine": EngineConfig(**role.engine).model_dump(exclude=NOT_OF_REPLIES)}
         texts = "".join((FOLDER / f"{name}.txt").read_text(encoding="utf-8") for name in _TEMPLATES)
         return kept | {"version": VERSION, "templates": blake2b(texts.encode(), digest_size=8).hexdigest()}

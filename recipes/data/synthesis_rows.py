@@ -6,12 +6,12 @@ import io
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from hashlib import blake2b
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from mrjudge_reward.errors import InputError
 from mrjudge_reward.judging.tournament import is_degenerate
@@ -22,6 +22,18 @@ from recipes.common.rows import placed_rows
 from .synthesis_filters import NEGATIVE_FILTERS, TRACE_FILTERS, is_refusal
 from .synthesis_recipe import VERSION, SynthesisRecipe
 from .synthesis_steps import Sample, Speaker, Work, answer_of, problem_of
+
+
+class HasPrompt(Protocol):
+    """A row of whatever kind, by its prompt."""
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """What is asked."""
+        ...
+
+
+Asked = TypeVar("Asked", bound=HasPrompt)
 
 # -- samples ------------------------------------------------------------------------------------------------------------
 
@@ -42,14 +54,19 @@ def sample_of(row: Mapping[str, Any], number: int, recipe: SynthesisRecipe) -> S
         raise InputError(
             f"a sample needs {recipe.prompt} and {recipe.answer}, or messages; it has {', '.join(map(str, row))}"
         )
-    images = row.get("images")
-    if images is None:
-        images = [image] if (image := row.get("image")) is not None else []
-    messages, reference = with_images(prompt, images), final_answer(answer)
+    messages, reference = with_images(prompt, images_of(row)), final_answer(answer)
     return Sample(number, from_choice(messages, [reference], 0).group.key, messages, reference)
 
 
-def _prompt_key(messages: Sequence[Message]) -> str:
+def images_of(row: Mapping[str, Any]) -> Sequence[Any]:
+    """What a row shows beside its prompt: ``images``, or one ``image``."""
+    images = row.get("images")
+    if images is None:
+        return [] if (image := row.get("image")) is None else [image]
+    return list(images)
+
+
+def prompt_key(messages: Sequence[Message]) -> str:
     """The same for prompts that differ in case and spaces alone; other images make another prompt."""
     plain = [
         Message(
@@ -73,33 +90,54 @@ def read_samples(recipe: SynthesisRecipe) -> tuple[list[Sample], Counter[str]]:
         InputError: if there is no sample at all.
     """
     rows = placed_rows(recipe.source, recipe.hub_split, recipe.hub_name)[: recipe.count]
-    samples: list[Sample] = []
+
+    def fault_of(sample: Sample) -> str:
+        if is_degenerate(sample.reference):
+            return "empty reference"
+        return "refusal as reference" if is_refusal(sample.reference) else ""
+
+    return different(recipe.source, rows, lambda row, number: sample_of(row, number, recipe), fault_of)
+
+
+def different(
+    source: str,
+    rows: Sequence[tuple[str, Mapping[str, Any]]],
+    sample_of: Callable[[Mapping[str, Any], int], Asked],
+    fault_of: Callable[[Asked], str],
+) -> tuple[list[Asked], Counter[str]]:
+    """Samples of different prompts in order, and how many rows are none for which reason.
+
+    Args:
+        source: of the rows, for messages.
+        rows: each with where it stands.
+        sample_of: makes a sample of a row and its number, from 1; what it refuses (ValueError, TypeError) is malformed.
+        fault_of: why a sample is not to be used; empty if it is.
+
+    Raises:
+        InputError: if there is no sample at all.
+    """
+    samples: list[Asked] = []
     dropped: Counter[str] = Counter()
     seen: set[str] = set()
     first = "there are no rows"
     for number, (place, row) in enumerate(rows, 1):
         try:
-            sample = sample_of(row, number, recipe)
-        except (InputError, TypeError) as error:
+            sample = sample_of(row, number)
+        except (ValueError, TypeError) as error:
             dropped["malformed"] += 1
             first = f"{place}: {error}" if dropped["malformed"] == 1 else first
             continue
-        if is_degenerate(sample.reference):
-            dropped["empty reference"] += 1
-        elif is_refusal(sample.reference):
-            dropped["refusal as reference"] += 1
-        elif (key := _prompt_key(sample.prompt)) in seen:
+        if fault := fault_of(sample):
+            dropped[fault] += 1
+        elif (key := prompt_key(sample.prompt)) in seen:
             dropped["duplicate prompt"] += 1
         else:
             seen.add(key)
             samples.append(sample)
     if dropped["malformed"]:
-        print(
-            f"{recipe.source}: {dropped['malformed']} of {len(rows)} rows are no samples; first {first}",
-            file=sys.stderr,
-        )
+        print(f"{source}: {dropped['malformed']} of {len(rows)} rows are no samples; first {first}", file=sys.stderr)
     if not samples:
-        raise InputError(f"{recipe.source} has no sample ({dict(dropped) or first})")
+        raise InputError(f"{source} has no sample ({dict(dropped) or first})")
     return samples, dropped
 
 

@@ -20,7 +20,7 @@ from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.messages import ImagePart, Message, Part, TextPart
 from mrjudge_reward.prompting.parsing import answers_in
 from mrjudge_reward.prompting.rendering import marked
-from mrjudge_reward.prompting.sanitizing import Sanitizer, section_code
+from mrjudge_reward.prompting.sanitizing import Sanitizer, section_code, verdict_marks
 from mrjudge_reward.types import EngineFailure, NoVerdict, Reply
 
 WRITTEN_OPEN, WRITTEN_CLOSE = "<written>", "</written>"
@@ -61,7 +61,7 @@ def filled(section: str, values: Mapping[str, str]) -> str:
 
 def writer_guard(guard: Sanitizer) -> Sanitizer:
     """The same guard, that also neutralises the markers of this recipe."""
-    return replace(guard, reserved=guard.reserved | {WRITTEN_OPEN, WRITTEN_CLOSE})
+    return replace(guard, reserved=guard.reserved | verdict_marks(WRITTEN_OPEN))  # read in any case
 
 
 def chat(

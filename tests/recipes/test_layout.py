@@ -25,7 +25,7 @@ MAY_IMPORT = {
 """Folder → the other folders that it may import from."""
 
 OTHERS = {
-    "judge.yaml", "CONFIG.yaml",  # the reader's
+    "judge.yaml", "CONFIG.yaml", "rubric.yaml",  # the reader's
     "cal.py", "utils/lrm_process.py",  # of a benchmark and of a paper
     "trl/trainer/utils.py", "trl/trainer/grpo_trainer.py",
 }  # fmt: skip

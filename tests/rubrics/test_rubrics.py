@@ -140,6 +140,7 @@ BAD: list[tuple[Any, str]] = [
     ([{"criterion": "a", "points": math.nan}], "points must be a finite number"),
     ([{"criterion": "a", "points": [1]}], r"points must be a number; got \[1\]"),
     ([{"criterion": "a", "points": 1, "weight": 2}], "criterion 1: has both weight and points"),
+    ([{"criterion": "a", "points": 10**400}], "row 7, criterion 1: points must be a finite number other than 0; got 1000"),
     ([{"criterion": "a", "description": "b"}], "criterion 1: has both description and criterion"),
     ([{"title": "a", "name": "b", "text": "c"}], "criterion 1: has both name and title"),
     ([{"points": 1}], "row 7, criterion 1: no description; it has points"),
