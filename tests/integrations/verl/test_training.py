@@ -208,19 +208,20 @@ def test_the_trainer_before_mixes_judge_and_rule_per_data_source_and_normalises_
     )  # fmt: skip
     check_steps(steps, tmp_path, groups=2, size=4)
     rows = [json.loads(line) for line in advantages.read_text("utf-8").splitlines()]
+    judged = [row["parts"] for row in rows if any(row["parts"][:-1])]
+    assert all(len({*values}) > 2 for values in zip(*judged, strict=True)), "each component tells answers apart"
     for number, step in enumerate(steps, 1):
         told = [json.loads(line) for line in (tmp_path / f"rollouts/{number}.jsonl").read_text("utf-8").splitlines()]
         sources = ["sums" if "sums" in row["input"] else "essays" for row in told]
         assert sorted(sources) == ["essays"] * 4 + ["sums"] * 4
         for source, row in zip(sources, told, strict=True):
             of_judge, of_rule = weights[source]
-            assert row["rule_reward"] == pytest.approx(of_rule and count_score(source, row["output"], ["one", "two"]))
+            assert row["rule_reward"] == pytest.approx(count_score(source, row["output"], ["one", "two"]))
             assert row["score"] == pytest.approx(of_judge * row["judge_reward"] + of_rule * row["rule_reward"])
             assert (row["judge_games"] > 0) == (source == "essays")
             assert row["judge_failed"] == 0
         for key in COMPONENTS:
             assert step[f"gdpo/{key}/max"] == pytest.approx(max(row[key] for row in told), abs=1e-5)
-            assert step[f"gdpo/{key}/std"] > 0, "each component tells answers apart"
         mine, rows = rows[: len(told)], rows[len(told) :]
         assert [row["parts"] for row in mine] == [pytest.approx([row[key] for key in COMPONENTS]) for row in told]
         check_gdpo(mine, [*COMPONENTS.values()])
