@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from mrjudge_reward.engines.scripted import ScriptedEngine, shown_candidates
@@ -16,6 +17,7 @@ from mrjudge_reward.scoring.alarms import FailureAlarm
 from mrjudge_reward.types import EngineFailure, Reply, Request
 
 from .arriving import scripted, taste
+from .criteria_judge import ThreeCriteriaEngine
 from .tool_runs import recording_engine
 
 
@@ -25,16 +27,17 @@ def scripted_judge(config: JudgeConfig) -> Judge:
 
 
 def referring_judge(config: JudgeConfig) -> Judge:
-    """The scripted judge, which fails where it is not shown two references."""
-    judge = scripted_judge(config)
-    script = judge.engine.script  # type: ignore[attr-defined]
+    """A judge by three criteria that says nothing where it is not shown two references. Its calls are counted in the file
+    that ``MRJUDGE_TEST_CALLS`` names."""
+    engine = ThreeCriteriaEngine(config.build_engine(), Path(os.environ["MRJUDGE_TEST_CALLS"]))
+    script = engine.script
 
     def referring(request: Request) -> Any:
         shown = "Reference 1 of 2: one\nReference 2 of 2: two" in request.messages[-1].text
         return script(request) if shown else EngineFailure("no references", transient=False)
 
-    judge.engine.script = referring  # type: ignore[attr-defined]
-    return judge
+    engine.script = referring
+    return config.build(engine)
 
 
 def slow_judge(config: JudgeConfig) -> Judge:

@@ -18,6 +18,7 @@ from mrjudge_reward.integrations.verl.settings import SECTION, VerlSettings, is_
 from mrjudge_reward.judge import JudgeConfig
 
 from .capacity import capacity
+from .components import components
 from .groups import groups
 from .load import load_verl_config
 from .nodes import nodes
@@ -56,6 +57,7 @@ def examine_verl(source: str, overrides: Sequence[str] = ()) -> list[Check]:
         return [*checks, Check("judge settings", "failed", f"{SECTION}.judge: {error}")]
     checks += _judge(config, settings, judge)
     checks += groups(config, settings, judge)
+    checks += components(config, settings, judge)
     checks += capacity(config, settings, judge)
     checks += nodes(config, settings, judge)
     checks += _metrics(config)

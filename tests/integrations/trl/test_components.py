@@ -18,7 +18,7 @@ from mrjudge_reward.errors import ConfigError, InputError, JudgeUnreliableError
 from mrjudge_reward.integrations.trl import JudgeReward
 from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.types import EngineFailure, Request
-from tests.support.criteria_judge import ByUtilities, shown_criteria
+from tests.support.criteria_judge import THREE_CRITERIA, ByUtilities, ThreeCriteriaEngine, calls_in, shown_criteria
 from tests.support.trl_setup import grpo_like, prompt_dataset, tiny_policy
 
 LONG, EXCLAIMS = "Is long.", "Exclaims."
@@ -186,57 +186,38 @@ def test_components_are_picklable_together():
     assert (long.__name__, exclaims.weight) == ("r_long", 1)
 
 
-THREE = [
-    {"title": "sentiment", "description": "The text is positive.", "weight": 2},
-    {"title": "length", "description": "The text is long.", "weight": 1},
-    {"title": "keyword", "description": "The text names the film.", "weight": -1},
-]
-
-
-def test_gdpo_normalises_each_criterion_of_the_embedded_judge_by_itself(
-    smol_tokenizer: Any, smol_engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_gdpo_sums_what_each_criterion_alone_is_worth_and_a_batch_is_judged_once(
+    smol_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    judge = Judge(smol_engine, criteria="absolute", rubric=THREE, verdict="logprobs", min_label_mass=0.0)
-    reward = JudgeReward(judge, num_generations=4, name="judge")
+    config = JudgeConfig(adapter="embedded", device="cpu", criteria="comparative", rubric=THREE_CRITERIA, budget=3)
+    calls = tmp_path / "calls.txt"
+    reward = JudgeReward(
+        config.build(ThreeCriteriaEngine(config.build_engine(), calls)), num_generations=3, name="judge"
+    )
     batches = counted(reward, monkeypatch)
     parts = reward.components()
-    given: list[list[list[float | None]]] = []
-    stats: list[int] = []
-
-    def recorded(part: Any) -> Callable[..., list[float | None]]:
-        def record(**call: Any) -> list[float | None]:
-            if part is parts[0]:
-                given.append([])
-            given[-1].append(part(**call))
-            if part is parts[-1]:
-                stats.append(reward.last_stats.calls)
-            return list(given[-1][-1])
-
-        record.__name__ = part.__name__
-        return record
-
-    advantages: list[torch.Tensor] = []
+    steps: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     class Recording(GRPOTrainer):  # type: ignore[misc]
         def _generate_and_score_completions(self, inputs: Any) -> Any:
             output = super()._generate_and_score_completions(inputs)
-            advantages.append(output["advantages"])
+            logged = torch.tensor([list(self._logs["rewards"][part.__name__]) for part in parts])
+            steps.append((logged.view(3, 2, 3), output["advantages"]))
             return output
 
     weights = [part.weight for part in parts]
     arguments = grpo_like(tmp_path, multi_objective_aggregation="normalize_then_sum", reward_weights=weights)
-    arguments |= {"per_device_train_batch_size": 4}
+    arguments |= {"per_device_train_batch_size": 6, "num_generations": 3}
     Recording(
-        model=tiny_policy(smol_tokenizer), processing_class=smol_tokenizer, reward_funcs=list(map(recorded, parts)),
+        model=tiny_policy(smol_tokenizer), processing_class=smol_tokenizer, reward_funcs=parts,
         train_dataset=prompt_dataset(), args=GRPOConfig(**arguments),
     ).train()  # fmt: skip
-    assert batches == [1, 1], "the group of a step, judged once for three criteria"
-    assert len(given) == len(advantages) == 2
-    assert all(0 < calls <= 3 * 4 for calls in stats)
-    for columns, found in zip(given, advantages, strict=True):
-        rewards = torch.tensor(columns).T.reshape(1, 4, 3)
-        normal = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)
-        summed = (normal.reshape(4, 3) * torch.tensor(weights)).sum(1)
-        expected = (summed - summed.mean()) / (summed.std() + 1e-4)
-        assert torch.allclose(found.float(), expected, atol=1e-3)
-        assert rewards.std(1).max() > 0
+    assert batches == [2, 2], "both groups of a step, judged once for three criteria"
+    assert calls_in(calls) == dict.fromkeys(("sentiment", "length", "keyword"), 2 * 2 * 3), "each pair once"
+    assert weights == [2, 1, 1]
+    for rewards, advantages in steps:  # by criterion, group, member
+        assert rewards.std(2).max(1).values.min() > 0, "each criterion tells answers apart"
+        own = (rewards - rewards.mean(2, keepdim=True)) / (rewards.std(2, keepdim=True) + 1e-4)
+        total = torch.einsum("c,cgm->gm", torch.tensor(weights), own).flatten()
+        assert torch.allclose(advantages, (total - total.mean()) / (total.std() + 1e-4), atol=1e-4)
+    assert len(steps) == 2

@@ -64,6 +64,13 @@ STANDALONE = (
 )
 
 AGENT = "+actor_rollout_ref.rollout.agent.agent_loop_manager_class"
+GDPO = (
+    "algorithm.adv_estimator=gdpo",
+    "trainer.use_v1=False",
+    "+mrjudge.judge.criteria=comparative",
+    '+mrjudge.judge.rubric=[{name:dose,description:Names the dose.},{name:"no alarm!",description:Alarms.,weight:-1}]',
+)
+KEYS = "+algorithm.gdpo_reward_keys"
 UNEQUAL = ("actor_rollout_ref.rollout.val_kwargs.n=2",)
 
 
@@ -509,6 +516,74 @@ TRAPS: list[tuple[str, Sequence[str], str, str, Sequence[str]]] = [
         ["some/judge", "on the CPU", "mrjudge.actor_options={num_gpus: 0.2}"],
     ),
     ("a local judge with a GPU", [], "judge", "ok", ["'num_gpus': 0.5"]),
+    (
+        "components of the newer trainer",
+        [*GDPO, "trainer.use_v1=True", f"{KEYS}=[judge_criterion_dose]"],
+        "components",
+        "failed",
+        ["set trainer.use_v1=False"],
+    ),
+    (
+        "components without names",
+        GDPO,
+        "components",
+        "failed",
+        ["gdpo_reward_keys is empty", "judge_reward, judge_criterion_dose, judge_criterion_no_alarm"],
+    ),
+    (
+        "a component that no row has",
+        [*GDPO, f"{KEYS}=[judge_criterion_dose,judge_criterion_alarm]"],
+        "components",
+        "failed",
+        ["no row has judge_criterion_alarm; its rewards are", "judge_criterion_no_alarm"],
+    ),
+    (
+        "a component of a rule that is not called",
+        [*GDPO, f"{KEYS}=[judge_reward,rule_reward]"],
+        "components",
+        "failed",
+        ["no row has rule_reward"],
+    ),
+    (
+        "a component of each prompt's own rubric",
+        [*GDPO[:3], f"{KEYS}=[judge_criterion_dose]"],
+        "components",
+        "failed",
+        ["no row has judge_criterion_dose; its rewards are judge_reward"],
+    ),
+    (
+        "components that may be NaN",
+        [*GDPO, "+mrjudge.rule_weight=1", f"{KEYS}=[judge_score,rule_score]"],
+        "components",
+        "failed",
+        ["judge_score may be NaN", "rule_score may be NaN"],
+    ),
+    (
+        "fewer weights than components",
+        [*GDPO, f"{KEYS}=[judge_criterion_dose,judge_criterion_no_alarm]", "+algorithm.gdpo_reward_weights=[1.0]"],
+        "components",
+        "failed",
+        ["1 weights for 2 keys"],
+    ),
+    (
+        "components that are there",
+        [
+            *GDPO,
+            "+mrjudge.rule_weight=1",
+            f"{KEYS}=[judge_criterion_dose,judge_criterion_no_alarm,rule_reward]",
+            "+algorithm.gdpo_reward_weights=[2.0,1.0,0.5]",
+        ],
+        "components",
+        "ok",
+        ["judge_criterion_dose, judge_criterion_no_alarm, rule_reward"],
+    ),
+    (
+        "components of a judge built in the run",
+        [*GDPO, "+mrjudge.factory=mine:judge", f"{KEYS}=[judge_criterion_else]"],
+        "components",
+        "ok",
+        ["judge_criterion_else"],
+    ),
     ("the embedded judge", UNNAMED, "judge", "note", ["sentiment"]),
     ("a judge built in the run", ["+mrjudge.factory=mine:judge"], "judge", "note", ["mine:judge"]),
 ]

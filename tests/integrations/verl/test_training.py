@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 from datasets import Dataset
 from transformers import AutoTokenizer
 
@@ -26,7 +27,9 @@ from mrjudge_reward.monitoring.run_log import read_run
 from mrjudge_reward.scoring.stats import METRICS
 from mrjudge_reward.streaming.groups import INFO_KEYS
 from mrjudge_reward.types import Request
+from recipes.verl.cpu.run import ENVIRONMENT
 from tests.support import ROOT
+from tests.support.criteria_judge import THREE_CRITERIA, calls_in
 from tests.support.small_models import small_text_model
 from tests.support.tool_runs import QUESTIONS, chat_template, expected, shown
 from tests.support.verl_judges import count_score
@@ -216,38 +219,74 @@ def of_two_sources(out: Path) -> list[str]:
     return [f"data.train_files={out}/mixed.parquet", "+mrjudge.reference_field=reward_model.ground_truth"]
 
 
-def test_the_trainer_before_mixes_judge_and_rule_per_data_source_and_normalises_each_by_itself(
-    tiny: str, tmp_path: Path
+COMPONENTS = {
+    **{f"judge_criterion_{one['name']}": abs(one.get("weight", 1)) for one in THREE_CRITERIA},
+    "rule_reward": 0.5,
+}
+"""GDPO's keys and weights; a pitfall's sign is turned in its rewards."""
+
+
+def test_the_trainer_before_mixes_judge_and_rule_per_data_source_and_normalises_each_criterion_by_itself(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """GDPO, which the newer trainer of verl 0.9.1 gives no components; with several references in a row."""
+    monkeypatch.setenv("MRJUDGE_TEST_CALLS", str(calls := tmp_path / "calls.txt"))
+    monkeypatch.setenv("MRJUDGE_TEST_ADVANTAGES", str(advantages := tmp_path / "advantages.jsonl"))
+    monkeypatch.setenv(
+        "VERL_USE_EXTERNAL_MODULES", ENVIRONMENT["VERL_USE_EXTERNAL_MODULES"] + ",tests.support.verl_advantages"
+    )
+    settings = {"adapter": "embedded", "criteria": "comparative", "budget": 4, "rubric": THREE_CRITERIA}
+    (tmp_path / "judge.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     weights = {"sums": (0.0, 1.0), "essays": (0.5, 0.25)}
     steps = train(
         "grpo", tiny, tmp_path, "+mrjudge.factory=tests.support.verl_judges:referring_judge", "trainer.use_v1=False",
-        *of_two_sources(tmp_path),
+        f"mrjudge.judge={tmp_path}/judge.yaml", *of_two_sources(tmp_path), "data.shuffle=False",
         "+mrjudge.judge_weight={sums:0.0,essays:0.5}", "+mrjudge.rule_weight={sums:1.0,essays:0.25}",
         "reward.custom_reward_function.path=pkg://tests.support.verl_judges",
         "reward.custom_reward_function.name=count_score", "algorithm.adv_estimator=gdpo",
-        "+algorithm.gdpo_reward_keys=[judge_reward,rule_reward]", "+algorithm.gdpo_reward_weights=[1.0,0.5]",
-        "data.train_batch_size=4",
+        f"+algorithm.gdpo_reward_keys=[{','.join(COMPONENTS)}]",
+        f"+algorithm.gdpo_reward_weights={[*COMPONENTS.values()]}",
     )  # fmt: skip
-    check_steps(steps, tmp_path, groups=4, size=4)
-    judged = []
+    check_steps(steps, tmp_path, groups=2, size=4)
+    rows = [json.loads(line) for line in advantages.read_text("utf-8").splitlines()]
+    judged = [row["parts"] for row in rows if any(row["parts"][:-1])]
+    assert all(len({*values}) > 2 for values in zip(*judged, strict=True)), "each component tells answers apart"
     for number, step in enumerate(steps, 1):
         told = [json.loads(line) for line in (tmp_path / f"rollouts/{number}.jsonl").read_text("utf-8").splitlines()]
         sources = ["sums" if "sums" in row["input"] else "essays" for row in told]
-        assert {*sources} == {*weights}
-        judged.append(sources.count("essays") // 4)
+        assert sorted(sources) == ["essays"] * 4 + ["sums"] * 4
         for source, row in zip(sources, told, strict=True):
             of_judge, of_rule = weights[source]
             assert row["rule_reward"] == pytest.approx(count_score(source, row["output"], ["one", "two"]))
             assert row["score"] == pytest.approx(of_judge * row["judge_reward"] + of_rule * row["rule_reward"])
             assert (row["judge_games"] > 0) == (source == "essays")
             assert row["judge_failed"] == 0
-        for key in ("judge_reward", "rule_reward"):
+        for key in COMPONENTS:
             assert step[f"gdpo/{key}/max"] == pytest.approx(max(row[key] for row in told), abs=1e-5)
-        assert step["critic/advantages/min"] < 0 < step["critic/advantages/max"]
-        assert step["critic/advantages/mean"] == pytest.approx(0, abs=1e-3)  # whitened over the batch's tokens
-    check_judge_metrics(tmp_path, groups=judged)
+        mine, rows = rows[: len(told)], rows[len(told) :]
+        assert [row["parts"] for row in mine] == [pytest.approx([row[key] for key in COMPONENTS]) for row in told]
+        check_gdpo(mine, [*COMPONENTS.values()])
+    assert not rows
+    assert calls_in(calls) == {one["name"]: 2 * 4 for one in THREE_CRITERIA}, "a group of each step, judged once"
+    check_judge_metrics(tmp_path, groups=(1, 1))
+
+
+def check_gdpo(rows: Sequence[dict[str, Any]], weights: Sequence[float]) -> None:
+    """Every token's advantage is its row's weighted sum of parts, each centred and scaled in its group; scaled over all."""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row["group"]].append(row["parts"])
+
+    def total(row: dict[str, Any]) -> float:
+        columns = zip(weights, row["parts"], zip(*groups[row["group"]], strict=True), strict=True)
+        return sum(
+            weight * (own - statistics.mean(all)) / (statistics.stdev(all) + 1e-6) for weight, own, all in columns
+        )
+
+    tokens = [total(row) for row in rows for _ in row["advantages"]]
+    mean, deviation = statistics.mean(tokens), statistics.stdev(tokens)
+    for row in rows:
+        assert row["advantages"] == pytest.approx([(total(row) - mean) / deviation] * len(row["advantages"]), abs=1e-3)
 
 
 def test_grpo_trains_with_a_reward_model_on_the_policys_devices(tiny: str, tmp_path: Path) -> None:
