@@ -8,7 +8,7 @@ import os
 from types import ModuleType
 from typing import Any
 
-from cpu_platform import _AfterImport
+from cpu_platform import AfterImport
 
 
 def _recorded(core_algos: ModuleType) -> None:
@@ -27,4 +27,4 @@ def _recorded(core_algos: ModuleType) -> None:
     core_algos.ADV_ESTIMATOR_REGISTRY["gdpo"] = estimate_and_record
 
 
-_AfterImport("verl.trainer.ppo.core_algos", _recorded)
+AfterImport("verl.trainer.ppo.core_algos", _recorded)

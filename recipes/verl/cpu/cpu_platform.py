@@ -122,7 +122,7 @@ class _CPUPlatform(PlatformBase):  # type: ignore[misc]
         return None
 
 
-class _AfterImport(importlib.abc.MetaPathFinder):
+class AfterImport(importlib.abc.MetaPathFinder):
     """Calls ``then(module)`` once the named module has been imported; costs nothing in a process that never does."""
 
     def __init__(self, name: str, then: Callable[[types.ModuleType], None]) -> None:
@@ -135,6 +135,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
     ) -> ModuleSpec | None:
+        """Find it as others do, and call back once it is loaded."""
         if fullname != self.name:
             return None
         sys.meta_path.remove(self)
@@ -181,5 +182,5 @@ def _init_with_one_backend(backend: str | None = None, *args: Any, **kwargs: Any
 
 
 torch.distributed.init_process_group = _init_with_one_backend
-_AfterImport("vllm.model_executor.layers.utils", _keep_weights_unpacked)
-_AfterImport("verl.utils.model", _load_critics_without_flash_attention)
+AfterImport("vllm.model_executor.layers.utils", _keep_weights_unpacked)
+AfterImport("verl.utils.model", _load_critics_without_flash_attention)
