@@ -246,16 +246,12 @@ class Judge:
         group = self._ruled(Group.of(prompt, [""] * size, key, reference, rubric, names, anchors))
         if lacks_level(group):  # nothing is asked of such a group
             return EarlyComparisons(Tournament(group, ()), None, self.settings.votes)
-        fixed = group.anchors or ()
-        anchor_of = {anchor_name(number): text for number, text in enumerate(fixed)}
-        order = None
+        anchor_of = {anchor_name(number): text for number, text in enumerate(group.anchors or ())}
+        order, anchors_P = None, tuple(range(len(anchor_of)))
         if names is not None:
-            order = [
-                name
-                for named in (anchor_of, names)  # anchors are the first players
-                for name in sorted(named, key=lambda name: (digest(self.settings.seed, key, name), name))
-            ]
-        tournament = self._tournament(with_anchors(group), (*fixed, *("",) * size), anchors=len(fixed))
+            order = sorted((*names, *anchor_of), key=lambda name: (digest(self.settings.seed, key, name), name))
+            anchors_P = tuple(number for number, name in enumerate(order) if name in anchor_of)
+        tournament = self._tournament(with_anchors(group), ("",) * (size + len(anchor_of)), anchors=anchors_P)
         return EarlyComparisons(tournament, order, self.settings.votes, anchor_of)
 
     def ask_early(self, asked: Sequence[Asked]) -> None:
@@ -362,8 +358,10 @@ class Judge:
                 f"group {group.key!r} has {len(group.candidates)} candidates; at most {MAX_GROUP} are judged together"
             )
         player_of, sanitized = self._comparer.seat(group)
-        anchors = len({player_of[text] for text in group.anchors or () if text in player_of})
-        tournament = self._tournament(group, tuple(dict.fromkeys(player_of.values())), first_vote, form, anchors)
+        players = tuple(dict.fromkeys(player_of.values()))
+        of_anchors = {player_of.get(text) for text in group.anchors or ()}
+        anchors = tuple(number for number, player in enumerate(players) if player in of_anchors)
+        tournament = self._tournament(group, players, first_vote, form, anchors)
         tournament.player_of, tournament.sanitized = player_of, sanitized
         if early is not None:
             tournament.follow(early.tournament)
@@ -375,7 +373,7 @@ class Judge:
         players: tuple[str, ...],
         first_vote: int = 0,
         form: Format | None = None,
-        anchors: int = 0,
+        anchors: tuple[int, ...] = (),
     ) -> Tournament:
         self._comparer.check_shown(group)
         fitting = form or self.format
@@ -423,7 +421,7 @@ class Judge:
         if tournament.anchors:
             met_GG = None if self.rating.neutral is None else tally.games_GG
             scores, level = relative(scores, tournament.anchors, met_GG)
-            lowest = None if lowest is None or level is None else round(lowest - level, 9)
+            lowest = None if lowest is None or level is None else self._below(lowest - level)
         grades = [None if math.isnan(grade) else float(grade) for grade in tally.grades_G]
         known_of = dict(zip(players, zip(scores, map(float, tally.games_G), grades, strict=True), strict=True))
         found_of = {text: known_of[player] for text, player in player_of.items()}
@@ -459,6 +457,10 @@ class Judge:
             lowest, second = sorted(value for _, value in grades)[:2]
             return lowest - (second - lowest)  # a step below the scale: worse than the worst real answer
         return 0.0 if neutral == 0.5 else min(known) - HARD_LOG_ODDS
+
+    def _below(self, lowest: float) -> float:
+        """That score relative to anchors; they may be at the bottom of a rating's range themselves."""
+        return -1.0 if self.rating.neutral == 0.5 else round(lowest, 9)
 
 
 class JudgeConfig(JudgeSettings):

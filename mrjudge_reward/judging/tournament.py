@@ -49,18 +49,16 @@ def players_of(group: Group, seed: int, look_of: Mapping[str, str]) -> dict[str,
     """Candidate → the text that plays for it, players in the order of their numbers.
 
     Args:
-        group: those of its candidates that are degenerate do not play; of one with anchors these are the last candidates
-            (see ``anchors``), and the first players.
+        group: those of its candidates that are degenerate do not play.
         seed: of the judge.
         look_of: candidate → what the judge sees of it. Of twins, which look the same, the one with the least that is not
             seen plays.
     """
-    place: dict[str, tuple[bool, int, str]] = {}  # twins share the place of the first of them
+    place: dict[str, tuple[int, str]] = {}  # twins share the place of the first of them
     twins: dict[str, set[str]] = {}
-    first_anchor = len(group.candidates) - len(group.anchors or ())
-    for index, (name, text) in enumerate(zip(group.names or group.candidates, group.candidates, strict=True)):
+    for name, text in zip(group.names or group.candidates, group.candidates, strict=True):
         if not is_degenerate(text):
-            own, look = (index < first_anchor, digest(seed, group.key, name), name), look_of[text]
+            own, look = (digest(seed, group.key, name), name), look_of[text]
             place[look] = min(place.get(look, own), own)
             twins.setdefault(look, set()).add(text)
     plays = {look: min(texts, key=lambda text: (len(text), text)) for look, texts in twins.items()}
@@ -107,7 +105,7 @@ class Tournament:
         sanitized: texts in which a marker had to be made harmless.
         cut: candidates of which, or of whose question, reference or rubric, the judge was not shown the whole.
         player_of: candidate → the text that plays for it; the players alone unless set.
-        anchors: how many of the players, the first ones, play for the group's anchors.
+        anchors: the players, by number, that play for the group's anchors.
         images: the group with its images loaded, once something of it was asked.
     """
 
@@ -125,7 +123,7 @@ class Tournament:
         self.sanitized: set[str] = set()
         self.cut: set[str] = set()
         self.player_of: Mapping[str, str] = dict(zip(players, players, strict=True))
-        self.anchors = 0
+        self.anchors: tuple[int, ...] = ()
         self.images: GroupImages | None = None
         self._plan = plan
         self._players = list(players)

@@ -26,22 +26,22 @@ from .tally import Matrix
 
 
 def relative(
-    scores_G: Sequence[float | None], anchors: int, games_GG: Matrix | None
+    scores_G: Sequence[float | None], anchors: Sequence[int], games_GG: Matrix | None
 ) -> tuple[list[float | None], float | None]:
     """Scores relative to anchors, and the anchors' mean rating.
 
     Args:
         scores_G: as rated; None where nothing is known.
-        anchors: how many of these, the first ones, are of anchors; at least one.
+        anchors: which of these are of anchors; at least one.
         games_GG: games between each two; None for a rating that needs none, which grades everybody alone.
 
     Returns:
         G scores, and the mean rating of the anchors that have one; None where none has.
 
-    >>> relative([0.5, 1.5, -0.5, None], 1, None)
+    >>> relative([0.5, 1.5, -0.5, None], [0], None)
     ([0.0, 1.0, -1.0, None], 0.5)
     """
-    known = {index: score for index, score in enumerate(scores_G[:anchors]) if score is not None}
+    known = {index: score for index in anchors if (score := scores_G[index]) is not None}
     found: list[float | None] = [None] * len(scores_G)
     met_GG = np.ones((len(scores_G),) * 2, dtype=bool) if games_GG is None else games_GG > 0
     for anchor in known:
@@ -51,8 +51,8 @@ def relative(
             for index in np.flatnonzero(part_G).tolist():
                 if (score := scores_G[index]) is not None:
                     found[index] = round(score - level, 9)
-    if anchors == 1:
-        found[0] = 0.0
+    if len(anchors) == 1:
+        found[anchors[0]] = 0.0
     return found, fmean(known.values()) if known else None
 
 
