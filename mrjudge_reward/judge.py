@@ -156,7 +156,8 @@ class Judge:
         """Judge groups together.
 
         Args:
-            groups: to judge; several threads may do so at once if the engine allows.
+            groups: to judge; several threads may do so at once if the engine allows. Anchors of a group play along, and its
+                scores are relative to them; a group that should have anchors and has none is not asked about.
             early: per group, what was asked early (see ``judging.early``). It changes what is asked now, never the
                 scores of a judge that repeats itself.
             first_votes: per group, the number of its first vote; 0 by default. Copies of a group in which these differ by
@@ -173,7 +174,11 @@ class Judge:
         self.settle()
         firsts = first_votes if first_votes is not None else [0] * len(groups)
         begun = early if early is not None else [None] * len(groups)
-        unknown = {index: without_level(group) for index, group in enumerate(groups) if lacks_level(group)}
+        unknown = {
+            index: without_level(group, of_group and of_group.tournament.spent)
+            for index, (group, of_group) in enumerate(zip(groups, begun, strict=True))
+            if lacks_level(group)
+        }
         if unknown:
             self.alarm.observe(item.verdict.outcome for judgement in unknown.values() for item in judgement.played)
         asked = [

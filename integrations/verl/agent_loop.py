@@ -12,8 +12,8 @@ nothing of a rollout that raised or gave no answer. Where ``rollout.n`` and ``ro
 
 Where the reward model shares the policy's devices, V1 passes a judge the prompt's messages and nothing else. The manager
 then writes what is needed on the first of them, under the key ``mrjudge``, which chat templates do not look at: the group's
-identity, its ``data_source``, and what ``reference_field``, ``rubric_field``,
-``anchor_field`` and ``compute_score`` ask for.
+identity, its ``data_source``, and what ``reference_field``, ``rubric_field``, ``anchor_field`` and
+``compute_score`` ask for.
 
 Sessions of several turns need it too: their messages are carried to the reward, see ``transcripts``.
 

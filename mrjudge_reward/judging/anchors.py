@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from mrjudge_reward.types import Comparison, Group, JudgedComparison, Judgement, NoVerdict, Verdict
 
-from .tournament import is_degenerate
+from .tournament import Spent, is_degenerate
 
 NO_ANCHOR = "no anchor"
 """Reason why a group that should have a level cannot be judged."""
@@ -22,13 +22,28 @@ def lacks_level(group: Group) -> bool:
     return group.anchors is not None and all(map(is_degenerate, group.anchors))
 
 
-def without_level(group: Group) -> Judgement:
-    """What is known of such a group: nothing. It is not asked about, and counts as one comparison that failed."""
+def without_level(group: Group, spent: Spent | None = None) -> Judgement:
+    """What is known of such a group: nothing. It is not asked about, and counts as one comparison that failed.
+
+    Args:
+        group: that lacks a level.
+        spent: on it before that was known.
+    """
+    spent = spent or Spent()
     size = len(group.candidates)
     why = f"group {group.key!r} brings no anchor that says anything, so that its level is unknown"
     failed = JudgedComparison(Comparison((0,) if size else ()), Verdict(NoVerdict(NO_ANCHOR, why)))
-    anchors_A = (None,) * len(group.anchors or ())
-    return Judgement(group, (None,) * size, (0.0,) * size, (failed,), grades_G=(None,) * size, anchors_A=anchors_A)
+    return Judgement(
+        group=group,
+        scores_G=(None,) * size,
+        games_G=(0.0,) * size,
+        played=(failed,),
+        calls=spent.calls,
+        cache_hits=spent.cache_hits,
+        usage=spent.usage,
+        grades_G=(None,) * size,
+        anchors_A=(None,) * len(group.anchors or ()),
+    )
 
 
 def with_anchors(group: Group) -> Group:

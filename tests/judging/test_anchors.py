@@ -581,6 +581,15 @@ def test_nothing_is_asked_early_of_a_group_without_an_anchor():
     assert [early.add(str(index), text) for index, text in enumerate(ANSWERS)] == [[]] * 4
 
 
+def test_what_was_asked_early_is_counted_where_the_level_turns_out_unknown():
+    ours = judge(schedule="all_pairs", verdict="logprobs")
+    early = ours.early("How?", 2, "g", ("0", "1"), anchors=ANCHOR)
+    ours.ask_early([pair for index in (0, 1) for pair in early.add(str(index), ANSWERS[index])])
+    (found,) = ours.judge([Group.of("How?", ANSWERS[:2], "g", names=("0", "1"), anchors=[])], [early])
+    assert found.calls == len(asked(ours)) == 6
+    assert found.scores_G == (None, None)
+
+
 def test_a_part_of_a_judgement_keeps_its_level_and_its_games_with_anchors():
     whole = judge(schedule="all_pairs").rank("How?", ANSWERS, anchors=ANCHOR)
     part = part_of(whole, [3, 0])

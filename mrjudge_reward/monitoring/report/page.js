@@ -351,7 +351,7 @@
     if ((group.criteria || []).length) return [el("h4", {}, "Who met which criterion"), el("div", { class: "picture" }, byCriterion(group))];
     const rated = order.filter((i) => known(group.candidates[i].strength));
     if (rated.length < 2) {
-      const why = group.candidates.length < 2 ? "One candidate or none: nothing to compare."
+      const why = group.candidates.length < 2 && !(group.anchors || []).length ? "One candidate or none: nothing to compare."
         : group.verdicts.length && failedOf(group) === group.verdicts.length ? "Every judgement of this group failed: nothing is known about it."
           : "No games between these candidates were logged.";
       return [el("h4", {}, "Who beat whom"), el("p", { class: "muted" }, why)];
