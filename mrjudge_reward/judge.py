@@ -175,7 +175,7 @@ class Judge:
         firsts = first_votes if first_votes is not None else [0] * len(groups)
         begun = early if early is not None else [None] * len(groups)
         unknown = {
-            index: without_level(group, of_group and of_group.tournament.spent)
+            index: without_level(group, None if of_group is None else of_group.tournament.spent)
             for index, (group, of_group) in enumerate(zip(groups, begun, strict=True))
             if lacks_level(group)
         }

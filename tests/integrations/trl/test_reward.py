@@ -33,6 +33,7 @@ from mrjudge_reward.integrations.trl.distributed import check_timeout
 from mrjudge_reward.integrations.trl.reward import JudgeReward
 from mrjudge_reward.prompting.formats import SENTIMENT
 from mrjudge_reward.scoring.stats import METRICS
+from tests.support.criteria_judge import ByUtilities
 
 
 def judge(script: Any = None, **more: Any) -> Judge:
@@ -521,3 +522,17 @@ def test_a_rollout_that_sees_prompts_alone_has_no_anchors() -> None:
 
     with pytest.raises(ConfigError, match="the reward's anchor_column"):
         SelectingRollout(JudgeReward(judge(), num_generations=2, anchor_column="answer"), candidates=4)
+
+
+def test_components_are_relative_to_the_anchors_by_each_criterion() -> None:
+    rubric = [{"title": "long", "description": "Is long."}, {"title": "loud", "description": "Exclaims.", "weight": -2}]
+    script = ByUtilities({"Is long.": lambda text: len(text) - 6, "Exclaims.": lambda text: 2 * text.count("!") - 1})
+    by_criteria = Judge(ScriptedEngine(script), criteria="absolute", rubric=rubric, verdict="generate")
+    reward = JudgeReward(by_criteria, num_generations=2, anchor_column="answer")
+    answers = {"answer": ["loudly!"] * 2 + ["soft"] * 2}
+    total, parts = reward.judged(["p"] * 4, ["long one", "no!"] * 2, **answers)
+    assert parts == {"long": [0.0, -1.0, 1.0, 0.0], "loud": [1.0, 0.0, 0.0, -1.0]}
+    assert total == pytest.approx([2 / 3, -1 / 3, 1 / 3, -2 / 3])
+    long, loud = reward.components()
+    assert long(["p"] * 4, ["long one", "no!"] * 2, **answers) == parts["long"]
+    assert loud(["p"] * 4, ["long one", "no!"] * 2, **answers) == parts["loud"]
