@@ -1,4 +1,4 @@
-"""References and rubrics as data sets keep them: a field of a row, and the text that a judge is shown of it.
+"""References, anchors and rubrics as data sets keep them: a field of a row, and the text that a judge is shown of it.
 
 A path walks down mappings and through lists: ``answers.text`` of ``{"answers": [{"text": "4"}, {"text": "four"}]}`` is both
 texts. Of several texts each is numbered, so that a judge can tell where one ends.
@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 from .errors import InputError
 
 Shown: TypeAlias = str | float | Sequence["Shown"] | None
-"""A reference or rubric: text, a number, or a list of these of any depth."""
+"""A reference, rubric or anchors: text, a number, or a list of these of any depth."""
 
 _ENTRY = {"reference": "Reference", "rubric": "Criterion"}
 _AS_PYTHON = ("tolist", "to_pylist", "as_py")
@@ -78,11 +78,35 @@ def shown_text(value: Any, name: str) -> str | None:
     value = plain(value)
     if not isinstance(value, list | tuple):
         return _text(value, name)
-    texts = list(dict.fromkeys(text for text in _leaves(value, name) if text.strip()))
+    texts = texts_of(value, name)
     if len(texts) < 2:
         return texts[0] if texts else None
     entries = [f"{_ENTRY[name]} {number} of {len(texts)}: {text}" for number, text in enumerate(texts, 1)]
     return ("\n\n" if any("\n" in text for text in texts) else "\n").join(entries)
+
+
+def texts_of(value: Any, name: str) -> tuple[str, ...]:
+    """All texts of a value that says one or several things; what says nothing and what was said before is left out.
+
+    Args:
+        value, name: as in ``shown_text``.
+
+    Raises:
+        InputError: if something else than texts and numbers is there.
+    """
+    return tuple(dict.fromkeys(text for text in _leaves([value], name) if text.strip()))
+
+
+def anchors_at(row: Mapping[str, Any], path: str | None) -> tuple[str, ...] | None:
+    """The anchors that a row brings at a dotted path; None if no path is given.
+
+    Raises:
+        InputError: if something else than texts and numbers is there.
+    """
+    try:
+        return None if path is None else texts_of(field_at(row, path), "anchor")
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def numbered(text: str, name: str) -> list[str]:

@@ -10,6 +10,8 @@ a group are judged as one and share its score.
 The order in which candidates arrive carries no information (see ``judging.tournament``), so permuting the candidates
 permutes the scores, and any rank computes the same plan.
 
+A group's anchors play along, and scores are relative to theirs (see ``judging.anchors`` and ``scoring.levels``).
+
 On failure: a failed comparison is asked again (``retries``), then contributes no game. A candidate without a game has
 score None. When more than ``max_failed_fraction`` of the latest comparisons failed, the judge raises.
 
@@ -33,6 +35,7 @@ from random import Random
 from typing import Any
 
 from mrjudge_reward.engines.contract import Engine
+from mrjudge_reward.judging.anchors import anchor_name, lacks_level, of_candidates, with_anchors, without_level
 from mrjudge_reward.judging.comparisons import Asked, Comparer
 from mrjudge_reward.judging.criteria import joined, rubric_of, split
 from mrjudge_reward.judging.early import EarlyComparisons
@@ -40,6 +43,7 @@ from mrjudge_reward.judging.parallel import shares, side_by_side
 from mrjudge_reward.judging.tournament import Tournament, digest, is_degenerate
 from mrjudge_reward.prompting.formats import Format
 from mrjudge_reward.scoring.alarms import FailureAlarm, LabelMassWatch, SlotWatch
+from mrjudge_reward.scoring.levels import relative
 from mrjudge_reward.scoring.ratings import rate
 from mrjudge_reward.scoring.schedules import SCHEDULES
 from mrjudge_reward.scoring.tally import HARD_LOG_ODDS, MAX_GROUP, cyclic_triads
@@ -152,7 +156,8 @@ class Judge:
         """Judge groups together.
 
         Args:
-            groups: to judge; several threads may do so at once if the engine allows.
+            groups: to judge; several threads may do so at once if the engine allows. Anchors of a group play along, and its
+                scores are relative to them; a group that should have anchors and has none is not asked about.
             early: per group, what was asked early (see ``judging.early``). It changes what is asked now, never the
                 scores of a judge that repeats itself.
             first_votes: per group, the number of its first vote; 0 by default. Copies of a group in which these differ by
@@ -169,16 +174,30 @@ class Judge:
         self.settle()
         firsts = first_votes if first_votes is not None else [0] * len(groups)
         begun = early if early is not None else [None] * len(groups)
-        if not self.by_criterion:
-            return self._judge(list(zip(map(self._ruled, groups), begun, firsts, strict=True)))
-        parts = [split(group, self.settings) for group in groups]
-        asked = [(of, part, first) for of, first in zip(parts, firsts, strict=True) for part in of]
+        unknown = {
+            index: without_level(group, None if of_group is None else of_group.tournament.spent)
+            for index, (group, of_group) in enumerate(zip(groups, begun, strict=True))
+            if lacks_level(group)
+        }
+        if unknown:
+            self.alarm.observe(item.verdict.outcome for judgement in unknown.values() for item in judgement.played)
+        asked = [
+            (with_anchors(group), of_group, first)
+            for index, (group, of_group, first) in enumerate(zip(groups, begun, firsts, strict=True))
+            if index not in unknown
+        ]
+        judged = map(of_candidates, self._judge_by_criteria(asked) if self.by_criterion else self._judge(asked))
+        return [unknown[index] if index in unknown else next(judged) for index in range(len(groups))]
+
+    def _judge_by_criteria(self, groups: Sequence[tuple[Group, EarlyComparisons | None, int]]) -> list[Judgement]:
+        parts = [split(group, self.settings) for group, _, _ in groups]
+        asked = [(of, part, first) for of, (_, _, first) in zip(parts, groups, strict=True) for part in of]
         judged = iter(
             self._judge([(part.group, None, first) for _, part, first in asked], [part.format for _, part, _ in asked])
         )
         return [
             joined(group, of, [next(judged) for _ in of], self.settings)
-            for group, of in zip(groups, parts, strict=True)
+            for (group, _, _), of in zip(groups, parts, strict=True)
         ]
 
     def _ruled(self, group: Group) -> Group:
@@ -193,7 +212,10 @@ class Judge:
         """Judgements of groups, each with its early comparisons, its first vote, and its format where that is its own."""
         started = time.perf_counter()
         own = formats if formats is not None else [None] * len(asked)
-        tournaments = [self._begin(*of_group, form) for of_group, form in zip(asked, own, strict=True)]
+        tournaments = [
+            self._begin(self._ruled(group), early, first, form)
+            for (group, early, first), form in zip(asked, own, strict=True)
+        ]
         if playing := [tournament for tournament in tournaments if tournament.round]:
             with self.engine.session():
                 if self.engine.concurrent_calls:
@@ -213,6 +235,7 @@ class Judge:
         names: Sequence[str] | None = None,
         reference: Shown = None,
         rubric: Any = None,
+        anchors: Shown = None,
     ) -> EarlyComparisons:
         """Begin a group whose candidates come one by one; everything but the candidates is as in ``Group.of``.
 
@@ -223,13 +246,18 @@ class Judge:
             size: how many candidates there will be.
         """
         self.settle()
-        order = None
-        if names is not None:
-            order = sorted(names, key=lambda name: (digest(self.settings.seed, key, name), name))
         if self.by_criterion:
             raise ConfigError("a judge that judges by criteria begins with whole groups")
-        group = self._ruled(Group.of(prompt, [""] * size, key, reference, rubric, names))
-        return EarlyComparisons(self._tournament(group, ("",) * size), order, self.settings.votes)
+        group = self._ruled(Group.of(prompt, [""] * size, key, reference, rubric, names, anchors))
+        if lacks_level(group):  # nothing is asked of such a group
+            return EarlyComparisons(Tournament(group, ()), None, self.settings.votes)
+        anchor_of = {anchor_name(number): text for number, text in enumerate(group.anchors or ())}
+        order, anchors_P = None, tuple(range(len(anchor_of)))
+        if names is not None:
+            order = sorted((*names, *anchor_of), key=lambda name: (digest(self.settings.seed, key, name), name))
+            anchors_P = tuple(number for number, name in enumerate(order) if name in anchor_of)
+        tournament = self._tournament(with_anchors(group), ("",) * (size + len(anchor_of)), anchors=anchors_P)
+        return EarlyComparisons(tournament, order, self.settings.votes, anchor_of)
 
     def ask_early(self, asked: Sequence[Asked]) -> None:
         """Ask what ``EarlyComparisons.add`` returned, of any number of groups, in one batch.
@@ -297,9 +325,10 @@ class Judge:
         key: str = "0",
         reference: Shown = None,
         rubric: Any = None,
+        anchors: Shown = None,
     ) -> Judgement:
         """Judge the candidates of one prompt; everything is as in ``Group.of``, images in prompt and candidates too."""
-        return self.judge([Group.of(prompt, candidates, key, reference, rubric)])[0]
+        return self.judge([Group.of(prompt, candidates, key, reference, rubric, anchors=anchors)])[0]
 
     def check_room(self) -> None:
         """Whether candidates of any length get a share of the judge's context that is worth showing.
@@ -334,23 +363,32 @@ class Judge:
                 f"group {group.key!r} has {len(group.candidates)} candidates; at most {MAX_GROUP} are judged together"
             )
         player_of, sanitized = self._comparer.seat(group)
-        tournament = self._tournament(group, tuple(dict.fromkeys(player_of.values())), first_vote, form)
+        players = tuple(dict.fromkeys(player_of.values()))
+        of_anchors = {player_of.get(text) for text in group.anchors or ()}
+        anchors = tuple(number for number, player in enumerate(players) if player in of_anchors)
+        tournament = self._tournament(group, players, first_vote, form, anchors)
         tournament.player_of, tournament.sanitized = player_of, sanitized
         if early is not None:
             tournament.follow(early.tournament)
         return tournament
 
     def _tournament(
-        self, group: Group, players: tuple[str, ...], first_vote: int = 0, form: Format | None = None
+        self,
+        group: Group,
+        players: tuple[str, ...],
+        first_vote: int = 0,
+        form: Format | None = None,
+        anchors: tuple[int, ...] = (),
     ) -> Tournament:
         self._comparer.check_shown(group)
         fitting = form or self.format
-        schedule, limits = self.schedule, self._limits
+        schedule, limits = self.schedule, replace(self._limits, anchors=anchors)
         if form is not None and form.max_slots == 1 and not schedule.alone:
             # An essential criterion is graded of all, whatever is compared.
             schedule, limits = SCHEDULES["pointwise"], replace(limits, budget=None)
         plan = schedule.plan(len(players), limits, Random(digest(self.settings.seed, group.key)))
         tournament = Tournament(group, players, plan, first_vote, form)
+        tournament.anchors = anchors
         if len(players) >= fitting.min_slots:
             tournament.begin()
         return tournament
@@ -378,11 +416,17 @@ class Judge:
         tally = tournament.tally()
         scores: list[float | None] = rate(self.rating, tally)
         forfeits = tuple(i for i, text in enumerate(group.candidates) if is_degenerate(text))
-        if len(scores) == 1 and scores[0] is None and forfeits:
-            scores = [self.rating.neutral]  # the only real answer needs no judge to be better than none at all
+        if len(scores) == 1 and scores[0] is None and (forfeits or tournament.anchors):
+            # The only real answer needs no judge to be better than none at all, nor to be as good as an anchor like it.
+            scores = [self.rating.neutral]
         known = [score for score in scores if score is not None]
         # Degenerate answers lose by rule: never above the lowest known, and below a middling one.
         lowest = self._lowest(known, tournament.format or self.format) if known else None
+        level = None
+        if tournament.anchors:
+            met_GG = None if self.rating.neutral is None else tally.games_GG
+            scores, level = relative(scores, tournament.anchors, met_GG)
+            lowest = None if lowest is None or level is None else self._below(lowest - level)
         grades = [None if math.isnan(grade) else float(grade) for grade in tally.grades_G]
         known_of = dict(zip(players, zip(scores, map(float, tally.games_G), grades, strict=True), strict=True))
         found_of = {text: known_of[player] for text, player in player_of.items()}
@@ -407,6 +451,7 @@ class Judge:
             sanitized=candidates_in(tournament.sanitized),
             cut=candidates_in(tournament.cut),
             grades_G=tuple(found_of.get(text, (lowest, 0.0, None))[2] for text in group.candidates),
+            level=level,
         )
 
     def _lowest(self, known: Sequence[float], form: Format) -> float:
@@ -417,6 +462,10 @@ class Judge:
             lowest, second = sorted(value for _, value in grades)[:2]
             return lowest - (second - lowest)  # a step below the scale: worse than the worst real answer
         return 0.0 if neutral == 0.5 else min(known) - HARD_LOG_ODDS
+
+    def _below(self, lowest: float) -> float:
+        """That score relative to anchors; they may be at the bottom of a rating's range themselves."""
+        return -1.0 if self.rating.neutral == 0.5 else round(lowest, 9)
 
 
 class JudgeConfig(JudgeSettings):

@@ -218,7 +218,8 @@ def select(scores_M: Sequence[float | None], keep: int, how: How = "extremes", s
 
 
 def part_of(judgement: Judgement, indices: Sequence[int]) -> Judgement:
-    """A judgement seen by some of its candidates alone: scores as they are, and of the comparisons those among them.
+    """A judgement seen by some of its candidates alone: scores as they are, and of the comparisons those among them and with
+    anchors.
 
     Calls, tokens and seconds are left out: they belong to the whole.
 
@@ -227,6 +228,7 @@ def part_of(judgement: Judgement, indices: Sequence[int]) -> Judgement:
         indices: of the candidates, in the order wanted.
     """
     place = {index: number for number, index in enumerate(indices)}
+    place |= {slot: slot for slot in range(-len(judgement.anchors_A), 0)}
     group, names = judgement.group, judgement.group.names
     played = tuple(
         JudgedComparison(
@@ -258,4 +260,6 @@ def part_of(judgement: Judgement, indices: Sequence[int]) -> Judgement:
             )
             for one in judgement.criteria
         ),
+        anchors_A=judgement.anchors_A,
+        level=judgement.level,
     )

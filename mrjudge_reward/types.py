@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from itertools import accumulate, product
 from typing import Any, Literal, TypeAlias
 
-from .completions import Candidate, candidate_of
+from .completions import Candidate, candidate_of, plain
 from .errors import InputError
-from .fields import Shown, shown_text
+from .fields import Shown, shown_text, texts_of
 from .messages import ImagePart, Message, Part, as_messages
 from .rubrics.criteria import Criterion, Rubric
 from .rubrics.reading import own_rubric
@@ -40,6 +40,9 @@ class Group:
         names: identities of the candidates, given by the framework, G of them. With names, who meets whom is decided
             by these instead of by the texts, so that comparisons can begin before all texts are there.
         images: what the marks in the candidates stand for, by number.
+        anchors: answers that are judged along with the candidates and are none: scores are then relative to theirs, so
+            that 0 is as good as the anchors (see ``scoring.levels``). None for scores without a level; empty where a level
+            is wanted and there is nothing to take it from, so that no score is known.
     """
 
     prompt: tuple[Message, ...]
@@ -49,6 +52,7 @@ class Group:
     rubric: str | Rubric | None = None
     names: tuple[str, ...] | None = None
     images: tuple[tuple[str, ImagePart], ...] = ()
+    anchors: tuple[str, ...] | None = None
 
     @classmethod
     def of(
@@ -59,6 +63,7 @@ class Group:
         reference: Shown = None,
         rubric: Any = None,
         names: Sequence[str] | None = None,
+        anchors: Shown = None,
     ) -> Group:
         """Build a group from plain Python values.
 
@@ -69,11 +74,13 @@ class Group:
             reference: text or a number, or a list of these: several references (see ``fields``).
             rubric: the same, several criteria; or a rubric of objects, as ``rubrics.reading.read_rubric`` reads it.
             key, names: see the class.
+            anchors: text or a number, or a list of these, each an anchor; what says nothing, and what is there already, is
+                left out.
 
         Raises:
-            InputError: if the prompt is not text or messages, a candidate neither text nor parts, the reference neither
-                text nor numbers, the rubric neither these nor criteria, or the names are not as many as the candidates, all
-                different.
+            InputError: if the prompt is not text or messages, a candidate neither text nor parts, the reference or an anchor
+                neither text nor number, the rubric neither these nor criteria, or the names are not as many as the
+                candidates, all different.
         """
         if isinstance(candidates, str):
             raise InputError("candidates must be a list of texts; got one text")
@@ -91,7 +98,8 @@ class Group:
         named = None if names is None else tuple(names)
         texts = tuple(one.text for one in made)
         shown = shown_text(reference, "reference"), own_rubric(rubric, f"rubric of group {key!r}")
-        return cls(as_messages(prompt, unshown=True), texts, key, *shown, named, tuple(images.items()))
+        beside = None if anchors is None else tuple(plain(text).text for text in texts_of(anchors, "anchor"))
+        return cls(as_messages(prompt, unshown=True), texts, key, *shown, named, tuple(images.items()), beside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +107,8 @@ class Comparison:
     """Candidates shown in one judge call.
 
     Attributes:
-        slots: candidate indices in the order shown, K of them, all different.
+        slots: candidate indices in the order shown, K of them, all different. In a ``Judgement`` -1 is the group's first
+            anchor, -2 its second.
         repeat: which vote this is, for comparisons asked more than once.
     """
 
@@ -393,6 +402,9 @@ class Judgement:
         grades_G: mean grade of each candidate, where it was graded; None where not.
         criteria: of a group that was judged by criteria, what was found out about each that was asked about; the scores are
             then totals over these (see ``scoring.criteria``).
+        anchors_A: of a group with anchors, a score per anchor, so that their mean is 0; None where unknown, as of several
+            where the scores are totals over criteria. The candidates' scores are relative to them.
+        level: what the anchors were rated with, on average; None where that is unknown, or the scores are totals.
     """
 
     group: Group
@@ -410,6 +422,8 @@ class Judgement:
     cut: tuple[int, ...] = ()
     grades_G: tuple[float | None, ...] = ()
     criteria: tuple[CriterionScores, ...] = ()
+    anchors_A: tuple[float | None, ...] = ()
+    level: float | None = None
 
     @property
     def order(self) -> tuple[int, ...]:

@@ -35,7 +35,7 @@ from typer.testing import CliRunner
 from mrjudge_reward import JudgeConfig
 from mrjudge_reward.cli import app
 from mrjudge_reward.integrations.verl.settings import CanarySettings, VerlSettings
-from mrjudge_reward.scoring.stats import METRICS
+from mrjudge_reward.scoring.stats import ANCHOR_WIN_RATE, METRICS
 from mrjudge_reward.streaming.scores import INFO_KEYS
 from tests.support import configuration_page
 from tests.support.judge_server import JudgeServer, prompt_text
@@ -365,7 +365,7 @@ def test_commands_for_contributors_name_what_exists() -> None:
 
 
 def test_metrics_that_the_pages_name_are_logged() -> None:
-    known = {*METRICS, "canary_right", "undecided_pairs"}
+    known = {*METRICS, ANCHOR_WIN_RATE, "canary_right", "undecided_pairs"}
     for page in PAGES:
         for name in re.findall(r"`judge/(\w+)`", text_of(page)):
             assert name in known, f"{page}: judge/{name}"

@@ -1,4 +1,4 @@
-"""What a data set's columns bring to the judge beside the prompt: references and rubrics."""
+"""What a data set's columns bring to the judge beside the prompt: references, rubrics and anchors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mrjudge_reward.errors import ConfigError
-from mrjudge_reward.fields import shown_at
+from mrjudge_reward.fields import anchors_at, shown_at
 from mrjudge_reward.rubrics.criteria import Rubric
 from mrjudge_reward.rubrics.reading import rubric_at
 
@@ -46,6 +46,11 @@ def shown_rubrics(
         rubric_at(row, path, by_criteria, f"{path} of row {number}")
         for number, row in enumerate(_rows(columns, path, rows))
     ]
+
+
+def anchor_texts(columns: Mapping[str, Sequence[Any]], path: str | None, rows: int) -> Sequence[tuple[str, ...] | None]:
+    """The anchors that each row brings; as ``shown_texts``."""
+    return [anchors_at(row, path) for row in _rows(columns, path, rows)]
 
 
 def _rows(columns: Mapping[str, Sequence[Any]], path: str | None, rows: int) -> list[dict[str, Any]]:

@@ -53,7 +53,7 @@ from mrjudge_reward.monitoring.monitor import RunMonitor
 from mrjudge_reward.prompting.rendering import check_places
 from mrjudge_reward.reranker import part_of
 from mrjudge_reward.scoring.criteria import component
-from mrjudge_reward.scoring.rewards import OnAbstain, RewardShape, reward_group
+from mrjudge_reward.scoring.rewards import OnAbstain, RewardShape, check_anchors, reward_group
 from mrjudge_reward.scoring.stats import JudgeStats
 from mrjudge_reward.types import Group, Judgement
 
@@ -128,6 +128,9 @@ class JudgeReward:
         shape: centring and length term; None for the config's own.
         reference_column, rubric_column: dataset columns, or dotted paths to fields in them, shown to the judge as reference
             answers and criteria: texts, numbers, or lists of these (see ``fields``).
+        anchor_column: the same for answers that are judged along with each group's completions, such as references or an
+            earlier policy's: rewards are then relative to theirs, 0 is as good (see ``scoring.levels``). A group without
+            any abstains.
         judged_if: which groups are judged at all: a column that is true for them, or a function of a row's columns (to be
             picklable, of a module). The others get None, so that a verifiable reward beside the judge stands alone there.
         thinking: what becomes of the policy's own reasoning: ``"strip"`` judges what follows it (``final_answer``); where
@@ -148,8 +151,8 @@ class JudgeReward:
         last_canaries: the latest measurement with canaries; None before any.
 
     Raises:
-        ConfigError: if a setting is unknown, a number of generations is below 1, ``halves`` goes with anything but 2, or the
-            judge's wording has no place for what a column brings.
+        ConfigError: if a setting is unknown, a number of generations is below 1, ``halves`` goes with anything but 2, the
+            judge's wording has no place for what a column brings, or anchors would do nothing.
     """
 
     def __init__(
@@ -163,6 +166,7 @@ class JudgeReward:
         shape: RewardShape | None = None,
         reference_column: str | None = None,
         rubric_column: str | None = None,
+        anchor_column: str | None = None,
         judged_if: str | Callable[[Mapping[str, Any]], bool] | None = None,
         thinking: Thinking = "strip",
         view: View = "transcript",
@@ -194,9 +198,15 @@ class JudgeReward:
             reference=reference_column and f"reference_column={reference_column!r}",
             rubric=rubric_column and f"rubric_column={rubric_column!r}",
         )
+        check_anchors(f"anchor_column={anchor_column!r}", anchor_column, reference_column, self.shape)
+        if anchor_column is not None and layout == "halves":
+            raise ConfigError(
+                "anchor_column does nothing with layout 'halves': a pair's order is the same at any level"
+            )
         self.reader = RowReader(
-            reference_column, rubric_column, judged_if, thinking, view, self.judge_settings.criteria is not None
-        )
+            reference_column, rubric_column, judged_if, thinking, view, self.judge_settings.criteria is not None,
+            anchor_column,
+        )  # fmt: skip
         number = next(_instances)
         self.__name__ = name or ("judge" if number == 1 else f"judge_{number}")
         self.last_stats = JudgeStats()
@@ -430,6 +440,11 @@ class JudgeReward:
                     )
                 prompt, asked = common_prompt([member.prompt for member in members])
                 answers = [answer.after(own) for answer, own in zip(answers, asked, strict=True)]
+            if any(member.anchors != head.anchors for member in members):
+                raise InputError(
+                    f"rows {block * size}..{(block + 1) * size - 1} are one group and bring different anchors "
+                    f"({self.reader.anchor_column}): check num_generations"
+                )
             if not all(member.asked for member in members):
                 raise InputError(f"judged_if is true for some rows of a group alone ({block * size}..)")
             found = [member.judged for member in members if member.judged is not None]
@@ -437,7 +452,12 @@ class JudgeReward:
                 known[block] = found
                 continue
             groups[block] = Group.of(
-                prompt, answers, f"{moment.key}/{first_block + block}", head.reference, head.rubric
+                prompt,
+                answers,
+                f"{moment.key}/{first_block + block}",
+                head.reference,
+                head.rubric,
+                anchors=head.anchors,
             )
         rank, _ = rank_and_world()
         step, engine = moment.step + 1, self.judge.engine

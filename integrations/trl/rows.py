@@ -16,7 +16,7 @@ from mrjudge_reward.rubrics.criteria import Rubric
 from mrjudge_reward.training.items import with_images
 from mrjudge_reward.types import Judgement
 
-from .columns import column, shown_rubrics, shown_texts
+from .columns import anchor_texts, column, shown_rubrics, shown_texts
 
 Thinking: TypeAlias = Literal["strip", "opened", "keep"]
 Prompt: TypeAlias = str | Sequence[Mapping[str, Any]]
@@ -46,6 +46,7 @@ class Row:
     judged: JudgedRow | None
     asked: bool
     of_environment: bool
+    anchors: tuple[str, ...] | None
 
 
 @dataclass
@@ -58,6 +59,7 @@ class RowReader:
     thinking: Thinking
     view: View
     by_criteria: bool = False
+    anchor_column: str | None = None
     _opens: bool | None = field(default=None, init=False)
 
     def rows(
@@ -104,7 +106,11 @@ class RowReader:
         shown = [_with_images(prompt, columns, index) for index, prompt in enumerate(prompts)]
         asked = self._asked(columns, len(prompts))
         environments = [one is not None for one in columns.get("environments") or [None] * len(prompts)]
-        return list(map(Row, shown, answers, lengths, references, rubrics, known, asked, environments))
+        anchors = [
+            None if texts is None else tuple(map(self.anchor_of, texts))
+            for texts in anchor_texts(columns, self.anchor_column, len(prompts))
+        ]
+        return list(map(Row, shown, answers, lengths, references, rubrics, known, asked, environments, anchors))
 
     def _asked(self, columns: Mapping[str, Any], count: int) -> list[bool]:
         if callable(self.judged_if):
@@ -121,6 +127,10 @@ class RowReader:
     def answer_of(self, text: str, opened: bool = False) -> str:
         """What of a completion's text is judged, where a template opened the reasoning or did not."""
         return text if self.thinking == "keep" else final_answer(text, opened or self.thinking == "opened")
+
+    def anchor_of(self, text: str) -> str:
+        """What of an anchor is judged. No template opened a reasoning in it."""
+        return text if self.thinking == "keep" else final_answer(text)
 
 
 def prompts_of(chats: Sequence[Prompt] | None) -> list[Prompt]:

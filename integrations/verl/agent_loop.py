@@ -12,7 +12,8 @@ nothing of a rollout that raised or gave no answer. Where ``rollout.n`` and ``ro
 
 Where the reward model shares the policy's devices, V1 passes a judge the prompt's messages and nothing else. The manager
 then writes what is needed on the first of them, under the key ``mrjudge``, which chat templates do not look at: the group's
-identity, its ``data_source``, and what ``reference_field``, ``rubric_field`` and ``compute_score`` ask for.
+identity, its ``data_source``, and what ``reference_field``, ``rubric_field``, ``anchor_field`` and
+``compute_score`` ask for.
 
 Sessions of several turns need it too: their messages are carried to the reward, see ``transcripts``.
 
@@ -55,7 +56,8 @@ def group_size(rollout: Any, validate: bool) -> int:
 
 def carried_fields(settings: VerlSettings) -> tuple[str, ...]:
     """Fields of a row that its reward may need."""
-    named = [path.partition(".")[0] for path in (settings.reference_field, settings.rubric_field) if path is not None]
+    paths = (settings.reference_field, settings.rubric_field, settings.anchor_field)
+    named = [path.partition(".")[0] for path in paths if path is not None]
     rule = ["reward_model", "extra_info"] if settings.rule_weight else []
     return tuple(dict.fromkeys(("uid", "data_source", FIELD, VALIDATION, *named, *rule)))
 

@@ -58,7 +58,7 @@ from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManage
 
 from mrjudge_reward.completions import Candidate, judged, plain
 from mrjudge_reward.errors import ConfigError, InputError
-from mrjudge_reward.fields import shown_at
+from mrjudge_reward.fields import anchors_at, shown_at
 from mrjudge_reward.images import bare, given_as
 from mrjudge_reward.messages import ImagePart, Message, Part, TextPart, as_messages, final_answer
 from mrjudge_reward.reasoning import decode_marked, opens_reasoning
@@ -254,7 +254,13 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
             reference=shown_at(row, self.settings.reference_field, "reference"),
             rubric=rubric_at(row, self.settings.rubric_field, self._by_criteria),
             lasting=row.get("uid") is not None,
+            anchors=self._anchors(row),
         )
+
+    def _anchors(self, row: Mapping[str, Any]) -> tuple[str, ...] | None:
+        """What of the row's anchors is judged. No template opened a reasoning in them."""
+        texts = anchors_at(row, self.settings.anchor_field)
+        return None if texts is None else tuple(self._answer_of(text, opened=False) for text in texts)
 
     def _group(self, row: Mapping[str, Any], prompt: Sequence[Message] = ()) -> str:
         """Identity of a row's group."""

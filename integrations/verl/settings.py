@@ -30,6 +30,7 @@ from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.monitoring.canaries import BUILT_IN, Canaries, load_canaries
 from mrjudge_reward.prompting.rendering import check_places
+from mrjudge_reward.scoring.rewards import check_anchors
 from mrjudge_reward.settings import Settings
 
 SECTION = "mrjudge"
@@ -119,6 +120,9 @@ class VerlSettings(Settings):
     colocated path needs ``GroupAgentLoopManager`` to pass it."""
     rubric_field: str | None = None
     """Where a row keeps criteria, e.g. ``extra_info.rubric``; see ``reference_field``."""
+    anchor_field: str | None = None
+    """Where a row keeps answers that are judged along with its group, such as references or an earlier policy's: rewards are
+    then relative to theirs, 0 is as good. A group without any abstains. See ``reference_field``."""
     judge_weight: Weight = 1.0
     """Weight of the judge's reward: a number, or one per ``data_source`` with ``default`` for the others. Rows of weight 0
     are not judged."""
@@ -175,7 +179,8 @@ class VerlSettings(Settings):
             return []
         weights = [name for name in ("judge_weight", "rule_weight") if isinstance(getattr(self, name), dict)]
         rule = ["rule_weight"] if self.rule_weight and "rule_weight" not in weights else []
-        return [name for name in ("reference_field", "rubric_field") if getattr(self, name)] + weights + rule
+        fields = ("reference_field", "rubric_field", "anchor_field")
+        return [name for name in fields if getattr(self, name)] + weights + rule
 
     @staticmethod
     def tells_no_turns(config: Mapping[str, Any]) -> bool:
@@ -196,13 +201,16 @@ class VerlSettings(Settings):
 
         Raises:
             ConfigError: for an unknown setting or a bad value, or if the judge's wording has no place for the reference or
-                rubric of a row.
+                rubric of a row, or anchors would do nothing.
         """
         given = JudgeConfig.load_values(self.judge) if isinstance(self.judge, str) else dict(self.judge)
         if served and given.get("model", EMBEDDED) == EMBEDDED and "base_url" not in given:
             own = {key: value for key, value in given.items() if key != "model"}
             given = {"api_key_env": "", **served, **own}  # verl's own server wants no key, and speaks plain http
         config = JudgeConfig(**given)
+        check_anchors(
+            f"anchor_field={self.anchor_field!r}", self.anchor_field, self.reference_field, config.reward_shape
+        )
         if self.factory is None:
             check_places(
                 config.judge_format,

@@ -95,14 +95,16 @@ def rank(
 ) -> None:
     """Score the candidates of each input line.
 
-    A line is {"prompt": text or chat messages, "candidates": [text, ...]}, with "id" (or "key"), "reference" and
-    "rubric" if there are any; other fields are ignored. Images are parts of a message or of a candidate (a list of
+    A line is {"prompt": text or chat messages, "candidates": [text, ...]}, with "id" (or "key"), "reference",
+    "rubric" and "anchors" (answers that scores are relative to: 0 is as good) if there are any; other fields are ignored.
+    Images are parts of a message or of a candidate (a list of
     {"type": "text", "text": ...} and {"type": "image", "image": ...}), or a list "images" beside the prompt: paths,
     relative to the INPUT's folder and below it, data URLs, or web addresses for a server to fetch, but not those of this
     machine or its network alone; --images allows more. An image that cannot be shown fails the comparisons of its line.
     Each line gets a result, in the same order: "id", "scores" (null where unknown), "order" (indices, best first), "best"
     (null where nothing is known or different texts tie for the best), "verdicts", "rationale", "calls", "failed", "cut"
-    (candidates that were not judged whole). A bad line gets "id", "line" and "error" instead, the others are judged, and
+    (candidates that were not judged whole); with anchors also their scores, "anchors", and their rating, "level"; in
+    "verdicts" -1 is the first anchor. A bad line gets "id", "line" and "error" instead, the others are judged, and
     the exit code is 1. It is 3 if more than max_failed_fraction of all comparisons failed.
 
     Results are written in the input's order, each as soon as those before it are. A server always has CHUNK lines to

@@ -29,7 +29,7 @@ from mrjudge_reward import json_lines
 from mrjudge_reward.completions import candidate_of
 from mrjudge_reward.credentials import reply_fields_hash
 from mrjudge_reward.errors import InputError
-from mrjudge_reward.fields import shown_text
+from mrjudge_reward.fields import shown_text, texts_of
 from mrjudge_reward.images import fingerprint, placed
 from mrjudge_reward.judging.criteria import rubric_of
 from mrjudge_reward.judging.parallel import in_order
@@ -164,12 +164,15 @@ def _group(record: dict[str, Any], key: str, source: ImageSource, config: JudgeC
     if not prompt:
         raise InputError("prompt: must not be empty")
     reference = shown_text(record.get("reference"), "reference")
+    anchors = texts_of(record["anchors"], "anchor") if record.get("anchors") is not None else None
+    if anchors == ():
+        raise InputError("anchors: none of them says anything; give one, or leave the field out")
     rubric = own_rubric(record.get("rubric"), "rubric", config.criteria is not None)
     try:
         messages = prompt if isinstance(prompt, str) else [_turn(turn, source) for turn in prompt]
         beside = [source.placed(image) for image in record.get("images") or ()]
         shown = with_images(messages, beside)
-        return Group.of(shown, candidates, key, reference, rubric)
+        return Group.of(shown, candidates, key, reference, rubric, anchors=anchors)
     except (InputError, TypeError) as error:
         raise InputError(f"prompt: {error}") from error
 
@@ -218,6 +221,7 @@ def read_items(
                 rubric_of(read, config)  # a line without one is a bad line
             content = [key, *(record.get(field) for field in ("prompt", "candidates", "reference", "rubric"))]
             content += _image_contents(read)
+            content += [] if read.anchors is None else [["anchors", *read.anchors]]
             group = read
         except InputError as error:
             fault = str(error)
@@ -275,6 +279,8 @@ def _encoded(item: InputLine, judgement: Judgement | None) -> tuple[bytes, Count
             "verdicts": [verdict_record(played) for played in judgement.played], "rationale": next(reasoned, ""),
             "calls": judgement.calls, "failed": failed, "cut": judgement.cut,
         }  # fmt: skip
+        if judgement.group.anchors is not None:
+            record |= {"anchors": judgement.anchors_A, "level": judgement.level}
         if judgement.criteria:
             record["criteria"] = [criterion_record(one) for one in judgement.criteria]
         asked, cut = len(judgement.played), len(judgement.cut)

@@ -22,7 +22,7 @@ from mrjudge_reward.prompting.formats import Format
 from mrjudge_reward.prompting.sanitizing import neutralise
 from mrjudge_reward.rubrics.criteria import Criterion, Rubric
 from mrjudge_reward.rubrics.reading import read_rubric
-from mrjudge_reward.scoring.criteria import by_contrast, totals
+from mrjudge_reward.scoring.criteria import by_contrast, relative_totals, totals
 from mrjudge_reward.types import CriterionScores, Group, Judgement, Usage
 
 from .tournament import digest
@@ -109,11 +109,16 @@ def _verdict_on(criterion: Criterion, settings: JudgeSettings, alone: bool) -> O
 
 
 def joined(group: Group, parts: Sequence[Part], judgements: Sequence[Judgement], settings: JudgeSettings) -> Judgement:
-    """One judgement out of those on each criterion; its scores are totals (see ``scoring.criteria``)."""
+    """One judgement out of those on each criterion; its scores are totals (see ``scoring.criteria``).
+
+    A criterion by which no anchor of the group is known has no level, and counts as one of which nothing is known.
+    """
+    anchors = len(group.anchors or ())
+    unknown = (None,) * len(group.candidates)
     criteria = [
         CriterionScores(
             part.criterion,
-            judgement.scores_G,
+            unknown if anchors and judgement.level is None else judgement.scores_G,
             judgement.grades_G,
             len(judgement.played),
             sum(item.verdict.failed for item in judgement.played),
@@ -123,12 +128,13 @@ def joined(group: Group, parts: Sequence[Part], judgements: Sequence[Judgement],
     ]
     forfeits = judgements[0].forfeits
     if settings.contrast:
-        criteria = by_contrast(criteria)
+        criteria = by_contrast(criteria, len(group.candidates) - anchors)
     bounded = settings.judge_rating.neutral != 0
+    found = relative_totals(criteria, anchors, bounded, forfeits) if anchors else totals(criteria, bounded, forfeits)
     calls, hits = _requests(parts, judgements)
     return Judgement(
         group=group,
-        scores_G=totals(criteria, bounded, forfeits),
+        scores_G=found,
         games_G=tuple(map(math.fsum, zip(*(one.games_G for one in judgements), strict=True))),
         played=tuple(
             replace(item, criterion=part.criterion.name)

@@ -7,7 +7,7 @@ of the schedule's first round, exactly as they would be asked later, so scores d
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mrjudge_reward.completions import image_numbers, unshown
 from mrjudge_reward.prompting.sanitizing import visible
@@ -27,9 +27,12 @@ class EarlyComparisons:
         tournament: begun for as many players as the group will have.
         order: names of the players in the order of their numbers; None where that depends on their texts.
         votes: how often each comparison is asked.
+        anchors: name → text of the group's anchors, which are there from the beginning.
     """
 
-    def __init__(self, tournament: Tournament, order: Sequence[str] | None, votes: int) -> None:
+    def __init__(
+        self, tournament: Tournament, order: Sequence[str] | None, votes: int, anchors: Mapping[str, str] | None = None
+    ) -> None:
         self.tournament = tournament
         self._number = None if order is None else {name: number for number, name in enumerate(order)}
         self._present: set[int] = set()
@@ -37,6 +40,7 @@ class EarlyComparisons:
         self._waiting = tournament.comparisons(votes)
         if self._number is None and not _meets_every_order(tournament):
             self._waiting = []
+        self._among_anchors = [asked for name, text in (anchors or {}).items() for asked in self._come(name, text)]
 
     def add(self, name: str, text: str) -> list[Asked]:
         """A candidate has come.
@@ -48,6 +52,10 @@ class EarlyComparisons:
         Returns:
             The comparisons that can be asked now, for ``Judge.ask_early``; each is returned once.
         """
+        ready, self._among_anchors = [*self._among_anchors, *self._come(name, text)], []
+        return ready
+
+    def _come(self, name: str, text: str) -> list[Asked]:
         look = visible(text)
         if is_degenerate(text) or look in self._looks or image_numbers([text]) or unshown([text]):
             self._waiting = []

@@ -105,6 +105,7 @@ class Tournament:
         sanitized: texts in which a marker had to be made harmless.
         cut: candidates of which, or of whose question, reference or rubric, the judge was not shown the whole.
         player_of: candidate → the text that plays for it; the players alone unless set.
+        anchors: the players, by number, that play for the group's anchors.
         images: the group with its images loaded, once something of it was asked.
     """
 
@@ -122,6 +123,7 @@ class Tournament:
         self.sanitized: set[str] = set()
         self.cut: set[str] = set()
         self.player_of: Mapping[str, str] = dict(zip(players, players, strict=True))
+        self.anchors: tuple[int, ...] = ()
         self.images: GroupImages | None = None
         self._plan = plan
         self._players = list(players)

@@ -19,16 +19,21 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub("\ufffd", " ".join(text.split()))
 
 
+def shown_as(slot: int) -> str:
+    """A candidate or an anchor (see ``Comparison``) in words."""
+    return f"#{slot}" if slot >= 0 else f"anchor {-slot}"
+
+
 def verdict_line(item: JudgedComparison, limit: int = 400) -> str:
     """One line: which candidates were shown in which slots, what the judge said, and (the end of) its reasoning."""
-    shown = " ".join(f"#{index}" for index in item.comparison.slots)
+    shown = " ".join(map(shown_as, item.comparison.slots))
     match item.verdict.outcome:
         case Preference(p):
             said = " ".join(f"{value:.2f}" for value in p)
         case Grades(values):
             said = " ".join(f"{value:g}" if value == int(value) else f"{value:.2f}" for value in values)
         case RankOrder(tiers, strengths):
-            named = [" = ".join(f"#{item.comparison.slots[at]}" for at in tier) for tier in tiers]
+            named = [" = ".join(shown_as(item.comparison.slots[at]) for at in tier) for tier in tiers]
             steps = [f" {'>' * strength} " for strength in strengths or (1,) * (len(tiers) - 1)]
             said = "".join(part for pair in zip_longest(named, steps, fillvalue="") for part in pair)
         case Tie():
@@ -44,7 +49,7 @@ def verdict_line(item: JudgedComparison, limit: int = 400) -> str:
 
 
 def verdict_record(item: JudgedComparison) -> dict[str, Any]:
-    """A verdict as plain values for JSON."""
+    """A verdict as plain values for JSON; -1 is the group's first anchor."""
     record: dict[str, Any] = {"candidates": list(item.comparison.slots)}
     if item.criterion:
         record["criterion"] = item.criterion

@@ -37,9 +37,14 @@ def spread(values_G: Sequence[float | None]) -> float:
     return statistics.pstdev(known) if len(known) > 1 else 0.0
 
 
-def by_contrast(criteria: Sequence[CriterionScores]) -> list[CriterionScores]:
-    """Weights times each criterion's spread relative to the mean spread; as they are where no criterion differs."""
-    spreads = [spread(one.scores_G) for one in criteria]
+def by_contrast(criteria: Sequence[CriterionScores], size: int | None = None) -> list[CriterionScores]:
+    """Weights times each criterion's spread relative to the mean spread; as they are where no criterion differs.
+
+    Args:
+        criteria: at least one.
+        size: how many of the scores, the first ones, count; None for all.
+    """
+    spreads = [spread(one.scores_G[:size]) for one in criteria]
     mean = sum(spreads) / len(spreads)
     if mean == 0:
         return list(criteria)
@@ -76,7 +81,7 @@ def component(one: CriterionScores, forfeits: Sequence[int] = (), as_mean: bool 
 
 
 def totals(
-    criteria: Sequence[CriterionScores], bounded: bool, forfeits: Sequence[int] = ()
+    criteria: Sequence[CriterionScores], bounded: bool, forfeits: Sequence[int] = (), anchored: bool = False
 ) -> tuple[float | None, ...]:
     """A total per candidate; see the module.
 
@@ -85,6 +90,7 @@ def totals(
         bounded: scores lie between 0 and 1, so that the lowest total is known; else it is a game won outright
             (``HARD_LOG_ODDS``) below the group's lowest.
         forfeits: candidates that have the lowest total whatever else is known: degenerate answers.
+        anchored: scores are relative to anchors, so that bounded ones lie between -1 and 1.
 
     Returns:
         Totals, None where nothing is known of a candidate, or not what an essential criterion asks.
@@ -110,9 +116,45 @@ def totals(
             total_of[index] = round(level + sum(parts) / whole, 9)
     if real and last == set(forfeits) and not total_of:
         return (None,) * size  # nothing is known that a forfeit could be below
-    if bounded:
+    if bounded and anchored:
+        lowest = -1.0
+    elif bounded:
         lowest = sum(min(0.0, one.weight) for one in criteria) / sum(abs(one.weight) for one in criteria)
     else:
         lowest = min(total_of.values(), default=0.0) - HARD_LOG_ODDS
     total_of |= dict.fromkeys(last, round(lowest, 9))
     return tuple(total_of.get(index) for index in range(size))
+
+
+def relative_totals(
+    criteria: Sequence[CriterionScores], anchors: int, bounded: bool, forfeits: Sequence[int] = ()
+) -> tuple[float | None, ...]:
+    """Totals of a group with anchors, relative to theirs.
+
+    The anchors' mean is one more candidate, whose score by each criterion is 0. So it passes the gate of essential criteria,
+    or does not, by its mean grade; where that is unknown, all totals are.
+
+    Args:
+        criteria: scores relative to the anchors', which are the last of each.
+        anchors: how many; at least one.
+        bounded, forfeits: as in ``totals``.
+
+    Returns:
+        Totals of candidates and anchors; those of several anchors are unknown.
+    """
+    size = len(criteria[0].scores_G) - anchors
+
+    def with_their_mean(one: CriterionScores) -> CriterionScores:
+        known = any(score is not None for score in one.scores_G)
+        grades = [grade for grade in one.grades_G[size:] if grade is not None]
+        mean = statistics.fmean(grades) if grades else None
+        return replace(
+            one, scores_G=(*one.scores_G[:size], 0.0 if known else None), grades_G=(*one.grades_G[:size], mean)
+        )
+
+    of_candidates = [index for index in forfeits if index < size]
+    *found, level = totals(list(map(with_their_mean, criteria)), bounded, of_candidates, anchored=True)
+    if level is None:
+        return (None,) * (size + anchors)
+    above = tuple(None if total is None else round(total - level, 9) for total in found)
+    return (*above, *((0.0,) if anchors == 1 else (None,) * anchors))

@@ -2,7 +2,7 @@
 
 An unknown score never becomes a number of its own. It stays None (the framework leaves the row out), or takes the mean
 of the known ones in its group, whose advantage is zero. A group of which nothing is known gets the same value for
-everyone, so its advantages are zero as well.
+everyone, so its advantages are zero as well. Scores relative to anchors keep their level: only ``centre`` takes it out.
 """
 
 from __future__ import annotations
@@ -38,6 +38,26 @@ class RewardShape:
             raise ConfigError(f"length_weight must not be negative; got {self.length_weight}")
 
 
+def check_anchors(setting: str, anchors: str | None, reference: str | None, shape: RewardShape) -> None:
+    """Whether rewards relative to anchors make sense.
+
+    Args:
+        setting: what names the anchors, as it was given.
+        anchors, reference: where a row keeps them; None for none.
+        shape: of the rewards.
+
+    Raises:
+        ConfigError: if the level that anchors give is taken out again, or the judge would be told which response is one.
+    """
+    if anchors is not None and shape.centre:
+        raise ConfigError(f"{setting} gives rewards a level, and centre takes it out again: leave out one of them")
+    if anchors is not None and anchors == reference:
+        raise ConfigError(
+            f"{setting} is also shown as the reference, so that the judge would know which response it is: leave out one "
+            "of them"
+        )
+
+
 def reward_group(
     judgement: Judgement,
     shape: RewardShape = RewardShape(),
@@ -52,7 +72,7 @@ def reward_group(
         shape: centring and length.
         on_abstain: what stands for an unknown score.
         lengths_G: length of each candidate, in tokens if known; characters of the final answers by default.
-        neutral: with ``group_mean``, the value of a group about which nothing is known.
+        neutral: with ``group_mean``, the value of a group about which nothing is known; of one with anchors that is 0.
 
     Raises:
         InputError: if ``lengths_G`` is not G long.
@@ -71,7 +91,8 @@ def reward_group(
         # Being short must not make up for saying nothing: a degenerate answer stays at the bottom.
         bottom = min(shaped.values())
         known = {index: shaped.get(index, min(score, bottom)) for index, score in known.items()}
-    mean = sum(known.values()) / len(known) if known else neutral
+    nothing = neutral if judgement.group.anchors is None else 0.0
+    mean = sum(known.values()) / len(known) if known else nothing
     offset = mean if shape.centre else 0.0
     unknown = None if on_abstain == "none" else mean - offset
     rewards_G = tuple(known[i] - offset if i in known else unknown for i in range(len(scores_G)))

@@ -13,9 +13,11 @@ ring           2G                   circulant pairs: offsets with the best-condi
 adaptive       2G                   a ring of G calls, then four rounds of the games that settle most
 all_pairs      G(G-1)/2 × 2 orders  everybody meets everybody
 listwise       4                    all candidates at once, in permutations that balance slots
-anchor         (G-1) × 2 orders     everybody meets one candidate (BRPO, arXiv 2506.00103, its pivot)
+anchor         (G-1) × 2 orders     everybody meets one candidate (BRPO, arXiv 2506.00103, its pivot); in a group with
+                                    anchors each candidate meets each of these
 swiss          ⌊G/2⌋⌈log2 G⌉        neighbours in the standing meet
-knockout       2G-2                 seeded by an anchor round, then single elimination (ArenaRL, 2601.06487)
+knockout       2G-2                 seeded by an anchor round, then single elimination (ArenaRL, 2601.06487); in a group
+                                    with anchors the first of them seeds
 =============  ===================  ==========================================================================
 
 Each takes a budget of calls per group. ``both_orders`` plays every pair in both slot orders; without it the slots are
@@ -62,12 +64,14 @@ class Limits:
         both_orders: whether a pair is shown in both slot orders; None for the schedule's own habit.
         max_slots: most candidates in one comparison (listwise).
         audit: whether to show some comparison in mirrored slots as well.
+        anchors: which of the candidates are anchors of the group.
     """
 
     budget: int | None = None
     both_orders: bool | None = None
     max_slots: int = 16
     audit: bool = False
+    anchors: tuple[int, ...] = ()
 
     def spend(self, natural: int) -> int:
         """The number of comparisons: the natural one unless a budget is set."""
@@ -196,9 +200,10 @@ class _Slotter:
 
 
 def anchor(size: int, limits: Limits, rng: Random) -> Plan:
-    """Everybody meets candidate 0 (which is a random one: candidates are numbered by a seeded hash)."""
-    both = limits.both_orders is not False
-    pairs = _Slotter(size, both).play((0, other) for other in range(1, size))
+    """Everybody meets the anchors, or candidate 0 (a random one: candidates are numbered by a seeded hash)."""
+    both, pivots = limits.both_orders is not False, limits.anchors or (0,)
+    others = (index for index in range(size) if index not in pivots)
+    pairs = _Slotter(size, both).play((pivot, other) for other in others for pivot in pivots)
     yield audited(pairs, limits.spend(len(pairs) + (limits.audit and not both)), limits)
 
 
@@ -236,7 +241,8 @@ def knockout(size: int, limits: Limits, rng: Random) -> Plan:
     if size < 2 or left <= 0:
         return
     slotter = _Slotter(size, both)
-    opening = slotter.open(((0, other) for other in range(1, size)), left, limits)
+    pivot = limits.anchors[0] if limits.anchors else 0
+    opening = slotter.open(((pivot, other) for other in range(size) if other != pivot), left, limits)
     left -= len(opening)
     tally = yield opening
     strength_G = log_odds(tally)

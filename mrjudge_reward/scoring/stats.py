@@ -33,6 +33,9 @@ METRICS = (
 )
 """Names of the metrics, the same on every rank at every step."""
 
+ANCHOR_WIN_RATE = "anchor_win_rate"
+"""Name of a metric that is there only where groups have anchors."""
+
 MOST_KEPT = 32
 """Rejected texts that are told apart."""
 
@@ -114,6 +117,7 @@ class JudgeStats:
         details: failures by reason and what was seen, the most frequent of each group, as ``"reason: detail"``; bounded as
             ``rejected`` is.
         criteria: counts by criterion, of the first ``MOST_KEPT`` names that came.
+        against_anchors, anchor_wins: candidates with a score relative to anchors; those above 0, of which one at 0 is half.
     """
 
     groups: int = 0
@@ -142,6 +146,8 @@ class JudgeStats:
     rejected: Counter[str] = field(default_factory=Counter)
     details: Counter[str] = field(default_factory=Counter)
     criteria: dict[str, CriterionStats] = field(default_factory=dict)
+    against_anchors: int = 0
+    anchor_wins: float = 0.0
 
     @classmethod
     def of(
@@ -221,8 +227,12 @@ class JudgeStats:
         Consistency is 0 where the slot alone decides, .5 for a coin and 1 where it does not matter. It is NaN where no
         comparison was mirrored, as where every candidate was judged alone: then it was not measured. The correlation
         with length is a mean over groups, NaN where no group has one.
+
+        Where candidates have a score relative to anchors, ``ANCHOR_WIN_RATE`` is there as well: the share of them that are
+        better, ties half.
         """
-        return {
+        beside = {ANCHOR_WIN_RATE: self.anchor_wins / self.against_anchors} if self.against_anchors else {}
+        return beside | {
             "position_consistency": self.agreeing / self.mirrored if self.mirrored else math.nan,
             "position_consistency_debiased": (
                 self.debiased_agreeing / self.debiased_mirrored if self.debiased_mirrored else math.nan
@@ -294,6 +304,7 @@ def _count(judgement: Judgement, correlation: float | None) -> JudgeStats:
     scores = [score for score in judgement.scores_G if score is not None]
     masses = [item.verdict.label_mass for item in asked_of(judgement) if item.verdict.label_mass is not None]
     failed = [item.verdict.outcome for item in judgement.played if isinstance(item.verdict.outcome, NoVerdict)]
+    levelled = scores if judgement.group.anchors else []
     details = Counter(f"{outcome.reason}: {outcome.detail[:300]}" for outcome in failed if outcome.detail)
     return JudgeStats(
         candidates=len(judgement.scores_G),
@@ -318,4 +329,6 @@ def _count(judgement: Judgement, correlation: float | None) -> JudgeStats:
         rejected=Counter(outcome.rejected for outcome in failed if outcome.rejected),
         details=Counter(dict(details.most_common(3))),
         criteria=CriterionStats.of(judgement),
+        against_anchors=len(levelled),
+        anchor_wins=sum((score > 0) + (score == 0) / 2 for score in levelled),
     )

@@ -79,6 +79,7 @@ class _Arriving:
         samples = [seat.sample for seat in self.seats.values()]
         shown = sum(image_bytes(part) for sample in samples for _, part in sample.images)
         texts = sum(len(sample.answer) for sample in samples)
+        texts += sum(map(len, samples[0].anchors or ())) if samples else 0
         return shown + texts + (prompt_bytes(samples[0].prompt) if samples else 0)
 
     def seat_of(self, sample: Sample) -> _Seat | None:
@@ -92,6 +93,8 @@ class _Arriving:
         if self.seats:  # a prompt may hold images: all seats share the first one
             first = next(iter(self.seats.values())).sample
             sample = replace(sample, prompt=first.prompt, reference=first.reference, rubric=first.rubric)
+            if sample.anchors == first.anchors:
+                sample = replace(sample, anchors=first.anchors)
         name = sample.member if sample.member is not None else f"#{self.taken}"
         self.taken += 1
         self.absent.discard(name)
@@ -233,7 +236,13 @@ class ArrivingGroups:
         arrived = [newcomer]
         if arriving.early is None:
             arriving.early = judge.early(
-                newcomer.prompt, arriving.size, arriving.key, names, newcomer.reference, newcomer.rubric
+                newcomer.prompt,
+                arriving.size,
+                arriving.key,
+                names,
+                newcomer.reference,
+                newcomer.rubric,
+                newcomer.anchors,
             )
             arrived = [seat.sample for seat in arriving.seats.values()]
         asked = [pair for sample in arrived for pair in arriving.early.add(sample.member or "", sample.answer)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mrjudge_reward.completions import plain
 from mrjudge_reward.config import JudgeSettings
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.judging.early import EarlyComparisons
@@ -18,6 +20,8 @@ from mrjudge_reward.scoring.tally import position_consistency
 from mrjudge_reward.types import Group, Judgement, NoVerdict
 
 from .queue import JudgingQueue
+
+logger = logging.getLogger(__name__)
 
 INFO_KEYS = (
     "judge_reward",
@@ -53,6 +57,7 @@ class Sample:
             come again.
         images: what the answer's marks of images stand for.
         validation: whether it is of a validation, which is counted apart.
+        anchors: texts, as in ``Group.of``; samples of a group that bring different ones leave its level unknown.
     """
 
     group: str
@@ -66,6 +71,7 @@ class Sample:
     lasting: bool = True
     images: tuple[tuple[str, ImagePart], ...] = ()
     validation: bool = False
+    anchors: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,11 @@ def group_of(key: str, samples: Sequence[Sample], names: Sequence[str] | None = 
     head, answers = samples[0], tuple(sample.answer for sample in samples)
     images = {number: part for sample in reversed(samples) for number, part in sample.images}
     named = None if names is None else tuple(names)
-    return Group(head.prompt, answers, key, head.reference, head.rubric, named, tuple(images.items()))
+    anchors = None if head.anchors is None else tuple(plain(text).text for text in head.anchors)
+    if any(sample.anchors != head.anchors for sample in samples):
+        logger.warning("group %s: its samples bring different anchors, so that its level is unknown", key)
+        anchors = ()
+    return Group(head.prompt, answers, key, head.reference, head.rubric, named, tuple(images.items()), anchors)
 
 
 class Scorer:

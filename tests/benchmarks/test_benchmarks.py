@@ -43,6 +43,13 @@ def test_the_schedules_benchmark_prints_every_schedule_and_its_requirements(tmp_
     assert {row["schedule"] for row in written["rows"]} == set(SCHEDULES) - {"pointwise"}
 
 
+def test_the_anchors_benchmark_prints_every_schedule_for_each_number_of_anchors() -> None:
+    rows = [line.split() for line in printed_by("anchors", "--groups", "2").splitlines()[1:]]
+    assert {row[0] for row in rows} == set(SCHEDULES) - {"pointwise"}
+    assert sorted({row[2] for row in rows}) == ["1", "2", "4"]
+    assert {row[3] for row in rows if row[0] == "anchor"} == {"16", "32", "64"}
+
+
 def test_every_requirement_of_groups_of_eight_passes_and_the_default_is_the_one_found_best() -> None:
     requirements = printed_by("schedules", "--sizes", "8", "--groups", "200").partition("Requirements")[2]
     statuses = re.findall(r"^(\S+) +\([ab]\) G=8 ", requirements, re.MULTILINE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import shutil
 import signal
@@ -161,6 +162,55 @@ def test_a_conversation_a_reference_and_a_rubric_reach_the_judge(engine: Scripte
     assert rank(stdin=jsonl(line)).exit_code == 0
     shown = engine.requests[0].messages[-1].text
     assert all(text in shown for text in ("Ping?", "Pong.", "REFERENCE", "RUBRIC"))
+
+
+@pytest.mark.parametrize(
+    ("anchors", "scores", "error"),
+    [
+        ("rrrr", (-1, 1), None),
+        (["rrrr"], (-1, 1), None),
+        (["rrrr", "ssss"], (-1, 1), None),
+        ("r", (1, 1), None),
+        (12345678901, (-1, -1), None),
+        ("xx", (0, 1), None),
+        ("...", (None, None), None),
+        (None, None, None),
+        ([], None, "anchors: none of them says anything"),
+        (["", " "], None, "anchors: none of them says anything"),
+        ({"text": "rrrr"}, None, "the anchor must be text, a number, or a list of these; got dict"),
+        ([["rrrr"], [{"a": 1}]], None, "the anchor must be text"),
+    ],
+    ids=str,
+)
+def test_scores_of_a_line_with_anchors_are_relative_to_these(
+    anchors: Any, scores: Any, error: str | None, engine: ScriptedEngine
+) -> None:
+    line = {"prompt": "q", "candidates": ["xx", "yyyyyyy"], "anchors": anchors}
+    result = rank(
+        "--set", "schedule=all_pairs", "--set", "format=choice", "--set", "max_failed_fraction=1.0", stdin=jsonl(line)
+    )
+    (record,) = records(result.stdout)
+    if error is not None:
+        assert error in record["error"]
+        return
+    signs = [score and math.copysign(1, score) for score in record["scores"]]
+    if scores is None:
+        assert "anchors" not in record
+        assert signs == [-1, 1]
+        return
+    assert signs == list(scores)
+    assert len(record["anchors"]) == (2 if anchors == ["rrrr", "ssss"] else 1)
+    if scores[0] is not None:
+        shown = {slot for verdict in record["verdicts"] for slot in verdict["candidates"]}
+        assert shown <= {0, 1, -1, -2}
+        assert record["calls"] == len(engine.requests) == len(record["verdicts"])
+
+
+def test_a_line_with_other_anchors_is_another_line(tmp_path: Path, engine: ScriptedEngine) -> None:
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    for anchors, says in (("rrrr", ""), ("rrrr", "1 of them found"), ("ssss", "is no result of the input's line 1")):
+        source.write_text(jsonl({"prompt": "q", "candidates": ["xx", "yyyyyyy"], "anchors": anchors}))
+        assert says in rank(source, "-o", output).stderr
 
 
 def test_lines_are_judged_by_the_criteria_they_bring_and_a_line_without_is_a_bad_line(engine: ScriptedEngine) -> None:

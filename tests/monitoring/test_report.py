@@ -267,6 +267,22 @@ def test_a_group_judged_by_criteria_shows_who_met_which(opened: Any, tmp_path: P
     assert any(said.startswith("alarm: #") for said in texts(window, "#group .verdict summary"))
 
 
+def test_a_group_with_anchors_shows_them_under_their_own_name(opened: Any, tmp_path: Path) -> None:
+    judge = Judge(ScriptedEngine.by_utility(len), "choice", verdict="generate", schedule="anchor")
+    (judgement,) = judge.judge([Group.of("Which?", ["a", "bbb"], "g", anchors=["<b>of old</b>", "rr"])])
+    RunLogWriter(tmp_path).batch(1, "train", [judgement], [judgement.scores_G], [[1, 3]], {})
+    window = opened(tmp_path)
+    group = window.find_element("id", "group").text
+    assert "Anchor 1, score" in group
+    assert "<b>of old</b>" in group
+    assert "scores are relative to the anchors" in group
+    assert len(texts(window, "#group .candidate")) == 2
+    heads = texts(window, "#group .verdict summary")
+    assert any(said.startswith("anchor 2 against #") for said in heads)
+    assert any("prefers anchor 1" in said for said in heads)
+    assert "Against the anchors" in window.find_element("id", "charts").text
+
+
 def test_a_run_without_groups_or_of_evaluation_alone_is_shown(opened: Any, tmp_path: Path) -> None:
     RunLogWriter(tmp_path).batch(1, "eval", [], [], [])
     RunLogWriter(tmp_path).seconds(1, judge=0.5)

@@ -54,6 +54,28 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert "says more" in group.verdicts[0]["rationale"]
 
 
+def test_anchors_are_logged_apart_and_read_again_also_from_logs_that_know_none(tmp_path: Path) -> None:
+    (judgement,) = reasoning_judge().judge([Group.of("Which?", ["one", "three"], "g", anchors=["four", "x" * 9000])])
+    RunLogWriter(tmp_path).batch(1, "train", [judgement], [judgement.scores_G], [[3, 5]], {"judge": "j"})
+    (batch,) = read_run(tmp_path).batches
+    (group,) = batch.groups
+    assert group == LoggedGroup.of(judgement, judgement.scores_G, [3, 5])
+    assert [one["score"] for one in group.anchors] == list(judgement.anchors_A)
+    assert len(group.anchors[1]["text"]) < MAX_CHARS + 100
+    assert (batch.stats.candidates, batch.stats.against_anchors, batch.stats.anchor_wins) == (2, 2, 0)
+    assert batch.stats.calls == judgement.calls == 8
+    (path,) = tmp_path.glob("*.jsonl")
+    for name in ("anchors", "level", "against_anchors", "anchor_wins"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for line in lines[1:]:
+            line["stats"].pop(name, None)
+            line["groups"][0].pop(name, None)
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (batch,) = read_run(tmp_path).batches
+    assert batch.groups[0].anchors == ()
+    assert "anchor_win_rate" not in batch.stats.metrics()
+
+
 def test_of_a_group_judged_by_criteria_each_criterion_is_logged_and_games_are_not_mixed(tmp_path: Path) -> None:
     judge = Judge(
         ScriptedEngine.by_utility(len), criteria="absolute", verdict="logprobs", rubric=["Is long.", "Is kind."]

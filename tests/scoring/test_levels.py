@@ -16,9 +16,10 @@ from mrjudge_reward.engines.scripted import shown_candidates
 from mrjudge_reward.prompting.formats import SENTIMENT, Choice, Format, PairScores, Ranking, Score
 from mrjudge_reward.scoring.rewards import RewardShape, reward_group
 
+ORDINARY = "an ordinary answer"
 GOOD = {"a good answer": 0.7, "a very good answer": 0.8, "quite a good answer": 0.9, "the best answer": 1.0}
 BAD = {"a bad answer": 0.0, "a very bad answer": 0.1, "quite a bad answer": 0.2, "a poor answer": 0.3}
-WORTH = GOOD | BAD
+WORTH = GOOD | BAD | {ORDINARY: 0.5}
 
 
 def script_of(format: Format) -> Callable[[Request], str | dict[str, float]]:
@@ -39,10 +40,12 @@ def script_of(format: Format) -> Callable[[Request], str | dict[str, float]]:
     return script
 
 
-def mean_reward(format: Format, rating: str, schedule: str, answers: Iterable[str], centre: bool) -> float:
+def mean_reward(
+    format: Format, rating: str, schedule: str, answers: Iterable[str], centre: bool, anchors: str | None = None
+) -> float:
     verdict = "logprobs" if format is SENTIMENT else "generate"
     judge = Judge(ScriptedEngine(script_of(format)), format, schedule=schedule, rating=rating, verdict=verdict)
-    (judgement,) = judge.judge([Group.of("How?", list(answers), "g")])
+    (judgement,) = judge.judge([Group.of("How?", list(answers), "g", anchors=anchors)])
     rewards_G = reward_group(judgement, RewardShape(centre)).rewards_G
     assert None not in rewards_G, judgement.played
     assert len({*rewards_G}) > 1, "within the group it tells"
@@ -77,3 +80,31 @@ def test_only_mean_grades_that_are_not_centred_have_a_level(
         assert good - bad > 0.3
     else:
         assert good == pytest.approx(bad, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("format", "rating", "schedule"),
+    [
+        (Score(), "mean_score", "pointwise"),
+        (Score(), "log_odds", "pointwise"),
+        (Score(), "bradley_terry", "pointwise"),
+        (Score(), "win_rate", "pointwise"),
+        (SENTIMENT, "log_odds", "pointwise"),
+        (SENTIMENT, "mean_score", "pointwise"),
+        (PairScores(), "mean_score", "all_pairs"),
+        (PairScores(), "win_rate", "all_pairs"),
+        (PairScores(), "log_odds", "listwise"),
+        (Choice(), "log_odds", "all_pairs"),
+        (Choice(), "win_rate", "all_pairs"),
+        (Choice(), "log_odds", "adaptive"),
+        (Choice(), "borda", "ring"),
+        (Ranking(), "bradley_terry", "listwise"),
+    ],
+    ids=lambda value: type(value).__name__ if dataclasses.is_dataclass(value) else str(value),
+)
+def test_with_an_anchor_every_rating_has_a_level_and_it_is_the_anchors(
+    format: Format, rating: str, schedule: str
+) -> None:
+    good, bad = (mean_reward(format, rating, schedule, answers, False, ORDINARY) for answers in (GOOD, BAD))
+    assert good > 0.2
+    assert bad < -0.2

@@ -16,7 +16,7 @@ from mrjudge_reward.errors import EngineError
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.scoring.rewards import RewardShape
 from mrjudge_reward.streaming.scores import INFO_KEYS, Sample, Scored
-from tests.support.arriving import TEXTS, World, direct, run, sample, scripted
+from tests.support.arriving import TEXTS, World, direct, run, sample, scripted, taste
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -267,3 +267,20 @@ def test_equal_answers_at_the_end_are_not_taken_for_copies():
     for count, workers in ((2, 3), (4, 4)):
         scored = run(lambda count=count, workers=workers: scenario(count, workers))
         assert [result.info["judge_partial"] for result in scored] == [0] * count
+
+
+def test_groups_of_a_batch_have_the_levels_of_their_anchors():
+    good, poor = max(TEXTS, key=taste), min(TEXTS, key=taste)
+
+    async def scenario() -> list[Scored]:
+        world = await World().ready()
+        samples = [
+            sample(None, text, 4, group, anchors=(anchor,))
+            for group, anchor in (("above", poor), ("below", good))
+            for text in TEXTS[4:]
+        ]
+        return await hand_in(world, samples, 3)
+
+    found = rewards(run(scenario))
+    assert min(found[:4]) >= 0 >= max(found[4:])
+    assert found[:4] != found[4:]

@@ -21,7 +21,7 @@ from mrjudge_reward.scoring.alarms import FailureAlarm
 from mrjudge_reward.scoring.rewards import RewardShape
 from mrjudge_reward.streaming import groups as cohorts_module
 from mrjudge_reward.streaming.scores import INFO_KEYS, Scored, prompt_bytes
-from mrjudge_reward.types import EngineFailure, Request
+from mrjudge_reward.types import EngineFailure, Group, Request
 from tests.support.arriving import TEXTS, World, direct, numbers, run, sample, scripted, taste
 
 pytestmark = pytest.mark.timeout(120)
@@ -718,3 +718,69 @@ def test_a_prompt_takes_what_its_texts_and_images_take():
     images = [Image.new("RGB", (40, 30)), b"x" * 100, "data:image/png;base64,abcd", Image.new("L", (10, 10))]
     prompt = (Message("user", (TextPart("four"), *map(ImagePart, images))), Message("assistant", (TextPart("ok"),)))
     assert prompt_bytes(prompt) == 4 + 3 * 40 * 30 + 100 + 26 + 100 + 2
+
+
+ANCHORS = ("nine pens", "ten hens")
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("schedule", ["adaptive", "ring", "all_pairs", "anchor", "listwise"])
+def test_with_anchors_rewards_are_those_of_the_whole_group_however_it_arrives(schedule: str, named: bool):
+    async def scenario() -> tuple[list[Scored], int]:
+        world = await World(lambda: scripted(schedule=schedule)).ready()
+        tasks = []
+        for member in (2, 0, 3, 1):
+            tasks.append(world.send(member if named else None, ANSWERS[member], anchors=ANCHORS))
+            await asyncio.sleep(0.01)
+        scored = await asyncio.gather(*tasks)
+        return [scored[(2, 0, 3, 1).index(member)] for member in range(4)], len(world.engine.requests)
+
+    scored, calls = run(scenario)
+    plain = scripted(schedule=schedule)
+    names = numbers(4) if named else None
+    (judgement,) = plain.judge([Group.of("Which fruit?", ANSWERS, "g", names=names, anchors=ANCHORS)])
+    assert rewards(scored) == list(judgement.scores_G)
+    assert calls == len(plain.engine.requests)  # type: ignore[attr-defined]
+    assert judgement.anchors_A != ()
+
+
+@pytest.mark.parametrize(
+    "anchors",
+    [
+        [("x",), ("y",), ("x",), ("x",)],
+        [("x",), ("x",), ("x",), ("x", "y")],
+        [("x",), ("x",), None, ("x",)],
+        [None, None, None, ("x",)],
+        [("x",), (), ("x",), ("x",)],
+        [("x", "y"), ("y", "x"), ("x", "y"), ("x", "y")],
+        [(), (), (), ()],
+        [("",), ("",), ("",), ("",)],
+        [("...",)] * 4,
+        [("\u200b",)] * 4,
+    ],
+    ids=ascii,
+)
+def test_a_group_whose_level_is_unknown_is_flagged_and_not_asked_about(anchors: list[Any]):
+    async def scenario() -> tuple[list[Scored], int]:
+        world = await World(lambda: scripted(schedule="ring"), as_it_arrives=False).ready()
+        tasks = [world.send(m, text, anchors=of) for m, (text, of) in enumerate(zip(ANSWERS, anchors, strict=True))]
+        return await asyncio.gather(*tasks), len(world.engine.requests)
+
+    scored, calls = run(scenario)
+    assert rewards(scored) == [0.0] * 4
+    assert flags(scored, "abstained") == [1.0] * 4
+    assert flags(scored, "failed") == [1.0] * 4
+    assert all(math.isnan(score) for score in flags(scored, "score"))
+    assert calls == 0
+
+
+def test_a_lone_sample_is_judged_against_its_anchor():
+    async def scenario() -> list[Scored]:
+        world = await World().ready()
+        return await asyncio.gather(
+            *(world.send(0, TEXTS[n], size=1, group=str(n), anchors=(TEXTS[5],)) for n in range(4))
+        )
+
+    scored = run(scenario)
+    assert [reward > 0 for reward in rewards(scored)] == [taste(TEXTS[n]) > taste(TEXTS[5]) for n in range(4)]
+    assert not any(flags(scored, "abstained"))

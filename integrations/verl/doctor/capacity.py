@@ -91,7 +91,7 @@ def _reply(config: Mapping[str, Any], judge: JudgeConfig) -> Iterator[Check]:
 
 def _context(config: Mapping[str, Any], settings: VerlSettings, judge: JudgeConfig) -> Check:
     """At worst: a prompt and completions of the greatest length."""
-    slots = _slots(judge, settings.group_size or 1)
+    slots = _slots(judge, (settings.group_size or 1) + (settings.anchor_field is not None))
     prompt, response = config["data"]["max_prompt_length"], config["data"]["max_response_length"]
     template, (setting, writes) = _template_tokens(judge, slots), _writes(judge)
     size = judge.context_tokens or (8192 if judge.embedded else UNKNOWN_CONTEXT)

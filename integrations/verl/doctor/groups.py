@@ -39,14 +39,16 @@ def groups(config: Mapping[str, Any], settings: VerlSettings, judge: JudgeConfig
     """
     rollout = config["actor_rollout_ref"]["rollout"]
     compares = judge.judge_format.max_slots > 1
+    lonely = compares and settings.anchor_field is None
     size, estimator = rollout["n"], config["algorithm"]["adv_estimator"]
     data = {"n": size, "group_size": settings.group_size, "compares": compares}
     if settings.group_size != size:
         yield Check("group size", "failed", _mismatch(f"{SECTION}.group_size", settings.group_size, "n", size), data)
-    elif size < 2 and compares:
+    elif size < 2 and lonely:
         detail = (
             f"actor_rollout_ref.rollout.n={size}: the judge compares, and a lone completion has nothing to be compared "
-            f"with. Set n to 4 or more, or let the judge grade alone ({SECTION}.judge.format=score)"
+            f"with. Set n to 4 or more, let the judge grade alone ({SECTION}.judge.format=score), or give it anchors "
+            f"({SECTION}.anchor_field)"
         )
         yield Check("group size", "failed", detail, data)
     elif size < 2 and estimator in _GROUP_ESTIMATORS:
@@ -58,25 +60,27 @@ def groups(config: Mapping[str, Any], settings: VerlSettings, judge: JudgeConfig
     else:
         yield Check("group size", "ok", f"{size} completions per prompt, {'compared' if compares else 'graded'}", data)
     if estimator == "gae":
-        yield _critic(judge)
+        yield _critic(judge, settings)
     yield from _agent_loop(config)
     trainer = config["trainer"]
     if trainer.get("val_before_train") or trainer.get("val_only") or (trainer.get("test_freq") or 0) > 0:
-        yield from _validation(config, settings, compares)
+        yield from _validation(config, settings, lonely)
     else:
         yield Check("validation", "ok", "none in this run")
 
 
-def _critic(judge: JudgeConfig) -> Check:
+def _critic(judge: JudgeConfig, settings: VerlSettings) -> Check:
     """A critic learns what a prompt's completions are rewarded with on average."""
     rating = judge.judge_rating.name
+    if settings.anchor_field is not None:
+        return Check("critic", "ok", "rewards relative to anchors have a level that it can learn", {"rating": rating})
     if judge.judge_rating.neutral is None and not judge.centre:
         return Check("critic", "ok", f"rating {rating}: rewards have a level that it can learn", {"rating": rating})
     why = "rewards are centred in each group" if judge.centre else f"rating {rating} has the same mean in every group"
     detail = (
         f"{why}, so that the critic learns a constant, and does nothing for the advantages. Let the judge grade "
-        f"({SECTION}.judge: {{format: score, rating: mean_score}}, centre not set), or use an estimator with the group as "
-        "its baseline (grpo)"
+        f"({SECTION}.judge: {{format: score, rating: mean_score}}, centre not set), compare with anchors "
+        f"({SECTION}.anchor_field), or use an estimator with the group as its baseline (grpo)"
     )
     return Check("critic", "note", detail, {"rating": rating})
 
@@ -115,7 +119,7 @@ def _wanted_agent_loop_manager(config: Mapping[str, Any]) -> str:
     return AGENT_LOOP_MANAGER if config["trainer"].get("use_v1") else f"{AGENT_LOOP_MANAGER}V0"
 
 
-def _validation(config: Mapping[str, Any], settings: VerlSettings, compares: bool) -> Iterator[Check]:
+def _validation(config: Mapping[str, Any], settings: VerlSettings, lonely: bool) -> Iterator[Check]:
     rollout = config["actor_rollout_ref"]["rollout"]
     train, size, given = rollout["n"], rollout["val_kwargs"]["n"], settings.validation_group_size
     data = {"n": train, "validation_n": size}
@@ -123,7 +127,7 @@ def _validation(config: Mapping[str, Any], settings: VerlSettings, compares: boo
         yield Check(
             "validation", "failed", _mismatch(f"{SECTION}.validation_group_size", given, "val_kwargs.n", size), data
         )
-    elif size < 2 and compares:
+    elif size < 2 and lonely:
         detail = (
             f"actor_rollout_ref.rollout.val_kwargs.n={size}: the judge compares, so every validation reward will be "
             "neutral. Set it to 2 or more with do_sample=True, or leave validation out (trainer.val_before_train=False, "

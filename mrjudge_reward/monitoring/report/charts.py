@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from mrjudge_reward.monitoring.run_log import LoggedBatch, RunLog
 from mrjudge_reward.monitoring.trainer_logs import TrainerLogs, step_seconds
-from mrjudge_reward.scoring.stats import JudgeStats
+from mrjudge_reward.scoring.stats import ANCHOR_WIN_RATE, JudgeStats
 
 MAX_POINTS = 400
 """Points of a line."""
@@ -103,6 +103,15 @@ def charts_of(run: RunLog, trainer: TrainerLogs) -> list[dict[str, Any]]:
             "Mean over all completions, with their spread inside groups. Ratings that are centred in each group "
             "(log_odds, bradley_terry) keep the mean near zero: then look at the spread.",
             [line("mean", sums("reward"), sums("spread")), line("evaluation", sums("reward", evaluated))],
+        ),
+        chart(
+            "Against the anchors",
+            "Completions that are better than the anchors of their group, ties half.",
+            [
+                line(name, of(lambda batch: batch.stats.metrics().get(ANCHOR_WIN_RATE), batches))
+                for name, batches in (("share", train), ("evaluation", evaluated))
+            ],
+            **share,
         ),
         chart(
             "Spread inside groups",

@@ -299,6 +299,7 @@
     buttons.forEach((button, index) => { button.parentElement.hidden = !haystacks[index].includes(wanted); });
   });
 
+  const called = (slot) => (slot < 0 ? `anchor ${-slot}` : `#${slot}`);
   const texts = (label, text) => [el("h4", {}, label), el("p", { class: "text", tabindex: 0 }, text)];
 
   function open(index) {
@@ -312,6 +313,8 @@
       ...texts("Prompt", group.prompt || "(empty)")];
     if (group.reference) parts.push(...texts("Reference answer", group.reference));
     if (group.rubric) parts.push(...texts("Criteria", group.rubric));
+    (group.anchors || []).forEach((one, i) => parts.push(...texts(
+      `${called(-1 - i)[0].toUpperCase()}${called(-1 - i).slice(1)}, score ${said(one.score)}: scores are relative to the anchors`, one.text)));
     parts.push(...pictureOf(group, order), el("h4", {}, "Candidates, best first"));
     if (!group.candidates.length) parts.push(el("p", { class: "muted" }, "This group has no candidates."));
     parts.push(...order.map((i) => candidateOf(group.candidates[i], i)));
@@ -348,7 +351,7 @@
     if ((group.criteria || []).length) return [el("h4", {}, "Who met which criterion"), el("div", { class: "picture" }, byCriterion(group))];
     const rated = order.filter((i) => known(group.candidates[i].strength));
     if (rated.length < 2) {
-      const why = group.candidates.length < 2 ? "One candidate or none: nothing to compare."
+      const why = group.candidates.length < 2 && !(group.anchors || []).length ? "One candidate or none: nothing to compare."
         : group.verdicts.length && failedOf(group) === group.verdicts.length ? "Every judgement of this group failed: nothing is known about it."
           : "No games between these candidates were logged.";
       return [el("h4", {}, "Who beat whom"), el("p", { class: "muted" }, why)];
@@ -397,7 +400,7 @@
     if (!group.verdicts.length) parts.push(el("p", { class: "muted" }, "The judge was not asked about this group."));
     group.verdicts.forEach((verdict, index) => {
       const [level, outcome] = outcomeOf(verdict);
-      const shown = verdict.candidates.map((i) => `#${i}`).join(" against ");
+      const shown = verdict.candidates.map(called).join(" against ");
       const reasoning = verdict.rationale || verdict.detail;
       parts.push(el("details", { class: "verdict", open: index === 0 },
         el("summary", {}, `${verdict.criterion ? `${verdict.criterion}: ` : ""}${shown}  `, el("span", { class: `tag ${level}` }, outcome)),
@@ -410,11 +413,11 @@
     const slots = verdict.candidates;
     if (verdict.outcome === "failed") return ["bad", `failed: ${verdict.reason}`];
     if (verdict.outcome === "tie") return ["", "tie"];
-    if (verdict.order) return ["good", verdict.order.map((tier) => tier.map((i) => `#${i}`).join(" = ")).join(" > ")];
-    if (verdict.scores) return ["good", slots.map((i, k) => `#${i}: ${said(verdict.scores[k])}`).join(", ")];
+    if (verdict.order) return ["good", verdict.order.map((tier) => tier.map(called).join(" = ")).join(" > ")];
+    if (verdict.scores) return ["good", slots.map((i, k) => `${called(i)}: ${said(verdict.scores[k])}`).join(", ")];
     const values = verdict.probabilities || [];
     const best = values.indexOf(Math.max(...values));
-    return ["good", `prefers #${slots[best]}${values[best] === 1 ? "" : ` (${said(values[best])})`}`];
+    return ["good", `prefers ${called(slots[best])}${values[best] === 1 ? "" : ` (${said(values[best])})`}`];
   }
 
   if (data.groups.length) open(0);

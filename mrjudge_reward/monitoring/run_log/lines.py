@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,6 +111,8 @@ class LoggedGroup:
         verdicts: as ``explain.verdict_record`` gives them, at most ``MAX_VERDICTS`` of ``judged``.
         criteria: as ``explain.criterion_record`` gives them, with the scores of the logged candidates. Games by different
             criteria do not add up, so of such a group there are no wins, games and strengths.
+        anchors: texts, bounded, and scores of the group's anchors, the first ones. Strengths are fitted with them.
+        level: what the anchors were rated with.
     """
 
     key: str
@@ -124,12 +126,14 @@ class LoggedGroup:
     reference: str | None = None
     rubric: str | None = None
     criteria: tuple[Mapping[str, Any], ...] = ()
+    anchors: tuple[Mapping[str, Any], ...] = ()
+    level: float | None = None
 
     @classmethod
     def of(cls, judgement: Judgement, rewards_G: Sequence[float | None], lengths_G: Sequence[int]) -> LoggedGroup:
         """Keep of a judgement what a reader can take in."""
         group, size = judgement.group, len(judgement.group.candidates)
-        tally = count_games(size, () if judgement.criteria else judgement.played)
+        tally = count_games(size + len(judgement.anchors_A), () if judgement.criteria else _all_numbered(judgement))
         fitted = size <= MAX_FITTED
         strengths_G, errors_G = bradley_terry_fit(tally) if fitted else (tally.games_G, tally.games_G)
         met = (tally.games_G > 0) & fitted
@@ -171,6 +175,11 @@ class LoggedGroup:
                 {**record, "name": bounded(record["name"], 200), "scores": record["scores"][:kept]}
                 for record in map(criterion_record, judgement.criteria)
             ),
+            anchors=tuple(
+                {"text": bounded(readable(text)), "score": score}
+                for text, score in zip(group.anchors or (), judgement.anchors_A, strict=False)
+            )[:MAX_CANDIDATES],
+            level=judgement.level,
         )
 
     @classmethod
@@ -180,7 +189,7 @@ class LoggedGroup:
             LoggedCandidate(**{**candidate, "marks": tuple(candidate["marks"])}) for candidate in record["candidates"]
         )
         matrices = {name: tuple(tuple(map(float, row)) for row in record[name]) for name in ("wins", "games")}
-        lists = {"verdicts": tuple(record["verdicts"]), "criteria": tuple(record.get("criteria", ()))}
+        lists = {name: tuple(record.get(name, ())) for name in ("verdicts", "criteria", "anchors")}
         return cls(**{**record, **matrices, **lists, "candidates": candidates})
 
 
@@ -190,6 +199,14 @@ def bounded(text: str, most: int = MAX_CHARS) -> str:
         return text
     head = most * 2 // 3
     return f"{text[:head]}\n(... {len(text) - most} characters cut here ...)\n{text[len(text) - (most - head) :]}"
+
+
+def _all_numbered(judgement: Judgement) -> Iterator[JudgedComparison]:
+    """What was played, anchors numbered behind the candidates."""
+    last = len(judgement.group.candidates) - 1
+    for item in judgement.played:
+        slots = tuple(slot if slot >= 0 else last - slot for slot in item.comparison.slots)
+        yield dataclasses.replace(item, comparison=dataclasses.replace(item.comparison, slots=slots))
 
 
 def _verdict(item: JudgedComparison) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from mrjudge_reward import (
     JudgeConfig,
     JudgeUnreliableError,
     Request,
+    RewardShape,
     ScriptedEngine,
 )
 from mrjudge_reward.completions import judged
@@ -32,6 +33,7 @@ from mrjudge_reward.integrations.trl.distributed import check_timeout
 from mrjudge_reward.integrations.trl.reward import JudgeReward
 from mrjudge_reward.prompting.formats import SENTIMENT
 from mrjudge_reward.scoring.stats import METRICS
+from tests.support.criteria_judge import ByUtilities
 
 
 def judge(script: Any = None, **more: Any) -> Judge:
@@ -413,3 +415,124 @@ def test_what_is_counted_of_steps_is_bounded_and_no_two_calls_share_a_key() -> N
         keys.append(reward._now("train" if state else "eval", state).key)
     assert len(set(keys)) == 600
     assert len(reward._calls) == 256
+
+
+# -- anchors ------------------------------------------------------------------------------------------------------------
+
+ONE, OTHER = ["longer words", "the longest words"], ["no", "not"]
+
+
+@pytest.mark.parametrize(
+    ("path", "columns", "answers", "above"),
+    [
+        ("answer", {"answer": "a reply"}, ONE, True),
+        ("answer", {"answer": "a reply"}, OTHER, False),
+        ("answer", {"answer": ["a reply", "replies"]}, ONE, True),
+        ("answers.text", {"answers": {"text": ["a reply"]}}, OTHER, False),
+        ("answers.text", {"answers": [{"text": "a reply"}, {"text": "another"}]}, ONE, True),
+        ("answer", {"answer": 1234567}, ONE, True),
+        ("answer", {"answer": 1234567}, OTHER, False),
+        ("answer", {"answer": "<think>Long thoughts of an earlier policy.</think>a reply"}, ONE, True),
+        ("answer", {"answer": "a reply  "}, ["a reply", "a reply"], None),
+        ("earlier.content", {"earlier": [{"role": "assistant", "content": "a reply"}]}, ONE, True),
+    ],
+)
+def test_rewards_are_relative_to_the_anchors_of_a_column(
+    path: str, columns: dict[str, Any], answers: list[str], above: bool | None
+) -> None:
+    seen = judge()
+    reward = JudgeReward(seen, num_generations=2, anchor_column=path, name="judge")
+    metrics: dict[str, float] = {}
+    rewards = reward(
+        ["p", "p"], answers, log_metric=metrics.__setitem__, **{name: [value] * 2 for name, value in columns.items()}
+    )
+    assert len(rewards) == 2
+    assert [one > 0 for one in rewards] == [bool(above)] * 2  # type: ignore[operator]
+    assert metrics["judge/anchor_win_rate"] == (0.5 if above is None else above)
+    if above is None:
+        assert rewards == [0.0, 0.0]
+        assert seen.engine.requests == []  # type: ignore[attr-defined]
+    for request in seen.engine.requests:  # type: ignore[attr-defined]
+        assert "Long thoughts" not in request.messages[-1].text
+        assert "Reference" not in request.messages[-1].text
+
+
+@pytest.mark.parametrize(
+    ("thinking", "shown"), [("strip", "a reply"), ("opened", "a reply"), ("keep", "<think>Hm.</think>a reply")]
+)
+def test_of_an_anchor_that_is_judged_what_of_a_completion_is(thinking: Any, shown: str) -> None:
+    for text in ("<think>Hm.</think>a reply", "a reply"):
+        reward = JudgeReward(judge(), num_generations=2, anchor_column="answer", thinking=thinking)
+        reward(["p", "p"], ["Hm.</think>one", "Hm.</think>two"], answer=[text] * 2)
+        assert reward.last_judgements[0].group.anchors == (shown if text != "a reply" else text,)
+
+
+def test_groups_of_a_batch_have_levels_of_their_own_and_one_without_an_anchor_abstains() -> None:
+    seen = judge()
+    reward = JudgeReward(seen, num_generations=2, anchor_column="answer", on_abstain="none")
+    answers = ["a reply"] * 4 + [None] * 2 + [" ", " "]
+    rewards = reward(["p"] * 8, ONE + OTHER + ONE + ONE, answer=answers)
+    assert min(rewards[:2]) > 0 > max(rewards[2:4])  # type: ignore[type-var, operator]
+    assert rewards[4:] == [None] * 4
+    assert reward.abstained_rows == (4, 5, 6, 7)
+    assert reward.last_stats.reasons == {"no anchor": 2}
+    assert reward.last_stats.calls == len(seen.engine.requests) == 12  # type: ignore[attr-defined]
+
+
+def test_beside_another_reward_a_group_without_a_level_gets_what_stands_for_an_unknown_score() -> None:
+    reward = JudgeReward(judge(), num_generations=2, anchor_column="answer", on_abstain="group_mean")
+    assert reward(["p"] * 2, ONE, answer=[None] * 2) == [0.0, 0.0]
+
+
+def test_a_lone_completion_is_judged_against_its_anchor() -> None:
+    reward = JudgeReward(judge(), num_generations=1, anchor_column="answer")
+    first, second = reward(["p", "q"], ["longer words", "no"], answer=["a reply"] * 2)
+    assert first > 0 > second  # type: ignore[operator]
+
+
+def test_rows_of_a_group_that_bring_different_anchors_are_refused() -> None:
+    reward = JudgeReward(judge(), num_generations=2, anchor_column="answer")
+    with pytest.raises(InputError, match=r"rows 0\.\.1 are one group and bring different anchors \(answer\)"):
+        reward(["p", "p"], ONE, answer=["a reply", "another"])
+    with pytest.raises(ConfigError, match="no column 'answer'; it has other"):
+        reward(["p", "p"], ONE, other=[1, 2])
+    with pytest.raises(InputError, match=r"answer: the anchor must be text.*with the fields text; name one"):
+        reward(["p", "p"], ONE, answer=[{"text": "x"}] * 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"shape": RewardShape(centre=True)}, "anchor_column='answer' gives rewards a level, and centre takes it out"),
+        ({"judge": JudgeConfig(model="m", centre=True)}, "and centre takes it out again: leave out one"),
+        ({"reference_column": "answer"}, "is also shown as the reference, so that the judge would know which"),
+        ({"layout": "halves"}, "anchor_column does nothing with layout 'halves'"),
+    ],
+    ids=str,
+)
+def test_anchors_that_would_do_nothing_are_refused_by_name(settings: dict[str, Any], says: str) -> None:
+    settings = {"judge": JudgeConfig(model="m"), **settings}
+    with pytest.raises(ConfigError, match=says):
+        JudgeReward(num_generations=2, anchor_column="answer", **settings)
+    JudgeReward(num_generations=2, anchor_column="answer", reference_column="other", judge=JudgeConfig(model="m"))
+
+
+def test_a_rollout_that_sees_prompts_alone_has_no_anchors() -> None:
+    from mrjudge_reward.integrations.trl.rollout import SelectingRollout
+
+    with pytest.raises(ConfigError, match="the reward's anchor_column"):
+        SelectingRollout(JudgeReward(judge(), num_generations=2, anchor_column="answer"), candidates=4)
+
+
+def test_components_are_relative_to_the_anchors_by_each_criterion() -> None:
+    rubric = [{"title": "long", "description": "Is long."}, {"title": "loud", "description": "Exclaims.", "weight": -2}]
+    script = ByUtilities({"Is long.": lambda text: len(text) - 6, "Exclaims.": lambda text: 2 * text.count("!") - 1})
+    by_criteria = Judge(ScriptedEngine(script), criteria="absolute", rubric=rubric, verdict="generate")
+    reward = JudgeReward(by_criteria, num_generations=2, anchor_column="answer")
+    answers = {"answer": ["loudly!"] * 2 + ["soft"] * 2}
+    total, parts = reward.judged(["p"] * 4, ["long one", "no!"] * 2, **answers)
+    assert parts == {"long": [0.0, -1.0, 1.0, 0.0], "loud": [1.0, 0.0, 0.0, -1.0]}
+    assert total == pytest.approx([2 / 3, -1 / 3, 1 / 3, -2 / 3])
+    long, loud = reward.components()
+    assert long(["p"] * 4, ["long one", "no!"] * 2, **answers) == parts["long"]
+    assert loud(["p"] * 4, ["long one", "no!"] * 2, **answers) == parts["loud"]

@@ -111,6 +111,7 @@ def test_with_the_v0_trainer_every_row_says_so(monkeypatch: pytest.MonkeyPatch, 
     [
         ({}, ALWAYS),
         ({"reference_field": "reward_model.ground_truth"}, (*ALWAYS, "reward_model")),
+        ({"anchor_field": "reward_model.earlier"}, (*ALWAYS, "reward_model")),
         (
             {"rubric_field": "rubric", "rule_weight": 1.0},
             ("uid", "data_source", FIELD, VALIDATION, "rubric", "reward_model", "extra_info"),

@@ -306,6 +306,27 @@ TRAPS: list[tuple[str, Sequence[str], str, str, Sequence[str]]] = [
         ["graded"],
     ),
     (
+        "a group of one compared with anchors, in PPO",
+        ["actor_rollout_ref.rollout.n=1", "+mrjudge.anchor_field=extra_info.x", "algorithm.adv_estimator=gae"],
+        "group size",
+        "ok",
+        ["compared"],
+    ),
+    (
+        "a critic that learns from anchors",
+        ["+mrjudge.anchor_field=extra_info.x", "algorithm.adv_estimator=gae"],
+        "critic",
+        "ok",
+        ["relative to anchors have a level"],
+    ),
+    (
+        "anchors whose level is taken out again",
+        ["+mrjudge.anchor_field=extra_info.x", "+mrjudge.judge.centre=true"],
+        "judge settings",
+        "failed",
+        ["anchor_field='extra_info.x' gives rewards a level, and centre takes it out again"],
+    ),
+    (
         "groups that never fill",
         ["+mrjudge.group_size=8"],
         "group size",
@@ -449,6 +470,13 @@ TRAPS: list[tuple[str, Sequence[str], str, str, Sequence[str]]] = [
         "fields of a row",
         "failed",
         ["mrjudge.reference_field", "enable_resource_pool=True"],
+    ),
+    (
+        "anchors that verl does not pass",
+        [*SERVED, "+mrjudge.anchor_field=reward_model.ground_truth"],
+        "fields of a row",
+        "failed",
+        ["mrjudge.anchor_field", "enable_resource_pool=True"],
     ),
     ("a short deadline", ["+mrjudge.deadline_s=30"], "deadline", "note", ["deadline_s=30", "slow response"]),
     (

@@ -426,3 +426,46 @@ def test_a_served_judge_needs_room_for_candidates() -> None:
     VerlSettings().check_context(served | {"context_tokens": 8192})
     VerlSettings(judge={"format": "sentiment", "verdict": "read"}).check_context(served)
     VerlSettings().check_context(None)
+
+
+@pytest.mark.parametrize(
+    ("value", "anchors"),
+    [
+        ("42", ("42",)), (42, ("42",)), (1.5, ("1.5",)), (np.int64(42), ("42",)), (None, ()), ("", ()), ([], ()),
+        (["42", "forty-two"], ("42", "forty-two")), (np.array(["a", "b"], dtype=object), ("a", "b")),
+        (np.array(["42", "42"], dtype=object), ("42",)), ("<think>Hm.</think>42", ("42",)), ("<think>Hm.", ("",)),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_anchors_of_a_row_are_texts_and_numbers_without_their_reasoning(value: Any, anchors: tuple[str, ...]):
+    mine = manager(anchor_field="reward_model.ground_truth")
+    row = rows([1], reward_model={"ground_truth": value}, extra_info={})
+    for given in (row, carried_by_prompt(row)):
+        found = mine.sample_of(with_carried(given))
+        assert found.anchors == anchors
+        assert found.reference is None
+    assert pickle.loads(pickle.dumps(found)) == found
+    assert manager().sample_of(row).anchors is None
+    with pytest.raises(InputError, match=r"reward_model\.ground_truth: the anchor must be text.* fields a; name one"):
+        mine.sample_of(rows([1], reward_model={"ground_truth": {"a": 1}}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (
+            {"judge": {"model": "m", "centre": True}},
+            "anchor_field='extra_info.x' gives rewards a level, and centre takes",
+        ),
+        ({"reference_field": "extra_info.x"}, "anchor_field='extra_info.x' is also shown as the reference"),
+    ],
+)
+def test_anchors_that_would_do_nothing_are_refused_before_the_run(settings: dict[str, Any], says: str):
+    with pytest.raises(ConfigError, match=says):
+        manager(anchor_field="extra_info.x", **settings)
+    manager(anchor_field="extra_info.x", reference_field="extra_info.y")
+
+
+def test_a_colocated_run_that_does_not_pass_anchors_is_refused():
+    with pytest.raises(ConfigError, match="does not pass what anchor_field need"):
+        manager(*colocated("some/judge"), judge={}, anchor_field="extra_info.x")
