@@ -47,7 +47,7 @@ from mrjudge_reward.training.consistency import filled, question_on
 from mrjudge_reward.training.tasks import FORMAT_WEIGHT, Problem, Split, Verified, balanced, verify, with_twins
 from mrjudge_reward.types import Reply
 from recipes.common.config import read_config
-from recipes.data.judge_data import TaskConfig, Trait, check_tasks, mixture_weights, shows_images, task_problems
+from recipes.data.judge_data import TaskConfig, Trait, check_tasks, items, mixture_weights, shows_images, task_problems
 
 from .chat_rows import alike, check_modalities, data_set, fitting, guard_of, processing_class, save_processor, shown
 from .consistency import ConsistencyConfig, Reader, Spent
@@ -125,7 +125,7 @@ def asked(recipe: RLRecipe, split: Split) -> list[tuple[str, Problem]]:
     """The problems of a split with their tasks, in the order in which they are asked.
 
     Raises:
-        ConfigError: if all tasks are held out.
+        ConfigError: if all tasks are held out, or none has items of the dev side.
         InputError: if a task has fewer than two problems.
     """
     tasks = {name: TaskConfig(**values) for name, values in recipe.tasks.items()}
@@ -133,6 +133,12 @@ def asked(recipe: RLRecipe, split: Split) -> list[tuple[str, Problem]]:
     tasks = {name: task for name, task in tasks.items() if task.held_out == "no"}
     if not tasks:
         raise ConfigError("all tasks are held out: there is nothing to train on")
+    if split == "dev":
+        tasks = {name: task for name, task in tasks.items() if measured(name, task)}
+        if not tasks:
+            raise ConfigError(
+                "no task has items of the dev side: set training.eval_strategy to no, and patience to null"
+            )
     made = {name: units_of(task_problems(task, split)) for name, task in tasks.items()}
     if split == "train":
         pictured = {name: any(shows_images(unit[0]) for unit in units[:1]) for name, units in made.items()}
@@ -143,6 +149,14 @@ def asked(recipe: RLRecipe, split: Split) -> list[tuple[str, Problem]]:
         mixture = [(name, unit) for name, units in made.items() for unit in units]
         random.Random(0).shuffle(mixture)
     return [(name, problem) for name, unit in mixture for problem in unit]
+
+
+def measured(name: str, task: TaskConfig) -> bool:
+    """Whether a task has items to be measured on; those that a judge was tried on are all of the training side."""
+    there = task.source != "items" or bool(items(task, "dev"))
+    if not there:
+        print(f"task {name} is not measured: {task.path} has no items of the dev side")
+    return there
 
 
 def rows_of(asked: Sequence[tuple[str, Problem]], first: int, tokenizer: Any, recipe: RLRecipe) -> list[dict[str, Any]]:

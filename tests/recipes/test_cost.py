@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -158,30 +159,40 @@ def test_a_forward_pass_takes_the_flops_that_torch_counts(width: int, inner: int
 # -- a config as a whole --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("config", "zero", "overrides", "trained"),
-    [
-        ("sft_7b", 0, [], 80_740_352),
-        ("sft_7b", 3, ["lora=null"], 7_615_616_512),
-        ("rl_7b", 0, [], 80_740_352),
-        ("rl_7b", 3, ["adapter=null"], 7_615_616_512),
-        ("sft_vl_7b", 3, [], 8_292_166_656),
-        ("rl_vl_7b", 0, [], 80_740_352),
-        ("rl_vl_7b", 3, ["lora=null"], 8_292_166_656),
-    ],
-)
-def test_a_shipped_config_fits_eight_gpus_of_80_gb(
-    config: str, zero: int, overrides: list[str], trained: int, folders: dict[str, str]
+ON_LANGUAGE = r"lora.target_modules=.*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+SHIPPED = [
+    ("sft_7b", "LoRA", [], 80_740_352),
+    ("sft_7b", "all", ["lora=null"], 7_615_616_512),
+    ("rl_7b", "LoRA", [], 80_740_352),
+    ("rl_7b", "all", ["adapter=null"], 7_615_616_512),
+    ("sft_vl_7b", "LoRA", ["lora.r=32", ON_LANGUAGE], 80_740_352),
+    ("sft_vl_7b", "all", [], 8_292_166_656),
+    ("rl_vl_7b", "LoRA", [], 80_740_352),
+    ("rl_vl_7b", "all", ["lora=null"], 8_292_166_656),
+]
+
+
+@pytest.mark.parametrize(("config", "trained", "overrides", "count"), SHIPPED)
+def test_a_shipped_config_fits_eight_gpus_of_80_gb_and_takes_what_the_readme_says(
+    config: str, trained: str, overrides: list[str], count: int, folders: dict[str, str]
 ):
     model = folders["vl_7b" if "vl" in config else "7b"]
     values = values_of(CONFIGS / f"{config}.yaml", [*overrides, f"model={model}"])
-    said = report(values, Machine(zero=zero), prompt_tokens=1024, reply_tokens=None)
+    machine = Machine(zero=0 if trained == "LoRA" else 3)
+    said = report(values, machine, prompt_tokens=1024, reply_tokens=None)
     assert said.startswith("Calculated, not measured: ")
-    assert f"T = {trained:,} of them trained" in said
-    assert "GB: it fits." in said
+    assert f"T = {count:,} of them trained" in said
+    peak, seconds = (re.search(wanted, said) for wanted in (r"At most ([\d.]+) of 80 GB: it fits\.", SUM))
+    assert peak
+    assert seconds
+    row = f"| `{config}` | {trained} | {float(peak[1]):.0f} | {float(seconds[1]):.0f} |"
+    assert row in (CONFIGS / "README.md").read_text(encoding="utf-8")
     assert ("decoding" in said) == config.startswith("rl_")
-    less = report(values, Machine(gpus=1, memory=16 * GB, zero=zero), prompt_tokens=1024, reply_tokens=None)
+    less = report(values, Machine(gpus=1, memory=16 * GB, zero=machine.zero), prompt_tokens=1024, reply_tokens=None)
     assert "it does NOT fit" in less
+
+
+SUM = r"\*\*together\*\* \| \| \*\*([\d.]+)\*\* \|\n\nn = "
 
 
 def test_all_weights_of_7b_need_to_be_shared_out(folders: dict[str, str]):
