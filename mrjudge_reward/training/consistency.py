@@ -61,7 +61,7 @@ def question_on(problem: Problem) -> Question | None:
 def reasoning_of(problem: Problem, text: str) -> str:
     """What a judge wrote before its verdict, without the marks of reasoning; empty if it wrote none, or no verdict."""
     form = problem.format
-    parts, section = split_answers(text, form.answer_open, form.answer_close), after_thinking(text)
+    parts, section = split_answers(text, form.answer_open, getattr(form, "answer_close", "")), after_thinking(text)
     if isinstance(parts, NoVerdict) or isinstance(section, NoVerdict):
         return ""
     verdicts = min(len(problem.slots), len(parts) - 1) if isinstance(form, PairScores) else 1
