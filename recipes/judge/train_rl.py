@@ -369,7 +369,11 @@ def trainer_class(reward_func: VerdictReward, pictured: bool = False) -> type[An
     class JudgeTrainer(base):  # type: ignore[misc, valid-type]
         def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **settings: Any) -> Any:
             reward_func.seen.clear()
-            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **settings)
+            reader, reward_func.reader = reward_func.reader, None  # dev accuracy does not depend on it
+            try:
+                output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **settings)
+            finally:
+                reward_func.reader = reader
             output.metrics.update((f"{metric_key_prefix}_{name}", value) for name, value in reward_func.take().items())
             return output
 

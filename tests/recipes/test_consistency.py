@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,10 +12,11 @@ from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import ConfigError, JudgeUnreliableError
 from mrjudge_reward.prompting.formats import Choice, PairScores, Score
 from mrjudge_reward.training.items import from_choice
-from mrjudge_reward.training.tasks import Problem
+from mrjudge_reward.training.tasks import Problem, Verified
 from mrjudge_reward.types import EngineFailure, Reply, Request
-from recipes.judge.consistency import ConsistencyConfig, Reader
-from recipes.judge.train_rl import RLRecipe, VerdictReward
+from recipes.judge import train_rl
+from recipes.judge.consistency import ConsistencyConfig, Reader, Spent
+from recipes.judge.train_rl import Found, RLRecipe, VerdictReward
 
 END = 2
 ITEM = from_choice("Which metal?", ["Copper", "Mercury"], gold=0)
@@ -98,6 +100,37 @@ def test_what_a_reader_did_not_say_is_taken_from_the_prompts_other_replies():
     assert found == pytest.approx([0.55, 0.55, 1.45]), "another order is another prompt"
     assert logged["consistency/failed"] == pytest.approx(1 / 3)
     assert logged["consistency/rate"] == pytest.approx(1 / 2)
+
+
+def test_ranks_share_what_was_read_and_what_it_took(monkeypatch: pytest.MonkeyPatch):
+    check, _ = reader(by_reasoning, reader={**WRITES, "max_failed_fraction": 1.0})
+    right = Verified(1.0, True, 1.0)
+    other = [Found(0, right, True, -1.0), Found(0, right, True, -1.0), Found(0, right, True, 1.0)], Spent(3, 300)
+    monkeypatch.setattr(train_rl, "rank_and_world", lambda: (1, 2))
+    monkeypatch.setattr(train_rl, "gather_results", lambda work, world: [other, work()])
+    found, logged = rewards(check, [(0, reply("fault", "A"))], bonus=0.0)
+    assert found == pytest.approx([0.9 * (1 - 0.5 / 3) + 0.1]), "as the other rank's replies to the prompt on average"
+    assert logged["consistency/failed"] == pytest.approx(1 / 4)
+    assert logged["consistency/rate"] == pytest.approx(1 / 3)
+    assert logged["consistency/calls"] == 4
+
+
+def test_dev_is_measured_without_the_reader(monkeypatch: pytest.MonkeyPatch):
+    from trl import GRPOTrainer
+
+    check, _ = reader(by_reasoning)
+    reward_func = VerdictReward([("pairs", PAIR)], frozenset({END}), reader=check)
+    seen: list[Any] = []
+
+    def measured(*_: Any, **__: Any) -> Any:
+        seen.append(reward_func.reader)
+        return SimpleNamespace(metrics={})
+
+    monkeypatch.setattr(GRPOTrainer, "evaluation_loop", measured)
+    kind = train_rl.trainer_class(reward_func, pictured=True)
+    kind.evaluation_loop(kind.__new__(kind))
+    assert seen == [None]
+    assert reward_func.reader is check
 
 
 def test_the_bonus_for_both_orders_is_of_the_same_worth():
