@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,9 @@ from mrjudge_reward.types import EngineFailure, Reply, Request
 from recipes.judge import train_rl
 from recipes.judge.consistency import ConsistencyConfig, Reader, Spent
 from recipes.judge.train_rl import Found, RLRecipe, VerdictReward
+from tests.support.small_models import small_text_model
+
+pytestmark = pytest.mark.usefixtures("vllm_hidden")
 
 END = 2
 ITEM = from_choice("Which metal?", ["Copper", "Mercury"], gold=0)
@@ -226,3 +230,35 @@ def test_what_cannot_be_read_by_is_refused_before_training(consistency: dict[str
 def test_an_opened_answer_has_no_reasoning_to_be_read():
     with pytest.raises(ConfigError, match="no reasoning"):
         RLRecipe(tasks={"a": {"source": "quartz"}}, training={}, opened=True, consistency={"reader": {"model": "m"}})
+
+
+def test_trl_logs_what_reading_found_and_took(smol_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from recipes.judge.shared_prompt import SharedPromptTrainer
+
+    said = [
+        [*smol_tokenizer.encode(reply(text, "A")), smol_tokenizer.eos_token_id] for text in ("A is best", "B is best")
+    ]
+    monkeypatch.setattr(
+        SharedPromptTrainer,
+        "_generate_single_turn",
+        lambda self, prompts, *_: ([said[n % 2] for n in range(len(prompts))], None),
+    )
+    check, engine = reader(by_reasoning)
+    monkeypatch.setattr(RLRecipe, "reader", lambda self: check)
+    model = small_text_model(smol_tokenizer, tmp_path / "model")
+    task = {"source": "quartz", "judge": {"format": "choice", "labels": ["A", "B"]}, "count": 2, "both_orders": True}
+    training = {
+        "output_dir": str(tmp_path / "out"), "max_steps": 1, "logging_steps": 1, "per_device_train_batch_size": 4,
+        "num_generations": 2, "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "save_strategy": "no",
+    }  # fmt: skip
+    logs: list[dict[str, Any]] = []
+    monkeypatch.setattr("trl.GRPOTrainer.log", lambda self, *_, **__: logs.append(dict(self._metrics["train"])))
+    train_rl.train(RLRecipe(model=model, tasks={"science": task}, training=training, both_orders_bonus=0.0))
+    found = {name: values[0] for name, values in logs[0].items() if "/" in name}
+    # Of two replies to each order those to one are right, and of these one is supported.
+    assert found["verdict/accuracy"] == 0.5
+    assert found["consistency/rate"] == 0.5
+    assert (found["consistency/failed"], found["consistency/calls"]) == (0.0, 2.0)
+    assert found["consistency/tokens"] > 100
+    assert found["rewards/verdict/mean"] == pytest.approx((1.45 + 0.55 + 0.1 + 0.1) / 4)
+    assert len(engine.requests) == 2
