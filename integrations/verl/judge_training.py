@@ -17,7 +17,7 @@ reply that was cut. verl gives a reward function the text alone, which cannot te
 tokens. Without the manager a cut reply counts as what it says, mostly no verdict.
 
 What ``acc`` measures on validation rows is the accuracy of each task (verl groups by ``data_source``). The bonus for being
-right in both orders is not to be had here: verl verifies one reply at a time.
+right in both orders, and the consistency check, are not to be had here: verl verifies one reply at a time.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ def model_size(model: str, dtype: str | None, options: Mapping[str, Any] | None 
         # Some name it for the text model alone. Looked up before the building, which sets it.
         saved = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
         with torch.device("meta"):
-            built = _built(config, bool(options["trust_remote_code"]))
+            built = built_empty(config, bool(options["trust_remote_code"]))
         return _size_of(built, config, getattr(torch, dtype or "", None) or saved or torch.float32)
     except Exception as error:  # whatever a config lacks
         raise EngineError(f"the size of {model!r:.200} cannot be told: {type(error).__name__}: {error}") from error
@@ -155,12 +155,13 @@ def _size_of(built: Any, config: Any, stored: Any) -> ModelSize:
     return ModelSize(
         sum(p.numel() for p in parameters),
         int(weights),
-        _cache_numbers(text) * (stored.itemsize if stored.is_floating_point else 2),
+        cache_numbers(text) * (stored.itemsize if stored.is_floating_point else 2),
         getattr(text, "max_position_embeddings", None),
     )
 
 
-def _built(config: Any, trust_remote_code: bool) -> Any:
+def built_empty(config: Any, trust_remote_code: bool = False) -> Any:
+    """The model of a config, with weights on torch's current device: the meta device, to have none."""
     transformers = require("transformers", extra="transformers")
     try:
         return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
@@ -168,7 +169,7 @@ def _built(config: Any, trust_remote_code: bool) -> Any:
         return transformers.AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
 
 
-def _cache_numbers(text: Any) -> int:
+def cache_numbers(text: Any) -> int:
     """Numbers that a token leaves in the cache."""
     if getattr(text, "kv_lora_rank", None):  # multi-head latent attention
         return int(text.num_hidden_layers * (text.kv_lora_rank + text.qk_rope_head_dim))

@@ -102,6 +102,8 @@ def _chosen(row: Row) -> Compared | None:
     if pair is None:
         return None
     _need(row, pair)
+    if row.get("is_tie"):  # MM-RLHF
+        raise InputError("is_tie: says that both are as good; a preference needs a better one")
     for names in _SCORES:
         if all(_has(row, name) for name in names):
             better, worse = (_number(name, row[name]) for name in names)

@@ -17,8 +17,10 @@ one token, the label. Without a GPU a prompt of text alone is computed once for 
 Images of items reach a vision-language model through its processor, in TRL's trainer and in vLLM. A prompt that leaves the
 reply no room is left out, and counted.
 
-With ``joint_orders`` both orders of a pair are one group of GRPO. KL (``beta``), clipping (``epsilon``, ``epsilon_high``),
-the scale of rewards and the loss are TRL's own, under ``training``.
+With ``joint_orders`` both orders of a pair are one group of GRPO. With ``consistency`` another model reads the reasoning of
+right replies, and a verdict that it does not support earns less (``consistency.py``).
+
+KL (``beta``), clipping (``epsilon``, ``epsilon_high``), the scale of rewards and the loss are TRL's own, under ``training``.
 
 Differences from the papers: LoRA by default; several formats in one run; the bonus; ``opened``.
 """
@@ -30,7 +32,7 @@ import json
 import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -39,14 +41,16 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from mrjudge_reward.engines.embedded import embedded_adapter_path, embedded_model_path
 from mrjudge_reward.errors import ConfigError, InputError
-from mrjudge_reward.integrations.trl.distributed import gather, rank_and_world
+from mrjudge_reward.integrations.trl.distributed import gather, gather_results, rank_and_world
 from mrjudge_reward.settings import Settings
+from mrjudge_reward.training.consistency import filled, question_on
 from mrjudge_reward.training.tasks import FORMAT_WEIGHT, Problem, Split, Verified, balanced, verify, with_twins
 from mrjudge_reward.types import Reply
 from recipes.common.config import read_config
-from recipes.data.judge_data import TaskConfig, Trait, check_tasks, mixture_weights, shows_images, task_problems
+from recipes.data.judge_data import TaskConfig, Trait, check_tasks, items, mixture_weights, shows_images, task_problems
 
 from .chat_rows import alike, check_modalities, data_set, fitting, guard_of, processing_class, save_processor, shown
+from .consistency import ConsistencyConfig, Reader, Spent
 from .seeing_model import make_known
 
 
@@ -66,6 +70,7 @@ class RLRecipe(Settings):
         joint_orders: both orders of a pair have one baseline and one spread of rewards (EIS-GRPO of J4R, arXiv 2505.13346).
             With a baseline for each order a judge that always names one slot earns the same in all replies to an order, and
             learns nothing.
+        consistency: fields of ``ConsistencyConfig``: who reads the reasoning of right replies, and how much it counts.
         patience: measurements without a better dev accuracy before training stops; None to go on.
         dev_samples: replies to each dev problem; above 1 the measure is a mean over samples.
         max_text_tokens: bound of each text of a problem.
@@ -80,6 +85,7 @@ class RLRecipe(Settings):
     opened: bool = False
     both_orders_bonus: NonNegativeFloat = 0.5
     joint_orders: bool = False
+    consistency: dict[str, Any] | None = None
     patience: PositiveInt | None = None
     dev_samples: PositiveInt = 1
     max_text_tokens: int = 2048
@@ -89,6 +95,15 @@ class RLRecipe(Settings):
         super().__init__(**values)
         if self.adapter is not None and self.lora is not None:
             raise ConfigError("either go on from an adapter or make a fresh one by lora, not both")
+        if self.consistency is not None and self.opened:
+            raise ConfigError(
+                "an opened answer has no reasoning that could support it: do without consistency or opened"
+            )
+        self.reader()
+
+    def reader(self) -> Reader | None:
+        """Who reads reasoning; None for nobody."""
+        return None if self.consistency is None else Reader(ConsistencyConfig(**self.consistency))
 
 
 # -- what is asked ----------------------------------------------------------------------------------------------------
@@ -110,7 +125,7 @@ def asked(recipe: RLRecipe, split: Split) -> list[tuple[str, Problem]]:
     """The problems of a split with their tasks, in the order in which they are asked.
 
     Raises:
-        ConfigError: if all tasks are held out.
+        ConfigError: if all tasks are held out, or none has items of the dev side.
         InputError: if a task has fewer than two problems.
     """
     tasks = {name: TaskConfig(**values) for name, values in recipe.tasks.items()}
@@ -118,6 +133,12 @@ def asked(recipe: RLRecipe, split: Split) -> list[tuple[str, Problem]]:
     tasks = {name: task for name, task in tasks.items() if task.held_out == "no"}
     if not tasks:
         raise ConfigError("all tasks are held out: there is nothing to train on")
+    if split == "dev":
+        tasks = {name: task for name, task in tasks.items() if measured(name, task)}
+        if not tasks:
+            raise ConfigError(
+                "no task has items of the dev side: set training.eval_strategy to no, and patience to null"
+            )
     made = {name: units_of(task_problems(task, split)) for name, task in tasks.items()}
     if split == "train":
         pictured = {name: any(shows_images(unit[0]) for unit in units[:1]) for name, units in made.items()}
@@ -128,6 +149,14 @@ def asked(recipe: RLRecipe, split: Split) -> list[tuple[str, Problem]]:
         mixture = [(name, unit) for name, units in made.items() for unit in units]
         random.Random(0).shuffle(mixture)
     return [(name, problem) for name, unit in mixture for problem in unit]
+
+
+def measured(name: str, task: TaskConfig) -> bool:
+    """Whether a task has items to be measured on; those that a judge was tried on are all of the training side."""
+    there = task.source != "items" or bool(items(task, "dev"))
+    if not there:
+        print(f"task {name} is not measured: {task.path} has no items of the dev side")
+    return there
 
 
 def rows_of(asked: Sequence[tuple[str, Problem]], first: int, tokenizer: Any, recipe: RLRecipe) -> list[dict[str, Any]]:
@@ -171,6 +200,23 @@ def adds_bos(tokenizer: Any) -> bool:
 # -- what it is worth -------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Found:
+    """What was found of a reply.
+
+    Attributes:
+        number: of its problem.
+        verified: what its verdict is worth.
+        read: whether its reasoning was to be read.
+        consistent: 1 where the reasoning supports the verdict, -1 where not, None where the reader did not say.
+    """
+
+    number: int
+    verified: Verified
+    read: bool = False
+    consistent: float | None = None
+
+
 @dataclass
 class VerdictReward:
     """The reward function: verifies each reply, and remembers what it found since that was last taken.
@@ -182,6 +228,7 @@ class VerdictReward:
         bonus: for being right in both orders.
         scale: by what an advantage over both orders is divided, as TRL's ``scale_rewards``; None for no such advantages.
         advantages: of the rows that were verified last, over both orders.
+        reader: of the reasoning of right replies; None for nobody.
     """
 
     problems: list[tuple[str, Problem]]
@@ -191,6 +238,7 @@ class VerdictReward:
     scale: str | None = None
     seen: list[tuple[int, Verified]] = field(default_factory=list)
     advantages: list[float] = field(default_factory=list)
+    reader: Reader | None = None
 
     def __post_init__(self) -> None:
         self.__name__ = "verdict"  # what TRL logs it as
@@ -218,29 +266,61 @@ class VerdictReward:
     ) -> list[float]:
         """Rewards of one rank's rows; accuracies of the opposite order may come from another rank."""
         texts = [said if isinstance(said, str) else said[-1]["content"] for said in completions]
-        verified = [self.verify(*row) for row in zip(problem, texts, completion_ids, strict=True)]
-        own = list(zip(problem, verified, strict=True))
-        self.seen += own
-        _, world = rank_and_world()
-        every = [row for rows in gather(own, world) for row in rows]
+        rank, world = rank_and_world()
+        told = gather_results(lambda: self._found(list(zip(problem, texts, completion_ids, strict=True))), world)
+        own, every = told[rank][0], [row for rows, _ in told for row in rows]
+        self.seen += [(row.number, row.verified) for row in own]
         accuracies: dict[Any, dict[tuple[int, ...], list[float]]] = defaultdict(lambda: defaultdict(list))
-        for row_number, one in every:
-            asked = self.problems[row_number][1]
-            accuracies[asked.twins][asked.slots].append(one.accuracy)
+        for row in every:
+            asked = self.problems[row.number][1]
+            accuracies[asked.twins][asked.slots].append(row.verified.accuracy)
+        read = [(row.number, row.consistent) for row in every if row.read]
+        neutral = filled(read)
         rewards = []
-        for number, one in own:
-            asked = self.problems[number][1]
+        for row in own:
+            asked, one = self.problems[row.number][1], row.verified
             orders = accuracies[asked.twins].items()
             other = [value for slots, values in orders if slots != asked.slots for value in values]
-            rewards.append(one.reward + (self.bonus * one.accuracy * fmean(other) if other else 0.0))
+            right = one.accuracy
+            if row.read and self.reader is not None:
+                consistent = neutral[row.number] if row.consistent is None else row.consistent
+                right *= 1 + self.reader.config.weight * consistent
+            more = (1 - FORMAT_WEIGHT) * (right - one.accuracy)
+            rewards.append(one.reward + more + (self.bonus * right * fmean(other) if other else 0.0))
         if self.scale is not None:
             self.advantages = self._joint(
-                [(self.problems[number][1].twins, r) for (number, _), r in zip(own, rewards, strict=True)]
+                [(self.problems[row.number][1].twins, r) for row, r in zip(own, rewards, strict=True)]
             )
         if log_metric is not None:
-            log_metric("verdict/accuracy", fmean(one.accuracy for _, one in every))
-            log_metric("verdict/formed", fmean(one.formed for _, one in every))
+            log_metric("verdict/accuracy", fmean(row.verified.accuracy for row in every))
+            log_metric("verdict/formed", fmean(row.verified.formed for row in every))
+            if read:
+                self._log_reading(log_metric, [value for _, value in read], sum((cost for _, cost in told), Spent()))
         return rewards
+
+    def _found(self, replies: list[tuple[int, str, Sequence[int]]]) -> tuple[list[Found], Spent]:
+        """What this rank's replies are worth, and what reading their reasoning took."""
+        found = [Found(number, self.verify(number, text, ids)) for number, text, ids in replies]
+        if self.reader is None:
+            return found, Spent()
+        asked = [
+            index
+            for index, one in enumerate(found)
+            if one.verified.accuracy > 0 and question_on(self.problems[one.number][1]) is not None
+        ]
+        values, spent = self.reader([(self.problems[found[i].number][1], replies[i][1]) for i in asked])
+        for index, value in zip(asked, values, strict=True):
+            found[index] = replace(found[index], read=True, consistent=value)
+        return found, spent
+
+    @staticmethod
+    def _log_reading(log_metric: Callable[[str, float], None], values: Sequence[float | None], spent: Spent) -> None:
+        known = [value for value in values if value is not None]
+        if known:
+            log_metric("consistency/rate", fmean(value > 0 for value in known))
+        log_metric("consistency/failed", 1 - len(known) / len(values))
+        log_metric("consistency/calls", spent.calls)
+        log_metric("consistency/tokens", spent.tokens)
 
     def _joint(self, own: list[tuple[Any, float]]) -> list[float]:
         """Advantages of this rank's rewards within all replies to either order, which may be on other ranks."""
@@ -289,7 +369,11 @@ def trainer_class(reward_func: VerdictReward, pictured: bool = False) -> type[An
     class JudgeTrainer(base):  # type: ignore[misc, valid-type]
         def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **settings: Any) -> Any:
             reward_func.seen.clear()
-            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **settings)
+            reader, reward_func.reader = reward_func.reader, None  # dev accuracy does not depend on it
+            try:
+                output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **settings)
+            finally:
+                reward_func.reader = reader
             output.metrics.update((f"{metric_key_prefix}_{name}", value) for name, value in reward_func.take().items())
             return output
 
@@ -401,6 +485,7 @@ def train(recipe: RLRecipe) -> None:
     scale = {True: "group", False: "none"}.get(settings.scale_rewards, settings.scale_rewards)
     joint = scale if recipe.joint_orders else None
     reward_func = VerdictReward([*train, *dev], ends, recipe.opened, recipe.both_orders_bonus, joint)
+    reward_func.reader = recipe.reader()
     model, lora = model_of(recipe.model, recipe.adapter, recipe.lora, settings.model_init_kwargs)
     trainer = trainer_class(reward_func, pictured=processing is not tokenizer)(
         model=model,
@@ -415,7 +500,11 @@ def train(recipe: RLRecipe) -> None:
     reward_func.ends |= frozenset(trainer.eos_token_ids)  # a model may have more of them than its tokenizer names
     output = Path(str(settings.output_dir))
     last = get_last_checkpoint(str(output)) if output.is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
+    try:
+        trainer.train(resume_from_checkpoint=last)
+    finally:
+        if reward_func.reader is not None:
+            reward_func.reader.close()
     trainer.save_model(str(output))
     if trainer.is_world_process_zero():
         save_processor(source, tokenizer, output)

@@ -69,7 +69,7 @@ def test_a_quantised_model_holds_its_linear_layers_at_their_bits(smol_path: str,
 
 def test_latent_attention_caches_what_it_compresses_to():
     text = SimpleNamespace(num_hidden_layers=10, kv_lora_rank=512, qk_rope_head_dim=64)
-    assert memory_plan._cache_numbers(text) == 5760
+    assert memory_plan.cache_numbers(text) == 5760
 
 
 def test_a_model_that_is_not_there_is_an_error_that_says_so(tmp_path: Path):

@@ -660,14 +660,13 @@ def test_a_template_that_is_not_there_is_named():
         load_template("/no/such/file.txt")
     with pytest.raises(ConfigError, match=r"'mine\.txt' does not exist"):
         load_template("mine.txt")
-    built_in = (
-        "choice, criteria_choice, criteria_ranking, criteria_score, glance, pair_scores, ranking, score, sentiment"
-    )
+    criteria = "criteria_choice, criteria_ranking, criteria_score"
+    built_in = f"choice, {criteria}, favoured, glance, pair_scores, ranking, score, sentiment"
     with pytest.raises(ConfigError, match=f"no template 'chioce'; built in are {built_in}, or"):
         load_template("chioce")
 
 
-@pytest.mark.parametrize("name", ["choice", "ranking", "pair_scores", "score", "sentiment", "glance"])
+@pytest.mark.parametrize("name", ["choice", "ranking", "pair_scores", "score", "sentiment", "glance", "favoured"])
 def test_every_section_of_a_built_in_template_is_opened_and_closed_by_a_mark(name):
     template = load_template(name).marked(CODE)
     for section in (template.response, template.reference, template.rubric):

@@ -82,6 +82,7 @@ def test_the_real_trainers_take_the_settings(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in TRAINED if name.endswith("7b")])
 def test_every_command_in_a_config_is_one_that_runs(name: str) -> None:
     from accelerate.commands.launch import launch_command_parser
+    from peft import LoraConfig
 
     found = commands(CONFIGS / f"{name}.yaml")
     assert found
@@ -94,14 +95,42 @@ def test_every_command_in_a_config_is_one_that_runs(name: str) -> None:
         else:
             assert arguments[0] == "-m"
             _, module, config, *rest = arguments
+        if module == "recipes.judge.cost":
+            assert config == f"recipes/judge/{name}.yaml"
+            continue
         assert module == f"recipes.judge.train_{name.split('_')[0]}"
         assert config == f"recipes/judge/{name}.yaml"
         overrides = [argument for argument in rest if argument != "--set"]
         recipe = settings_of(name, *overrides)
         goes_on = getattr(recipe, "adapter", None) is not None  # in a LoRA that is there
-        whole = name == "sft_vl_7b" or ({"lora=null", "adapter=null"} & set(overrides) and not goes_on)
-        assert (recipe.lora is None and not goes_on) == bool(whole)
+        given = {override.partition("=")[0] for override in overrides}
+        whole = {"lora=null", "adapter=null"} & set(overrides) or (name == "sft_vl_7b" and "lora.r" not in given)
+        assert (recipe.lora is None and not goes_on) == bool(whole and not goes_on)
+        if recipe.lora is not None:
+            assert LoraConfig(task_type="CAUSAL_LM", **recipe.lora).target_modules
+        # All weights are shared out, or 8 GPUs of 80 GB do not hold them.
+        assert program != "accelerate" or ("zero3" in parsed.config_file) == bool(whole and not goes_on)
         assert type(trainer_config(name, recipe.training).learning_rate) is float
+
+
+@pytest.mark.parametrize("name", [name for name in TRAINED if name.endswith("7b")])
+def test_each_7b_config_has_a_command_for_a_lora_and_one_for_all_weights(name: str) -> None:
+    kinds = set()
+    for program, *arguments in commands(CONFIGS / f"{name}.yaml"):
+        if program == "accelerate":
+            recipe = settings_of(name, *(one for one in arguments[arguments.index("-m") + 3 :] if one != "--set"))
+            kinds.add(recipe.lora is None and getattr(recipe, "adapter", None) is None)
+    assert kinds == {True, False}
+
+
+@pytest.mark.parametrize("name", ["rl_7b", "rl_vl_7b"])
+def test_reinforcement_watches_dev_accuracy_and_keeps_the_best_checkpoint(name: str) -> None:
+    recipe = settings_of(name)
+    taken = trainer_config(name, {**recipe.training, "load_best_model_at_end": True})  # as train_rl sets it
+    assert isinstance(recipe, RLRecipe)
+    assert recipe.patience is not None
+    assert (taken.eval_strategy, taken.eval_steps) == ("steps", taken.save_steps)
+    assert {TaskConfig(**values).eval_count for values in recipe.tasks.values()} == {100}
 
 
 @pytest.mark.parametrize("name", LAUNCH)

@@ -14,7 +14,7 @@ import pytest
 from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.prompting.formats import SENTIMENT, Choice, Ranking
 from mrjudge_reward.training.items import from_choice, from_ratings
-from mrjudge_reward.training.tasks import Problem
+from mrjudge_reward.training.tasks import Problem, split_of
 from recipes.common.config import read_config
 from recipes.judge import train_rl
 from tests.support import ROOT
@@ -176,6 +176,23 @@ def test_a_held_out_task_is_neither_trained_on_nor_watched():
     recipe = loaded("tasks.film_alone.held_out=task", "tasks.film_pairs.count=4", "tasks.tweet_pairs.count=4")
     for split in ("train", "dev"):
         assert {name for name, _ in train_rl.asked(recipe, split)} == {"film_pairs", "tweet_pairs"}
+
+
+def test_items_that_are_all_of_the_training_side_are_trained_on_and_not_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    questions = [f"Which of these two is number {number}?" for number in range(40)]
+    rows = [{"prompt": q, "candidates": ["a", "b"], "gold": [1, 0]} for q in questions if split_of(q) == "train"]
+    file = tmp_path / "items.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    hard = f"tasks.hard={{source: items, path: {file}, judge: {{format: choice, labels: [A, B]}}, both_orders: true}}"
+    recipe = loaded(hard, "tasks.film_pairs.count=4", "tasks.tweet_pairs.count=4", "tasks.film_alone.count=4")
+    assert "hard" in {name for name, _ in train_rl.asked(recipe, "train")}
+    assert "hard" not in {name for name, _ in train_rl.asked(recipe, "dev")}
+    assert f"task hard is not measured: {file} has no items of the dev side" in capsys.readouterr().out
+    alone = loaded(hard, *(f"tasks.{name}=null" for name in ("film_pairs", "tweet_pairs", "film_alone")))
+    with pytest.raises(ConfigError, match="no task has items of the dev side"):
+        train_rl.asked(alone, "dev")
 
 
 @pytest.mark.parametrize(
@@ -383,6 +400,61 @@ def test_greedy_completions_are_trls(trainers: tuple[Any, Any]):
     assert ours == theirs
     assert len(ours[0]) == 3
     assert ours[0][0] == ours[0][1]
+
+
+# -- what TRL has, TRL does -----------------------------------------------------------------------------------------------
+
+OF_TRL: dict[str, tuple[Any, str, Any]] = {
+    "beta": (0.01, "beta", 0.01),
+    "epsilon": (0.1, "epsilon_low", 0.1),
+    "epsilon_high": (0.3, "epsilon_high", 0.3),
+    "loss_type": ("dr_grpo", "loss_type", "dr_grpo"),
+    "scale_rewards": ("none", "scale_rewards", "none"),
+    "max_completion_length": (8192, "max_completion_length", 8192),
+    "num_generations": (4, "num_generations", 4),
+    "num_iterations": (2, "num_iterations", 2),
+    "temperature": (0.7, "temperature", 0.7),
+    "top_p": (0.9, "top_p", 0.9),
+    "importance_sampling_level": ("sequence", "importance_sampling_level", "sequence"),
+    "mask_truncated_completions": (True, "mask_truncated_completions", True),
+}
+"""Field of ``GRPOConfig`` → a value that is not its default, and where TRL's trainer keeps it."""
+
+
+def test_kl_clipping_and_the_replies_cap_are_handed_to_trls_trainer(
+    smol_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from transformers import EarlyStoppingCallback
+    from trl import GRPOTrainer
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(trainer: Any, **_: Any) -> None:
+        raise StoppedError(trainer)
+
+    monkeypatch.setattr(GRPOTrainer, "train", stop)
+    model = small_text_model(smol_tokenizer, tmp_path / "model")
+    monkeypatch.setattr(train_rl, "longest_prompt", lambda *_: None)  # the small one holds no such reply
+    given = [f"training.{name}={value}" for name, (value, _, _) in OF_TRL.items()]
+    with pytest.raises(StoppedError) as made:
+        train_rl.train(
+            loaded(
+                f"model={model}", "adapter=null", "lora={r: 2, target_modules: [q_proj]}", "opened=false", "patience=3",
+                f"training.output_dir={tmp_path / 'out'}", "tasks.film_pairs.count=4", "tasks.tweet_pairs.count=4",
+                "tasks.film_alone.count=4", "training.per_device_train_batch_size=8", "dev_samples=2", *given,
+            )
+        )  # fmt: skip
+    (trainer,) = made.value.args
+    assert {name: getattr(trainer, place) for name, (_, place, _) in OF_TRL.items()} == {
+        name: kept for name, (_, _, kept) in OF_TRL.items()
+    }
+    (early,) = (one for one in trainer.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback))
+    assert early.early_stopping_patience == 3
+    assert (trainer.args.metric_for_best_model, trainer.args.greater_is_better) == ("eval_accuracy", True)
+    assert trainer.args.load_best_model_at_end
+    assert trainer.num_generations_eval == 2
+    assert len(trainer.eval_dataset) > 0
 
 
 # -- the whole recipe -----------------------------------------------------------------------------------------------------
