@@ -104,7 +104,7 @@ def test_groups_above_and_below_their_anchors_have_rewards_above_and_below_zero(
         (Score(grades=tuple((str(n), float(n)) for n in range(11))), grading, {}),
         (Score(grades=tuple((str(n), float(n)) for n in range(11))), grading, {"rating": "mean_score"}),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", None) or str(value),
 )
 def test_a_group_of_one_is_judged_against_its_anchor(format: Format, script: Any, settings: dict[str, Any]):
     ours = judge(script, format, verdict="generate", **settings)
@@ -406,7 +406,9 @@ def test_anchors_are_read_from_texts_numbers_and_lists(given: Any, anchors: tupl
 
 
 @pytest.mark.parametrize(
-    "given", [{"text": "4"}, [{"role": "assistant", "content": "4"}], object(), b"4", [b"4"]], ids=str
+    "given",
+    [{"text": "4"}, [{"role": "assistant", "content": "4"}], object(), b"4", [b"4"]],
+    ids=lambda value: type(value).__name__,
 )
 def test_an_anchor_that_is_no_text_is_refused(given: Any):
     with pytest.raises(InputError, match="the anchor must be text, a number, or a list of these; got"):
