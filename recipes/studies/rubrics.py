@@ -74,7 +74,7 @@ class ReferencedSet(Settings):
 
     path: str
     count: PositiveInt = 100
-    rubric: list[dict[str, Any]] = Field(min_length=1)
+    rubric: list[Any] = Field(min_length=1)
 
 
 class RubricStudy(Settings):
