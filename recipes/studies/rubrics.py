@@ -228,7 +228,7 @@ def run(study: RubricStudy, folder: Path, engine: Engine | None = None) -> dict[
         InputError: if a set or its rubric cannot be read.
     """
     configs = judges_of(study)
-    pairs: dict[str, list[Item]] = {}
+    pairs: dict[SetName, list[Item]] = {}
     rubrics: dict[str, Any] = {}
     for name, values in study.sets.items():
         wanted = ReferencedSet(**values)
