@@ -1,8 +1,8 @@
-"""A mean with its 95 % interval, and how such a figure is written."""
+"""A mean with its 95 % interval, and how such figures are written."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,3 +31,11 @@ def written(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
     return "" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lines of a Markdown table with a column for every name in any of the rows; texts stand as they are."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = ([v if isinstance(v := row.get(name), str) else written(v) for name in names] for row in rows)
+    head, *rest = [f"| {' | '.join(line)} |" for line in (names, *cells)]
+    return [head, "|---" * len(names) + "|", *rest]

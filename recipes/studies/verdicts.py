@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -35,18 +34,19 @@ from statistics import fmean, median
 from typing import Any
 
 from pydantic import Field, PositiveInt
-from rich.progress import track
 
 from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.settings import Settings
 from mrjudge_reward.training.items import Item
-from mrjudge_reward.types import Comparison, Grades, NoVerdict, Preference, RankOrder, Reply, Request, Verdict
+from mrjudge_reward.types import Comparison, NoVerdict
 from recipes.common.config import read_config
-from recipes.common.intervals import interval, written
-from recipes.common.resumable import ResumableRows, write_text
+from recipes.common.intervals import interval, table
+from recipes.common.resumable import write_text
 from recipes.data.judge_data import TaskConfig, check_tasks, items
+
+from .asking import finished, sides
 
 
 class VerdictStudy(Settings):
@@ -107,60 +107,10 @@ def cells_of(study: VerdictStudy) -> dict[Cell, JudgeConfig]:
     return found
 
 
-class Masses:
-    """Notes how likely the labels of every read were together.
-
-    Args:
-        engine: whose reads are noted from now on.
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        self._read = engine.label_logprobs
-        self.found: list[float] = []
-        setattr(engine, "label_logprobs", self._noted)  # noqa: B010  an engine's method, for this engine alone
-
-    def _noted(self, requests: Sequence[Request]) -> Any:
-        replies = self._read(requests)
-        self.found += [
-            sum(map(math.exp, reply.label_logprobs))
-            for reply in replies
-            if isinstance(reply, Reply) and reply.label_logprobs
-        ]
-        return replies
-
-
-def sides(verdicts: Sequence[Verdict], orders: Sequence[Comparison]) -> list[float | None]:
-    """Per order, how far the verdict is for candidate 0, from 0 to 1; None for a failure."""
-    if len(orders[0].slots) == 1:  # graded alone: one comparison
-        grades = [v.outcome.values_K[0] if isinstance(v.outcome, Grades) else None for v in verdicts]
-        return [None if grades[0] is None or grades[1] is None else _ahead(grades[0], grades[1])]
-    found: list[float | None] = []
-    for verdict, order in zip(verdicts, orders, strict=True):
-        slot = order.slots.index(0)
-        match verdict.outcome:
-            case Preference(probabilities):
-                found.append(probabilities[slot])
-            case Grades(values):
-                found.append(_ahead(values[slot], values[1 - slot]))
-            case RankOrder(tiers):
-                place = {one: number for number, tier in enumerate(tiers) for one in tier}
-                found.append(_ahead(place[1 - slot], place[slot]))
-            case NoVerdict():
-                found.append(None)
-            case _:
-                found.append(0.5)
-    return found
-
-
-def _ahead(mine: float, other: float) -> float:
-    return 0.5 + 0.5 * ((mine > other) - (mine < other))
-
-
-def asked(judge: Judge, masses: Masses, pairs: Sequence[Item]) -> dict[str, Any]:
+def asked(judge: Judge, pairs: Sequence[Item]) -> dict[str, Any]:
     """What is kept of some pairs."""
     alone = judge.format.max_slots == 1
     orders = [Comparison((0,)), Comparison((1,))] if alone else [Comparison((0, 1)), Comparison((1, 0))]
-    masses.found.clear()
     started = time.perf_counter()
     verdicts = judge.compare([(pair.group, order) for pair in pairs for order in orders])
     seconds = time.perf_counter() - started
@@ -176,7 +126,7 @@ def asked(judge: Judge, masses: Masses, pairs: Sequence[Item]) -> dict[str, Any]
         ],
         "reasons": Counter(outcome.reason for outcome in outcomes if isinstance(outcome, NoVerdict)),
         "verdicts": len(verdicts),
-        "masses": list(masses.found),
+        "masses": [verdict.label_mass for verdict in verdicts if verdict.label_mass is not None],
         "tokens": sum(verdict.usage.completion_tokens for verdict in verdicts),
         "seconds": seconds,
     }
@@ -239,22 +189,13 @@ def run(study: VerdictStudy, folder: Path, engine: Engine | None = None) -> dict
         for cell in cells
         for first in range(0, len(pairs[cell.task]), study.chunk)
     ]
-    progress = ResumableRows(folder, study.model_dump(mode="json"))
-    try:
-        left = [number for number in range(len(chunks)) if number not in progress.entries]
-        if left:
-            shared = engine if engine is not None else next(iter(cells.values())).build_engine()
-            masses = Masses(shared)
-            try:
-                for number in track(left, "Pairs"):
-                    cell, some = chunks[number]
-                    progress.add([{"row": number, **asked(cells[cell].build(shared), masses, some)}])
-            finally:
-                if engine is None:
-                    shared.close()
-        entries = [(cell, progress.entries[number]) for number, (cell, _) in enumerate(chunks)]
-    finally:
-        progress.close()
+
+    def ask(shared: Engine, number: int) -> dict[str, Any]:
+        cell, some = chunks[number]
+        return asked(cells[cell].build(shared), some)
+
+    kept = finished(study, folder, len(chunks), engine, next(iter(cells.values())).build_engine, ask)
+    entries = [(cell, entry) for (cell, _), entry in zip(chunks, kept, strict=True)]
     rows = [
         {**vars(cell), **measures([entry for one, entry in entries if one == cell], study.resamples, study.seed)}
         for cell in cells
@@ -264,12 +205,7 @@ def run(study: VerdictStudy, folder: Path, engine: Engine | None = None) -> dict
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The table."""
-    names = list(dict.fromkeys(name for row in report["rows"] for name in row))
-    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
-    for row in report["rows"]:
-        cells = (row[name] if isinstance(row.get(name), str) else written(row.get(name)) for name in names)
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([f"Judge: `{report['judge']}`, {report['split']} split", "", *lines, ""])
+    return "\n".join([f"Judge: `{report['judge']}`, {report['split']} split", "", *table(report["rows"]), ""])
 
 
 def main() -> None:

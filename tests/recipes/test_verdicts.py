@@ -12,7 +12,8 @@ from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.types import Comparison, Grades, NoVerdict, Preference, RankOrder, Request, Tie, Verdict
 from recipes.common.config import read_config
-from recipes.studies.verdicts import VerdictStudy, cells_of, markdown, measures, run, sides
+from recipes.studies.asking import sides
+from recipes.studies.verdicts import VerdictStudy, cells_of, markdown, measures, run
 from tests.support import ROOT
 
 CONFIG = str(ROOT / "recipes" / "studies" / "verdicts.yaml")
