@@ -27,6 +27,8 @@ from .server_errors import come_again_s, must_be_paid, sentence_of
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
+    from .transport import OneServerTransport
+
 logger = logging.getLogger(__name__)
 
 CANNOT_CONNECT = "cannot connect"  # a failure's reason
@@ -115,6 +117,7 @@ class Connection:
 
     Args:
         client: without retries of its own.
+        transport: of the client, which knows whether the server was ever reached.
         max_concurrency: size of ``slots``, which callers hold while they post.
         deadline_s: seconds for all tries of a post together.
         outage_wait_s: seconds that a post waits besides, while the server is silent or asks to be left alone.
@@ -123,9 +126,16 @@ class Connection:
         probing: held by the one of several calls that finds out what the server can do.
     """
 
-    def __init__(self, client: AsyncOpenAI, max_concurrency: int, deadline_s: float, outage_wait_s: float) -> None:
+    def __init__(
+        self,
+        client: AsyncOpenAI,
+        transport: OneServerTransport,
+        max_concurrency: int,
+        deadline_s: float,
+        outage_wait_s: float,
+    ) -> None:
         self.pid = os.getpid()
-        self.client = client
+        self.client, self.transport = client, transport
         self.deadline_s, self.outage_wait_s = deadline_s, outage_wait_s
         self.slots = asyncio.Semaphore(max_concurrency)
         self.probing = asyncio.Lock()
@@ -208,11 +218,8 @@ class Connection:
             silence.probing = False
             silence.changed()
 
-    def _never_reached(self, why: EngineFailure | None) -> bool:
-        return self._answered_at == -math.inf and why is not None and why.reason == CANNOT_CONNECT
-
     def _silent(self, call: _Call, why: EngineFailure) -> None:
-        patience_s = max(call.left_s, 0.0 if self._never_reached(why) else self.outage_wait_s)
+        patience_s = max(call.left_s, self.outage_wait_s if self.transport.reached else 0.0)
         self._silence = _Silence(self.loop.time(), patience_s, why)
         if patience_s <= 0:
             self._rest(self._silence)
@@ -269,9 +276,9 @@ class Connection:
 
     def _no_answer(self, call: _Call, reason: str) -> EngineFailure | _Again:
         """A post used up its deadline. It has another one only where the server was silent to all."""
-        if self._never_reached(call.last):  # that the last try ran out of time says less
-            reason = CANNOT_CONNECT
-        detail = f"no answer within {self.deadline_s:g} s" + (f"; last: {call.last.detail}" if call.last else "")
+        reached = self.transport.reached
+        reason, missing = (reason, "answer") if reached else (CANNOT_CONNECT, "connection")
+        detail = f"no {missing} within {self.deadline_s:g} s" + (f"; last: {call.last.detail}" if call.last else "")
         failure = EngineFailure(reason, detail)
         if call.timeouts < 2 and (self._silence is not None or self._is_quiet(call)):
             return self._no_life(call, failure)
@@ -293,8 +300,6 @@ class Connection:
             call.lost_at = self.loop.time()
         if self._silence is not None:
             self._silence.why = why
-            if self._never_reached(why):  # the machine was too busy to notice within a deadline
-                self._silence.until = min(self._silence.until, self._silence.began + self.deadline_s)
         elif self._is_quiet(call) and (call.tries >= _SILENT_TRIES or call.left_s <= 0):
             self._silent(call, why)
             pause_s = 0.0

@@ -339,10 +339,10 @@ class OpenAIEngine(Engine):
             api_key="none",
             base_url=self.base_url,
             max_retries=0,
-            timeout=openai.Timeout(None, connect=min(10.0, self.deadline_s / 2)),  # the deadline bounds all else
+            timeout=openai.Timeout(None, connect=min(10.0, self.deadline_s)),  # the deadline bounds all else
             http_client=openai.DefaultAsyncHttpxClient(transport=transport, follow_redirects=False, trust_env=False),
         )
-        self._connection = Connection(client, self.max_concurrency, self.deadline_s, self.outage_wait_s)
+        self._connection = Connection(client, transport, self.max_concurrency, self.deadline_s, self.outage_wait_s)
         self._finalizer = weakref.finalize(self, self._connection.close)
         return self._connection
 

@@ -30,7 +30,12 @@ class OneServerTransport:
         http: httpx, or what takes its place.
         inner: does the carrying.
         access: what that server is told.
+
+    Attributes:
+        reached: whether a connection has ever been made.
     """
+
+    reached = False
 
     def __init__(self, http: Any, inner: Any, access: Access) -> None:
         self._http, self._inner, self._access = http, inner, access
@@ -54,6 +59,9 @@ class OneServerTransport:
         content = self._access.cleaned(response.content, failed)
         return self._http.Response(response.status_code, headers=kept, content=content, request=request)
 
+    async def _see(self, event: str, info: Any) -> None:
+        self.reached = self.reached or event == "connection.connect_tcp.complete"
+
     async def _told(self, request: Any) -> Any:
         if (request.url.scheme, request.url.host, request.url.port) != self._origin:
             raise self._http.UnsupportedProtocol(f"{request.url} is not at {self._access.url}, for which the key is")
@@ -66,7 +74,8 @@ class OneServerTransport:
             fields = json.dumps(dict(self._access.body), ensure_ascii=False).encode()
             content = content[:-1] + (b"," if len(content) > 2 else b"") + fields[1:]
         url = request.url.copy_merge_params(self._access.query) if self._access.query else request.url
-        return self._http.Request(request.method, url, headers=headers, content=content, extensions=request.extensions)
+        extensions = request.extensions | {"trace": self._see}
+        return self._http.Request(request.method, url, headers=headers, content=content, extensions=extensions)
 
     async def aclose(self) -> None:
         """Close all connections."""

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Timer
 from typing import Any, Literal
@@ -721,3 +722,22 @@ def test_a_judge_loses_nothing_to_one_stall() -> None:
         judged = judge.judge([Group.of(f"q{number}", list("abcd"), str(number)) for number in range(20)])
         judge.close()
     assert not [item for group in judged for item in group.played if item.verdict.failed]
+
+
+@pytest.mark.parametrize(("holds_s", "gone_s"), [(0.2, 0.7), (0.8, 0.1), (0.8, 0.8), (1.3, 0.5)])
+def test_a_server_that_took_a_connection_and_went_away_before_its_first_answer_is_waited_for(
+    holds_s: float, gone_s: float
+) -> None:
+    """As one does that restarts while it loads its model."""
+    holding = socket.create_server(("127.0.0.1", 0))
+    port = holding.getsockname()[1]
+    engine = OpenAIEngine("judge", f"http://127.0.0.1:{port}/v1", deadline_s=0.5, outage_wait_s=20.0)
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(engine.generate, asks(1))
+        time.sleep(holds_s)
+        holding.close()
+        time.sleep(gone_s)
+        with JudgeServer(port=port):
+            (reply,) = answer.result()
+    engine.close()
+    assert isinstance(reply, Reply)
