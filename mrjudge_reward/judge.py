@@ -35,7 +35,14 @@ from random import Random
 from typing import Any
 
 from mrjudge_reward.engines.contract import Engine
-from mrjudge_reward.judging.anchors import anchor_name, lacks_level, of_candidates, with_anchors, without_level
+from mrjudge_reward.judging.anchors import (
+    anchor_name,
+    as_players,
+    lacks_level,
+    of_candidates,
+    with_anchors,
+    without_level,
+)
 from mrjudge_reward.judging.comparisons import Asked, Comparer
 from mrjudge_reward.judging.criteria import joined, rubric_of, split
 from mrjudge_reward.judging.early import EarlyComparisons
@@ -179,14 +186,14 @@ class Judge:
             for index, (group, of_group) in enumerate(zip(groups, begun, strict=True))
             if lacks_level(group)
         }
-        if unknown:
-            self.alarm.observe(item.verdict.outcome for judgement in unknown.values() for item in judgement.played)
         asked = [
             (with_anchors(group), of_group, first)
             for index, (group, of_group, first) in enumerate(zip(groups, begun, firsts, strict=True))
             if index not in unknown
         ]
-        judged = map(of_candidates, self._judge_by_criteria(asked) if self.by_criterion else self._judge(asked))
+        found = self._judge_by_criteria(asked) if self.by_criterion else self._judge(asked)
+        judged = map(of_candidates, found)
+        self.alarm.observe(item.verdict.outcome for judgement in unknown.values() for item in judgement.played)
         return [unknown[index] if index in unknown else next(judged) for index in range(len(groups))]
 
     def _judge_by_criteria(self, groups: Sequence[tuple[Group, EarlyComparisons | None, int]]) -> list[Judgement]:
@@ -288,25 +295,30 @@ class Judge:
         what the judge wrote, or its quick read in the order asked for where that was enough.
 
         Args:
-            asked: groups, and candidates of theirs in slot order.
+            asked: groups, and candidates of theirs in slot order, or anchors (-1 the first).
 
         Returns:
             As many verdicts, in their order.
 
         Raises:
             ConfigError: if the judge judges by criteria, where a comparison has several verdicts.
+            InputError: if a slot names neither a candidate nor an anchor.
         """
         self.settle()
         if self.by_criterion:
             raise ConfigError(
                 "a comparison by criteria has several verdicts: judge the group, and look at its criteria"
             )
-        tournaments = {id(group): Tournament(group, group.candidates) for group, _ in asked}
+        tournaments = {id(group): Tournament(whole := with_anchors(group), whole.candidates) for group, _ in asked}
+        numbered = [
+            (tournaments[id(group)], replace(comparison, slots=as_players(group, comparison.slots)))
+            for group, comparison in asked
+        ]
         with self.engine.session():
-            decided = self._comparer.decide([(tournaments[id(group)], comparison) for group, comparison in asked])
+            decided = self._comparer.decide(numbered)
         return [
             [item.verdict for item in items if item.comparison == comparison][-1]
-            for (_, comparison), items in zip(asked, decided, strict=True)
+            for (_, comparison), items in zip(numbered, decided, strict=True)
         ]
 
     def apart(self) -> Judge:
@@ -340,11 +352,16 @@ class Judge:
         self._comparer.budget.check(self.format.min_slots)
 
     def render(self, group: Group, slots: Sequence[int]) -> tuple[Message, ...]:
-        """What the judge would be shown of these candidates of a group, in slot order; by criteria, in its first call."""
+        """What the judge would be shown of these candidates of a group, in slot order; by criteria, in its first call.
+
+        Raises:
+            InputError: if a slot names neither a candidate nor an anchor (-1 the first).
+        """
         self.settle()
+        shown, group = as_players(group, slots), with_anchors(group)
         part = split(group, self.settings)[0] if self.by_criterion else None
         group, form = (part.group, part.format) if part is not None else (self._ruled(group), None)
-        shown = tuple(slots)[: (form or self.format).max_slots]
+        shown = shown[: (form or self.format).max_slots]
         return self._comparer.render(Tournament(group, group.candidates, format=form), Comparison(shown))
 
     def close(self) -> None:
@@ -360,7 +377,8 @@ class Judge:
     ) -> Tournament:
         if len(group.candidates) > MAX_GROUP:
             raise InputError(
-                f"group {group.key!r} has {len(group.candidates)} candidates; at most {MAX_GROUP} are judged together"
+                f"group {group.key!r} has {len(group.candidates)} candidates and anchors; at most {MAX_GROUP} are judged "
+                "together"
             )
         player_of, sanitized = self._comparer.seat(group)
         players = tuple(dict.fromkeys(player_of.values()))
@@ -419,14 +437,14 @@ class Judge:
         if len(scores) == 1 and scores[0] is None and (forfeits or tournament.anchors):
             # The only real answer needs no judge to be better than none at all, nor to be as good as an anchor like it.
             scores = [self.rating.neutral]
-        known = [score for score in scores if score is not None]
-        # Degenerate answers lose by rule: never above the lowest known, and below a middling one.
-        lowest = self._lowest(known, tournament.format or self.format) if known else None
         level = None
         if tournament.anchors:
             met_GG = None if self.rating.neutral is None else tally.games_GG
             scores, level = relative(scores, tournament.anchors, met_GG)
-            lowest = None if lowest is None or level is None else self._below(lowest - level)
+        unlevelled = tournament.anchors and level is None
+        known = [] if unlevelled else [score for score in scores if score is not None]
+        # Degenerate answers lose by rule: never above the lowest known, and below a middling one.
+        lowest = self._lowest(known, tournament.format or self.format, level) if known else None
         grades = [None if math.isnan(grade) else float(grade) for grade in tally.grades_G]
         known_of = dict(zip(players, zip(scores, map(float, tally.games_G), grades, strict=True), strict=True))
         found_of = {text: known_of[player] for text, player in player_of.items()}
@@ -454,18 +472,17 @@ class Judge:
             level=level,
         )
 
-    def _lowest(self, known: Sequence[float], form: Format) -> float:
-        """The score of a degenerate answer beside these."""
+    def _lowest(self, known: Sequence[float], form: Format, level: float | None) -> float:
+        """The score of a degenerate answer beside these; with a level all are relative to it."""
         neutral = self.rating.neutral
         if neutral is None:
             grades: tuple[tuple[str, float], ...] = getattr(form, "grades")  # noqa: B009  known to be there
             lowest, second = sorted(value for _, value in grades)[:2]
-            return lowest - (second - lowest)  # a step below the scale: worse than the worst real answer
-        return 0.0 if neutral == 0.5 else min(known) - HARD_LOG_ODDS
-
-    def _below(self, lowest: float) -> float:
-        """That score relative to anchors; they may be at the bottom of a rating's range themselves."""
-        return -1.0 if self.rating.neutral == 0.5 else round(lowest, 9)
+            # A step below the scale: worse than the worst real answer.
+            return round(lowest - (second - lowest) - (level or 0.0), 9)
+        if neutral == 0.5:
+            return 0.0 if level is None else -1.0  # anchors may be at the bottom of the range themselves
+        return min(known) - HARD_LOG_ODDS
 
 
 class JudgeConfig(JudgeSettings):

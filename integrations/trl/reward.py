@@ -403,7 +403,10 @@ class JudgeReward:
         rewards = [reward for block in blocks for reward in rewards_of[block]]
         verdicts = [verdicts_of[block] for block in blocks for _ in range(size)]
         local = slice(sum(counts[:rank]), sum(counts[: rank + 1])) if straddling else slice(None)
-        names = dict.fromkeys(name for found in criteria_of.values() for name in found)
+        settings = self.judge_settings
+        rubric = settings.rubric if settings.criteria != "implicit" else None
+        of_run = rubric.names if rubric is not None else ()
+        names = dict.fromkeys([*of_run, *(name for found in criteria_of.values() for name in found)])
         left_out = ((0.0 if on_abstain == "group_mean" else None),) * size  # the same for all of a judged group
 
         def of_block(block: int, name: str) -> tuple[float | None, ...]:

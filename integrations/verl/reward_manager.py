@@ -58,7 +58,7 @@ from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManage
 
 from mrjudge_reward.completions import Candidate, judged, plain
 from mrjudge_reward.errors import ConfigError, InputError
-from mrjudge_reward.fields import anchors_at, shown_at
+from mrjudge_reward.fields import anchors_at, shown_at, texts_of
 from mrjudge_reward.images import bare, given_as
 from mrjudge_reward.messages import ImagePart, Message, Part, TextPart, as_messages, final_answer
 from mrjudge_reward.reasoning import decode_marked, opens_reasoning
@@ -260,7 +260,7 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
     def _anchors(self, row: Mapping[str, Any]) -> tuple[str, ...] | None:
         """What of the row's anchors is judged. No template opened a reasoning in them."""
         texts = anchors_at(row, self.settings.anchor_field)
-        return None if texts is None else tuple(self._answer_of(text, opened=False) for text in texts)
+        return None if texts is None else texts_of([self._answer_of(text, opened=False) for text in texts], "anchor")
 
     def _group(self, row: Mapping[str, Any], prompt: Sequence[Message] = ()) -> str:
         """Identity of a row's group."""

@@ -33,6 +33,7 @@ from mrjudge_reward.fields import shown_text, texts_of
 from mrjudge_reward.images import fingerprint, placed
 from mrjudge_reward.judging.criteria import rubric_of
 from mrjudge_reward.judging.parallel import in_order
+from mrjudge_reward.judging.tournament import is_degenerate
 from mrjudge_reward.monitoring.explain import criterion_record, printable, verdict_record
 from mrjudge_reward.rubrics.reading import own_rubric
 from mrjudge_reward.scoring.stats import JudgeStats
@@ -165,8 +166,12 @@ def _group(record: dict[str, Any], key: str, source: ImageSource, config: JudgeC
         raise InputError("prompt: must not be empty")
     reference = shown_text(record.get("reference"), "reference")
     anchors = texts_of(record["anchors"], "anchor") if record.get("anchors") is not None else None
-    if anchors == ():
+    if anchors is not None and all(map(is_degenerate, anchors)):
         raise InputError("anchors: none of them says anything; give one, or leave the field out")
+    if reference is not None and reference in (anchors or ()):
+        raise InputError("anchors: one is the reference too, so that the judge would know which response it is")
+    if len(candidates) + len(anchors or ()) > MAX_GROUP:
+        raise InputError(f"candidates and anchors: at most {MAX_GROUP} are judged together")
     rubric = own_rubric(record.get("rubric"), "rubric", config.criteria is not None)
     try:
         messages = prompt if isinstance(prompt, str) else [_turn(turn, source) for turn in prompt]

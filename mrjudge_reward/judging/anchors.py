@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from mrjudge_reward.errors import InputError
 from mrjudge_reward.types import Comparison, Group, JudgedComparison, Judgement, NoVerdict, Verdict
 
 from .tournament import Spent, is_degenerate
@@ -31,7 +32,7 @@ def without_level(group: Group, spent: Spent | None = None) -> Judgement:
     """
     spent = spent or Spent()
     size = len(group.candidates)
-    why = f"group {group.key!r} brings no anchor that says anything, so that its level is unknown"
+    why = f"group {group.key!r} brings no anchor that says anything, or rows with different ones: its level is unknown"
     failed = JudgedComparison(Comparison((0,) if size else ()), Verdict(NoVerdict(NO_ANCHOR, why)))
     return Judgement(
         group=group,
@@ -92,6 +93,20 @@ def of_candidates(judgement: Judgement) -> Judgement:
         sanitized=below(judgement.sanitized),
         cut=below(judgement.cut),
     )
+
+
+def as_players(group: Group, slots: Sequence[int]) -> tuple[int, ...]:
+    """Numbers in ``with_anchors`` of candidates and anchors, the latter given as -1, -2, ...
+
+    Raises:
+        InputError: if there is no such candidate or anchor.
+    """
+    size, anchors = len(group.candidates), len(group.anchors or ())
+    if wrong := [slot for slot in slots if not -anchors <= slot < size]:
+        raise InputError(
+            f"group {group.key!r} has candidates 0 to {size - 1} and {anchors} anchors (-1 is the first); got {wrong[0]}"
+        )
+    return tuple(slot if slot >= 0 else size - 1 - slot for slot in slots)
 
 
 def _placed(comparison: Comparison, size: int) -> Comparison:

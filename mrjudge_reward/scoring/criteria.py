@@ -156,5 +156,8 @@ def relative_totals(
     *found, level = totals(list(map(with_their_mean, criteria)), bounded, of_candidates, anchored=True)
     if level is None:
         return (None,) * (size + anchors)
-    above = tuple(None if total is None else round(total - level, 9) for total in found)
+    above = [None if total is None else round(total - level, 9) for total in found]
+    for index in of_candidates:  # also below anchors that are as low as a gate puts them
+        if (total := above[index]) is not None:
+            above[index] = min(total, -1.0 if bounded else -HARD_LOG_ODDS)
     return (*above, *((0.0,) if anchors == 1 else (None,) * anchors))

@@ -22,7 +22,10 @@ _READ_INSTEAD = (
 _SHORTEN = "set context_tokens to the server's context, or lower max_candidate_tokens or max_tokens"
 
 _CURES = {
-    "no anchor": "give every prompt an anchor, or leave out what names them (anchor_column, anchor_field, anchors)",
+    "no anchor": (
+        "give every prompt an anchor, the same to all its rows, or leave out what names them (anchor_column, "
+        "anchor_field, anchors)"
+    ),
     "truncated": "raise max_tokens",
     "unclosed thinking": "raise max_tokens",
     "no verdict": _READ_INSTEAD,

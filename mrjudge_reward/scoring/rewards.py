@@ -51,7 +51,8 @@ def check_anchors(setting: str, anchors: str | None, reference: str | None, shap
     """
     if anchors is not None and shape.centre:
         raise ConfigError(f"{setting} gives rewards a level, and centre takes it out again: leave out one of them")
-    if anchors is not None and anchors == reference:
+    inside = anchors is not None and reference is not None and (f"{anchors}.", f"{reference}.")
+    if inside and (inside[0].startswith(inside[1]) or inside[1].startswith(inside[0])):
         raise ConfigError(
             f"{setting} is also shown as the reference, so that the judge would know which response it is: leave out one "
             "of them"

@@ -28,6 +28,7 @@ from mrjudge_reward.cli.lines import say
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.monitoring.explain import verdict_line
+from mrjudge_reward.scoring.tally import MAX_GROUP
 from mrjudge_reward.types import (
     Comparison,
     EngineFailure,
@@ -173,19 +174,24 @@ def test_a_conversation_a_reference_and_a_rubric_reach_the_judge(engine: Scripte
         ("r", (1, 1), None),
         (12345678901, (-1, -1), None),
         ("xx", (0, 1), None),
-        ("...", (None, None), None),
+        ("...", None, "anchors: none of them says anything"),
+        (["\u200b", "?"], None, "anchors: none of them says anything"),
+        (["rrrr", "the reference"], None, "anchors: one is the reference too"),
+        (["r" * n for n in range(1, MAX_GROUP)], None, "candidates and anchors: at most 4096 are judged together"),
         (None, None, None),
         ([], None, "anchors: none of them says anything"),
         (["", " "], None, "anchors: none of them says anything"),
         ({"text": "rrrr"}, None, "the anchor must be text, a number, or a list of these; got dict"),
         ([["rrrr"], [{"a": 1}]], None, "the anchor must be text"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:40],
 )
 def test_scores_of_a_line_with_anchors_are_relative_to_these(
     anchors: Any, scores: Any, error: str | None, engine: ScriptedEngine
 ) -> None:
     line = {"prompt": "q", "candidates": ["xx", "yyyyyyy"], "anchors": anchors}
+    if anchors == ["rrrr", "the reference"]:
+        line["reference"] = "the reference"
     result = rank(
         "--set", "schedule=all_pairs", "--set", "format=choice", "--set", "max_failed_fraction=1.0", stdin=jsonl(line)
     )

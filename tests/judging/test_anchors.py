@@ -24,7 +24,7 @@ from mrjudge_reward.scoring.alarms import FailureAlarm
 from mrjudge_reward.scoring.levels import relative
 from mrjudge_reward.scoring.ratings import RATINGS
 from mrjudge_reward.scoring.schedules import SCHEDULES
-from mrjudge_reward.types import EngineFailure, NoVerdict, Request
+from mrjudge_reward.types import Comparison, EngineFailure, NoVerdict, Request
 from tests.support.criteria_judge import ByUtilities
 
 PAIRED = [name for name in SCHEDULES if name not in ("pointwise", "listwise")]
@@ -369,6 +369,75 @@ def test_a_run_whose_groups_have_no_anchors_stops_and_says_why():
     some = Judge(ScriptedEngine.by_utility(len), "choice", schedule="ring", alarm=FailureAlarm())
     groups = [Group.of("How?", ANSWERS, str(n), anchors=[] if n % 20 else ANCHOR) for n in range(20)]
     assert sum(None not in one.scores_G for one in some.judge(groups)) == 1
+
+
+@pytest.mark.parametrize("lacking", [1, 31, 32, 33, 60])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_few_groups_without_anchors_do_not_stop_a_run_however_they_are_batched(lacking: int, at_once: bool):
+    some = Judge(ScriptedEngine.by_utility(len), "choice", schedule="ring", alarm=FailureAlarm())
+    groups = [Group.of("How?", ANSWERS, str(n), anchors=[] if n < lacking else ANCHOR) for n in range(256)]
+    for batch in [groups] if at_once else [groups[128:], groups[:128]]:
+        some.judge(batch)
+
+
+@pytest.mark.parametrize("schedule", ["anchor", "ring", "adaptive", "all_pairs"])
+@pytest.mark.parametrize("rating", ["log_odds", "bradley_terry", "win_rate"])
+@pytest.mark.parametrize("seed", range(8))
+def test_an_empty_answer_is_above_nobody_whatever_failed(schedule: str, rating: str, seed: int):
+    rng = random.Random(seed)
+    scripted = ScriptedEngine.by_utility(len)
+
+    def script(request: Request) -> Any:
+        return EngineFailure("timeout", transient=False) if rng.random() < 0.4 else scripted.script(request)
+
+    ours = Judge(ScriptedEngine(script), "choice", schedule=schedule, rating=rating, retries=0, alarm=FailureAlarm(1.0))
+    answers = [*(f"{'word ' * size}" for size in (1, 3, 5, 7)), ""]
+    *real, empty = ours.rank("How?", answers, anchors=["an anchor", "another anchor of these"]).scores_G
+    known = [score for score in real if score is not None]
+    assert empty is None or not known or empty <= min(known)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_candidates_that_all_look_like_one_of_several_anchors_are_as_good_as_it(size: int):
+    ours = judge(schedule="anchor")
+    judgement = ours.rank("How?", ["an anchor"] * size, anchors=["an anchor", "one"])
+    assert judgement.calls == 2
+    assert all(score is not None and score > 0 for score in judgement.scores_G)
+
+
+@pytest.mark.parametrize("slots", [(0, -1), (-1, 0), (-2, -1), (3, -2), (0, 3)])
+def test_render_and_compare_take_anchors_by_their_numbers(slots: tuple[int, int]):
+    ours = judge(schedule="all_pairs")
+    group = Group.of("How?", ANSWERS, "0", anchors=["first anchor", "second anchor"])
+    texts = [group.candidates[slot] if slot >= 0 else group.anchors[-1 - slot] for slot in slots]  # type: ignore[index]
+    said = ours.render(group, slots)[-1]
+    places = [said.text.index(text) for text in texts]
+    assert places == sorted(places)
+    (verdict,) = ours.compare([(group, Comparison(slots))])
+    (played,) = (item for item in ours.judge([group])[0].played if item.comparison.slots == slots)
+    assert verdict.outcome == played.verdict.outcome
+
+
+@pytest.mark.parametrize("slots", [(0, 4), (0, -3), (-9, 0)])
+def test_a_slot_of_nobody_is_refused(slots: tuple[int, int]):
+    group = Group.of("How?", ANSWERS, "0", anchors=["first anchor", "second anchor"])
+    with pytest.raises(InputError, match="candidates 0 to 3 and 2 anchors"):
+        judge().render(group, slots)
+    with pytest.raises(InputError, match="got"):
+        judge().compare([(group, Comparison(slots))])
+
+
+@pytest.mark.parametrize("criteria", ["absolute", "comparative"])
+@pytest.mark.parametrize("answers", [["a longer one", "no", "", "yes!"], ["", "fine"], ["..."], ["", "..."]])
+def test_by_criteria_an_empty_answer_is_below_anchors_that_fail_the_gate(criteria: str, answers: list[str]):
+    rubric = [
+        {"name": "loud", "description": "Exclaims.", "essential": True},
+        {"name": "long", "description": "Is long."},
+    ]
+    utilities = {"Exclaims": lambda text: 1.0 if "!" in text else -1.0, "Is long": len}
+    ours = Judge(ScriptedEngine(ByUtilities(utilities)), criteria=criteria, rubric=rubric)  # type: ignore[arg-type]
+    scores = ours.rank("How?", answers, anchors="an anchor").scores_G
+    assert all(score is None or score < 0 for score, text in zip(scores, answers, strict=True) if len(text) in (0, 3))
 
 
 @pytest.mark.parametrize("rating", RATINGS)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mrjudge_reward.completions import readable
+from mrjudge_reward.judging.anchors import as_players
 from mrjudge_reward.monitoring.explain import criterion_record, verdict_record
 from mrjudge_reward.prompting.rendering import conversation_text
 from mrjudge_reward.scoring.ratings import bradley_terry_fit
@@ -203,9 +204,8 @@ def bounded(text: str, most: int = MAX_CHARS) -> str:
 
 def _all_numbered(judgement: Judgement) -> Iterator[JudgedComparison]:
     """What was played, anchors numbered behind the candidates."""
-    last = len(judgement.group.candidates) - 1
     for item in judgement.played:
-        slots = tuple(slot if slot >= 0 else last - slot for slot in item.comparison.slots)
+        slots = as_players(judgement.group, item.comparison.slots)
         yield dataclasses.replace(item, comparison=dataclasses.replace(item.comparison, slots=slots))
 
 

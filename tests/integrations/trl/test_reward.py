@@ -506,14 +506,17 @@ def test_rows_of_a_group_that_bring_different_anchors_are_refused() -> None:
         ({"shape": RewardShape(centre=True)}, "anchor_column='answer' gives rewards a level, and centre takes it out"),
         ({"judge": JudgeConfig(model="m", centre=True)}, "and centre takes it out again: leave out one"),
         ({"reference_column": "answer"}, "is also shown as the reference, so that the judge would know which"),
+        ({"anchor_column": "answers.text", "reference_column": "answers"}, "is also shown as the reference"),
+        ({"anchor_column": "answers", "reference_column": "answers.text"}, "is also shown as the reference"),
         ({"layout": "halves"}, "anchor_column does nothing with layout 'halves'"),
     ],
     ids=str,
 )
 def test_anchors_that_would_do_nothing_are_refused_by_name(settings: dict[str, Any], says: str) -> None:
-    settings = {"judge": JudgeConfig(model="m"), **settings}
+    settings = {"judge": JudgeConfig(model="m"), "anchor_column": "answer", **settings}
     with pytest.raises(ConfigError, match=says):
-        JudgeReward(num_generations=2, anchor_column="answer", **settings)
+        JudgeReward(num_generations=2, **settings)
+    JudgeReward(num_generations=2, anchor_column="answer", reference_column="answers", judge=JudgeConfig(model="m"))
     JudgeReward(num_generations=2, anchor_column="answer", reference_column="other", judge=JudgeConfig(model="m"))
 
 
@@ -533,6 +536,11 @@ def test_components_are_relative_to_the_anchors_by_each_criterion() -> None:
     total, parts = reward.judged(["p"] * 4, ["long one", "no!"] * 2, **answers)
     assert parts == {"long": [0.0, -1.0, 1.0, 0.0], "loud": [1.0, 0.0, 0.0, -1.0]}
     assert total == pytest.approx([2 / 3, -1 / 3, 1 / 3, -2 / 3])
+    lacking = {"answer": ["..."] * 4}
+    for on_abstain, unknown in (("group_mean", 0.0), ("none", None)):
+        reward.on_abstain = on_abstain
+        for part in reward.components():
+            assert part(["p"] * 4, ["long one", "no!"] * 2, **lacking) == [unknown] * 4
     long, loud = reward.components()
     assert long(["p"] * 4, ["long one", "no!"] * 2, **answers) == parts["long"]
     assert loud(["p"] * 4, ["long one", "no!"] * 2, **answers) == parts["loud"]

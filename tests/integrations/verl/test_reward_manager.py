@@ -433,7 +433,8 @@ def test_a_served_judge_needs_room_for_candidates() -> None:
     [
         ("42", ("42",)), (42, ("42",)), (1.5, ("1.5",)), (np.int64(42), ("42",)), (None, ()), ("", ()), ([], ()),
         (["42", "forty-two"], ("42", "forty-two")), (np.array(["a", "b"], dtype=object), ("a", "b")),
-        (np.array(["42", "42"], dtype=object), ("42",)), ("<think>Hm.</think>42", ("42",)), ("<think>Hm.", ("",)),
+        (np.array(["42", "42"], dtype=object), ("42",)), ("<think>Hm.</think>42", ("42",)), ("<think>Hm.", ()),
+        (["<think>Hm.</think>42", "42", "<think>Hm."], ("42",)),
     ],
     ids=repr,
 )  # fmt: skip
@@ -458,6 +459,7 @@ def test_anchors_of_a_row_are_texts_and_numbers_without_their_reasoning(value: A
             "anchor_field='extra_info.x' gives rewards a level, and centre takes",
         ),
         ({"reference_field": "extra_info.x"}, "anchor_field='extra_info.x' is also shown as the reference"),
+        ({"reference_field": "extra_info"}, "anchor_field='extra_info.x' is also shown as the reference"),
     ],
 )
 def test_anchors_that_would_do_nothing_are_refused_before_the_run(settings: dict[str, Any], says: str):
