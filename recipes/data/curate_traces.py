@@ -61,8 +61,8 @@ class CurationRecipe(Settings):
         grades: kind → labels of the grades of that kind's scores; 1 to 5 for singles and 1 to 10 for others, if not named.
         task: name of the examples' task, where a row has none.
         pictures: keep traces about images too; the paper's are of text alone.
-        even_verdicts: of choices, keep as many traces for each label. A judge that mostly names the first slot is right mostly
-            where that is best, and what is right of it would teach the next one to name the first slot.
+        even_verdicts: of choices, keep as many traces for each label. A judge that mostly names the first slot is right
+            mostly where that is best, and what is right of it would teach the next one to name the first slot.
     """
 
     source: str

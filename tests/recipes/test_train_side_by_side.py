@@ -199,7 +199,9 @@ def test_replies_are_paid_what_the_other_recipe_pays(smol_tokenizer: Any):
     texts = [smol_tokenizer.decode([token]) for _ in range(6) for token in said]
     wanted = reward_func(completions=texts, completion_ids=[[t] for _ in range(6) for t in said], problem=numbers)
     assert paid.flatten().tolist() == pytest.approx(wanted)
-    assert accuracy[0].tolist() == [1, 1, 0, 0, 0, 0, 0, 0], "a label counts with a space before it, as it does in reading"
+    assert accuracy[0].tolist() == [1, 1, 0, 0, 0, 0, 0, 0], (
+        "a label counts with a space before it, as it does in reading"
+    )
     assert accuracy[5].tolist() == [0, 0, 0, 0, 0, 1, 0, 0]
 
 
