@@ -148,9 +148,7 @@ class SideBySideRecipe(Settings):
 # -- measuring --------------------------------------------------------------------------------------------------------
 
 
-def read(
-    base: Base, out: Path, names: Sequence[str], splits: Sequence[Split], device: str, tokens_at_once: int = 65536
-) -> None:
+def read(base: Base, out: Path, names: Sequence[str], splits: Sequence[Split], device: str) -> None:
     """Read the verdicts of all judges that are trained, and of the model without an adapter, and keep them.
 
     Writes ``NAME/verdicts.npz``: per split, log-probabilities of the labels, (rows, labels), NaN where there are fewer.
@@ -163,6 +161,7 @@ def read(
     adapters = [none if name == BASE else base.load(out / name) for name in wanted]
     found: dict[str, dict[Split, np.ndarray]] = {name: {} for name in wanted}
     group = 8  # judges in one pass
+    tokens_at_once = 65536 if device.startswith("cuda") else 8192  # a CPU wins nothing by more, and pads more
     for split in splits:
         rows = Rows.load(out / f"{split}.npz")
         for first in range(0, len(wanted), group):
