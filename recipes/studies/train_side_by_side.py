@@ -55,6 +55,7 @@ from .side_by_side_model import WEIGHTS, Base, logprobs
 from .side_by_side_rows import Kind, Rows, labels_of, measured, prepare_run, prompt_rows
 from .side_by_side_runs import train
 
+SPLITS: tuple[Split, ...] = ("test", "dev")
 BASE = "base"
 """Name under which the judge without an adapter is read."""
 BASE_WRITTEN = "base-written"
@@ -107,7 +108,7 @@ class SideBySideRecipe(Settings):
     seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
     evaluation: str
     evaluation_set: list[str] = Field(default_factory=list)
-    splits: list[Split] = Field(default_factory=lambda: ["test", "dev"], min_length=1)
+    splits: list[Split] = Field(default_factory=lambda: list(SPLITS), min_length=1)
     written: str | None = None
     written_set: list[str] = Field(default_factory=list)
     traces: str | None = None
@@ -261,7 +262,7 @@ def main() -> None:
         for name, run in runs.items() if done else ():
             if run.alone and not (out / name / WEIGHTS).is_file():
                 settings = settings_of(recipe, run, config, out)
-                train_alone(settings, recipe.lora, run.start and out / run.start, out / name)
+                train_alone(settings, recipe.lora, out / run.start if run.start else None, out / name)
     if "read" in args.stages:
         names = [name for name, run in runs.items() if run.verdict == "read"]
         read(loaded(recipe, args.device, args.read_dtype), out, names, recipe.splits, args.device)
