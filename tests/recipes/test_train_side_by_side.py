@@ -381,8 +381,13 @@ def test_the_study_of_reasoning_goes_from_traces_to_a_table(
         "model": model, "lora": LORA, "runs": runs, "evaluation_set": READ, "written_set": WRITTEN,
     }  # fmt: skip
     (out / "traces/judged").mkdir(parents=True)  # a small model of random weights has none that are right
-    rows = [TRACE | {"trace": f"A is round, {number} times."} for number in range(3)]
-    rows = [row | {"messages": [{"role": "user", "content": f"Question {n}, A or B?"}]} for n, row in enumerate(rows)]
+    rows = [
+        TRACE | {
+            "messages": [{"role": "user", "content": f"Question {number}, A or B?"}],
+            "trace": f"{right} is round, {number} times.", "verdict": right, "gold": right,
+        }
+        for number, right in enumerate("ABAAB")
+    ]  # fmt: skip
     (out / "traces/judged/traces.jsonl").write_text("\n".join(map(json.dumps, [*rows, TRACE | {"verdict": "B"}])))
     config = str(ROOT / "recipes/studies/reasoning/study.yaml")
     command = ["x", config, "--out", str(out), *(f"--set={n}={json.dumps(v)}" for n, v in changes.items())]
@@ -392,8 +397,8 @@ def test_the_study_of_reasoning_goes_from_traces_to_a_table(
     assert called == ["recipes.data.synthesize", "recipes.judge.train_rl", *["recipes.evaluate.judge"] * 3], "once each"
     warm_up = Rows.load(out / "sft-reasoned-seed1/rows.npz")
     learned = smol_tokenizer.decode(warm_up.padded([0], int(warm_up.lengths[0]))[0])
-    assert len(warm_up) == 3
-    assert "times.</think><answer>A</answer>" in learned
+    assert len(warm_up) == 4, "as many of either label"
+    assert re.search(r"([AB]) is round, \d times.</think><answer>\1</answer>", learned)
     started = read_config(str(out / "sft-rl-reasoned-seed1/run.yaml"))
     assert started["adapter"] == str(out / "sft-reasoned-seed1")
     capsys.readouterr()
