@@ -4,7 +4,7 @@
     python -m recipes.studies.train_side_by_side CONFIG --out DIR --stages prepare      # render and tokenize: no device
     python -m recipes.studies.train_side_by_side CONFIG --out DIR --stages train read --deadline-s 900
     python -m recipes.studies.train_side_by_side CONFIG --out DIR --stages report
-    python -m recipes.studies.train_side_by_side recipes/studies/reasoning/study.yaml --out runs/reasoning   # judges that reason
+    python -m recipes.studies.train_side_by_side recipes/studies/reasoning/study.yaml --out runs/reasoning  # that reason
 
 A small judge leaves a GPU idle: a step of eight examples is over before the next is launched. Here the batches of K runs
 (seeds, tasks, warm-up or reinforcement) are one batch of K times eight, and each LoRA sees its own eighth. The runs share
