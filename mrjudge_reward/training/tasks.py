@@ -95,8 +95,11 @@ class Problem:
         texts = tuple(self.item.group.candidates[slot] for slot in self.slots)
         return self.format.render(self.item.group, texts, guard)
 
-    def right(self) -> str:
+    def right(self, space: str = "") -> str:
         """The verdict that is right, as the judge would write it, its opening marker included.
+
+        Args:
+            space: between the markers and what stands in them.
 
         Raises:
             ConfigError: if the format cannot say it, or is none of ours.
@@ -115,7 +118,7 @@ class Problem:
                 said = [label for label, _ in _right_grades(gold_K, self.item.scale, form.grades)]
             case _:
                 raise ConfigError(f"format {type(form).__name__} has no right verdict")
-        return "".join(f"{form.answer_open}{text}{form.answer_close}" for text in said)
+        return "".join(f"{form.answer_open}{space}{text}{space}{form.answer_close}" for text in said)
 
     def accuracy(self, outcome: Outcome) -> float:
         """How right a verdict is, from 0 to 1; see the module."""

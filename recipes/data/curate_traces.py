@@ -61,6 +61,8 @@ class CurationRecipe(Settings):
         grades: kind → labels of the grades of that kind's scores; 1 to 5 for singles and 1 to 10 for others, if not named.
         task: name of the examples' task, where a row has none.
         pictures: keep traces about images too; the paper's are of text alone.
+        even_verdicts: of choices, keep as many traces for each label. A judge that mostly names the first slot is right
+            mostly where that is best, and what is right of it would teach the next one to name the first slot.
     """
 
     source: str
@@ -72,6 +74,7 @@ class CurationRecipe(Settings):
     grades: dict[Kind, list[str]] = Field(default_factory=dict)
     task: str = "curated"
     pictures: bool = False
+    even_verdicts: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ class Trace:
     length: int
     task: str
     format: str
+    slots: int
+    verdict: str
 
 
 def _format(name: Any, kind: Kind, recipe: CurationRecipe) -> Format:
@@ -148,7 +153,25 @@ def trace_of(row: Mapping[str, Any], number: int, recipe: CurationRecipe, length
     count = length(trace)
     if count < recipe.floor.get(kind, 0):
         return "too short"
-    return Trace(number, kind, messages, answer, trace, count, str(row.get("task") or recipe.task), str(row["format"]))
+    return Trace(
+        number, kind, messages, answer, trace, count, str(row.get("task") or recipe.task), str(row["format"]), slots,
+        str(row["verdict"]).strip(),
+    )  # fmt: skip
+
+
+def evened(traces: list[Trace]) -> list[Trace]:
+    """As many choices for each label, of each task and number of slots; the first of them. Others stay as they are."""
+    found: dict[tuple[str, int], dict[str, list[Trace]]] = defaultdict(lambda: defaultdict(list))
+    for trace in traces:
+        if trace.format == "choice":
+            found[trace.task, trace.slots][trace.verdict].append(trace)
+    kept = {
+        id(trace)
+        for (_, slots), said in found.items()
+        for some in said.values()
+        for trace in some[: min(map(len, said.values())) if len(said) >= slots else 0]
+    }
+    return [trace for trace in traces if trace.format != "choice" or id(trace) in kept]
 
 
 def _length(tokenizer: str | None) -> Callable[[str], int]:
@@ -204,6 +227,11 @@ def curate(recipe: CurationRecipe, out: Path) -> dict[str, Any]:
         else:
             seen |= contents
             chosen[trace.kind].append(trace)
+    if recipe.even_verdicts:
+        for kind, traces in chosen.items():
+            chosen[kind] = evened(traces)
+            if gone := len(traces) - len(chosen[kind]):
+                dropped["more of a verdict than of another"] += gone
     made = sorted((trace for traces in chosen.values() for trace in traces), key=lambda one: one.row)
     out.mkdir(parents=True, exist_ok=True)
     write_lines(

@@ -17,6 +17,7 @@ macro F1        over the labels, of ``choice`` and of ``score`` with two grades
 failed, ties    share of verdicts
 blanked,        of tasks whose prompts hold pictures: accuracy (or order) with each painted over, with another item's, and
 swapped, seen   itself less blanked; a judge for which that is not above 0 is said not to look (``image_ablation.py``)
+tokens          written for a verdict, reasoning included, on average; where a judge writes
 votes k         accuracy of the majority, and of the averaged verdict, of the first k of several samples
 ==============  =====================================================================================================
 """
@@ -205,6 +206,8 @@ def measures(answered: Sequence[Answered], votes: Sequence[int], resamples: int,
         "failed": fmean(isinstance(one.outcome, NoVerdict) for one in answered),
         "ties": fmean(is_tie(JudgedComparison(Comparison(one.problem.slots), one.verdicts[0])) for one in answered),
     }
+    if any(spent := [one.verdicts[0].usage.completion_tokens for one in answered]):
+        row["tokens"] = fmean(spent)
     twins = twin_sets(answered)
     if twins:
         row["both"] = share([[float(all(o.problem.accuracy(o.outcome) == 1 for o in pair))] for pair in twins])

@@ -21,7 +21,7 @@ from typing import Any
 from mrjudge_reward.errors import InputError
 from recipes.common.intervals import written
 
-SHOWN = ("accuracy", "both", "consistency", "averaged", "order", "failed")
+SHOWN = ("accuracy", "both", "consistency", "averaged", "order", "failed", "tokens")
 
 
 def joined(values: Sequence[Any]) -> str:

@@ -40,6 +40,7 @@ from typing import Any
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from mrjudge_reward.engines.embedded import embedded_adapter_path, embedded_model_path
+from mrjudge_reward.engines.label_tokens import spellings
 from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.integrations.trl.distributed import gather, gather_results, rank_and_world
 from mrjudge_reward.settings import Settings
@@ -185,8 +186,15 @@ def rows_of(asked: Sequence[tuple[str, Problem]], first: int, tokenizer: Any, re
 def check_labels(prompt: str, problem: Problem, tokenizer: Any) -> None:
     """Raise ConfigError if a label takes more than one token after the opened answer."""
     opened = tokenizer.encode(prompt)
+
+    def tokens(text: str) -> int:
+        whole = tokenizer.encode(prompt + text)
+        # Where the tokenizer would join them, the model writes the label's own tokens all the same.
+        joined = whole[: len(opened)] != opened
+        return len(tokenizer.encode(text, add_special_tokens=False)) if joined else len(whole) - len(opened)
+
     for label in problem.format.read_labels(len(problem.slots)):
-        if tokenizer.encode(prompt + label)[:-1] != opened:
+        if all(tokens(text) != 1 for text in spellings(label, prompt)):
             raise ConfigError(
                 f"label {label!r} is not one token after {problem.format.answer_open!r}: do without opened"
             )
@@ -248,8 +256,8 @@ class VerdictReward:
         problem = self.problems[number][1]
         if self.opened:
             form, slots = problem.format, len(problem.slots)
-            # To the letter: a label with a space before it is another token, and reading looks at the label's own.
-            said = [label == text for label in form.read_labels(slots)]
+            # To the letter, in any spelling that reading counts.
+            said = [text in spellings(label, form.answer_open) for label in form.read_labels(slots)]
             outcome = form.from_logprobs([0.0 if one else -1e9 for one in said], slots)
             accuracy = problem.accuracy(outcome) if any(said) else 0.0
             return Verified(accuracy, any(said), (1 - FORMAT_WEIGHT) * accuracy + FORMAT_WEIGHT * any(said))

@@ -97,12 +97,24 @@ def rows_of(
             answer = guard(one.group.candidates[one.gold_G.index(max(one.gold_G))])
         else:
             turns = one.render(guard)
-            answer = (reasoning(one) if name in reasoned else "") + one.right()
+            answer = (reasoning(one) if name in reasoned else "") + one.right(space_in(one, tokenizer))
         place = f"task {name}, item {item.group.key}"
         prompt, images = shown(turns, place)
         completion = [{"role": "assistant", "content": answer}]
         rows.append({"prompt": prompt, "completion": completion, "task": name, "images": images, "item": place})
     return rows
+
+
+def space_in(problem: Problem, tokenizer: Any) -> str:
+    """What keeps the opening marker a piece of its own: nothing, or a space where a tokenizer would join a label to it.
+
+    Of ``<answer>A`` Qwen's makes ``<``, ``answer``, ``>A``. A judge that is read has ``<answer>`` before it, and would be
+    asked for a token that it never learned to write there.
+    """
+    opened, whole = (
+        tokenizer.encode(text, add_special_tokens=False) for text in (problem.format.answer_open, problem.right())
+    )
+    return "" if whole[: len(opened)] == opened else " "
 
 
 def written_rows(path: str, reserved: Reserved = frozenset()) -> list[dict[str, Any]]:

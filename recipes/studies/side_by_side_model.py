@@ -128,11 +128,12 @@ class Base:
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def logprobs(base: Base, adapters_KN: torch.Tensor, rows: Rows, device: str, tokens_at_once: int) -> np.ndarray:
-    """Log-probabilities of each row's labels for each of K adapters, (K, rows, labels)."""
+    """Log-probabilities of each row's labels, in any spelling, for each of K adapters: (K, rows, labels)."""
     count = len(adapters_KN)
     base.place(adapters_KN)
-    tokens, _ = rows.verdicts(range(len(rows)))
-    values = np.full((count, *tokens.shape), np.nan, dtype=np.float32)
+    tokens, _, places = rows.verdicts(range(len(rows)))
+    labels = int(places.max()) + 1
+    values = np.full((count, len(rows), labels), np.nan, dtype=np.float32)
     order = np.argsort(-rows.lengths, kind="stable")
     done = 0
     while done < len(order):
@@ -145,6 +146,10 @@ def logprobs(base: Base, adapters_KN: torch.Tensor, rows: Rows, device: str, tok
         said = base.model.get_output_embeddings()(states).float().log_softmax(-1)  # (K, P, V)
         wanted = torch.as_tensor(tokens[part], device=device).expand(count, -1, -1)
         seen = said.gather(-1, wanted.clamp(min=0))
-        values[:, part] = seen.masked_fill(wanted < 0, math.nan).cpu().numpy()
+        meant = torch.as_tensor(places[part], device=device)
+        for label in range(labels):
+            mine = meant == label  # (P, M)
+            together = seen.masked_fill(~mine, -math.inf).logsumexp(-1).masked_fill(~mine.any(-1), math.nan)
+            values[:, part, label] = together.cpu().numpy()
         done += len(part)
     return values

@@ -14,8 +14,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mrjudge_reward.engines.label_tokens import first_label_tokens
 from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.training.tasks import Problem, Split
+from mrjudge_reward.types import Request
 from recipes.data.judge_data import TaskConfig, task_problems
 from recipes.evaluate.judge import EvaluationRecipe
 from recipes.judge.train_rl import RLRecipe, VerdictReward, asked, checked
@@ -72,6 +74,7 @@ class Rows:
         ids, ends: tokens of all rows, and where each row ends.
         answers: of warm-up rows, the place of the first token that is learned; of prompts, their length.
         labels, accuracies, label_ends: of prompts, the tokens that are a verdict, and what each is worth.
+        places: of these tokens, which of the format's labels each says.
         twins: of prompts, whether the row shows its neighbour (of rows 2i and 2i + 1) in the opposite order.
     """
 
@@ -81,6 +84,7 @@ class Rows:
     labels: np.ndarray
     accuracies: np.ndarray
     label_ends: np.ndarray
+    places: np.ndarray
     twins: np.ndarray
 
     @classmethod
@@ -88,18 +92,19 @@ class Rows:
         cls,
         sequences: Sequence[Sequence[int]],
         answers: Sequence[int],
-        labels: Sequence[Mapping[int, float]] = (),
+        labels: Sequence[Sequence[tuple[int, float, int]]] = (),
         twins: Sequence[bool] = (),
     ) -> Rows:
-        """Rows from lists."""
+        """Rows from lists; of labels (token, accuracy, place)."""
 
         def flat(lists: Sequence[Sequence[Any]], kind: Any) -> tuple[np.ndarray, np.ndarray]:
             return np.array([x for one in lists for x in one], dtype=kind), np.cumsum([len(one) for one in lists])
 
         ids, ends = flat(sequences, np.uint32)
-        tokens, label_ends = flat([list(one) for one in labels], np.int64)
-        accuracies, _ = flat([list(one.values()) for one in labels], np.float32)
-        return cls(ids, ends, np.array(answers), tokens, accuracies, label_ends, np.array(twins, dtype=bool))
+        tokens, label_ends = flat([[token for token, _, _ in one] for one in labels], np.int64)
+        accuracies, _ = flat([[accuracy for _, accuracy, _ in one] for one in labels], np.float32)
+        places, _ = flat([[place for _, _, place in one] for one in labels], np.int64)
+        return cls(ids, ends, np.array(answers), tokens, accuracies, label_ends, places, np.array(twins, dtype=bool))
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -117,18 +122,17 @@ class Rows:
             filled[place, : self.lengths[row]] = self.ids[end - self.lengths[row] : end]
         return filled
 
-    def verdicts(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens that are a verdict on each row, filled up with -1, and what they are worth: (rows, M) each."""
+    def verdicts(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens that are a verdict on each row, what each is worth and which label it says, filled up: (rows, M) each."""
         starts = np.concatenate(([0], self.label_ends))
         most = max(int(starts[row + 1] - starts[row]) for row in rows)
-        tokens, accuracies = np.full((len(rows), most), -1), np.zeros((len(rows), most), dtype=np.float32)
-        for place, row in enumerate(rows):
+        tokens, places = np.full((len(rows), most), -1), np.full((len(rows), most), -1)
+        accuracies = np.zeros((len(rows), most), dtype=np.float32)
+        for at, row in enumerate(rows):
             begin, end = starts[row], starts[row + 1]
-            tokens[place, : end - begin], accuracies[place, : end - begin] = (
-                self.labels[begin:end],
-                self.accuracies[begin:end],
-            )
-        return tokens, accuracies
+            for filled, kept in ((tokens, self.labels), (accuracies, self.accuracies), (places, self.places)):
+                filled[at, : end - begin] = kept[begin:end]
+        return tokens, accuracies, places
 
     def save(self, path: Path) -> None:
         """Write all of it to a file."""
@@ -204,19 +208,24 @@ def warm_up_rows(recipe: SFTRecipe, tokenizer: Any) -> Rows:
 
 
 def prompt_rows(problems: Sequence[tuple[str, Problem]], tokenizer: Any, max_text_tokens: int = 2048) -> Rows:
-    """Opened prompts, and what each label is worth by the reward of ``judge/train_rl.py``, in the format's order."""
+    """Opened prompts, and what each token that says a label is worth by the reward of ``judge/train_rl.py``."""
     asking = RLRecipe(
         tasks={name: {} for name, _ in problems}, opened=True, max_text_tokens=max_text_tokens, training={}
     )
     prompts = [row["prompt"] for row in opened_rows(problems, 0, tokenizer, asking)]
     reward_func = VerdictReward(list(problems), frozenset(), opened=True)
-    worth = [
-        {
-            tokenizer.encode(prompt + label)[-1]: reward_func.verify(number, label, ()).accuracy
-            for label in labels_of(problem)
-        }
-        for number, (prompt, (_, problem)) in enumerate(zip(prompts, problems, strict=True))
-    ]
+
+    def encoded(text: str) -> list[int]:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    def worth_of(number: int, problem: Problem) -> list[tuple[int, float, int]]:
+        labels = labels_of(problem)
+        tokens = first_label_tokens(encoded, Request((), prefill=problem.format.answer_open, labels=labels))
+        worth = [reward_func.verify(number, label, ()).accuracy for label in labels]
+        return [(token, worth[place], place) for place, some in enumerate(tokens) for token in some]
+
+    worth = [worth_of(number, problem) for number, (_, problem) in enumerate(problems)]
     shown = [problem for _, problem in problems]
     pairs = [shown[i ^ 1 : (i ^ 1) + 1] for i in range(len(shown))]
     twins = [

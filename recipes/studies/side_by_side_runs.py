@@ -101,7 +101,7 @@ class Run:
         size = self.plan.generations
         logprobs = logits.log_softmax(-1)  # (P, V)
         said = torch.multinomial(logprobs.detach().exp(), size, replacement=True, generator=self.draw)  # (P, G)
-        tokens, accuracies = (torch.as_tensor(part, device=ids.device) for part in self.rows.verdicts(chosen))
+        tokens, accuracies, _ = (torch.as_tensor(part, device=ids.device) for part in self.rows.verdicts(chosen))
         twins = torch.as_tensor(self.rows.twins[list(chosen)], device=ids.device)
         rewards, accuracy = reward(said, tokens, accuracies, twins, self.plan.bonus)
         spread = rewards.std(dim=1, keepdim=True)

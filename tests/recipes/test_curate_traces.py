@@ -77,6 +77,38 @@ def test_of_traces_of_one_prompt_and_of_equal_traces_the_longest_stays(tmp_path:
     assert [row["provenance"]["row"] for row in made] == [2, 4]
 
 
+@pytest.mark.parametrize(
+    ("said", "slots", "kept"),
+    [
+        ("AAAB", 2, "AB"),
+        ("AABB", 2, "AABB"),
+        ("BBBAA", 2, "BBAA"),
+        ("AAA", 2, ""),  # what names one slot alone teaches nothing else
+        ("B", 2, ""),
+        ("AB", 2, "AB"),
+        ("AABCC", 3, "ABC"),
+        ("ABAB", 3, ""),
+        ("CBA", 3, "CBA"),
+        ("ABCDAD", 4, "ABCD"),
+    ],
+)
+def test_of_right_choices_as_many_are_kept_for_each_label(tmp_path: Path, said: str, slots: int, kept: str):
+    def rows(task: str, labels: str) -> list[dict[str, Any]]:
+        return [
+            judged(f"{task}{n}", 50 - n, verdict=label, gold=label, slots=slots, task=task)
+            for n, label in enumerate(labels)
+        ]
+
+    other = "ABCD"[:slots]
+    mixed = [*rows("a", said), *rows("b", other), judged("s", 9, format="score", verdict=4, gold=4, task="a")]
+    report, made = curated(tmp_path, mixed, even_verdicts=True, quota={"single": 9, "pair": 9, "batch": 12})
+    found = [(row["task"], row["answer"].split("<answer>")[1][0]) for row in made]
+    assert found == [*(("a", label) for label in kept), *(("b", label) for label in other), ("a", "4")]
+    assert report["dropped"].get("more of a verdict than of another", 0) == len(said) - len(kept)
+    plain, _ = curated(tmp_path, mixed, quota={"single": 9, "pair": 9, "batch": 12})
+    assert plain["kept"] == len(mixed)
+
+
 def test_think_tags_around_a_trace_are_not_doubled(tmp_path: Path):
     _, made = curated(tmp_path, [judged("one", 10, trace="<think>\na b c d e f\n</think>")])
     assert made[0]["answer"] == "<think>a b c d e f</think><answer>A</answer>"

@@ -64,9 +64,11 @@ def test_a_table_joins_seeds_and_leaves_out_what_no_run_has(tmp_path: Path):
     (tmp_path / "baselines").mkdir()
     (tmp_path / "baselines" / "report.json").write_text(json.dumps({"films": {"items": 3, "single rater": 0.94}}))
     lines = table.table(table.read(tmp_path)).splitlines()
-    assert "| sft | 2 | films | 0.850 [0.750, 0.950] (0.800 to 0.900) |  |  |  |  | 0.000 (0.000 to 0.000) |" in lines
-    assert "| base | 1 | films | 0.500 [0.400, 0.600] |  |  |  |  | 0.000 |" in lines
-    assert "| single rater | 1 | films | 0.940 | 0.940 |  |  |  |  |" in lines
+    assert (
+        "| sft | 2 | films | 0.850 [0.750, 0.950] (0.800 to 0.900) |  |  |  |  | 0.000 (0.000 to 0.000) |  |" in lines
+    )
+    assert "| base | 1 | films | 0.500 [0.400, 0.600] |  |  |  |  | 0.000 |  |" in lines
+    assert "| single rater | 1 | films | 0.940 | 0.940 |  |  |  |  |  |" in lines
     assert not any("items" in line for line in lines)
     with pytest.raises(InputError, match="no report"):
         table.read(tmp_path / "base")

@@ -26,6 +26,7 @@ MAY_IMPORT = {
 
 OTHERS = {
     "judge.yaml", "CONFIG.yaml", "rubric.yaml",  # the reader's
+    "curation.yaml", "run.yaml",  # that a study writes
     "cal.py", "utils/lrm_process.py",  # of a benchmark and of a paper
     "trl/trainer/utils.py", "trl/trainer/grpo_trainer.py",
 }  # fmt: skip

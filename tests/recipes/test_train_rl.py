@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from mrjudge_reward.training.tasks import Problem, split_of
 from recipes.common.config import read_config
 from recipes.judge import train_rl
 from tests.support import ROOT
+from tests.support.joining_tokenizer import joining_tokenizer
 from tests.support.small_models import small_text_model
 from tests.support.warm_python import run_python
 
@@ -137,8 +139,12 @@ def test_the_trainer_learns_from_the_joint_advantages(
     assert getattr(trainer, scored)([])["advantages"].tolist() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("said", "reward"), [("A", 1.0), (" A", 0.0), ("B", 0.1), ("C", 0.0), ("", 0.0), ("AB", 0.0)])
-def test_an_opened_answer_is_a_bare_label(said: str, reward: float):
+@pytest.mark.parametrize(
+    ("said", "reward"),
+    [("A", 1.0), (" A", 1.0), ("B", 0.1), (" B", 0.1), ("C", 0.0), ("", 0.0), ("AB", 0.0), ("\nA", 0.0), ("a", 0.0),
+     (" ", 0.0)],
+)  # fmt: skip
+def test_an_opened_answer_is_a_label_as_reading_counts_it(said: str, reward: float):
     reward_func = train_rl.VerdictReward([("pairs", pair()[0])], frozenset({END}), opened=True)
     assert reward_func(completions=[said], completion_ids=[[7]], problem=[0]) == pytest.approx([reward])
 
@@ -219,6 +225,16 @@ def test_what_cannot_be_trained_is_refused_with_the_reason(
 
     with pytest.raises(ConfigError, match=message):
         build()
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [(("A", "B"), ""), (("X", "Y"), ""), (("A", "X"), ""), (("1", "2"), ""), (("A", "BB"), "'BB' is not one token")],
+)
+def test_a_label_that_a_tokenizer_joins_to_the_marker_can_be_opened(labels: tuple[str, str], message: str):
+    problem = Problem(from_choice("Which?", ["good", "bad"], gold=0), (0, 1), Choice(labels=labels))
+    with pytest.raises(ConfigError, match=message) if message else nullcontext():
+        train_rl.rows_of([("a", problem)], 0, joining_tokenizer(), loaded())
 
 
 def test_a_label_of_several_tokens_cannot_be_opened(smol_path: str):

@@ -13,11 +13,16 @@ from typing import Any
 
 import pytest
 
+from mrjudge_reward.engines.label_tokens import first_label_tokens
 from mrjudge_reward.errors import ConfigError, InputError
-from mrjudge_reward.prompting.formats import Choice
+from mrjudge_reward.prompting.formats import SENTIMENT, Choice, Format, PairScores, Ranking, Score
+from mrjudge_reward.training.items import Item, from_choice, from_ratings
+from mrjudge_reward.training.tasks import Problem
+from mrjudge_reward.types import Request
 from recipes.common.config import read_config
 from recipes.judge import train_sft
 from tests.support import ROOT
+from tests.support.joining_tokenizer import joining_tokenizer
 from tests.support.small_models import small_text_model
 from tests.support.warm_python import run_python
 
@@ -73,6 +78,49 @@ def test_reasoning_stands_before_the_verdict_of_the_tasks_that_want_it(tokenizer
     for answer in pairs:
         first, second = (float(part.split(": ")[1]) for part in answer[7:].split("</think>")[0].split(", "))
         assert answer.endswith("<answer>A</answer>" if first > second else "<answer>B</answer>")
+
+
+ALONE = from_ratings("Write.", ["fine"], [4.0], scale=(-4.0, 4.0))
+PAIRED = from_choice("Which?", ["good", "bad"], gold=1)
+
+
+@pytest.mark.parametrize(
+    ("item", "form", "answer"),
+    [
+        (PAIRED, Choice(labels=("A", "B")), "<answer> B </answer>"),  # `>B` would be one token
+        (PAIRED, Choice(labels=("A", "X")), "<answer>X</answer>"),
+        (PAIRED, Choice(labels=("X", "Y")), "<answer>Y</answer>"),
+        (PAIRED, Choice(labels=("1", "2")), "<answer>2</answer>"),
+        (PAIRED, Choice(labels=("X", "Y"), tie_label="C"), "<answer>Y</answer>"),
+        (PAIRED, Choice(labels=("A", "B"), answer_open="[[", answer_close="]]"), "[[B]]"),
+        (PAIRED, Ranking(), "<answer> B > A </answer>"),
+        (PAIRED, Ranking(labels=("X", "Y")), "<answer>Y > X</answer>"),
+        (ALONE, Score(), "<answer>5</answer>"),
+        (ALONE, Score(grades=(("A", 2.0), ("D", 1.0))), "<answer> A </answer>"),
+        (ALONE, SENTIMENT, "Sentiment: positive"),
+        (PAIRED, PairScores(), "<answer>1</answer><answer>10</answer>"),
+    ],
+)  # fmt: skip
+def test_a_read_judge_learns_the_label_where_reading_looks_for_it(
+    item: Item, form: Format, answer: str, tokenizer: Any
+):
+    problem = Problem(item, tuple(range(len(item.gold_G))), form)
+    for tokens, wanted in ((joining_tokenizer(), answer), (tokenizer, problem.right())):
+        (row,) = train_sft.rows_of([("a", problem)], tokens, 100)
+        written = row["completion"][0]["content"]
+        assert written == wanted
+        assert form.parse(written, len(problem.slots)) == form.parse(problem.right(), len(problem.slots))
+
+        def encoded(text: str, tokens: Any = tokens) -> list[int]:
+            return tokens.encode(text, add_special_tokens=False)  # type: ignore[no-any-return]
+
+        opened = encoded(form.answer_open)
+        assert encoded(written)[: len(opened)] == opened
+        if form.readable and form is not SENTIMENT:
+            labels = form.read_labels(len(problem.slots))
+            found = first_label_tokens(encoded, Request((), prefill=form.answer_open, labels=labels))
+            said = labels.index(answer.removeprefix(form.answer_open).split(form.answer_close)[0].strip())
+            assert encoded(written)[len(opened)] in found[said]
 
 
 def test_examples_from_a_file_are_taken_and_a_bad_line_is_named(tokenizer: Any, tmp_path: Path):

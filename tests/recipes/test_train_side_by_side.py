@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,13 +23,15 @@ from mrjudge_reward.prompting.formats import SENTIMENT, Choice
 from mrjudge_reward.training.items import from_choice, from_ratings
 from mrjudge_reward.training.tasks import Problem
 from recipes.common.config import read_config
+from recipes.data.judge_data import TaskConfig
+from recipes.judge import train_rl
 from recipes.judge.train_rl import RLRecipe, VerdictReward
 from recipes.judge.train_sft import SFTRecipe
-from recipes.studies import side_by_side_runs
+from recipes.studies import side_by_side_commands, side_by_side_runs, train_side_by_side
 from recipes.studies.side_by_side_model import Base, logprobs
-from recipes.studies.side_by_side_rows import Plan, Rows, batches, plan_of, prompt_rows
+from recipes.studies.side_by_side_rows import HONOURED, INDIFFERENT, Plan, Rows, batches, plan_of, prompt_rows
 from recipes.studies.side_by_side_runs import Run, one_step, reward, train
-from recipes.studies.train_side_by_side import SideBySideRecipe
+from recipes.studies.train_side_by_side import SideBySideRecipe, settings_of
 from tests.support import ROOT
 from tests.support.small_models import small_text_model
 from tests.support.warm_python import run_python
@@ -65,7 +69,7 @@ def rl_rows(seed: int) -> Rows:
     return Rows.of(
         [draw.integers(1, VOCABULARY, size=n).tolist() for n in lengths],
         lengths.tolist(),
-        [{token: float(token % 2) for token in range(3, 3 + 40)} for _ in lengths],
+        [[(token, float(token % 2), token - 3) for token in range(3, 3 + 40)] for _ in lengths],
         [True] * 10,
     )
 
@@ -182,7 +186,7 @@ def test_replies_are_paid_what_the_other_recipe_pays(smol_tokenizer: Any):
     problems = problems_asked()
     rows = prompt_rows(problems, smol_tokenizer)
     assert rows.twins.tolist() == [True] * 4 + [False] * 2
-    tokens, accuracies = rows.verdicts(range(6))
+    tokens, accuracies, _ = rows.verdicts(range(6))
     said = [
         smol_tokenizer.encode(text)[0] for text in ("A", " A", "B", " B", " positive", " negative", "Positive", "C")
     ]
@@ -195,7 +199,9 @@ def test_replies_are_paid_what_the_other_recipe_pays(smol_tokenizer: Any):
     texts = [smol_tokenizer.decode([token]) for _ in range(6) for token in said]
     wanted = reward_func(completions=texts, completion_ids=[[t] for _ in range(6) for t in said], problem=numbers)
     assert paid.flatten().tolist() == pytest.approx(wanted)
-    assert accuracy[0].tolist() == [1, 0, 0, 0, 0, 0, 0, 0]
+    assert accuracy[0].tolist() == [1, 1, 0, 0, 0, 0, 0, 0], (
+        "a label counts with a space before it, as it does in reading"
+    )
     assert accuracy[5].tolist() == [0, 0, 0, 0, 0, 1, 0, 0]
 
 
@@ -331,6 +337,105 @@ def test_the_command_goes_from_recipes_to_a_table(smol_tokenizer: Any, tmp_path:
     assert (out / "reinforced-seed0" / "adapter_config.json").is_file()
     table = run_python("-m", "recipes.evaluate.table", out, check=True)
     assert "| reinforced | 1 | film_pairs |" in table.stdout
+
+
+TRACE = {
+    "messages": [{"role": "user", "content": "Which is best, A or B?"}], "trace": "A is round.", "verdict": "A",
+    "gold": "A", "format": "choice", "task": "quartz",
+}  # fmt: skip
+WRITTEN = [
+    "judge.engine=transformers", "judge.context_tokens=null", "judge.engine_kwargs=null", "judge.dtype=null",
+    "judge.max_tokens=4", "tasks.quartz.eval_count=1", "tasks.reasoning_gym=null", "tasks.social_iqa=null",
+    "tasks.mmlu=null", "tasks.quartz_alone=null", "tasks.social_iqa_ranking=null",
+]  # fmt: skip
+READ = ["tasks.quartz.eval_count=1", "tasks.quartz_alone.eval_count=1", *WRITTEN[-5:-2]]
+
+
+def test_the_study_of_reasoning_goes_from_traces_to_a_table(
+    smol_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """As it stands, but for sizes; what other commands do is done in this process."""
+    called: list[str] = []
+
+    def here(module: str, config: Path, changes: list[str], *more: object) -> None:
+        called.append(module)
+        arguments = [str(config), *(part for change in changes for part in ("--set", change)), *map(str, more)]
+        monkeypatch.setattr("sys.argv", [module, *arguments])
+        importlib.import_module(module).main()
+
+    monkeypatch.setattr(side_by_side_commands, "run", here)
+    monkeypatch.chdir(ROOT)
+    out, model = tmp_path / "out", small_text_model(smol_tokenizer, tmp_path / "model")
+    small = ["tasks.quartz.count=2", "tasks.reasoning_gym=null", "training.max_steps=1"]
+    study = read_config(str(ROOT / "recipes/studies/reasoning/study.yaml"))
+    runs = {
+        "sft": study["runs"]["sft"] | {"set": [*small, "training.per_device_train_batch_size=2"]},
+        "sft-reasoned": study["runs"]["sft-reasoned"],
+        "sft-rl-reasoned": study["runs"]["sft-rl-reasoned"] | {
+            "set": [*small, "training.per_device_train_batch_size=4", "training.num_generations=2",
+                    "training.max_completion_length=3"]
+        },
+    }  # fmt: skip
+    runs["sft-reasoned"]["set"] += ["training.max_steps=1", "training.per_device_train_batch_size=2"]
+    changes = {
+        "model": model, "lora": LORA, "runs": runs, "evaluation_set": READ, "written_set": WRITTEN,
+    }  # fmt: skip
+    (out / "traces/judged").mkdir(parents=True)  # a small model of random weights has none that are right
+    rows = [
+        TRACE | {
+            "messages": [{"role": "user", "content": f"Question {number}, A or B?"}],
+            "trace": f"{right} is round, {number} times.", "verdict": right, "gold": right,
+        }
+        for number, right in enumerate("ABAAB")
+    ]  # fmt: skip
+    (out / "traces/judged/traces.jsonl").write_text("\n".join(map(json.dumps, [*rows, TRACE | {"verdict": "B"}])))
+    config = str(ROOT / "recipes/studies/reasoning/study.yaml")
+    command = ["x", config, "--out", str(out), *(f"--set={n}={json.dumps(v)}" for n, v in changes.items())]
+    for _ in range(2):
+        monkeypatch.setattr("sys.argv", command)
+        train_side_by_side.main()
+    assert called == ["recipes.data.synthesize", "recipes.judge.train_rl", *["recipes.evaluate.judge"] * 3], "once each"
+    warm_up = Rows.load(out / "sft-reasoned-seed1/rows.npz")
+    learned = smol_tokenizer.decode(warm_up.padded([0], int(warm_up.lengths[0]))[0])
+    assert len(warm_up) == 4, "as many of either label"
+    assert re.search(r"([AB]) is round, \d times.</think><answer>\1</answer>", learned)
+    started = read_config(str(out / "sft-rl-reasoned-seed1/run.yaml"))
+    assert started["adapter"] == str(out / "sft-reasoned-seed1")
+    capsys.readouterr()
+    monkeypatch.setattr("sys.argv", ["x", str(out)])
+    importlib.import_module("recipes.evaluate.table").main()
+    lines = capsys.readouterr().out
+    assert set(re.findall(r"\| (\S+) \| 1 \| quartz \|", lines)) == {
+        "base", "base-written", "sft", "sft-reasoned", "sft-rl-reasoned"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("study", ["table", "reasoning/study", "reasoning/large"])
+def test_every_run_of_a_study_is_one_that_its_trainer_takes(study: str):
+    from trl import GRPOConfig
+
+    path = ROOT / f"recipes/studies/{study}.yaml"
+    recipe = SideBySideRecipe(**read_config(str(path)))
+    for name, run in recipe.all_runs().items():
+        settings = settings_of(recipe, run, path, Path("runs"))
+        found = SFTRecipe(**settings) if run.kind == "sft" else RLRecipe(**settings)
+        for task in found.tasks.values():
+            TaskConfig(**task)
+        if run.alone:
+            assert isinstance(found, RLRecipe)
+            trainer = GRPOConfig(**found.training | {"use_cpu": True, "output_dir": "runs", "report_to": "none"})
+            train_rl.checked(found, trainer)
+        else:
+            assert not found.training.keys() - HONOURED - INDIFFERENT, name
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [({"kind": "sft", "verdict": "written"}, "name the evaluation"), ({"kind": "sft", "alone": True}, "side by side")],
+)
+def test_a_run_that_cannot_be_trained_or_measured_so_is_refused(run: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message):
+        SideBySideRecipe(lora=LORA, runs={"a": run | {"recipe": "x.yaml"}}, evaluation="y.yaml")
 
 
 def test_a_killed_run_goes_on_from_the_last_saved_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
