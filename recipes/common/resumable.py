@@ -36,6 +36,13 @@ def write_text(path: Path, text: str) -> None:
     os.replace(scratch, path)
 
 
+def not_overwritten(out: Path, names: Iterable[str], *sources: str | None) -> None:
+    """Raise ConfigError if a file that a run writes into its folder, or its report, is one that it reads."""
+    for written in (out / name for name in (*names, "report.json")):
+        if written.resolve() in [Path(source).resolve() for source in sources if source is not None]:
+            raise ConfigError(f"{written} is read, and would be overwritten; name another folder")
+
+
 def write_report(folder: Path, report: Mapping[str, Any]) -> None:
     """``report.json``, and a printed line of each of its parts."""
     write_text(folder / "report.json", json.dumps(report, indent=2))

@@ -55,7 +55,7 @@ from mrjudge_reward.training.items import with_images
 from mrjudge_reward.types import Group, Judgement, NoVerdict, Usage
 from mrjudge_reward.yaml_files import WordLoader
 from recipes.common.config import read_config
-from recipes.common.resumable import ResumableRows, batches, write_lines, write_report, write_text
+from recipes.common.resumable import ResumableRows, batches, not_overwritten, write_lines, write_report, write_text
 from recipes.common.rows import placed_rows
 
 from .synthesis_recipe import NOT_OF_REPLIES
@@ -288,13 +288,12 @@ def prune(recipe: PruneRecipe, out: Path, engine: Engine | None = None) -> dict[
         The report.
 
     Raises:
-        ConfigError: if the folder holds a run with other settings or rows.
+        ConfigError: if the folder holds a run with other settings or rows, or what would be overwritten.
         InputError: if there are no rubrics or no answers, or no criterion of a run's rubric tells answers apart.
         JudgeUnreliableError: if too many verdicts fail.
     """
-    written = out / ("rubrics.jsonl" if recipe.rubric is None else "rubric.yaml")
-    if written.resolve() == Path(recipe.rubric or recipe.rubrics or "").resolve():
-        raise ConfigError(f"{written} is what is to be pruned, and would be overwritten; name another folder")
+    written = "rubrics.jsonl" if recipe.rubric is None else "rubric.yaml"
+    not_overwritten(out, [written], recipe.rubric, recipe.rubrics, recipe.answers)
     dropped, rows = Counter[str](), Counter[str]()
     all_graded = _graded(recipe, dropped, rows)
     with ExitStack() as stack:

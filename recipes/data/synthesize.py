@@ -50,7 +50,7 @@ from mrjudge_reward.prompting.rendering import conversation_text
 from mrjudge_reward.training.tasks import split_of
 from mrjudge_reward.types import Sampling
 from recipes.common.config import read_config
-from recipes.common.resumable import ResumableRows, write_lines, write_text
+from recipes.common.resumable import ResumableRows, not_overwritten, write_lines, write_text
 
 from .curate_traces import CurationRecipe, curate
 from .style_leak import Leak, Told, check, item_of, length_matched, measure, told
@@ -102,13 +102,14 @@ def synthesize(recipe: SynthesisRecipe, out: Path, engines: Mapping[str, Engine]
         The report.
 
     Raises:
-        ConfigError: if the folder holds a run with other settings.
+        ConfigError: if the folder holds a run with other settings, or the source where it would be overwritten.
         EngineError: if most requests of a call fail.
         InputError: if there is no sample, or the leak is above ``max_leak``.
     """
     from rich.console import Console
     from rich.progress import Progress
 
+    not_overwritten(out, ["items.jsonl", "examples.jsonl"], recipe.source)
     samples, dropped = read_samples(recipe)
     plan = recipe.plan()
     with ExitStack() as stack:

@@ -54,7 +54,7 @@ from mrjudge_reward.training.items import from_choice, with_images
 from mrjudge_reward.training.layouts import compared
 from mrjudge_reward.types import EngineFailure, Group, NoVerdict, Sampling
 from recipes.common.config import read_config
-from recipes.common.resumable import ResumableRows, batches, write_lines, write_report
+from recipes.common.resumable import ResumableRows, batches, not_overwritten, write_lines, write_report
 from recipes.common.rows import placed_rows
 
 from .prune_rubrics import graded, grading, of_grades
@@ -388,11 +388,12 @@ def write_rubrics(
         The report.
 
     Raises:
-        ConfigError: if the folder holds a run with other settings or rows.
+        ConfigError: if the folder holds a run with other settings or rows, or the source where it would be overwritten.
         EngineError: if most of the writer's requests in a call fail.
         InputError: if there is no row to write a rubric for.
         JudgeUnreliableError: if too many verdicts of the check fail.
     """
+    not_overwritten(out, ["rubrics.jsonl"], recipe.source)
     rows = placed_rows(recipe.source, recipe.hub_split, recipe.hub_name)[: recipe.count]
     materials, dropped = different(recipe.source, rows, lambda row, number: material_of(row, number, recipe), _fault_of)
     with ExitStack() as stack:

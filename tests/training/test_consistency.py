@@ -58,7 +58,7 @@ def of(form: Any, slots: int = 2) -> Problem:
         (Choice(), f"{ANALYSIS}A.{FINAL}Since A: <answer>A</answer><|return|>", "A.\n\nSince A:"),
         (Choice(), f"{ANALYSIS}B?<|end|>{COMMENTARY}No, A.{FINAL}<answer>A</answer>", "B?\n\nNo, A."),
         (Choice(), f"{ANALYSIS}It wrote <|channel|> there. A.{FINAL}<answer>A</answer>", "It wrote\n\nthere. A."),
-        (Choice(), f"<think>It wrote <|channel|> and {ANALYSIS}</think><answer>A</answer>", f"It wrote <|channel|> and {ANALYSIS}"),
+        (Choice(), f"<think>It wrote {ANALYSIS} there.</think><answer>A</answer>", f"It wrote {ANALYSIS} there."),
         (Choice(), "analysisResponse A it is.assistantfinal<answer>A</answer>", "Response A it is."),
         (Choice(), "analysisB?assistantcommentaryNo, A.assistantfinal<answer>A</answer>", "B?\n\nNo, A."),
         (Choice(), "assistantanalysisA.assistantfinalSo: <answer>A</answer>", "A.\n\nSo:"),
