@@ -36,6 +36,9 @@ CRITERION_FILTERS = (
 
 _LISTS = ("criteria", "rubrics", "rubric")
 _LIST_OPENS = re.compile(r'\{\s*"(?:criteria|rubrics?)"\s*:\s*\[')
+_JSON = json.JSONDecoder(strict=False)  # a line may end inside a text
+_SIGNED = re.compile(r'("(?:weight|points)"\s*:\s*)\+(?=[\d.])')
+_NUMBER = re.compile(r"\s*[+-]?\d{1,9}(?:\.\d{1,9})?\s*", re.ASCII)
 _FENCE = re.compile(r"^\s*```\w*\s*$", re.MULTILINE)
 _LONGEST_NAME = 60
 """Characters of a name, which stands in logs."""
@@ -97,22 +100,27 @@ def read_criteria(text: str) -> list[Criterion | None]:
     >>> read_criteria('[{"name": "dose", "description": "Names the dose.", "weight": 2}, {"name": "dose", "weight": "two"}]')
     [Criterion(name='dose', description='Names the dose.', weight=2, grades=(), essential=False), None]
     """
+    text = _SIGNED.sub(r"\1", text)
     try:
-        value = json.loads(_FENCE.sub("", text))
+        entries = _entries(_JSON.decode(_FENCE.sub("", text).strip()))
     except (ValueError, RecursionError):
-        return [_criterion(entry) for entry in _objects(text)]
+        entries = list(_objects(text))
+    return [_criterion(entry) for entry in entries]
+
+
+def _entries(value: Any) -> list[Any]:
     while isinstance(value, dict) and len(held := [value[name] for name in _LISTS if name in value]) == 1:
         value = held[0]
-    return [_criterion(entry) for entry in (value if isinstance(value, list) else [value])]
+    return value if isinstance(value, list) else [value]
 
 
 def _objects(text: str) -> Iterator[Any]:
-    """The JSON objects in a text, None for each that is broken."""
+    """What the JSON objects in a text hold, None for each that is broken."""
     place = text.find("{")
     while place >= 0:
         try:
-            value, end = json.JSONDecoder().raw_decode(text, place)
-            yield value
+            value, end = _JSON.raw_decode(text, place)
+            yield from _entries(value)
         except (ValueError, RecursionError):
             end = place + 1
             if not _LIST_OPENS.match(text, place):
@@ -123,6 +131,9 @@ def _objects(text: str) -> Iterator[Any]:
 def _criterion(entry: Any) -> Criterion | None:
     if isinstance(entry, Mapping):  # what was not asked for cannot spoil it, nor decide anything
         entry = {name: value for name, value in entry.items() if name not in ("grades", "essential")}
+        for name in ("weight", "points"):
+            if isinstance(weight := entry.get(name), str) and _NUMBER.fullmatch(weight):
+                entry[name] = float(weight)
     try:
         (criterion,) = read_rubric([entry]).criteria
         f"{criterion.name}{criterion.description}".encode()  # half a surrogate pair would spoil the whole file

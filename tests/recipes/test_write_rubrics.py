@@ -120,6 +120,20 @@ ALARM = '{"title": "alarm", "description": "Frightens people.", "points": -1}'
         (f"Here it is:\n[{DOSE}]", ["dose"]),
         (DOSE, ["dose"]),
         ('["Names the dose."]', ["criterion 1"]),
+        (f'Here is the rubric:\n{{"criteria": [{DOSE}, {ALARM}]}}', ["dose", "alarm"]),
+        (f'Here it is: {{"rubric": {{"criteria": [{DOSE}]}}}} I hope it helps.', ["dose"]),
+        ('Here it is: {"rubrics": ["Names the dose.", "Names the drug."]}', ["criterion 1", "criterion 1"]),
+        (f'```json {{"rubric": [{DOSE}, {ALARM}]}} ```', ["dose", "alarm"]),
+        (f"```json [{DOSE}, {ALARM}] ```", ["dose", "alarm"]),
+        ('[{"name": "dose", "description": "Names the\n\tdose.", "weight": 2}]', ["dose"]),  # a line that ends in a text
+        ('Here: {"name": "dose", "description": "Names the\ndose.", "weight": 2}', ["dose"]),
+        ('[{"name": "dose", "description": "Names the dose.", "weight": "2"}]', ["dose"]),
+        ('[{"name": "dose", "description": "Names the dose.", "points": " -2.5 "}]', ["dose"]),
+        (f'[{{"name": "dose", "description": "Names the dose.", "weight": +3}}, {ALARM}]', ["dose", "alarm"]),
+        ('[{"name": "dose", "description": "Names it.", "weight": "+3"}]', ["dose"]),
+        ('[{"name": "dose", "description": "Names it.", "weight": "3/10"}]', [None]),
+        ('[{"name": "dose", "description": "Names it.", "weight": "nan"}]', [None]),
+        ('[{"name": "dose", "description": "Names it.", "weight": ""}]', [None]),
         (f'[{DOSE}, {{"name": "x", "description": "Names x", "weight": }}, {ALARM}]', ["dose", None, "alarm"]),
         (f'{{"criteria": [{DOSE}, {{"name": "x", }}, {ALARM}}}', ["dose", None, "alarm"]),  # the outer one broken too
         (f"[{DOSE}, {ALARM[:-9]}", ["dose", None]),  # cut off
@@ -144,6 +158,25 @@ def test_what_can_be_read_of_a_reply_is_read_and_the_rest_is_none(text: str, rea
     found = rubric_filters.read_criteria(text)
     assert [one and one.name for one in found] == read
     assert all(one is None or not (one.grades or one.essential) for one in found)  # were not asked for
+
+
+@pytest.mark.parametrize(
+    ("written", "weight"),
+    [
+        ("2", 2),
+        ("+3", 3),
+        ("-2", -2),
+        ("+0.5", 0.5),
+        ('"2"', 2),
+        ('"+3"', 3),
+        ('" -2.5 "', -2.5),
+        ('"007"', 7),
+        ("1e1", 10),
+    ],
+)
+def test_a_weight_is_read_with_its_sign_and_in_quotes(written: str, weight: float):
+    text = f'[{{"description": "Says \\"weight\\": +1.", "weight": {written}}}]'
+    assert rubric_filters.read_criteria(text) == [Criterion("criterion 1", 'Says "weight": +1.', weight)]
 
 
 # -- filters ------------------------------------------------------------------------------------------------------------
