@@ -41,9 +41,9 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from mrjudge_reward.engines.embedded import embedded_adapter_path, embedded_model_path
 from mrjudge_reward.errors import ConfigError, InputError
-from mrjudge_reward.integrations.trl.distributed import gather, gather_results, rank_and_world
+from mrjudge_reward.integrations.trl.distributed import check_timeout, gather, gather_results, rank_and_world
 from mrjudge_reward.settings import Settings
-from mrjudge_reward.training.consistency import filled, question_on
+from mrjudge_reward.training.consistency import Question, filled, question_on
 from mrjudge_reward.training.tasks import FORMAT_WEIGHT, Problem, Split, Verified, balanced, verify, with_twins
 from mrjudge_reward.types import Reply
 from recipes.common.config import read_config
@@ -497,6 +497,8 @@ def train(recipe: RLRecipe) -> None:
         peft_config=lora,
         callbacks=[] if recipe.patience is None else [EarlyStoppingCallback(recipe.patience)],
     )
+    if reward_func.reader is not None:
+        check_timeout(trainer, reward_func.reader.config.judge_config(Question()), rank_and_world()[1])
     reward_func.ends |= frozenset(trainer.eos_token_ids)  # a model may have more of them than its tokenizer names
     output = Path(str(settings.output_dir))
     last = get_last_checkpoint(str(output)) if output.is_dir() else None

@@ -232,6 +232,40 @@ def test_an_opened_answer_has_no_reasoning_to_be_read():
         RLRecipe(tasks={"a": {"source": "quartz"}}, training={}, opened=True, consistency={"reader": {"model": "m"}})
 
 
+@pytest.mark.parametrize(
+    ("reader", "ranks", "waits", "fault"),
+    [
+        ({"deadline_s": 1500.0}, 2, 1800, "one comparison may take 3600 s"),
+        ({"deadline_s": 300.0, "retries": 5}, 2, 1800, "one comparison may take 2400 s"),
+        ({"outage_wait_s": 1700.0}, 2, 1800, "outage_wait_s 1700"),
+        ({}, 2, 600, "ddp_timeout = 600 s"),
+        ({"deadline_s": 1500.0}, 2, 3600, "begun"),
+        ({"deadline_s": 1500.0}, 1, 1800, "begun"),  # nobody waits
+    ],
+)
+def test_ranks_wait_for_each_other_as_long_as_the_reader_may_take(
+    reader: dict[str, Any], ranks: int, waits: int, fault: str, smol_tokenizer: Any, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    def begin(*_: Any, **__: Any) -> None:
+        raise RuntimeError("begun")
+
+    monkeypatch.setattr(train_rl, "rank_and_world", lambda: (0, ranks))
+    monkeypatch.setattr("trl.GRPOTrainer.train", begin)
+    settings = {"model": "m", "base_url": "http://localhost:1/v1", "retries": 1, "outage_wait_s": 600.0, **reader}
+    task = {"source": "quartz", "judge": {"format": "choice", "labels": ["A", "B"]}, "count": 2, "both_orders": True}
+    training = {
+        "output_dir": str(tmp_path / "out"), "max_steps": 1, "per_device_train_batch_size": 4, "num_generations": 2,
+        "use_cpu": True, "bf16": False, "ddp_timeout": waits,
+    }  # fmt: skip
+    recipe = RLRecipe(
+        model=small_text_model(smol_tokenizer, tmp_path / "model"), tasks={"science": task}, training=training,
+        consistency={"reader": settings},
+    )  # fmt: skip
+    with pytest.raises(RuntimeError if fault == "begun" else ConfigError, match=fault):
+        train_rl.train(recipe)
+
+
 def test_trl_logs_what_reading_found_and_took(smol_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from recipes.judge.shared_prompt import SharedPromptTrainer
 
