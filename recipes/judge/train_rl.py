@@ -281,12 +281,12 @@ class VerdictReward:
             asked, one = self.problems[row.number][1], row.verified
             orders = accuracies[asked.twins].items()
             other = [value for slots, values in orders if slots != asked.slots for value in values]
-            right = one.accuracy
+            consistency = 0.0
             if row.read and self.reader is not None:
                 consistent = neutral[row.number] if row.consistent is None else row.consistent
-                right *= 1 + self.reader.config.weight * consistent
-            more = (1 - FORMAT_WEIGHT) * (right - one.accuracy)
-            rewards.append(one.reward + more + (self.bonus * right * fmean(other) if other else 0.0))
+                consistency = (1 - FORMAT_WEIGHT) * one.accuracy * self.reader.config.weight * consistent
+            both = self.bonus * one.accuracy * fmean(other) if other else 0.0
+            rewards.append(one.reward + consistency + both)
         if self.scale is not None:
             self.advantages = self._joint(
                 [(self.problems[row.number][1].twins, r) for row, r in zip(own, rewards, strict=True)]

@@ -137,10 +137,23 @@ def test_dev_is_measured_without_the_reader(monkeypatch: pytest.MonkeyPatch):
     assert reward_func.reader is check
 
 
-def test_the_bonus_for_both_orders_is_of_the_same_worth():
-    check, _ = reader(by_reasoning)
-    rows = [(0, reply("A is best", "A")), (1, reply("A is best", "B"))]
-    assert rewards(check, rows, bonus=0.5)[0] == pytest.approx([1.45 + 0.75, 0.55 + 0.25])
+@pytest.mark.parametrize("bonus", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(
+    ("said", "turned", "worth", "both"),
+    [
+        (("A is best", "A"), ("A is best", "B"), (1.45, 0.55), 1.0),
+        (("A is best", "A"), ("B is best", "B"), (1.45, 1.45), 1.0),
+        (("B is best", "A"), ("A is best", "B"), (0.55, 0.55), 1.0),
+        (("A is best", "A"), ("fault", "B"), (1.45, 1.0), 1.0),
+        (("A is best", "A"), ("A is best", "A"), (1.45, 0.1), 0.0),
+    ],
+)
+def test_the_bonus_for_both_orders_is_for_accuracy_alone(
+    said: tuple[str, str], turned: tuple[str, str], worth: tuple[float, float], both: float, bonus: float
+):
+    check, _ = reader(by_reasoning, reader={**WRITES, "max_failed_fraction": 1.0})
+    rows = [(0, reply(*said)), (1, reply(*turned))]
+    assert rewards(check, rows, bonus=bonus)[0] == pytest.approx([one + bonus * both for one in worth])
 
 
 def test_its_cost_is_counted_and_right_replies_alone_are_read():
