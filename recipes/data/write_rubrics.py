@@ -65,7 +65,7 @@ from .synthesis_rows import different, images_of, plain_messages
 from .synthesis_steps import Speaker
 from .writer_prompts import FOLDER, Wording, chat, load_wording, writer_guard, written
 
-VERSION = 1
+VERSION = 2
 """Of what a row comes to; raised when steps or filters change, so that rows of two versions are not mixed."""
 NOT_WON = "the better answer does not win"
 _NOT_OF_ROWS = {"count", "batch", "retries", "max_failed_fraction"}

@@ -249,8 +249,6 @@ def test_an_opened_answer_has_no_reasoning_to_be_read():
     ("reader", "ranks", "waits", "fault"),
     [
         ({"deadline_s": 1500.0}, 2, 1800, "one comparison may take 3600 s"),
-        ({"deadline_s": 300.0, "retries": 5}, 2, 1800, "one comparison may take 2400 s"),
-        ({"outage_wait_s": 1700.0}, 2, 1800, "outage_wait_s 1700"),
         ({}, 2, 600, "ddp_timeout = 600 s"),
         ({"deadline_s": 1500.0}, 2, 3600, "begun"),
         ({"deadline_s": 1500.0}, 1, 1800, "begun"),  # nobody waits
