@@ -296,8 +296,6 @@ def report(values: Mapping[str, Any], machine: Machine, prompt_tokens: int, repl
         said.append(table("while it samples, of each GPU", sampling, GB, "GB"))
         if cache > 0:
             said.append(f"The cache holds {int(cache / sizes.cache):,} tokens.")
-        if training.get("vllm_enable_sleep_mode"):
-            said.append(f"Asleep, vLLM keeps {2 * sizes.parameters * machine.gpus / GB:.0f} GB in the CPU's memory.")
     fits = peak <= machine.memory and (not sampling or cache > 0)
     said.append(f"At most {peak / GB:.1f} of {machine.memory / GB:.0f} GB: it {'fits' if fits else 'does NOT fit'}.")
     said.append(table("an optimiser step", spent, 1.0, "s"))

@@ -188,6 +188,7 @@ def test_a_shipped_config_fits_eight_gpus_of_80_gb_and_takes_what_the_readme_say
     row = f"| `{config}` | {trained} | {float(peak[1]):.0f} | {float(seconds[1]):.0f} |"
     assert row in (CONFIGS / "README.md").read_text(encoding="utf-8")
     assert ("decoding" in said) == config.startswith("rl_")
+    assert "CPU" not in said, "asleep at level 2, vLLM drops its weights"
     less = report(values, Machine(gpus=1, memory=16 * GB, zero=machine.zero), prompt_tokens=1024, reply_tokens=None)
     assert "it does NOT fit" in less
 
