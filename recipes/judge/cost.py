@@ -31,6 +31,8 @@ from mrjudge_reward.errors import ConfigError
 from recipes.common.config import read_config
 
 GB = 1e9
+MAX_LENGTH = 1024
+"""Tokens of an example of SFT where a config names none; TRL's."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,20 @@ def sizes_of(model: str, lora: Any = None) -> Sizes:
     )  # fmt: skip
 
 
+def check_counted(training: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a setting that changes what training takes, and is not counted."""
+    counted = {"vllm_mode": "colocate", "vllm_tensor_parallel_size": 1, "num_iterations": 1, "fp16": False}
+    settings = {name: training.get(name) for name in counted}
+    for name in ("dtype", "torch_dtype"):
+        settings[f"model_init_kwargs.{name}"] = (training.get("model_init_kwargs") or {}).get(name)
+    if training.get("max_length", MAX_LENGTH) is None:
+        raise ConfigError("training.max_length: null is no bound that could be counted with; name a number")
+    for name, value in settings.items():
+        only = counted.get(name, "bfloat16")
+        if value is not None and value != only:
+            raise ConfigError(f"training.{name}: what {only} takes can be calculated, and nothing else; got {value}")
+
+
 # -- memory -------------------------------------------------------------------------------------------------------------
 
 
@@ -197,9 +213,10 @@ def memory(
 ) -> tuple[list[Line], list[Line]]:
     """Memory of each GPU while it learns, and while it samples (nothing for SFT)."""
     training = values["training"]
-    longest = int(training.get("max_length") or 0) or int(
-        training.get("vllm_max_model_length") or prompt_tokens + training.get("max_completion_length", 256)
-    )
+    if "max_completion_length" in training:
+        longest = int(training.get("vllm_max_model_length") or prompt_tokens + training["max_completion_length"])
+    else:
+        longest = int(training.get("max_length", MAX_LENGTH))
     tokens = int(training.get("per_device_train_batch_size", 8)) * longest
     resident = model_states(sizes, machine)
     if training.get("beta") and sizes.trained == sizes.parameters:
@@ -212,7 +229,7 @@ def memory(
     if not training.get("use_vllm"):
         return learning, []
     share = float(training.get("vllm_gpu_memory_utilization", 0.3)) * machine.memory
-    weights = 2 * sizes.parameters / int(training.get("vllm_tensor_parallel_size", 1))
+    weights = 2 * sizes.parameters
     sampling = [
         *resident,
         Line("vLLM: weights", "2 P", weights),
@@ -274,10 +291,15 @@ def table(title: str, lines: Sequence[Line], unit: float, name: str) -> str:
 
 
 def report(values: Mapping[str, Any], machine: Machine, prompt_tokens: int, reply_tokens: int | None) -> str:
-    """All of it as Markdown."""
-    sizes = sizes_of(values["model"], values.get("lora"))
+    """All of it as Markdown.
+
+    Raises:
+        ConfigError: for a setting that changes what it takes, and is not counted.
+    """
     training = values["training"]
-    cap = training.get("max_completion_length", training.get("max_length", 1024))
+    check_counted(training)
+    sizes = sizes_of(values["model"], values.get("lora"))
+    cap = training.get("max_completion_length", training.get("max_length", MAX_LENGTH))
     replies = cap // 4 if reply_tokens is None else reply_tokens
     learning, sampling = memory(values, sizes, machine, prompt_tokens)
     cache = next((line.value for line in sampling if line.what == "vLLM: cache"), 0.0)
@@ -296,6 +318,8 @@ def report(values: Mapping[str, Any], machine: Machine, prompt_tokens: int, repl
         said.append(table("while it samples, of each GPU", sampling, GB, "GB"))
         if cache > 0:
             said.append(f"The cache holds {int(cache / sizes.cache):,} tokens.")
+    elif "max_completion_length" in training:
+        said.append("Sampling is not counted, neither its memory nor its time: it is without vLLM.")
     fits = peak <= machine.memory and (not sampling or cache > 0)
     said.append(f"At most {peak / GB:.1f} of {machine.memory / GB:.0f} GB: it {'fits' if fits else 'does NOT fit'}.")
     said.append(table("an optimiser step", spent, 1.0, "s"))

@@ -233,6 +233,54 @@ def test_a_step_has_the_passes_that_its_settings_ask_for(settings: dict[str, Any
     assert (line in found) == there
 
 
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("vllm_mode=server", r"training\.vllm_mode: what colocate takes .*; got server"),
+        ("vllm_tensor_parallel_size=2", r"training\.vllm_tensor_parallel_size: what 1 takes .*; got 2"),
+        ("num_iterations=4", r"training\.num_iterations: what 1 takes .*; got 4"),
+        ("fp16=true", r"training\.fp16"),
+        ("model_init_kwargs.dtype=float32", r"training\.model_init_kwargs\.dtype: what bfloat16 takes .*; got float32"),
+        ("model_init_kwargs.dtype=float16", "got float16"),
+        ("model_init_kwargs.dtype=auto", "got auto"),
+        ("model_init_kwargs.torch_dtype=float32", r"model_init_kwargs\.torch_dtype"),
+    ],
+)
+def test_what_is_not_counted_is_refused_by_name(override: str, named: str, folders: dict[str, str]):
+    values = values_of(CONFIGS / "rl_7b.yaml", [f"training.{override}", f"model={folders['7b']}"])
+    with pytest.raises(ConfigError, match=named):
+        report(values, Machine(), 1024, None)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "vllm_mode=colocate", "vllm_tensor_parallel_size=1", "num_iterations=1", "fp16=false",
+        "model_init_kwargs.dtype=bfloat16", "model_init_kwargs=null", "learning_rate=1.0e-4",
+    ],
+)  # fmt: skip
+def test_what_is_counted_is_not_refused(override: str, folders: dict[str, str]):
+    values = values_of(CONFIGS / "rl_7b.yaml", [f"training.{override}", f"model={folders['7b']}"])
+    assert "Sampling is not counted" not in report(values, Machine(), 1024, None)
+
+
+def test_without_vllm_it_says_that_sampling_is_not_counted(folders: dict[str, str]):
+    values = values_of(CONFIGS / "rl_7b.yaml", ["training.use_vllm=false", f"model={folders['7b']}"])
+    assert "Sampling is not counted, neither its memory nor its time" in report(values, Machine(), 1024, None)
+
+
+def test_without_a_length_of_its_own_sft_takes_trls(folders: dict[str, str]):
+    def said(length: str) -> str:
+        overrides = [f"training.max_length={length}", f"model={folders['7b']}"]
+        return report(values_of(CONFIGS / "sft_7b.yaml", overrides), Machine(), 300, None)
+
+    assert said("null") == said("1024") != said("556")
+    values = values_of(CONFIGS / "sft_7b.yaml", [f"model={folders['7b']}"])
+    values["training"]["max_length"] = None
+    with pytest.raises(ConfigError, match=r"training\.max_length: null"):
+        report(values, Machine(), 300, None)
+
+
 def test_what_grows_makes_it_longer_or_larger():
     size, machine = sizes(7 * 10**9, 10**8), Machine()
 
