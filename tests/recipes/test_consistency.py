@@ -225,6 +225,22 @@ def test_replies_are_read_in_one_batch_for_each_set_of_labels():
         ({"reader": {}}, "needs a model"),
         ({"reader": {"model": "m", "format": "choice"}}, "leave out format"),
         ({"reader": {"model": "m", "labels": ["A"], "template": "x"}}, "leave out labels, template"),
+        *(
+            ({"reader": {"model": "m", name: value}}, f"leave out {name}")
+            for name, value in {
+                "grades": {"a": 1.0},
+                "tie_label": "C",
+                "schedule": "pointwise",
+                "rating": "mean",
+                "criteria": "absolute",
+                "rubric": "r.yaml",
+                "budget": 3,
+                "audit": True,
+                "centre": True,
+                "length_weight": 0.5,
+                "max_pixels": 10**6,
+            }.items()
+        ),
         ({"reader": {"model": "m", "modle": "x"}}, "unknown setting 'modle'"),
         ({"reader": {"model": "m"}, "weight": 0.0}, "consistency: weight"),
         ({"reader": {"model": "m"}, "weight": 1.5}, "consistency: weight"),
