@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mrjudge_reward.engines.embedded import embedded_model_path
+from mrjudge_reward.engines.embedded import embedded_adapter_path, embedded_model_path
 from mrjudge_reward.engines.engine_config import EMBEDDED
 from mrjudge_reward.engines.memory import WORKING_BYTES, built_empty, cache_numbers
-from mrjudge_reward.errors import ConfigError
+from mrjudge_reward.errors import ConfigError, MRJudgeError
 from recipes.common.config import read_config
 
 GB = 1e9
@@ -94,7 +94,8 @@ def values_of(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """A config, with model and LoRA of the stage that it goes on from.
 
     Raises:
-        ConfigError: if it goes on from an adapter that is not there, and no config beside it writes one.
+        ConfigError: if it is no config of training, or goes on from an adapter that is not there and that no config beside
+            it writes.
     """
     values = {"model": EMBEDDED, **read_config(str(path), overrides)}
     for other in sorted(path.parent.glob("*.yaml")):
@@ -104,13 +105,17 @@ def values_of(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
             values = {**values, "adapter": None, "lora": earlier.get("lora")}
         if out and out == values.get("model"):
             values = {**values, "model": earlier.get("model")}
+    if not isinstance(values.get("training"), Mapping):
+        raise ConfigError(f"{path} holds no training")
     if values.get("adapter") is not None:
         from peft import PeftConfig
 
+        folder = str(embedded_adapter_path()) if values["adapter"] == EMBEDDED else values["adapter"]
         try:
-            values["lora"] = PeftConfig.from_pretrained(values["adapter"])
+            values["lora"] = lora = PeftConfig.from_pretrained(folder)
         except (OSError, ValueError) as error:
             raise ConfigError(f"no adapter at {values['adapter']}, and no config beside {path} writes it") from error
+        lora.inference_mode, lora.base_model_name_or_path = False, None  # trained on, whatever the model is called here
     return values
 
 
@@ -350,7 +355,10 @@ def main() -> None:
     machine = Machine(
         args.gpus, args.gpu_memory * GB, args.tflops * 1e12, args.bandwidth * 1e12, args.utilisation, zero=args.zero
     )
-    print(report(values_of(args.config, args.overrides), machine, args.prompt_tokens, args.reply_tokens))
+    try:
+        print(report(values_of(args.config, args.overrides), machine, args.prompt_tokens, args.reply_tokens))
+    except (MRJudgeError, OSError) as error:
+        raise SystemExit(f"cost: {str(error).splitlines()[0]}") from error
 
 
 if __name__ == "__main__":

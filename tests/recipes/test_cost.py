@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from mrjudge_reward.engines.embedded import embedded_adapter_path
 from mrjudge_reward.errors import ConfigError
 from recipes.judge.cost import (
     GB,
@@ -17,6 +19,7 @@ from recipes.judge.cost import (
     activations,
     forward_flops,
     layer_bytes,
+    main,
     memory,
     model_states,
     report,
@@ -208,6 +211,36 @@ def test_an_earlier_stage_says_what_is_gone_on_from(tmp_path: Path):
     alone.write_text("model: m\nadapter: runs/nowhere\ntasks: {}\ntraining: {}\n")
     with pytest.raises(ConfigError, match=r"no adapter at runs/nowhere, and no config beside .* writes it"):
         values_of(alone)
+
+
+def test_the_adapter_of_the_package_is_one_to_go_on_from():
+    values = values_of(CONFIGS / "rl_cpu.yaml", ["adapter=embedded", "lora=null"])
+    assert values["lora"].r == json.loads((embedded_adapter_path() / "adapter_config.json").read_text())["r"]
+    said = re.search(r"T = ([\d,]+) of them trained", report(values, Machine(), 300, None))
+    assert said
+    assert int(said[1].replace(",", "")) > 10**5
+
+
+@pytest.mark.parametrize(
+    ("config", "overrides", "said"),
+    [
+        ("rl_7b", ["model=nobody/nothing"], "couldn't connect"),
+        ("rl_7b", ["model=./nowhere"], "nowhere"),
+        ("rl_7b", ["adapter=runs/nowhere"], "no adapter at runs/nowhere, and no config beside"),
+        ("rl_7b", ["training.num_iterations=2"], "training.num_iterations"),
+        ("rl_7b", ["training=null"], "rl_7b.yaml holds no training"),
+        ("rl_7b", ["training"], "an override is name=value"),
+        ("nowhere", [], "nowhere.yaml"),
+    ],
+)
+def test_the_command_says_what_is_wrong_in_one_line(
+    config: str, overrides: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+):
+    given = [word for override in overrides for word in ("--set", override)]
+    monkeypatch.setattr("sys.argv", ["cost", str(CONFIGS / f"{config}.yaml"), *given])
+    with pytest.raises(SystemExit, match=r"^cost: .*" + re.escape(said)) as ended:
+        main()
+    assert "\n" not in str(ended.value)
 
 
 def grpo(**settings: Any) -> dict[str, Any]:
