@@ -1,7 +1,7 @@
 """Make training data for a judge out of answers known to be good (MR. Judge), or choose it from judged traces (Flex-Judge).
 
     python -m recipes.data.synthesize recipes/data/synthesize.yaml --out runs/synthetic
-    python -m recipes.data.synthesize CONFIG --set source=sft.jsonl --set count=1000 --out runs/synthetic
+    python -m recipes.data.synthesize CONFIG --set source=sft.jsonl --set count=1000 --out runs/synthetic-sft
 
 From each sample (a prompt, its reference answer, images if any) a writer makes one to three answers that are plausible and
 flawed, each by one error family; the reference stays the best, and the candidates are shuffled. A reasoner that was given a

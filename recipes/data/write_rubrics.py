@@ -1,7 +1,7 @@
 """Write a rubric for each prompt out of answers that are known: good ones, or a better and a worse one.
 
     python -m recipes.data.write_rubrics recipes/data/write_rubrics.yaml --out runs/rubrics
-    python -m recipes.data.write_rubrics CONFIG --set source=pairs.jsonl --set material=preference --out runs/rubrics
+    python -m recipes.data.write_rubrics recipes/data/write_rubrics_cpu.yaml --set source=pairs.jsonl --out runs/rubrics-cpu
 
 A writer reads the question and the answers, and writes a few criteria with weights, negative for pitfalls. Its reply is read
 strictly (``rubric_filters``): one that is no rubric is asked for again, ``tries`` times in all, and then its row is dropped;
