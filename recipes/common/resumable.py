@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from mrjudge_reward import json_lines
 from mrjudge_reward.errors import ConfigError, InputError
@@ -81,6 +81,23 @@ def _differences(before: Any, now: Any, name: str = "") -> list[str]:
     return [] if before == now else [name]
 
 
+class HasKey(Protocol):
+    """A row of whatever kind."""
+
+    @property
+    def row(self) -> int:
+        """Its number."""
+        ...
+
+    @property
+    def key(self) -> str:
+        """Of its content."""
+        ...
+
+
+Keyed = TypeVar("Keyed", bound=HasKey)
+
+
 class ResumableRows:
     """The finished rows of a run, in a folder that no other run writes to meanwhile.
 
@@ -140,6 +157,23 @@ class ResumableRows:
                 self.entries[int(entry["row"])] = entry
         if len(whole) < len(data):  # cut off by a crash
             os.truncate(self.path, len(whole))
+
+    def todo(self, rows: Sequence[Keyed], what: str) -> list[Keyed]:
+        """The rows that are not finished, or failed for the moment.
+
+        Args:
+            rows: all of them.
+            what: is said of a row in a message, after its number: " of pairs.jsonl".
+
+        Raises:
+            ConfigError: if one that was asked before has another key now.
+        """
+        for one in rows:
+            if (known := self.entries.get(one.row)) is not None and known["key"] != one.key:
+                raise ConfigError(
+                    f"row {one.row}{what} is not what it was when {self.path.parent} was begun; name another folder"
+                )
+        return [one for one in rows if self.entries.get(one.row, {"again": True})["again"]]
 
     def add(self, entries: Iterable[dict[str, Any]]) -> None:
         """Write lines, each with its row number under ``row``; they last when this returns."""

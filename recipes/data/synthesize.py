@@ -115,11 +115,7 @@ def synthesize(recipe: SynthesisRecipe, out: Path, engines: Mapping[str, Engine]
     with ExitStack() as stack:
         progress = ResumableRows(out, recipe.of_rows())
         stack.callback(progress.close)
-        for sample in samples:
-            if (known := progress.entries.get(sample.row)) is not None and known["key"] != sample.key:
-                raise ConfigError(f"row {sample.row} of {recipe.source} is not what it was when {out} was begun")
-        todo = [one for one in samples if progress.entries.get(one.row, {"again": True})["again"]]
-        if todo:
+        if todo := progress.todo(samples, f" of {recipe.source}"):
             cache = ReplyCache(out / "replies.sqlite")
             stack.callback(cache.close)
             roles = [
@@ -193,16 +189,20 @@ def _finish(
     sets = {"as written": as_written, "filtered": filtered} | ({"length matched": kept} if recipe.match_length else {})
     leaks = {name: _leak(one, recipe.seed) for name, one in sets.items()}
     report: dict[str, Any] = {
-        "rows": {"all": len(samples) + sum(dropped.values()), "items": len(items), "dropped": _most_first(rows)},
+        "rows": {
+            "all": len(samples) + sum(dropped.values()),
+            "items": len(items),
+            "dropped": dict((+rows).most_common()),
+        },
         "negatives": {
             "asked": sum(negatives.values()),
             "kept": negatives.pop("", 0),
-            "dropped": _most_first(negatives),
+            "dropped": dict((+negatives).most_common()),
         },
         "traces": {
             "asked": len(examples) + sum(traces.values()),
             "kept": len(examples),
-            "dropped": _most_first(traces),
+            "dropped": dict((+traces).most_common()),
         },
         "failed for the moment": again,
         "leak": {name: asdict(leak) if isinstance(leak, Leak) else leak for name, leak in leaks.items()},
@@ -220,10 +220,6 @@ def _finish(
     if isinstance(final, Leak):
         check(final, recipe.max_leak)
     return report
-
-
-def _most_first(counts: Mapping[str, int]) -> dict[str, int]:
-    return {name: n for name, n in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])) if n}
 
 
 def _leak(sets: Sequence[Told], seed: int) -> Leak | str:
