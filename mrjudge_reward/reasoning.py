@@ -15,8 +15,9 @@ answer: ``hidden_tokens`` names the others, and ``decode_marked`` and ``without_
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
@@ -48,6 +49,11 @@ _MESSAGE_END = re.compile(r"<\|(?:return|end|call|start)\|>")
 _BARE_HARMONY = re.compile(
     r"\s*(?:assistant)?(?:analysis|commentary)(?:[^\W_]|[<\[\"'(*]|(?=.*assistantfinal))", re.DOTALL
 )
+_CHANNEL = "<|channel"
+_CHANNEL_MARKS = re.compile(
+    r"<\|(?:start|channel|constrain)\|>[^<]{0,99}(?=<\|(?:channel|constrain|message)\|>)"
+    r"|<\|(?:start|channel|constrain|message|end|return|call)\|>|<\|channel>(?:thought\b)?|<channel\|>"
+)
 _BARE_TURN = re.compile(r"assistant(?=analysis|commentary|final)")
 _HARMONY_TOKENS = {"<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|return|>", "<|call|>"}
 
@@ -64,22 +70,42 @@ def split_reasoning(text: str, opened: bool = False, code: bool = False) -> tupl
     if not opened and _BARE_HARMONY.match(text):
         final = _BARE_TURN.split(text)[-1]
         return (final.removeprefix("final"), False) if final.startswith("final") else ("", True)
-    inside = "any" if opened else ""
-    start, end, at = 0, 0, 0
+    start, end, inside = 0, 0, "any" if opened else ""
+    for mark, inside in _turns(text, opened, code):
+        start, end = (start, mark.start()) if inside else (mark.end(), end)
+    answer = _AROUND.sub("", text[start:end] if inside else text[start:])
+    return (_MESSAGE_END.split(answer, 1)[0] if _HARMONY in text else answer), bool(inside)
+
+
+def _turns(text: str, opened: bool = False, code: bool = False) -> Iterator[tuple[re.Match[str], str]]:
+    """The marks that open or close reasoning, each with the family that is open after it; empty where none is."""
+    inside, at = "any" if opened else "", 0
     while mark := (_CODE_OR_MARK if code and not inside else _MARK).search(text, at):
         at = mark.end()
         if mark[0].startswith("`"):
             continue
         family, closes = _meaning(mark[0])
-        if inside:
-            if closes and inside in ("any", family) and not _quoted(text, mark):
-                inside, start = "", at
-        elif closes:
-            start = at
-        elif not _quoted(text, mark):
-            inside, end = family, mark.start()
-    answer = _AROUND.sub("", text[start:end] if inside else text[start:])
-    return (_MESSAGE_END.split(answer, 1)[0] if _HARMONY in text else answer), bool(inside)
+        quoted = _quoted(text, mark)
+        if (closes and inside in ("any", family) and not quoted) if inside else (closes or not quoted):
+            inside = "" if closes else family
+            yield mark, inside
+
+
+def thoughts_in(text: str) -> str:
+    """All that a text says before its answer, without the marks of reasoning; a mark that is quoted there stays.
+
+    >>> thoughts_in("<think>Perhaps B.</think> Hmm. <think>No, A.</think>A")
+    'Perhaps B.\\n\\nHmm.\\n\\nNo, A.'
+    """
+    if _BARE_HARMONY.match(text):
+        said = [re.sub(r"\s*(?:analysis|commentary|final)", "", turn, count=1) for turn in _BARE_TURN.split(text)[:-1]]
+    else:
+        marks = [mark for mark, _ in _turns(text)]
+        spans = [(0, 0), *(mark.span() for mark in marks)]
+        said = [text[end:start] for (_, end), (start, _) in pairwise(spans)]
+        if any(mark[0].startswith(_CHANNEL) for mark in marks):
+            said = _CHANNEL_MARKS.split(text[: spans[-1][1]])
+    return "\n\n".join(filter(None, (_AROUND.sub("", one).strip() for one in said)))
 
 
 @lru_cache(maxsize=256)

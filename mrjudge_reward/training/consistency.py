@@ -21,8 +21,8 @@ from statistics import fmean
 
 from mrjudge_reward.prompting.formats import PairScores, Score
 from mrjudge_reward.prompting.normalising import label_meant
-from mrjudge_reward.prompting.parsing import after_thinking, answers_in, split_answers
-from mrjudge_reward.reasoning import thought_in
+from mrjudge_reward.prompting.parsing import answers_in, split_answers
+from mrjudge_reward.reasoning import thoughts_in
 from mrjudge_reward.types import Grades, NoVerdict, Outcome, Preference, RankOrder, Tie
 
 from .tasks import Problem
@@ -61,12 +61,11 @@ def question_on(problem: Problem) -> Question | None:
 def reasoning_of(problem: Problem, text: str) -> str:
     """What a judge wrote before its verdict, without the marks of reasoning; empty if it wrote none, or no verdict."""
     form = problem.format
-    parts, section = split_answers(text, form.answer_open, getattr(form, "answer_close", "")), after_thinking(text)
-    if isinstance(parts, NoVerdict) or isinstance(section, NoVerdict):
+    parts = split_answers(text, form.answer_open, getattr(form, "answer_close", ""))
+    if isinstance(parts, NoVerdict):
         return ""
     verdicts = min(len(problem.slots), len(parts) - 1) if isinstance(form, PairScores) else 1
-    thought = text.rpartition(section)[0]
-    said = [thought_in(thought) if thought.strip() else "", form.answer_open.join(parts[:-verdicts])]
+    said = [thoughts_in(text), form.answer_open.join(parts[:-verdicts])]
     return "\n\n".join(filter(None, map(str.strip, said)))
 
 

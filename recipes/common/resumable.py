@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from mrjudge_reward import json_lines
 from mrjudge_reward.errors import ConfigError, InputError
@@ -34,6 +34,13 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(scratch, path)
+
+
+def not_overwritten(out: Path, names: Iterable[str], *sources: str | None) -> None:
+    """Raise ConfigError if a file that a run writes into its folder, or its report, is one that it reads."""
+    for written in (out / name for name in (*names, "report.json")):
+        if written.resolve() in [Path(source).resolve() for source in sources if source is not None]:
+            raise ConfigError(f"{written} is read, and would be overwritten; name another folder")
 
 
 def write_report(folder: Path, report: Mapping[str, Any]) -> None:
@@ -72,6 +79,23 @@ def _differences(before: Any, now: Any, name: str = "") -> list[str]:
             for place in _differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
         ]
     return [] if before == now else [name]
+
+
+class HasKey(Protocol):
+    """A row of whatever kind."""
+
+    @property
+    def row(self) -> int:
+        """Its number."""
+        ...
+
+    @property
+    def key(self) -> str:
+        """Of its content."""
+        ...
+
+
+Keyed = TypeVar("Keyed", bound=HasKey)
 
 
 class ResumableRows:
@@ -133,6 +157,23 @@ class ResumableRows:
                 self.entries[int(entry["row"])] = entry
         if len(whole) < len(data):  # cut off by a crash
             os.truncate(self.path, len(whole))
+
+    def todo(self, rows: Sequence[Keyed], what: str) -> list[Keyed]:
+        """The rows that are not finished, or failed for the moment.
+
+        Args:
+            rows: all of them.
+            what: is said of a row in a message, after its number: " of pairs.jsonl".
+
+        Raises:
+            ConfigError: if one that was asked before has another key now.
+        """
+        for one in rows:
+            if (known := self.entries.get(one.row)) is not None and known["key"] != one.key:
+                raise ConfigError(
+                    f"row {one.row}{what} is not what it was when {self.path.parent} was begun; name another folder"
+                )
+        return [one for one in rows if self.entries.get(one.row, {"again": True})["again"]]
 
     def add(self, entries: Iterable[dict[str, Any]]) -> None:
         """Write lines, each with its row number under ``row``; they last when this returns."""

@@ -36,7 +36,7 @@ from mrjudge_reward.prompting.sanitizing import neutralise
 from mrjudge_reward.reasoning import THINK_CLOSE, THINK_OPEN
 from mrjudge_reward.settings import Settings
 from mrjudge_reward.types import NoVerdict
-from recipes.common.resumable import write_lines, write_text
+from recipes.common.resumable import not_overwritten, write_lines, write_text
 from recipes.common.rows import placed_rows
 
 from .synthesis_filters import normalised
@@ -192,8 +192,10 @@ def curate(recipe: CurationRecipe, out: Path) -> dict[str, Any]:
         The report.
 
     Raises:
+        ConfigError: if the source would be overwritten.
         InputError: if no row is a judged trace.
     """
+    not_overwritten(out, ["examples.jsonl"], recipe.source)
     length = _length(recipe.tokenizer)
     rows = placed_rows(recipe.source, recipe.hub_split, recipe.hub_name)
     dropped: Counter[str] = Counter()

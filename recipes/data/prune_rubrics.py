@@ -55,7 +55,7 @@ from mrjudge_reward.training.items import with_images
 from mrjudge_reward.types import Group, Judgement, NoVerdict, Usage
 from mrjudge_reward.yaml_files import WordLoader
 from recipes.common.config import read_config
-from recipes.common.resumable import ResumableRows, batches, write_lines, write_report, write_text
+from recipes.common.resumable import ResumableRows, batches, not_overwritten, write_lines, write_report, write_text
 from recipes.common.rows import placed_rows
 
 from .synthesis_recipe import NOT_OF_REPLIES
@@ -188,17 +188,17 @@ class Graded:
     """A prompt whose answers are graded.
 
     Attributes:
-        number: of its row, from 1.
+        row: its number, from 1.
         prompt: messages.
         rubric: its criteria.
-        row: that holds the rubric; empty if it is the run's.
+        columns: of the row that holds the rubric; empty if it is the run's.
         answers: different ones.
     """
 
-    number: int
+    row: int
     prompt: tuple[Message, ...]
     rubric: Rubric
-    row: Mapping[str, Any]
+    columns: Mapping[str, Any]
     answers: tuple[str, ...]
 
     @property
@@ -288,26 +288,20 @@ def prune(recipe: PruneRecipe, out: Path, engine: Engine | None = None) -> dict[
         The report.
 
     Raises:
-        ConfigError: if the folder holds a run with other settings or rows.
+        ConfigError: if the folder holds a run with other settings or rows, or what would be overwritten.
         InputError: if there are no rubrics or no answers, or no criterion of a run's rubric tells answers apart.
         JudgeUnreliableError: if too many verdicts fail.
     """
-    written = out / ("rubrics.jsonl" if recipe.rubric is None else "rubric.yaml")
-    if written.resolve() == Path(recipe.rubric or recipe.rubrics or "").resolve():
-        raise ConfigError(f"{written} is what is to be pruned, and would be overwritten; name another folder")
+    written = "rubrics.jsonl" if recipe.rubric is None else "rubric.yaml"
+    not_overwritten(out, [written], recipe.rubric, recipe.rubrics, recipe.answers)
     dropped, rows = Counter[str](), Counter[str]()
     all_graded = _graded(recipe, dropped, rows)
     with ExitStack() as stack:
         progress = ResumableRows(out, recipe.of_rows())
         stack.callback(progress.close)
-        for one in all_graded:
-            if (known := progress.entries.get(one.number)) is not None and known["key"] != one.key:
-                raise ConfigError(
-                    f"row {one.number}, or its answers, is not what it was when {out} was begun; name another folder"
-                )
         asked = [one for one in all_graded if len(one.answers) > 1]
-        todo = [one for one in asked if progress.entries.get(one.number, {"again": True})["again"]]
-        if todo:
+        left = progress.todo(all_graded, ", or its answers,")
+        if todo := [one for one in left if len(one.answers) > 1]:
             config = grading(recipe.judge)
             cache = None if config.cache else ReplyCache(out / "replies.sqlite")
             judge = Judge(engine or config.build_engine(), settings=config, cache=cache)
@@ -318,7 +312,7 @@ def prune(recipe: PruneRecipe, out: Path, engine: Engine | None = None) -> dict[
             for batch in batches(todo, len(asked), recipe.batch, "prompts"):
                 groups = [Group(one.prompt, one.answers, one.key, rubric=one.rubric) for one in batch]
                 progress.add(
-                    {"row": one.number, "key": one.key, "grades": grades, "again": unserved}
+                    {"row": one.row, "key": one.key, "grades": grades, "again": unserved}
                     for one, (grades, unserved) in zip(batch, graded(judge, groups), strict=True)
                 )
         return _finish(recipe, out, all_graded, progress.entries, dropped, rows)
@@ -333,7 +327,7 @@ def _finish(
     rows: Counter[str],
 ) -> dict[str, Any]:
     """Write all files from the grades; nothing else decides what is in them."""
-    grades_of = [entries[one.number]["grades"] if one.number in entries else {} for one in all_graded]
+    grades_of = [entries[one.row]["grades"] if one.row in entries else {} for one in all_graded]
     known = [grade for grades in grades_of for of_answers in grades.values() for grade in of_answers]
     report: dict[str, Any] = {
         "prompts": {"all": len(all_graded), "graded": sum(map(bool, grades_of))},
@@ -367,7 +361,7 @@ def _finish(
     report["criteria"] = {
         "all": sum(stays.values()) + counts.total(), "kept": stays, "pruned": dict(counts.most_common()),
     }  # fmt: skip
-    again = sum(entries[one.number]["again"] for one in all_graded if one.number in entries)
+    again = sum(entries[one.row]["again"] for one in all_graded if one.row in entries)
     report["failed for the moment"] = again
     write_report(out, report)
     if again:
@@ -401,17 +395,17 @@ def _row(one: Graded, reasons: Mapping[str, str], recipe: PruneRecipe) -> dict[s
     left = _left(one.rubric.criteria, reasons)
     if not left:
         return None
-    rubric: Any = one.row[recipe.column]
+    rubric: Any = one.columns[recipe.column]
     if isinstance(rubric, list):
         rubric = [entry for entry, own in zip(rubric, one.rubric.criteria, strict=True) if own in left]
     elif len(left) < len(one.rubric.criteria):
         rubric = Rubric(tuple(left)).as_json() if isinstance(rubric, str) else [kept.as_dict() for kept in left]
-    before = one.row.get("provenance")
+    before = one.columns.get("provenance")
     provenance = (dict(before) if isinstance(before, Mapping) else {}) | {
         "pruned": [f"{own.name}: {reasons[own.name]}" for own in one.rubric.criteria if own not in left],
         "pruned by": {"answers": recipe.answers, "judge": grading(recipe.judge).model},
     }
-    return {**one.row, recipe.column: rubric, "provenance": provenance}
+    return {**one.columns, recipe.column: rubric, "provenance": provenance}
 
 
 class _WordDumper(yaml.SafeDumper):

@@ -1,4 +1,4 @@
-"""Criteria out of what a writer wrote, and what they are dropped for, each with a reason. English patterns; pure functions.
+"""Criteria out of what a writer wrote, and what they are dropped for, each with a reason. Pure functions.
 
 ===================  ==================================================================================================
 reason               a criterion that
@@ -7,10 +7,13 @@ malformed            is no object with a text and a weight, as ``rubrics.reading
 weight               weighs more than was asked for
 not checkable        names nothing to be found: no letter, one bare word, or words of praise alone
 names an answer      speaks of the reference, or of another answer, which a grader does not see
-quotes an answer     repeats many words of an answer in order, or all of a short one, that the question does not have
+quotes an answer     repeats many words of an answer in order that the question does not have
 overlap              asks what a heavier one asks (or the first of equals): most of their words that say what are the same
 too many             is lighter than as many as a rubric may have
 ===================  ==================================================================================================
+
+"not checkable" and "names an answer" know English alone. A sign of Chinese or Japanese counts as half a word, and pairs of
+neighbours are compared for overlap.
 
 What a criterion is true of, no filter knows. Filters can be strict where that costs only a criterion.
 """
@@ -19,6 +22,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +32,7 @@ from mrjudge_reward.errors import InputError
 from mrjudge_reward.rubrics.criteria import Criterion
 from mrjudge_reward.rubrics.reading import read_rubric
 
-from .synthesis_filters import grams, words
+from .synthesis_filters import SIGN, grams, words
 
 CRITERION_FILTERS = (
     "malformed", "weight", "not checkable", "names an answer", "quotes an answer", "overlap", "too many",
@@ -36,11 +40,12 @@ CRITERION_FILTERS = (
 
 _LISTS = ("criteria", "rubrics", "rubric")
 _LIST_OPENS = re.compile(r'\{\s*"(?:criteria|rubrics?)"\s*:\s*\[')
+_JSON = json.JSONDecoder(strict=False)  # a line may end inside a text
+_SIGNED = re.compile(r'("(?:weight|points)"\s*:\s*)\+(?=[\d.])')
+_NUMBER = re.compile(r"\s*[+-]?\d{1,9}(?:\.\d{1,9})?\s*", re.ASCII)
 _FENCE = re.compile(r"^\s*```\w*\s*$", re.MULTILINE)
 _LONGEST_NAME = 60
 """Characters of a name, which stands in logs."""
-_SHORTEST_QUOTE = 4
-"""Words: fewer are a fact, which a criterion may ask for."""
 
 _EMPTY = frozenset(words(
     "a an the is are be been being was were and or but nor of to in for with within that this these it its as by on "
@@ -54,6 +59,11 @@ _EMPTY = frozenset(words(
     "leave leaves out without correctly clearly accurately explicitly properly "
 ))  # fmt: skip
 """Words that do not say what a criterion asks for."""
+_EMPTY_SIGNS = re.compile(
+    "回答|答案|回复|回應|应该|应当|應該|必须|必須|需要|是否|正确|正確|准确|準確|明确|明確|清楚|说明|說明|指出|提到|提及|给出|給出|列出"
+    "|解释|解釋|描述|介绍|介紹|阐述|包括|包含|没有|未能|未|不|了|地|该|該"
+    "|正しく|述べて|述べる|挙げて|挙げる|示して|示す|含む|説明|言及|指摘|ている|いる|いない|して|する|こと|について|を|が|は"
+)
 _PRAISE = frozenset(words(
     "good bad better best worse worst great excellent poor nice wrong right clear clarity concise conciseness brief "
     "helpful helpfulness useful usefulness accurate accuracy correct correctness complete completeness "
@@ -97,22 +107,27 @@ def read_criteria(text: str) -> list[Criterion | None]:
     >>> read_criteria('[{"name": "dose", "description": "Names the dose.", "weight": 2}, {"name": "dose", "weight": "two"}]')
     [Criterion(name='dose', description='Names the dose.', weight=2, grades=(), essential=False), None]
     """
+    text = _SIGNED.sub(r"\1", text)
     try:
-        value = json.loads(_FENCE.sub("", text))
+        entries = _entries(_JSON.decode(_FENCE.sub("", text).strip()))
     except (ValueError, RecursionError):
-        return [_criterion(entry) for entry in _objects(text)]
+        entries = list(_objects(text))
+    return [_criterion(entry) for entry in entries]
+
+
+def _entries(value: Any) -> list[Any]:
     while isinstance(value, dict) and len(held := [value[name] for name in _LISTS if name in value]) == 1:
         value = held[0]
-    return [_criterion(entry) for entry in (value if isinstance(value, list) else [value])]
+    return value if isinstance(value, list) else [value]
 
 
 def _objects(text: str) -> Iterator[Any]:
-    """The JSON objects in a text, None for each that is broken."""
+    """What the JSON objects in a text hold, None for each that is broken."""
     place = text.find("{")
     while place >= 0:
         try:
-            value, end = json.JSONDecoder().raw_decode(text, place)
-            yield value
+            value, end = _JSON.raw_decode(text, place)
+            yield from _entries(value)
         except (ValueError, RecursionError):
             end = place + 1
             if not _LIST_OPENS.match(text, place):
@@ -123,6 +138,9 @@ def _objects(text: str) -> Iterator[Any]:
 def _criterion(entry: Any) -> Criterion | None:
     if isinstance(entry, Mapping):  # what was not asked for cannot spoil it, nor decide anything
         entry = {name: value for name, value in entry.items() if name not in ("grades", "essential")}
+        for name in ("weight", "points"):
+            if isinstance(weight := entry.get(name), str) and _NUMBER.fullmatch(weight):
+                entry[name] = float(weight)
     try:
         (criterion,) = read_rubric([entry]).criteria
         f"{criterion.name}{criterion.description}".encode()  # half a surrogate pair would spoil the whole file
@@ -203,11 +221,11 @@ def names_an_answer(text: str, question: str) -> bool:
 
 
 def quotes(text: str, answer: str, question: str, size: int) -> bool:
-    """Whether a text repeats ``size`` words of an answer in order (all of a shorter one) that the question does not have."""
-    size = min(size, len(words(answer)))
-    return size >= _SHORTEST_QUOTE and bool(
-        grams(words(text), size) & grams(words(answer), size) - grams(words(question), size)
-    )
+    """Whether a text repeats ``size`` words of an answer in order that the question does not have.
+
+    What a shorter answer says is a fact, which a criterion must be able to ask for.
+    """
+    return bool(grams(words(text), size) & grams(words(answer), size) - grams(words(question), size))
 
 
 def overlap(one: str, two: str) -> float:
@@ -224,8 +242,10 @@ def overlap(one: str, two: str) -> float:
 
 
 def _content(description: str) -> set[str]:
-    said = (word for word in words(description) if word not in _EMPTY)
-    return {word[:-1] if len(word) > 3 and re.search("[^s]s$", word) else word for word in said}
+    said = (word for word in words(description) if word not in _EMPTY and not re.fullmatch(SIGN, word))
+    spelt = {word[:-1] if len(word) > 3 and re.search("[^s]s$", word) else word for word in said}
+    signs = re.findall(f"{SIGN}+", _EMPTY_SIGNS.sub("", unicodedata.normalize("NFKC", description)))
+    return spelt | {run[at : at + 2] for run in signs for at in range(max(1, len(run) - 1))}
 
 
 def _named(criteria: Sequence[Criterion]) -> list[Criterion]:

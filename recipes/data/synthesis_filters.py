@@ -1,4 +1,6 @@
-"""What synthetic texts are dropped for, each filter with a reason that is counted. English patterns; pure functions.
+"""What synthetic texts are dropped for, each filter with a reason that is counted. Pure functions.
+
+Phrases that refuse or leak are looked for in English alone.
 
 =============================  ========================================================================================
 reason                         a negative that
@@ -45,6 +47,11 @@ _LENGTH_SLACK = 20
 _HINT_GRAM = 4
 _CONTENT_WORDS = 5
 """Words from which on a text that stands in two items is no coincidence."""
+
+SIGN = "[\u3005\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]"
+"""A character of Chinese or Japanese, which put no spaces between words."""
+_MARKS = "".join(one for one in map(chr, range(0x300, 0x1F000)) if unicodedata.category(one)[0] == "M")
+_WORD = re.compile(rf"{SIGN}|(?:(?!{SIGN})\w[{_MARKS}\u200c\u200d]*)+")
 
 _APOSTROPHE = "['’]?"
 _REFUSAL = re.compile(
@@ -160,13 +167,26 @@ def content_of(text: str) -> str | None:
 
 def words(text: str) -> list[str]:
     """The words of a text in lower case; of Chinese and Japanese, which put no spaces, each sign."""
-    sign = "[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]"
-    return re.findall(rf"{sign}|(?:(?!{sign})\w)+", unicodedata.normalize("NFKC", text).casefold())
+    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 def grams(said: Sequence[str], size: int) -> set[tuple[str, ...]]:
-    """All runs of so many words."""
-    return {tuple(said[i : i + size]) for i in range(len(said) - size + 1)}
+    """All runs of so many words, of which a sign of Chinese or Japanese is half a one."""
+    found: set[tuple[str, ...]] = set()
+    end, held = 0, 0.0
+    for start in range(len(said)):
+        while held < size and end < len(said):
+            held += _weight(said[end])
+            end += 1
+        if held < size:
+            break
+        found.add(tuple(said[start:end]))
+        held -= _weight(said[start])
+    return found
+
+
+def _weight(word: str) -> float:
+    return 0.5 if re.fullmatch(SIGN, word) else 1.0
 
 
 def hint_leaks(trace: str, hint: str) -> bool:

@@ -16,7 +16,7 @@ from .synthesis_filters import Limits
 from .synthesis_steps import FAMILIES, Plan
 from .writer_prompts import FOLDER
 
-VERSION = 1
+VERSION = 2
 """Of what a row comes to; raised when steps or filters change, so that rows of two versions are not mixed."""
 
 ROLES = ("writer", "describer", "reasoner", "editor")

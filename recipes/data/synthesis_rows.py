@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from mrjudge_reward.errors import InputError
+from mrjudge_reward.fields import field_at, plain
 from mrjudge_reward.judging.tournament import is_degenerate
 from mrjudge_reward.messages import ImagePart, Message, TextPart, as_messages, final_answer
 from mrjudge_reward.training.items import from_choice, with_images
@@ -44,18 +45,33 @@ def sample_of(row: Mapping[str, Any], number: int, recipe: SynthesisRecipe) -> S
     Raises:
         InputError: if there is no prompt or no text for an answer.
     """
-    prompt, answer = row.get(recipe.prompt), row.get(recipe.answer)
-    if prompt is None and isinstance(turns := row.get("messages"), list | tuple) and len(turns) > 1:
-        prompt, answer = turns[:-1], turns[-1:]
+    prompt, answer = prompt_and_answer(row, recipe.prompt, recipe.answer)
     if isinstance(answer, list | tuple):
         turn = as_messages(answer)
         answer = turn[0].text if len(turn) == 1 and turn[0].role == "assistant" and not turn[0].images else None
-    if not prompt or not isinstance(answer, str):
-        raise InputError(
-            f"a sample needs {recipe.prompt} and {recipe.answer}, or messages; it has {', '.join(map(str, row))}"
-        )
+    if not isinstance(answer, str):
+        raise InputError(f"an answer is a text, or one turn of the assistant of text alone; got {answer!r:.60}")
     messages, reference = with_images(prompt, images_of(row)), final_answer(answer)
     return Sample(number, from_choice(messages, [reference], 0).group.key, messages, reference)
+
+
+def prompt_and_answer(row: Mapping[str, Any], prompt: str, answer: str) -> tuple[Any, Any]:
+    """What stands in these fields of a row; where there is no prompt, its ``messages``, of which the last is the answer.
+
+    Args:
+        row: of a data set.
+        prompt: column.
+        answer: column, or path to a field in it.
+
+    Raises:
+        InputError: if there is neither.
+    """
+    asked, given, turns = row.get(prompt), plain(field_at(row, answer)), row.get("messages")
+    if asked is None and isinstance(turns, list | tuple) and len(turns) > 1:
+        asked, given = turns[:-1], turns[-1:]
+    if not asked or given is None:
+        raise InputError(f"a row needs {prompt} and {answer}, or messages; it has {', '.join(map(str, row))}")
+    return asked, given
 
 
 def images_of(row: Mapping[str, Any]) -> Sequence[Any]:

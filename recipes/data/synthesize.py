@@ -1,7 +1,7 @@
 """Make training data for a judge out of answers known to be good (MR. Judge), or choose it from judged traces (Flex-Judge).
 
     python -m recipes.data.synthesize recipes/data/synthesize.yaml --out runs/synthetic
-    python -m recipes.data.synthesize CONFIG --set source=sft.jsonl --set count=1000 --out runs/synthetic
+    python -m recipes.data.synthesize CONFIG --set source=sft.jsonl --set count=1000 --out runs/synthetic-sft
 
 From each sample (a prompt, its reference answer, images if any) a writer makes one to three answers that are plausible and
 flawed, each by one error family; the reference stays the best, and the candidates are shuffled. A reasoner that was given a
@@ -50,7 +50,7 @@ from mrjudge_reward.prompting.rendering import conversation_text
 from mrjudge_reward.training.tasks import split_of
 from mrjudge_reward.types import Sampling
 from recipes.common.config import read_config
-from recipes.common.resumable import ResumableRows, write_lines, write_text
+from recipes.common.resumable import ResumableRows, not_overwritten, write_lines, write_text
 
 from .curate_traces import CurationRecipe, curate
 from .style_leak import Leak, Told, check, item_of, length_matched, measure, told
@@ -102,23 +102,20 @@ def synthesize(recipe: SynthesisRecipe, out: Path, engines: Mapping[str, Engine]
         The report.
 
     Raises:
-        ConfigError: if the folder holds a run with other settings.
+        ConfigError: if the folder holds a run with other settings, or the source where it would be overwritten.
         EngineError: if most requests of a call fail.
         InputError: if there is no sample, or the leak is above ``max_leak``.
     """
     from rich.console import Console
     from rich.progress import Progress
 
+    not_overwritten(out, ["items.jsonl", "examples.jsonl"], recipe.source)
     samples, dropped = read_samples(recipe)
     plan = recipe.plan()
     with ExitStack() as stack:
         progress = ResumableRows(out, recipe.of_rows())
         stack.callback(progress.close)
-        for sample in samples:
-            if (known := progress.entries.get(sample.row)) is not None and known["key"] != sample.key:
-                raise ConfigError(f"row {sample.row} of {recipe.source} is not what it was when {out} was begun")
-        todo = [one for one in samples if progress.entries.get(one.row, {"again": True})["again"]]
-        if todo:
+        if todo := progress.todo(samples, f" of {recipe.source}"):
             cache = ReplyCache(out / "replies.sqlite")
             stack.callback(cache.close)
             roles = [
@@ -192,16 +189,20 @@ def _finish(
     sets = {"as written": as_written, "filtered": filtered} | ({"length matched": kept} if recipe.match_length else {})
     leaks = {name: _leak(one, recipe.seed) for name, one in sets.items()}
     report: dict[str, Any] = {
-        "rows": {"all": len(samples) + sum(dropped.values()), "items": len(items), "dropped": _most_first(rows)},
+        "rows": {
+            "all": len(samples) + sum(dropped.values()),
+            "items": len(items),
+            "dropped": dict((+rows).most_common()),
+        },
         "negatives": {
             "asked": sum(negatives.values()),
             "kept": negatives.pop("", 0),
-            "dropped": _most_first(negatives),
+            "dropped": dict((+negatives).most_common()),
         },
         "traces": {
             "asked": len(examples) + sum(traces.values()),
             "kept": len(examples),
-            "dropped": _most_first(traces),
+            "dropped": dict((+traces).most_common()),
         },
         "failed for the moment": again,
         "leak": {name: asdict(leak) if isinstance(leak, Leak) else leak for name, leak in leaks.items()},
@@ -219,10 +220,6 @@ def _finish(
     if isinstance(final, Leak):
         check(final, recipe.max_leak)
     return report
-
-
-def _most_first(counts: Mapping[str, int]) -> dict[str, int]:
-    return {name: n for name, n in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])) if n}
 
 
 def _leak(sets: Sequence[Told], seed: int) -> Leak | str:

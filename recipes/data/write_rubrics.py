@@ -1,7 +1,7 @@
 """Write a rubric for each prompt out of answers that are known: good ones, or a better and a worse one.
 
     python -m recipes.data.write_rubrics recipes/data/write_rubrics.yaml --out runs/rubrics
-    python -m recipes.data.write_rubrics CONFIG --set source=pairs.jsonl --set material=preference --out runs/rubrics
+    python -m recipes.data.write_rubrics recipes/data/write_rubrics_cpu.yaml --set source=pairs.jsonl --out runs/rubrics-cpu
 
 A writer reads the question and the answers, and writes a few criteria with weights, negative for pitfalls. Its reply is read
 strictly (``rubric_filters``): one that is no rubric is asked for again, ``tries`` times in all, and then its row is dropped;
@@ -42,7 +42,7 @@ from mrjudge_reward.cache import ReplyCache
 from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.engines.engine_config import EngineConfig
 from mrjudge_reward.errors import ConfigError, InputError, MRJudgeError
-from mrjudge_reward.fields import field_at, plain, shown_text
+from mrjudge_reward.fields import plain, shown_text
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.judging.tournament import is_degenerate
 from mrjudge_reward.messages import Message, as_messages, final_answer
@@ -54,18 +54,18 @@ from mrjudge_reward.training.items import from_choice, with_images
 from mrjudge_reward.training.layouts import compared
 from mrjudge_reward.types import EngineFailure, Group, NoVerdict, Sampling
 from recipes.common.config import read_config
-from recipes.common.resumable import ResumableRows, batches, write_lines, write_report
+from recipes.common.resumable import ResumableRows, batches, not_overwritten, write_lines, write_report
 from recipes.common.rows import placed_rows
 
 from .prune_rubrics import graded, grading, of_grades
 from .rubric_filters import CRITERION_FILTERS, RubricLimits, filtered, read_criteria, rubric_fault
 from .synthesis_filters import is_refusal, normalised
 from .synthesis_recipe import NOT_OF_REPLIES, Role
-from .synthesis_rows import different, images_of, plain_messages
+from .synthesis_rows import different, images_of, plain_messages, prompt_and_answer
 from .synthesis_steps import Speaker
 from .writer_prompts import FOLDER, Wording, chat, load_wording, writer_guard, written
 
-VERSION = 1
+VERSION = 2
 """Of what a row comes to; raised when steps or filters change, so that rows of two versions are not mixed."""
 NOT_WON = "the better answer does not win"
 _NOT_OF_ROWS = {"count", "batch", "retries", "max_failed_fraction"}
@@ -208,13 +208,7 @@ def _pair_of(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], tuple[str, ..
 
 def _references_of(row: Mapping[str, Any], recipe: RubricRecipe) -> tuple[tuple[Message, ...], tuple[str, ...]]:
     """The prompt, and those of its references that differ and answer something."""
-    prompt, given = row.get(recipe.prompt), plain(field_at(row, recipe.answer))
-    if prompt is None and isinstance(turns := row.get("messages"), list | tuple) and len(turns) > 1:
-        prompt, given = turns[:-1], turns[-1:]
-    if not prompt or given is None:
-        raise InputError(
-            f"a row needs {recipe.prompt} and {recipe.answer}, or messages; it has {', '.join(map(str, row))}"
-        )
+    prompt, given = prompt_and_answer(row, recipe.prompt, recipe.answer)
     texts = [text for text in map(final_answer, _texts(given)) if not is_degenerate(text) and not is_refusal(text)]
     first = {normalised(text): text for text in reversed(texts)}
     return with_images(prompt, images_of(row)), tuple(first.values())[::-1]
@@ -388,21 +382,18 @@ def write_rubrics(
         The report.
 
     Raises:
-        ConfigError: if the folder holds a run with other settings or rows.
+        ConfigError: if the folder holds a run with other settings or rows, or the source where it would be overwritten.
         EngineError: if most of the writer's requests in a call fail.
         InputError: if there is no row to write a rubric for.
         JudgeUnreliableError: if too many verdicts of the check fail.
     """
+    not_overwritten(out, ["rubrics.jsonl"], recipe.source)
     rows = placed_rows(recipe.source, recipe.hub_split, recipe.hub_name)[: recipe.count]
     materials, dropped = different(recipe.source, rows, lambda row, number: material_of(row, number, recipe), _fault_of)
     with ExitStack() as stack:
         progress = ResumableRows(out, recipe.of_rows())
         stack.callback(progress.close)
-        for one in materials:
-            if (known := progress.entries.get(one.row)) is not None and known["key"] != one.key:
-                raise ConfigError(f"row {one.row} of {recipe.source} is not what it was when {out} was begun")
-        todo = [one for one in materials if progress.entries.get(one.row, {"again": True})["again"]]
-        if todo:
+        if todo := progress.todo(materials, f" of {recipe.source}"):
             speaker, judge = _models(recipe, out, writer, checker, stack)
             for batch in batches(todo, len(materials), recipe.batch, "rubrics"):
                 works = [Work(one) for one in batch]
@@ -458,12 +449,12 @@ def _finish(
     write_lines(out / "rubrics.jsonl", made)
     read = sum(entry["read"] for entry in finished)
     report: dict[str, Any] = {
-        "rows": {"all": len(materials) + dropped.total(), "rubrics": len(made), "dropped": _most_first(rows)},
-        "replies": {"all": read + replies.total(), "read": read, "dropped": _most_first(replies)},
+        "rows": {"all": len(materials) + dropped.total(), "rubrics": len(made), "dropped": dict((+rows).most_common())},
+        "replies": {"all": read + replies.total(), "read": read, "dropped": dict((+replies).most_common())},
         "criteria": {
             "written": sum(entry["written"] for entry in finished),
             "kept": sum(len(row["rubric"]) for row in made),
-            "dropped": _most_first(criteria),
+            "dropped": dict((+criteria).most_common()),
         },
         **({} if recipe.check is None else {"unknown in the check": sum(entry["ungraded"] for entry in finished)}),
         "failed for the moment": sum(entry["again"] for entry in finished),
@@ -472,10 +463,6 @@ def _finish(
     if report["failed for the moment"]:
         print("the same command asks again for what failed for the moment")
     return report
-
-
-def _most_first(counts: Counter[str]) -> dict[str, int]:
-    return {name: count for name, count in counts.most_common() if count}
 
 
 def main() -> None:

@@ -24,7 +24,10 @@ from mrjudge_reward.training.consistency import Question, question_on, read_answ
 from mrjudge_reward.training.tasks import Problem
 from mrjudge_reward.types import Group
 
-_ASKED_HERE = ("format", "template", "labels", "grades", "tie_label", "schedule", "rating", "criteria", "rubric")
+_ASKED_HERE = (
+    "format", "template", "labels", "grades", "tie_label", "schedule", "rating", "criteria", "rubric",
+    "budget", "audit", "centre", "length_weight", "max_pixels",
+)  # fmt: skip
 
 
 class ConsistencyConfig(Settings):
@@ -46,7 +49,9 @@ class ConsistencyConfig(Settings):
     def __init__(self, **values: Any) -> None:
         super().__init__(**values)
         if strange := [name for name in self.reader if name in _ASKED_HERE]:
-            raise ConfigError(f"consistency: what a reader is asked is given; leave out {', '.join(strange)}")
+            raise ConfigError(
+                f"consistency: what a reader is asked is given, of one text at a time; leave out {', '.join(strange)}"
+            )
         if "model" not in self.reader:
             raise ConfigError("consistency: the reader needs a model")
         self.judge_config(Question())

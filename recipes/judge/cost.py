@@ -24,13 +24,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mrjudge_reward.engines.embedded import embedded_model_path
+from mrjudge_reward.engines.embedded import embedded_adapter_path, embedded_model_path
 from mrjudge_reward.engines.engine_config import EMBEDDED
 from mrjudge_reward.engines.memory import WORKING_BYTES, built_empty, cache_numbers
-from mrjudge_reward.errors import ConfigError
+from mrjudge_reward.errors import ConfigError, MRJudgeError
 from recipes.common.config import read_config
 
 GB = 1e9
+MAX_LENGTH = 1024
+"""Tokens of an example of SFT where a config names none; TRL's."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ def values_of(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """A config, with model and LoRA of the stage that it goes on from.
 
     Raises:
-        ConfigError: if it goes on from an adapter that is not there, and no config beside it writes one.
+        ConfigError: if it is no config of training, or goes on from an adapter that is not there and that no config beside
+            it writes.
     """
     values = {"model": EMBEDDED, **read_config(str(path), overrides)}
     for other in sorted(path.parent.glob("*.yaml")):
@@ -102,13 +105,17 @@ def values_of(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
             values = {**values, "adapter": None, "lora": earlier.get("lora")}
         if out and out == values.get("model"):
             values = {**values, "model": earlier.get("model")}
+    if not isinstance(values.get("training"), Mapping):
+        raise ConfigError(f"{path} holds no training")
     if values.get("adapter") is not None:
         from peft import PeftConfig
 
+        folder = str(embedded_adapter_path()) if values["adapter"] == EMBEDDED else values["adapter"]
         try:
-            values["lora"] = PeftConfig.from_pretrained(values["adapter"])
+            values["lora"] = lora = PeftConfig.from_pretrained(folder)
         except (OSError, ValueError) as error:
             raise ConfigError(f"no adapter at {values['adapter']}, and no config beside {path} writes it") from error
+        lora.inference_mode, lora.base_model_name_or_path = False, None  # trained on, whatever the model is called here
     return values
 
 
@@ -141,6 +148,20 @@ def sizes_of(model: str, lora: Any = None) -> Sizes:
         parameters, trained, 0 if tied else embedding.numel(), largest, text.num_hidden_layers, text.hidden_size,
         text.intermediate_size, 2 * cache_numbers(text),
     )  # fmt: skip
+
+
+def check_counted(training: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a setting that changes what training takes, and is not counted."""
+    counted = {"vllm_mode": "colocate", "vllm_tensor_parallel_size": 1, "num_iterations": 1, "fp16": False}
+    settings = {name: training.get(name) for name in counted}
+    for name in ("dtype", "torch_dtype"):
+        settings[f"model_init_kwargs.{name}"] = (training.get("model_init_kwargs") or {}).get(name)
+    if training.get("max_length", MAX_LENGTH) is None:
+        raise ConfigError("training.max_length: null is no bound that could be counted with; name a number")
+    for name, value in settings.items():
+        only = counted.get(name, "bfloat16")
+        if value is not None and value != only:
+            raise ConfigError(f"training.{name}: what {only} takes can be calculated, and nothing else; got {value}")
 
 
 # -- memory -------------------------------------------------------------------------------------------------------------
@@ -197,9 +218,10 @@ def memory(
 ) -> tuple[list[Line], list[Line]]:
     """Memory of each GPU while it learns, and while it samples (nothing for SFT)."""
     training = values["training"]
-    longest = int(training.get("max_length") or 0) or int(
-        training.get("vllm_max_model_length") or prompt_tokens + training.get("max_completion_length", 256)
-    )
+    if "max_completion_length" in training:
+        longest = int(training.get("vllm_max_model_length") or prompt_tokens + training["max_completion_length"])
+    else:
+        longest = int(training.get("max_length", MAX_LENGTH))
     tokens = int(training.get("per_device_train_batch_size", 8)) * longest
     resident = model_states(sizes, machine)
     if training.get("beta") and sizes.trained == sizes.parameters:
@@ -212,7 +234,7 @@ def memory(
     if not training.get("use_vllm"):
         return learning, []
     share = float(training.get("vllm_gpu_memory_utilization", 0.3)) * machine.memory
-    weights = 2 * sizes.parameters / int(training.get("vllm_tensor_parallel_size", 1))
+    weights = 2 * sizes.parameters
     sampling = [
         *resident,
         Line("vLLM: weights", "2 P", weights),
@@ -274,10 +296,15 @@ def table(title: str, lines: Sequence[Line], unit: float, name: str) -> str:
 
 
 def report(values: Mapping[str, Any], machine: Machine, prompt_tokens: int, reply_tokens: int | None) -> str:
-    """All of it as Markdown."""
-    sizes = sizes_of(values["model"], values.get("lora"))
+    """All of it as Markdown.
+
+    Raises:
+        ConfigError: for a setting that changes what it takes, and is not counted.
+    """
     training = values["training"]
-    cap = training.get("max_completion_length", training.get("max_length", 1024))
+    check_counted(training)
+    sizes = sizes_of(values["model"], values.get("lora"))
+    cap = training.get("max_completion_length", training.get("max_length", MAX_LENGTH))
     replies = cap // 4 if reply_tokens is None else reply_tokens
     learning, sampling = memory(values, sizes, machine, prompt_tokens)
     cache = next((line.value for line in sampling if line.what == "vLLM: cache"), 0.0)
@@ -296,8 +323,8 @@ def report(values: Mapping[str, Any], machine: Machine, prompt_tokens: int, repl
         said.append(table("while it samples, of each GPU", sampling, GB, "GB"))
         if cache > 0:
             said.append(f"The cache holds {int(cache / sizes.cache):,} tokens.")
-        if training.get("vllm_enable_sleep_mode"):
-            said.append(f"Asleep, vLLM keeps {2 * sizes.parameters * machine.gpus / GB:.0f} GB in the CPU's memory.")
+    elif "max_completion_length" in training:
+        said.append("Sampling is not counted, neither its memory nor its time: it is without vLLM.")
     fits = peak <= machine.memory and (not sampling or cache > 0)
     said.append(f"At most {peak / GB:.1f} of {machine.memory / GB:.0f} GB: it {'fits' if fits else 'does NOT fit'}.")
     said.append(table("an optimiser step", spent, 1.0, "s"))
@@ -328,7 +355,10 @@ def main() -> None:
     machine = Machine(
         args.gpus, args.gpu_memory * GB, args.tflops * 1e12, args.bandwidth * 1e12, args.utilisation, zero=args.zero
     )
-    print(report(values_of(args.config, args.overrides), machine, args.prompt_tokens, args.reply_tokens))
+    try:
+        print(report(values_of(args.config, args.overrides), machine, args.prompt_tokens, args.reply_tokens))
+    except (MRJudgeError, OSError) as error:
+        raise SystemExit(f"cost: {str(error).splitlines()[0]}") from error
 
 
 if __name__ == "__main__":

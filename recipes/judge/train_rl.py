@@ -42,9 +42,9 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from mrjudge_reward.engines.embedded import embedded_adapter_path, embedded_model_path
 from mrjudge_reward.engines.label_tokens import spellings
 from mrjudge_reward.errors import ConfigError, InputError
-from mrjudge_reward.integrations.trl.distributed import gather, gather_results, rank_and_world
+from mrjudge_reward.integrations.trl.distributed import check_timeout, gather, gather_results, rank_and_world
 from mrjudge_reward.settings import Settings
-from mrjudge_reward.training.consistency import filled, question_on
+from mrjudge_reward.training.consistency import Question, filled, question_on
 from mrjudge_reward.training.tasks import FORMAT_WEIGHT, Problem, Split, Verified, balanced, verify, with_twins
 from mrjudge_reward.types import Reply
 from recipes.common.config import read_config
@@ -289,12 +289,12 @@ class VerdictReward:
             asked, one = self.problems[row.number][1], row.verified
             orders = accuracies[asked.twins].items()
             other = [value for slots, values in orders if slots != asked.slots for value in values]
-            right = one.accuracy
+            consistency = 0.0
             if row.read and self.reader is not None:
                 consistent = neutral[row.number] if row.consistent is None else row.consistent
-                right *= 1 + self.reader.config.weight * consistent
-            more = (1 - FORMAT_WEIGHT) * (right - one.accuracy)
-            rewards.append(one.reward + more + (self.bonus * right * fmean(other) if other else 0.0))
+                consistency = (1 - FORMAT_WEIGHT) * one.accuracy * self.reader.config.weight * consistent
+            both = self.bonus * one.accuracy * fmean(other) if other else 0.0
+            rewards.append(one.reward + consistency + both)
         if self.scale is not None:
             self.advantages = self._joint(
                 [(self.problems[row.number][1].twins, r) for row, r in zip(own, rewards, strict=True)]
@@ -505,6 +505,8 @@ def train(recipe: RLRecipe) -> None:
         peft_config=lora,
         callbacks=[] if recipe.patience is None else [EarlyStoppingCallback(recipe.patience)],
     )
+    if reward_func.reader is not None:
+        check_timeout(trainer, reward_func.reader.config.judge_config(Question()), rank_and_world()[1])
     reward_func.ends |= frozenset(trainer.eos_token_ids)  # a model may have more of them than its tokenizer names
     output = Path(str(settings.output_dir))
     last = get_last_checkpoint(str(output)) if output.is_dir() else None

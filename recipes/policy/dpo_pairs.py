@@ -48,7 +48,7 @@ from mrjudge_reward.settings import Settings
 from mrjudge_reward.training.tasks import split_of
 from mrjudge_reward.types import Comparison, Grades, Group, Judgement, Outcome, Preference, RankOrder
 from recipes.common.config import read_config
-from recipes.common.resumable import ResumableRows, write_lines, write_text
+from recipes.common.resumable import ResumableRows, not_overwritten, write_lines, write_text
 from recipes.data.reviews import openings
 
 from .policies import Prompt, complete, load_policy, prompt_in, written_prompt
@@ -346,12 +346,13 @@ def build(recipe: PairsRecipe, out: Path, judge: Judge | None = None) -> dict[st
 
     Raises:
         InputError: if there is no prompt that can be used.
-        ConfigError: if the folder holds a run of other settings.
+        ConfigError: if the folder holds a run of other settings, or what would be overwritten.
         JudgeUnreliableError: if too many judgements failed; what was made so far is kept.
     """
     from rich.console import Console
     from rich.progress import Progress
 
+    not_overwritten(out, ["pairs.jsonl"], recipe.candidates, recipe.prompts)
     rows = rows_of(recipe)
     content = hashlib.blake2b(repr(rows).encode(errors="surrogatepass"), digest_size=16).hexdigest()
     rows = rows[: recipe.count]

@@ -1,6 +1,6 @@
 """What a rubric is worth with a judge, where each question has a reference: the same pairs judged in several ways.
 
-    python -m recipes.studies.rubrics recipes/studies/rubrics.yaml --out runs/rubrics
+    python -m recipes.studies.rubrics recipes/studies/rubrics.yaml --out runs/rubric-study
     python -m recipes.studies.rubrics CONFIG --set judge.model=NAME --set judge.base_url=URL --out DIR
 
 Of each pair (``recipes/data/referenced.py``) one answer is right. A way that judges by criteria has the set's own rubric: it

@@ -137,10 +137,23 @@ def test_dev_is_measured_without_the_reader(monkeypatch: pytest.MonkeyPatch):
     assert reward_func.reader is check
 
 
-def test_the_bonus_for_both_orders_is_of_the_same_worth():
-    check, _ = reader(by_reasoning)
-    rows = [(0, reply("A is best", "A")), (1, reply("A is best", "B"))]
-    assert rewards(check, rows, bonus=0.5)[0] == pytest.approx([1.45 + 0.75, 0.55 + 0.25])
+@pytest.mark.parametrize("bonus", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(
+    ("said", "turned", "worth", "both"),
+    [
+        (("A is best", "A"), ("A is best", "B"), (1.45, 0.55), 1.0),
+        (("A is best", "A"), ("B is best", "B"), (1.45, 1.45), 1.0),
+        (("B is best", "A"), ("A is best", "B"), (0.55, 0.55), 1.0),
+        (("A is best", "A"), ("fault", "B"), (1.45, 1.0), 1.0),
+        (("A is best", "A"), ("A is best", "A"), (1.45, 0.1), 0.0),
+    ],
+)
+def test_the_bonus_for_both_orders_is_for_accuracy_alone(
+    said: tuple[str, str], turned: tuple[str, str], worth: tuple[float, float], both: float, bonus: float
+):
+    check, _ = reader(by_reasoning, reader={**WRITES, "max_failed_fraction": 1.0})
+    rows = [(0, reply(*said)), (1, reply(*turned))]
+    assert rewards(check, rows, bonus=bonus)[0] == pytest.approx([one + bonus * both for one in worth])
 
 
 def test_its_cost_is_counted_and_right_replies_alone_are_read():
@@ -212,6 +225,22 @@ def test_replies_are_read_in_one_batch_for_each_set_of_labels():
         ({"reader": {}}, "needs a model"),
         ({"reader": {"model": "m", "format": "choice"}}, "leave out format"),
         ({"reader": {"model": "m", "labels": ["A"], "template": "x"}}, "leave out labels, template"),
+        *(
+            ({"reader": {"model": "m", name: value}}, f"leave out {name}")
+            for name, value in {
+                "grades": {"a": 1.0},
+                "tie_label": "C",
+                "schedule": "pointwise",
+                "rating": "mean",
+                "criteria": "absolute",
+                "rubric": "r.yaml",
+                "budget": 3,
+                "audit": True,
+                "centre": True,
+                "length_weight": 0.5,
+                "max_pixels": 10**6,
+            }.items()
+        ),
         ({"reader": {"model": "m", "modle": "x"}}, "unknown setting 'modle'"),
         ({"reader": {"model": "m"}, "weight": 0.0}, "consistency: weight"),
         ({"reader": {"model": "m"}, "weight": 1.5}, "consistency: weight"),
@@ -230,6 +259,38 @@ def test_what_cannot_be_read_by_is_refused_before_training(consistency: dict[str
 def test_an_opened_answer_has_no_reasoning_to_be_read():
     with pytest.raises(ConfigError, match="no reasoning"):
         RLRecipe(tasks={"a": {"source": "quartz"}}, training={}, opened=True, consistency={"reader": {"model": "m"}})
+
+
+@pytest.mark.parametrize(
+    ("reader", "ranks", "waits", "fault"),
+    [
+        ({"deadline_s": 1500.0}, 2, 1800, "one comparison may take 3600 s"),
+        ({}, 2, 600, "ddp_timeout = 600 s"),
+        ({"deadline_s": 1500.0}, 2, 3600, "begun"),
+        ({"deadline_s": 1500.0}, 1, 1800, "begun"),  # nobody waits
+    ],
+)
+def test_ranks_wait_for_each_other_as_long_as_the_reader_may_take(
+    reader: dict[str, Any], ranks: int, waits: int, fault: str, smol_tokenizer: Any, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    def begin(*_: Any, **__: Any) -> None:
+        raise RuntimeError("begun")
+
+    monkeypatch.setattr(train_rl, "rank_and_world", lambda: (0, ranks))
+    monkeypatch.setattr("trl.GRPOTrainer.train", begin)
+    settings = {"model": "m", "base_url": "http://localhost:1/v1", "retries": 1, "outage_wait_s": 600.0, **reader}
+    task = {"source": "quartz", "judge": {"format": "choice", "labels": ["A", "B"]}, "count": 2, "both_orders": True}
+    training = {
+        "output_dir": str(tmp_path / "out"), "max_steps": 1, "per_device_train_batch_size": 4, "num_generations": 2,
+        "use_cpu": True, "bf16": False, "ddp_timeout": waits,
+    }  # fmt: skip
+    recipe = RLRecipe(
+        model=small_text_model(smol_tokenizer, tmp_path / "model"), tasks={"science": task}, training=training,
+        consistency={"reader": settings},
+    )  # fmt: skip
+    with pytest.raises(RuntimeError if fault == "begun" else ConfigError, match=fault):
+        train_rl.train(recipe)
 
 
 def test_trl_logs_what_reading_found_and_took(smol_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

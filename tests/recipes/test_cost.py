@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from mrjudge_reward.engines.embedded import embedded_adapter_path
 from mrjudge_reward.errors import ConfigError
 from recipes.judge.cost import (
     GB,
@@ -17,6 +19,7 @@ from recipes.judge.cost import (
     activations,
     forward_flops,
     layer_bytes,
+    main,
     memory,
     model_states,
     report,
@@ -188,6 +191,7 @@ def test_a_shipped_config_fits_eight_gpus_of_80_gb_and_takes_what_the_readme_say
     row = f"| `{config}` | {trained} | {float(peak[1]):.0f} | {float(seconds[1]):.0f} |"
     assert row in (CONFIGS / "README.md").read_text(encoding="utf-8")
     assert ("decoding" in said) == config.startswith("rl_")
+    assert "CPU" not in said, "asleep at level 2, vLLM drops its weights"
     less = report(values, Machine(gpus=1, memory=16 * GB, zero=machine.zero), prompt_tokens=1024, reply_tokens=None)
     assert "it does NOT fit" in less
 
@@ -207,6 +211,36 @@ def test_an_earlier_stage_says_what_is_gone_on_from(tmp_path: Path):
     alone.write_text("model: m\nadapter: runs/nowhere\ntasks: {}\ntraining: {}\n")
     with pytest.raises(ConfigError, match=r"no adapter at runs/nowhere, and no config beside .* writes it"):
         values_of(alone)
+
+
+def test_the_adapter_of_the_package_is_one_to_go_on_from():
+    values = values_of(CONFIGS / "rl_cpu.yaml", ["adapter=embedded", "lora=null"])
+    assert values["lora"].r == json.loads((embedded_adapter_path() / "adapter_config.json").read_text())["r"]
+    said = re.search(r"T = ([\d,]+) of them trained", report(values, Machine(), 300, None))
+    assert said
+    assert int(said[1].replace(",", "")) > 10**5
+
+
+@pytest.mark.parametrize(
+    ("config", "overrides", "said"),
+    [
+        ("rl_7b", ["model=nobody/nothing"], "couldn't connect"),
+        ("rl_7b", ["model=./nowhere"], "nowhere"),
+        ("rl_7b", ["adapter=runs/nowhere"], "no adapter at runs/nowhere, and no config beside"),
+        ("rl_7b", ["training.num_iterations=2"], "training.num_iterations"),
+        ("rl_7b", ["training=null"], "rl_7b.yaml holds no training"),
+        ("rl_7b", ["training"], "an override is name=value"),
+        ("nowhere", [], "nowhere.yaml"),
+    ],
+)
+def test_the_command_says_what_is_wrong_in_one_line(
+    config: str, overrides: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+):
+    given = [word for override in overrides for word in ("--set", override)]
+    monkeypatch.setattr("sys.argv", ["cost", str(CONFIGS / f"{config}.yaml"), *given])
+    with pytest.raises(SystemExit, match=r"^cost: .*" + re.escape(said)) as ended:
+        main()
+    assert "\n" not in str(ended.value)
 
 
 def grpo(**settings: Any) -> dict[str, Any]:
@@ -230,6 +264,54 @@ def test_a_step_has_the_passes_that_its_settings_ask_for(settings: dict[str, Any
     size = sizes(7 * 10**9, 10**8)
     found = [one.what for one in times(grpo(**settings), size, Machine(), 500, 250, 2e10)]
     assert (line in found) == there
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("vllm_mode=server", r"training\.vllm_mode: what colocate takes .*; got server"),
+        ("vllm_tensor_parallel_size=2", r"training\.vllm_tensor_parallel_size: what 1 takes .*; got 2"),
+        ("num_iterations=4", r"training\.num_iterations: what 1 takes .*; got 4"),
+        ("fp16=true", r"training\.fp16"),
+        ("model_init_kwargs.dtype=float32", r"training\.model_init_kwargs\.dtype: what bfloat16 takes .*; got float32"),
+        ("model_init_kwargs.dtype=float16", "got float16"),
+        ("model_init_kwargs.dtype=auto", "got auto"),
+        ("model_init_kwargs.torch_dtype=float32", r"model_init_kwargs\.torch_dtype"),
+    ],
+)
+def test_what_is_not_counted_is_refused_by_name(override: str, named: str, folders: dict[str, str]):
+    values = values_of(CONFIGS / "rl_7b.yaml", [f"training.{override}", f"model={folders['7b']}"])
+    with pytest.raises(ConfigError, match=named):
+        report(values, Machine(), 1024, None)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "vllm_mode=colocate", "vllm_tensor_parallel_size=1", "num_iterations=1", "fp16=false",
+        "model_init_kwargs.dtype=bfloat16", "model_init_kwargs=null", "learning_rate=1.0e-4",
+    ],
+)  # fmt: skip
+def test_what_is_counted_is_not_refused(override: str, folders: dict[str, str]):
+    values = values_of(CONFIGS / "rl_7b.yaml", [f"training.{override}", f"model={folders['7b']}"])
+    assert "Sampling is not counted" not in report(values, Machine(), 1024, None)
+
+
+def test_without_vllm_it_says_that_sampling_is_not_counted(folders: dict[str, str]):
+    values = values_of(CONFIGS / "rl_7b.yaml", ["training.use_vllm=false", f"model={folders['7b']}"])
+    assert "Sampling is not counted, neither its memory nor its time" in report(values, Machine(), 1024, None)
+
+
+def test_without_a_length_of_its_own_sft_takes_trls(folders: dict[str, str]):
+    def said(length: str) -> str:
+        overrides = [f"training.max_length={length}", f"model={folders['7b']}"]
+        return report(values_of(CONFIGS / "sft_7b.yaml", overrides), Machine(), 300, None)
+
+    assert said("null") == said("1024") != said("556")
+    values = values_of(CONFIGS / "sft_7b.yaml", [f"model={folders['7b']}"])
+    values["training"]["max_length"] = None
+    with pytest.raises(ConfigError, match=r"training\.max_length: null"):
+        report(values, Machine(), 300, None)
 
 
 def test_what_grows_makes_it_longer_or_larger():

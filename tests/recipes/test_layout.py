@@ -139,6 +139,19 @@ def test_every_recipe_and_file_that_is_named_exists(name: str):
     assert sorted(file for file in files if not is_a_file(file, ROOT / name)) == []
 
 
+RUN = re.compile(r"-m recipes\.((?:data|studies|policy)\.\S+) (\S+\.yaml|CONFIG)[^\n`]*?--out (runs/[\w-]+)")
+
+
+def test_no_two_runs_that_are_written_down_share_a_folder():
+    """A folder holds rows of one set of settings, and refuses others."""
+    runs: dict[str, set[tuple[str, str]]] = {}
+    for text in TEXTS.values():
+        for recipe, config, out in RUN.findall(re.sub(r"\\\n\s*#?\s*", " ", text)):
+            runs.setdefault(out, set()).add((recipe, config))
+    assert len(runs) >= 10
+    assert {out: found for out, found in runs.items() if len(found) > 1} == {}
+
+
 LINK = re.compile(r"\]\(([^)\s#:]*)(?:#([^)\s]+))?\)")
 
 

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from mrjudge_reward.types import EngineFailure, Reply, Request
 from recipes.common.config import read_config
 from recipes.data import rubric_filters
 from recipes.data.rubric_filters import RubricLimits
+from recipes.data.synthesis_filters import words
 from recipes.data.write_rubrics import NOT_WON, RubricRecipe, write_rubrics
 from tests.support import ROOT
 
@@ -120,6 +122,20 @@ ALARM = '{"title": "alarm", "description": "Frightens people.", "points": -1}'
         (f"Here it is:\n[{DOSE}]", ["dose"]),
         (DOSE, ["dose"]),
         ('["Names the dose."]', ["criterion 1"]),
+        (f'Here is the rubric:\n{{"criteria": [{DOSE}, {ALARM}]}}', ["dose", "alarm"]),
+        (f'Here it is: {{"rubric": {{"criteria": [{DOSE}]}}}} I hope it helps.', ["dose"]),
+        ('Here it is: {"rubrics": ["Names the dose.", "Names the drug."]}', ["criterion 1", "criterion 1"]),
+        (f'```json {{"rubric": [{DOSE}, {ALARM}]}} ```', ["dose", "alarm"]),
+        (f"```json [{DOSE}, {ALARM}] ```", ["dose", "alarm"]),
+        ('[{"name": "dose", "description": "Names the\n\tdose.", "weight": 2}]', ["dose"]),  # a line that ends in a text
+        ('Here: {"name": "dose", "description": "Names the\ndose.", "weight": 2}', ["dose"]),
+        ('[{"name": "dose", "description": "Names the dose.", "weight": "2"}]', ["dose"]),
+        ('[{"name": "dose", "description": "Names the dose.", "points": " -2.5 "}]', ["dose"]),
+        (f'[{{"name": "dose", "description": "Names the dose.", "weight": +3}}, {ALARM}]', ["dose", "alarm"]),
+        ('[{"name": "dose", "description": "Names it.", "weight": "+3"}]', ["dose"]),
+        ('[{"name": "dose", "description": "Names it.", "weight": "3/10"}]', [None]),
+        ('[{"name": "dose", "description": "Names it.", "weight": "nan"}]', [None]),
+        ('[{"name": "dose", "description": "Names it.", "weight": ""}]', [None]),
         (f'[{DOSE}, {{"name": "x", "description": "Names x", "weight": }}, {ALARM}]', ["dose", None, "alarm"]),
         (f'{{"criteria": [{DOSE}, {{"name": "x", }}, {ALARM}}}', ["dose", None, "alarm"]),  # the outer one broken too
         (f"[{DOSE}, {ALARM[:-9]}", ["dose", None]),  # cut off
@@ -144,6 +160,25 @@ def test_what_can_be_read_of_a_reply_is_read_and_the_rest_is_none(text: str, rea
     found = rubric_filters.read_criteria(text)
     assert [one and one.name for one in found] == read
     assert all(one is None or not (one.grades or one.essential) for one in found)  # were not asked for
+
+
+@pytest.mark.parametrize(
+    ("written", "weight"),
+    [
+        ("2", 2),
+        ("+3", 3),
+        ("-2", -2),
+        ("+0.5", 0.5),
+        ('"2"', 2),
+        ('"+3"', 3),
+        ('" -2.5 "', -2.5),
+        ('"007"', 7),
+        ("1e1", 10),
+    ],
+)
+def test_a_weight_is_read_with_its_sign_and_in_quotes(written: str, weight: float):
+    text = f'[{{"description": "Says \\"weight\\": +1.", "weight": {written}}}]'
+    assert rubric_filters.read_criteria(text) == [Criterion("criterion 1", 'Says "weight": +1.', weight)]
 
 
 # -- filters ------------------------------------------------------------------------------------------------------------
@@ -213,10 +248,21 @@ REFERENCE = "The treaty was signed in Vienna in 1815, after months of talks betw
         ("Names months of talks between the powers of the day.", REFERENCE, True),
         ("Says 'Paris'.", "Paris.", False),  # a fact
         ("Says that it is in Paris.", "It is in", False),
-        ("Says that a spider has eight legs.", "A spider has eight legs.", True),  # a short one, whole
+        ("Says that a spider has eight legs.", "A spider has eight legs.", False),  # all of a short answer is a fact
+        ("States that it turns light into chemical energy.", "It turns light into chemical energy.", False),
         ("Says how many legs a spider has.", "A spider has eight legs.", False),
         ("Says what was asked: how many legs has a spider in all?", "How many legs has a spider in all? Eight.", False),
-        ("必须说明该条约于一八一五年签署", "该条约于一八一五年签署。", True),
+        ("必须说明该条约于一八一五年签署", "该条约于一八一五年签署。", False),  # eleven signs are five words and a half
+        ("指出阿司匹林的最大日剂量。", "可以吃药。阿司匹林的最大日剂量是四克。", False),
+        ("说明该条约经过数月谈判于一八一五年签署", "该条约经过数月谈判于一八一五年签署。", True),
+        ("条約が千八百十五年にウィーンで署名されたと述べる", "この条約が千八百十五年にウィーンで署名された。", True),
+        ("ウィーンという地名を挙げる", "この条約が千八百十五年にウィーンで署名された。", False),
+        ("दवा एस्पिरिन बताता है।", "एस्पिरिन", False),
+        (
+            "बताता है कि संधि पर 1815 में वियना शहर में दोनों ने हस्ताक्षर किए",
+            "संधि पर 1815 में वियना शहर में दोनों ने हस्ताक्षर किए।",
+            True,
+        ),
         ("必须说明条约的年份", "该条约于一八一五年签署。", False),
         ("Says it.", "", False),
     ],
@@ -240,11 +286,49 @@ def test_a_criterion_repeats_no_run_of_an_answers_words(text: str, answer: str, 
         ("Names the dose.", "Names the dose and warns of the side effects.", False),
         ("说明剂量", "说明剂量。", True),
         ("说明剂量", "指出来源", False),
+        ("正确说明光合作用的原料。", "正确说明光合作用的产物。", False),
+        ("正确说明光合作用的原料。", "指出了光合作用的原料。", True),
+        ("说明了药物的剂量。", "说明了药物的来源。", False),
+        ("回答指出了该城市的人口。", "回答指出了该城市的面积。", False),
+        ("回答指出了该城市的人口。", "未提到该城市的人口。", True),
+        ("最大の用量を述べる。", "最大の用量を挙げている。", True),
+        ("アスピリンの用量を述べる。", "アスピリンの副作用を述べる。", False),
+        ("दवा की खुराक बताता है।", "दवा की खुराक बताता है", True),
+        ("दवा की खुराक बताता है।", "दवा का स्रोत बताता है।", False),
+        ("약의 용량을 말한다.", "약의 출처를 말한다.", False),
     ],
 )
 def test_two_criteria_overlap_by_the_words_that_say_what_they_ask(one: str, two: str, same: bool):
     assert (rubric_filters.overlap(one, two) >= LIMITS.max_overlap) is same
     assert rubric_filters.overlap(one, two) == rubric_filters.overlap(two, one)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("एस्पिरिन है", ["एस्पिरिन", "है"]),
+        ("क\u094d\u200dष", ["क\u094d\u200dष"]),
+        ("தமிழ் மொழி", ["தமிழ்", "மொழி"]),
+        ("বাংলা ভাষা", ["বাংলা", "ভাষা"]),
+        ("แอสไพริน", ["แอสไพริน"]),
+        ("שָׁלוֹם עולם", ["שָׁלוֹם", "עולם"]),
+        ("دَوَاء", ["دَوَاء"]),
+        ("Zoe\u0308 x\u0323", ["zoë", "x\u0323"]),
+        ("阿司匹林 5mg", ["阿", "司", "匹", "林", "5mg"]),
+        ("人々は", ["人", "々", "は"]),
+        ("아스피린", ["아스피린"]),
+        ("🙂\ufe0f !", []),
+    ],
+)
+def test_words_keep_their_combining_marks(text: str, said: list[str]):
+    assert words(text) == [unicodedata.normalize("NFKC", word) for word in said]
+
+
+def test_criteria_that_differ_in_one_chinese_word_all_stay():
+    asked = [criterion(f"正确说明光合作用的{what}。") for what in ("原料", "产物", "场所", "条件")]
+    answer = "植物利用光能把二氧化碳和水变成有机物和氧气。"
+    found, counts = rubric_filters.filtered(asked, "什么是光合作用?", [answer], LIMITS)
+    assert (len(found), counts) == (4, {})
 
 
 def criterion(description: str, weight: float = 1.0, name: str = "criterion 1") -> Criterion:

@@ -15,6 +15,10 @@ from mrjudge_reward.types import Grades, NoVerdict, Outcome, Preference, RankOrd
 ITEM = from_choice("Which?", ["good", "bad", "worse"], gold=0)
 PAIR = Problem(ITEM, (0, 1), Choice(labels=("A", "B")))
 
+ANALYSIS = "<|channel|>analysis<|message|>"
+COMMENTARY = "<|start|>assistant<|channel|>commentary to=functions.look <|constrain|>json<|message|>"
+FINAL = "<|end|><|start|>assistant<|channel|>final<|message|>"
+
 
 def of(form: Any, slots: int = 2) -> Problem:
     return Problem(ITEM, tuple(range(slots)), form)
@@ -41,6 +45,23 @@ def of(form: Any, slots: int = 2) -> Problem:
         (PairScores(), "<think>A.</think><answer>A</answer>", "A."),  # a label instead of grades
         (Ranking(), "<think>A, then B.</think><answer>A > B</answer>", "A, then B."),
         (Choice(answer_open="Best:", answer_close=""), "<think>A.</think>Best: A", "A."),
+        # Several blocks, and text between them.
+        (Choice(), "<think>B?</think> Hm. <think>No, A.</think><answer>A</answer>", "B?\n\nHm.\n\nNo, A."),
+        (Choice(), "<think>plan</think>It is A.<think></think><answer>A</answer>", "plan\n\nIt is A."),
+        (Choice(), "Well. [THINK]A.[/THINK]So <answer>A</answer>", "Well.\n\nA.\n\nSo"),
+        (Choice(), "<think>plan <reasoning>A</think>B</reasoning><answer>A</answer>", "plan <reasoning>A\n\nB"),
+        (Choice(), "<think>One wrote `</think>`; A.</think><answer>A</answer>", "One wrote `</think>`; A."),
+        (Choice(), "[THINK]It says </think> itself. A.[/THINK]<answer>A</answer>", "It says </think> itself. A."),
+        (Choice(), "<|begin_of_thought|>A.<|end_of_thought|><|begin_of_solution|>Yes: <answer>A</answer>", "A.\n\nYes:"),
+        (Choice(), "<|channel>thought\nA.<channel|><answer>A</answer>", "A."),  # Gemma
+        (Choice(), f"{ANALYSIS}A.{FINAL}<answer>A</answer>", "A."),  # gpt-oss
+        (Choice(), f"{ANALYSIS}A.{FINAL}Since A: <answer>A</answer><|return|>", "A.\n\nSince A:"),
+        (Choice(), f"{ANALYSIS}B?<|end|>{COMMENTARY}No, A.{FINAL}<answer>A</answer>", "B?\n\nNo, A."),
+        (Choice(), f"{ANALYSIS}It wrote <|channel|> there. A.{FINAL}<answer>A</answer>", "It wrote\n\nthere. A."),
+        (Choice(), f"<think>It wrote {ANALYSIS} there.</think><answer>A</answer>", f"It wrote {ANALYSIS} there."),
+        (Choice(), "analysisResponse A it is.assistantfinal<answer>A</answer>", "Response A it is."),
+        (Choice(), "analysisB?assistantcommentaryNo, A.assistantfinal<answer>A</answer>", "B?\n\nNo, A."),
+        (Choice(), "assistantanalysisA.assistantfinalSo: <answer>A</answer>", "A.\n\nSo:"),
     ],
 )  # fmt: skip
 def test_what_stands_before_the_verdict_is_its_reasoning(form: Any, text: str, reasoning: str):
