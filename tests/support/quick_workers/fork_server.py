@@ -40,12 +40,16 @@ def be_forked() -> None:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
-    socket.send_fds(server, [b"\0"], [0, 1, 2])
-    server.sendall(json.dumps([sys.orig_argv, dict(os.environ), os.getcwd()]).encode())
-    server.shutdown(socket.SHUT_WR)
-    with suppress(ConnectionResetError):
+    forked = b""
+    with suppress(BrokenPipeError, ConnectionResetError):
+        socket.send_fds(server, [b"\0"], [0, 1, 2])
+        server.sendall(json.dumps([sys.orig_argv, dict(os.environ), os.getcwd()]).encode())
+        server.shutdown(socket.SHUT_WR)
+        forked = server.recv(1)
         server.recv(1)
-    os._exit(0)
+    if not forked:
+        print("the fork server ended before it forked", file=sys.stderr, flush=True)
+    os._exit(0 if forked else 1)
 
 
 def serve() -> None:
@@ -60,8 +64,11 @@ def serve() -> None:
         return  # another worker's server was first
     listener.listen()
     listener.settimeout(0.5)
+    _draw_class_ids_from_the_system()
     for module in MODULES:
         importlib.import_module(module)
+    if _drawn_in_a_fork() == _drawn_in_a_fork():
+        sys.exit("something imported has drawn from Ray's generator: forks would give their tasks the same ids")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while os.path.exists(f"/proc/{os.environ['RAY_RAYLET_PID']}"):
         try:
@@ -75,10 +82,34 @@ def serve() -> None:
         client.close()
 
 
+def _draw_class_ids_from_the_system() -> None:
+    """Ray draws the id of a decorated class from a generator, whose state forks would share."""
+    from types import SimpleNamespace
+
+    import ray.actor
+
+    kind = ray.actor.ActorClassID
+    ray.actor.ActorClassID = SimpleNamespace(from_random=lambda: kind(os.urandom(kind.size())))
+
+
+def _drawn_in_a_fork() -> bytes:
+    from ray._raylet import UniqueID
+
+    reader, writer = os.pipe()
+    if (child := os.fork()) == 0:
+        os.write(writer, UniqueID.from_random().binary())
+        os._exit(0)
+    os.close(writer)
+    os.waitpid(child, 0)
+    with os.fdopen(reader, "rb") as file:
+        return file.read()
+
+
 def _work(client: socket.socket) -> None:
-    """Be the worker. ``client`` is held open until this process ends, whereby the one that asked knows."""
+    """Be the worker. ``client`` is told so, and held open until this process ends, whereby the one that asked knows."""
     import runpy
 
+    client.sendall(b"\0")
     os.setpgid(0, 0)  # a raylet ends the process groups of its workers
     _, outputs, _, _ = socket.recv_fds(client, 1, 3)
     argv, environment, folder = json.load(client.makefile())
@@ -88,6 +119,7 @@ def _work(client: socket.socket) -> None:
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    sys.modules["numpy"].random.seed()
     script = next(index for index, one in enumerate(argv) if one.endswith(".py"))
     sys.argv = argv[script:]
     sys.path[0] = os.path.dirname(sys.argv[0])
