@@ -35,7 +35,7 @@ from mrjudge_reward.prompting.formats import Choice, Format, PairScores, Ranking
 from mrjudge_reward.prompting.sanitizing import neutralise
 from mrjudge_reward.reasoning import THINK_CLOSE, THINK_OPEN
 from mrjudge_reward.settings import Settings
-from mrjudge_reward.types import NoVerdict
+from mrjudge_reward.types import NoVerdict, Preference
 from recipes.common.resumable import not_overwritten, write_lines, write_text
 from recipes.common.rows import placed_rows
 
@@ -79,7 +79,10 @@ class CurationRecipe(Settings):
 
 @dataclass(frozen=True)
 class Trace:
-    """A judged row that may be chosen."""
+    """A judged row that may be chosen.
+
+    ``chosen`` is the slot that a choice names; None for a tie, and for other formats.
+    """
 
     row: int
     kind: Kind
@@ -90,7 +93,7 @@ class Trace:
     task: str
     format: str
     slots: int
-    verdict: str
+    chosen: int | None
 
 
 def _format(name: Any, kind: Kind, recipe: CurationRecipe) -> Format:
@@ -153,25 +156,27 @@ def trace_of(row: Mapping[str, Any], number: int, recipe: CurationRecipe, length
     count = length(trace)
     if count < recipe.floor.get(kind, 0):
         return "too short"
+    named = isinstance(outcome, Preference) and 1.0 in outcome.probabilities_K
+    chosen = outcome.probabilities_K.index(1.0) if named else None
     return Trace(
         number, kind, messages, answer, trace, count, str(row.get("task") or recipe.task), str(row["format"]), slots,
-        str(row["verdict"]).strip(),
+        chosen,
     )  # fmt: skip
 
 
 def evened(traces: list[Trace]) -> list[Trace]:
-    """As many choices for each label, of each task and number of slots; the first of them. Others stay as they are."""
-    found: dict[tuple[str, int], dict[str, list[Trace]]] = defaultdict(lambda: defaultdict(list))
+    """As many choices for each slot, of each task and number of slots; the first of them. Others stay as they are."""
+    found: dict[tuple[str, int], dict[int, list[Trace]]] = defaultdict(lambda: defaultdict(list))
     for trace in traces:
-        if trace.format == "choice":
-            found[trace.task, trace.slots][trace.verdict].append(trace)
+        if trace.chosen is not None:
+            found[trace.task, trace.slots][trace.chosen].append(trace)
     kept = {
         id(trace)
         for (_, slots), said in found.items()
         for some in said.values()
         for trace in some[: min(map(len, said.values())) if len(said) >= slots else 0]
     }
-    return [trace for trace in traces if trace.format != "choice" or id(trace) in kept]
+    return [trace for trace in traces if trace.chosen is None or id(trace) in kept]
 
 
 def _length(tokenizer: str | None) -> Callable[[str], int]:

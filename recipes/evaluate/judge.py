@@ -206,7 +206,8 @@ def measures(answered: Sequence[Answered], votes: Sequence[int], resamples: int,
         "failed": fmean(isinstance(one.outcome, NoVerdict) for one in answered),
         "ties": fmean(is_tie(JudgedComparison(Comparison(one.problem.slots), one.verdicts[0])) for one in answered),
     }
-    if any(spent := [one.verdicts[0].usage.completion_tokens for one in answered]):
+    spent = [count for one in answered if (count := one.verdicts[0].usage.completion_tokens)]  # none where not served
+    if max(spent, default=0) > 1:  # one is a label that was read
         row["tokens"] = fmean(spent)
     twins = twin_sets(answered)
     if twins:

@@ -18,6 +18,7 @@ Differences from the papers: LoRA by default (both train fully); tasks over seve
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,19 @@ def space_in(problem: Problem, tokenizer: Any) -> str:
     return "" if whole[: len(opened)] == opened else " "
 
 
-def written_rows(path: str, reserved: Reserved = frozenset()) -> list[dict[str, Any]]:
+def kept_apart(answer: str, tokenizer: Any) -> str:
+    """An answer with spaces around the verdicts that a tokenizer would join to ``<answer>``; see ``space_in``."""
+
+    def apart(found: re.Match[str]) -> str:
+        opened, whole = (
+            tokenizer.encode(text, add_special_tokens=False) for text in ("<answer>", f"<answer>{found[1]}")
+        )
+        return found[0] if whole[: len(opened)] == opened else f"<answer> {found[1]} </answer>"
+
+    return re.sub(r"<answer>([^<\s][^<]*)</answer>", apart, answer)
+
+
+def written_rows(path: str, reserved: Reserved = frozenset(), tokenizer: Any = None) -> list[dict[str, Any]]:
     """Examples from a file; images stand in their messages, or in ``images`` for the places there.
 
     Those that say of themselves that they are of the dev or test side (``split``) are left out, and counted.
@@ -125,6 +138,7 @@ def written_rows(path: str, reserved: Reserved = frozenset()) -> list[dict[str, 
     Args:
         path: the file.
         reserved: tokens of the judge that no text of a prompt may speak; whoever wrote the file may have had others.
+        tokenizer: of the judge, which may join verdicts to their marker; None leaves answers as they stand.
 
     Raises:
         InputError: naming the first line that is none, or that has an image which cannot be shown.
@@ -138,7 +152,8 @@ def written_rows(path: str, reserved: Reserved = frozenset()) -> list[dict[str, 
                 continue
             turns = with_images(row["messages"], row.get("images") or ())
             prompt, images = shown([defused(turn, reserved) for turn in turns], place)
-            answer = [{"role": "assistant", "content": row["answer"]}]
+            written = row["answer"] if tokenizer is None else kept_apart(row["answer"], tokenizer)
+            answer = [{"role": "assistant", "content": written}]
             task = row.get("task", "file")
             rows.append({"prompt": prompt, "completion": answer, "task": task, "images": images, "item": place})
     if others:
@@ -168,7 +183,7 @@ def examples(recipe: SFTRecipe, split: Split, tokenizer: Any) -> list[dict[str, 
         reasoned = frozenset(name for name, task in tasks.items() if task.reasoning != "none")
         rows = rows_of(mixture, tokenizer, recipe.max_text_tokens, reasoned)
     if recipe.examples and split == "train":
-        rows += written_rows(recipe.examples, of_tokenizer(tokenizer))
+        rows += written_rows(recipe.examples, of_tokenizer(tokenizer), tokenizer)
     if not rows:
         raise InputError("the config names neither tasks nor a file of examples")
     return alike(rows)

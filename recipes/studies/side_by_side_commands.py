@@ -6,12 +6,14 @@ is not run again where its result is there.
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 
@@ -20,7 +22,8 @@ def make_traces(asking: Path, changes: Sequence[str], model: str, curation: Mapp
     if (out / "kept" / "examples.jsonl").is_file():
         return
     if not (out / "judged" / "traces.jsonl").is_file():
-        run("recipes.evaluate.judged_traces", asking, [*changes, f"judge.model={model}"], "--out", out / "judged")
+        own = [f"judge.model={model}", f"judge.cache={out / 'judged' / 'replies.sqlite'}"]
+        run("recipes.evaluate.judged_traces", asking, [*changes, *own], "--out", out / "judged")
     source = out / "judged" / "traces.jsonl"
     recipe = kept(out / "curation.yaml", {**curation, "mode": "curate", "source": str(source)})
     run("recipes.data.synthesize", recipe, [], "--out", out / "kept")
@@ -34,7 +37,7 @@ def train_alone(settings: Mapping[str, Any], lora: Mapping[str, Any], start: Pat
 
 
 def write(evaluation: Path, changes: Sequence[str], model: str, adapter: Path | None, out: Path) -> None:
-    """Measure a judge by what it writes; replies are kept, so that an interrupted call goes on."""
+    """Measure a judge by what it writes; replies to whole tasks are kept, so that an interrupted call goes on."""
     if (out / "report.json").is_file():
         return
     out.mkdir(parents=True, exist_ok=True)
@@ -52,5 +55,8 @@ def kept(file: Path, settings: Mapping[str, Any]) -> Path:
 
 def run(module: str, config: Path, changes: Sequence[str], *more: object) -> None:
     """Run a recipe; what it fails of stands above."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # for the process that follows
     overrides = [part for change in changes for part in ("--set", change)]
     subprocess.run([sys.executable, "-m", module, str(config), *overrides, *map(str, more)], check=True)

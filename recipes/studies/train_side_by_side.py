@@ -117,7 +117,16 @@ class SideBySideRecipe(Settings):
 
     def __init__(self, **values: Any) -> None:
         super().__init__(**values)
-        for name, run in self.all_runs().items():
+        found = self.all_runs()
+        order = list(found)
+        for name, run in found.items():
+            first = found.get(run.start or "")
+            if (
+                first is not None
+                and first.alone
+                and (not run.alone or order.index(run.start or "") > order.index(name))
+            ):
+                raise ConfigError(f"run {name!r} starts from {run.start!r}, which is trained after it")
             if run.verdict == "written" and self.written is None:
                 raise ConfigError(f"run {name!r} is measured by what it writes: name the evaluation in written")
             if run.alone and run.kind != "rl":
@@ -254,7 +263,8 @@ def main() -> None:
         make_traces(config.parent / recipe.traces, recipe.traces_set, recipe.model, recipe.curation, out / "traces")
     if "prepare" in args.stages:
         prepare(recipe, config, out, evaluation)
-    if missing := [name for name in beside if not (out / name / "plan.json").is_file()]:
+    later = {*args.stages} - {"traces", "prepare"}
+    if later and (missing := [name for name in beside if not (out / name / "plan.json").is_file()]):
         raise InputError(f"{', '.join(missing)}: not prepared in {out}; run the stage prepare")
     torch.set_float32_matmul_precision("high")
     if "train" in args.stages:

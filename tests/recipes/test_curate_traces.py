@@ -85,6 +85,8 @@ def test_of_traces_of_one_prompt_and_of_equal_traces_the_longest_stays(tmp_path:
         ("BBBAA", 2, "BBAA"),
         ("AAA", 2, ""),  # what names one slot alone teaches nothing else
         ("B", 2, ""),
+        ("aA", 2, ""),  # one slot, however it is spelled
+        ("aABb", 2, "aABb"),
         ("AB", 2, "AB"),
         ("AABCC", 3, "ABC"),
         ("ABAB", 3, ""),

@@ -123,6 +123,28 @@ def test_a_read_judge_learns_the_label_where_reading_looks_for_it(
             assert encoded(written)[len(opened)] in found[said]
 
 
+@pytest.mark.parametrize(
+    ("written", "apart"),
+    [
+        ("<think>x</think><answer>A</answer>", "<think>x</think><answer> A </answer>"),
+        ("<answer> A </answer>", "<answer> A </answer>"),
+        ("<answer>A</answer><answer>A</answer>", "<answer> A </answer><answer> A </answer>"),
+        ("<answer>A", "<answer>A"),
+        ("A", "A"),
+        ("<answer></answer>", "<answer></answer>"),
+        ("say <answer> or <answer>A</answer>", "say <answer> or <answer> A </answer>"),
+    ],
+)
+def test_verdicts_of_a_file_are_kept_apart_from_their_marker_where_a_tokenizer_joins_them(
+    tokenizer: Any, tmp_path: Path, written: str, apart: str
+):
+    path = tmp_path / "examples.jsonl"
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": "Which?"}], "answer": written}) + "\n")
+    for tokens, wanted in ((joining_tokenizer(), apart), (tokenizer, written), (None, written)):
+        (row,) = train_sft.written_rows(str(path), tokenizer=tokens)
+        assert row["completion"][0]["content"] == wanted
+
+
 def test_examples_from_a_file_are_taken_and_a_bad_line_is_named(tokenizer: Any, tmp_path: Path):
     good = {"messages": [{"role": "user", "content": "Which?"}], "answer": "<think>x</think><answer>A</answer>"}
     path = tmp_path / "examples.jsonl"

@@ -391,8 +391,8 @@ def test_the_study_of_reasoning_goes_from_traces_to_a_table(
     (out / "traces/judged/traces.jsonl").write_text("\n".join(map(json.dumps, [*rows, TRACE | {"verdict": "B"}])))
     config = str(ROOT / "recipes/studies/reasoning/study.yaml")
     command = ["x", config, "--out", str(out), *(f"--set={n}={json.dumps(v)}" for n, v in changes.items())]
-    for _ in range(2):
-        monkeypatch.setattr("sys.argv", command)
+    for stages in (["--stages", "traces"], [], []):
+        monkeypatch.setattr("sys.argv", [*command, *stages])
         train_side_by_side.main()
     assert called == ["recipes.data.synthesize", "recipes.judge.train_rl", *["recipes.evaluate.judge"] * 3], "once each"
     warm_up = Rows.load(out / "sft-reasoned-seed1/rows.npz")
@@ -430,12 +430,24 @@ def test_every_run_of_a_study_is_one_that_its_trainer_takes(study: str):
 
 
 @pytest.mark.parametrize(
-    ("run", "message"),
-    [({"kind": "sft", "verdict": "written"}, "name the evaluation"), ({"kind": "sft", "alone": True}, "side by side")],
+    ("runs", "message"),
+    [
+        ([{"kind": "sft", "verdict": "written"}], "name the evaluation"),
+        ([{"kind": "sft", "alone": True}], "side by side"),
+        (
+            [{"kind": "rl", "alone": True}, {"kind": "rl", "start": "a"}],
+            "run 'b-seed0' starts from 'a-seed0', which is trained after",
+        ),
+        (
+            [{"kind": "rl", "alone": True, "start": "b"}, {"kind": "rl", "alone": True}],
+            "'b-seed0', which is trained after it",
+        ),
+    ],
 )
-def test_a_run_that_cannot_be_trained_or_measured_so_is_refused(run: dict[str, Any], message: str):
+def test_a_run_that_cannot_be_trained_or_measured_so_is_refused(runs: list[dict[str, Any]], message: str):
+    named = {name: run | {"recipe": "x.yaml"} for name, run in zip("ab", runs, strict=False)}
     with pytest.raises(ConfigError, match=message):
-        SideBySideRecipe(lora=LORA, runs={"a": run | {"recipe": "x.yaml"}}, evaluation="y.yaml")
+        SideBySideRecipe(lora=LORA, runs=named, evaluation="y.yaml")
 
 
 def test_a_killed_run_goes_on_from_the_last_saved_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
