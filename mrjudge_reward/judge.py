@@ -376,9 +376,9 @@ class Judge:
         self, group: Group, early: EarlyComparisons | None, first_vote: int, form: Format | None = None
     ) -> Tournament:
         if len(group.candidates) > MAX_GROUP:
+            beside = ", its anchors among them" if group.anchors else ""
             raise InputError(
-                f"group {group.key!r} has {len(group.candidates)} candidates and anchors; at most {MAX_GROUP} are judged "
-                "together"
+                f"group {group.key!r} has {len(group.candidates)} candidates{beside}; at most {MAX_GROUP} are judged together"
             )
         player_of, sanitized = self._comparer.seat(group)
         players = tuple(dict.fromkeys(player_of.values()))
