@@ -378,7 +378,8 @@ class Judge:
         if len(group.candidates) > MAX_GROUP:
             beside = ", its anchors among them" if group.anchors else ""
             raise InputError(
-                f"group {group.key!r} has {len(group.candidates)} candidates{beside}; at most {MAX_GROUP} are judged together"
+                f"group {group.key!r} has {len(group.candidates)} candidates{beside}; at most {MAX_GROUP} are judged "
+                "together"
             )
         player_of, sanitized = self._comparer.seat(group)
         players = tuple(dict.fromkeys(player_of.values()))
