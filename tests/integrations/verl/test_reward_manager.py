@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -44,10 +45,20 @@ def manager(*overrides: str, **settings: Any) -> JudgeRewardManager:
     config = verl_config(
         "policy", given, "actor_rollout_ref.rollout.n=8", "actor_rollout_ref.rollout.val_kwargs.n=2", *overrides
     )
-    made = JudgeRewardManager(config, Tokenizer())
-    made.loop.close()  # verl's base class opens one where none runs
-    asyncio.set_event_loop(None)
-    return made
+    with a_loop():
+        return JudgeRewardManager(config, Tokenizer())
+
+
+@contextmanager
+def a_loop() -> Iterator[None]:
+    """verl's base class opens one where there is none, and nobody closes that where the manager is refused."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        yield
+    finally:
+        loop.close()
+        asyncio.set_event_loop(None)
 
 
 def rows(*answers: list[int], prompt: int = 3, streamed: bool = True, **fields: Any) -> DataProto:
