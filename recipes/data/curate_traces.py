@@ -156,8 +156,8 @@ def trace_of(row: Mapping[str, Any], number: int, recipe: CurationRecipe, length
     count = length(trace)
     if count < recipe.floor.get(kind, 0):
         return "too short"
-    named = isinstance(outcome, Preference) and 1.0 in outcome.probabilities_K
-    chosen = outcome.probabilities_K.index(1.0) if named else None
+    shares = outcome.probabilities_K if isinstance(outcome, Preference) else ()
+    chosen = shares.index(1.0) if 1.0 in shares else None
     return Trace(
         number, kind, messages, answer, trace, count, str(row.get("task") or recipe.task), str(row["format"]), slots,
         chosen,

@@ -120,12 +120,8 @@ class SideBySideRecipe(Settings):
         found = self.all_runs()
         order = list(found)
         for name, run in found.items():
-            first = found.get(run.start or "")
-            if (
-                first is not None
-                and first.alone
-                and (not run.alone or order.index(run.start or "") > order.index(name))
-            ):
+            later = run.start in found and (not run.alone or order.index(run.start) > order.index(name))
+            if later and found[run.start or ""].alone:
                 raise ConfigError(f"run {name!r} starts from {run.start!r}, which is trained after it")
             if run.verdict == "written" and self.written is None:
                 raise ConfigError(f"run {name!r} is measured by what it writes: name the evaluation in written")
