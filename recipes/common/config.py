@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,14 @@ import yaml
 from mrjudge_reward.credentials import without_credentials
 from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.yaml_files import WordLoader, read_yaml
+
+
+def command_line(doc: str | None) -> argparse.ArgumentParser:
+    """A recipe's arguments: its config, and settings of it that are changed; more may be added."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
+    return parser
 
 
 def read_config(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -26,7 +26,6 @@ file in ``--out``                      what
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections import Counter
@@ -54,7 +53,7 @@ from mrjudge_reward.settings import Settings
 from mrjudge_reward.training.items import with_images
 from mrjudge_reward.types import Group, Judgement, NoVerdict, Usage
 from mrjudge_reward.yaml_files import WordLoader
-from recipes.common.config import read_config
+from recipes.common.config import command_line, read_config
 from recipes.common.resumable import ResumableRows, batches, not_overwritten, write_lines, write_report, write_text
 from recipes.common.rows import placed_rows
 
@@ -422,9 +421,7 @@ def _yaml(criteria: Sequence[Criterion]) -> str:
 
 def main() -> None:
     """Prune."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
+    parser = command_line(__doc__)
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER")
     args = parser.parse_args()
     try:

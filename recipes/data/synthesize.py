@@ -31,7 +31,6 @@ to four options. Ours: the wordings, the number of negatives (drawn evenly), fil
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections import Counter
@@ -49,7 +48,7 @@ from mrjudge_reward.errors import ConfigError, InputError, MissingPackageError, 
 from mrjudge_reward.prompting.rendering import conversation_text
 from mrjudge_reward.training.tasks import split_of
 from mrjudge_reward.types import Sampling
-from recipes.common.config import read_config
+from recipes.common.config import command_line, read_config
 from recipes.common.resumable import ResumableRows, not_overwritten, write_lines, write_text
 
 from .curate_traces import CurationRecipe, curate
@@ -231,9 +230,7 @@ def _leak(sets: Sequence[Told], seed: int) -> Leak | str:
 
 def main() -> None:
     """Make the data."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
+    parser = command_line(__doc__)
     parser.add_argument("--out", required=True, metavar="FOLDER")
     args = parser.parse_args()
     try:

@@ -27,7 +27,6 @@ wording, numbers for its words of importance, the better and the worse answer, a
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -53,7 +52,7 @@ from mrjudge_reward.settings import Settings
 from mrjudge_reward.training.items import from_choice, with_images
 from mrjudge_reward.training.layouts import compared
 from mrjudge_reward.types import EngineFailure, Group, NoVerdict, Sampling
-from recipes.common.config import read_config
+from recipes.common.config import command_line, read_config
 from recipes.common.resumable import ResumableRows, batches, not_overwritten, write_lines, write_report
 from recipes.common.rows import placed_rows
 
@@ -467,9 +466,7 @@ def _finish(
 
 def main() -> None:
     """Write the rubrics."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
+    parser = command_line(__doc__)
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER")
     args = parser.parse_args()
     try:

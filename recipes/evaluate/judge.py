@@ -24,7 +24,6 @@ votes k         accuracy of the majority, and of the averaged verdict, of the fi
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections import Counter, defaultdict
@@ -45,7 +44,7 @@ from mrjudge_reward.scoring.stats import is_tie
 from mrjudge_reward.settings import Settings
 from mrjudge_reward.training.tasks import Problem, Split
 from mrjudge_reward.types import Comparison, Grades, JudgedComparison, NoVerdict, Outcome, Preference, Verdict
-from recipes.common.config import read_config
+from recipes.common.config import command_line, read_config
 from recipes.common.intervals import Interval, interval, written
 from recipes.data.judge_data import TaskConfig, check_tasks, task_problems
 from recipes.judge.seeing_model import make_known
@@ -362,9 +361,7 @@ def evaluate(recipe: EvaluationRecipe, engine: Engine | None = None) -> dict[str
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
+    parser = command_line(__doc__)
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
     report = evaluate(EvaluationRecipe(**read_config(args.config, args.overrides)))

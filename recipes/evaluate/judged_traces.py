@@ -19,7 +19,6 @@ that failed says nothing about its item: it is in neither file, and counted.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -38,7 +37,7 @@ from mrjudge_reward.settings import Settings
 from mrjudge_reward.training.items import Item
 from mrjudge_reward.training.tasks import Problem
 from mrjudge_reward.types import Grades, NoVerdict, Outcome, Preference, RankOrder, Tie, Verdict
-from recipes.common.config import read_config
+from recipes.common.config import command_line, read_config
 from recipes.common.resumable import write_lines, write_text
 from recipes.data.judge_data import TaskConfig, check_tasks, task_problems
 from recipes.data.synthesis_rows import plain_messages
@@ -169,9 +168,7 @@ def judged_traces(recipe: TracesRecipe, out: Path, engine: Engine | None = None)
 
 def main() -> None:
     """Read the config, ask and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
+    parser = command_line(__doc__)
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER")
     args = parser.parse_args()
     judged_traces(TracesRecipe(**read_config(args.config, args.overrides)), args.out)

@@ -27,7 +27,6 @@ Differences from the papers: LoRA by default; several formats in one run; the bo
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 from collections import defaultdict
@@ -47,7 +46,7 @@ from mrjudge_reward.settings import Settings
 from mrjudge_reward.training.consistency import Question, filled, question_on
 from mrjudge_reward.training.tasks import FORMAT_WEIGHT, Problem, Split, Verified, balanced, verify, with_twins
 from mrjudge_reward.types import Reply
-from recipes.common.config import read_config
+from recipes.common.config import command_line, read_config
 from recipes.data.judge_data import TaskConfig, Trait, check_tasks, items, mixture_weights, shows_images, task_problems
 
 from .chat_rows import alike, check_modalities, data_set, fitting, guard_of, processing_class, save_processor, shown
@@ -527,9 +526,7 @@ def train(recipe: RLRecipe) -> None:
 
 def main() -> None:
     """Read the config and train."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
+    parser = command_line(__doc__)
     args = parser.parse_args()
     train(RLRecipe(**read_config(args.config, args.overrides)))
 

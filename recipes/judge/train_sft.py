@@ -17,7 +17,6 @@ Differences from the papers: LoRA by default (both train fully); tasks over seve
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +33,7 @@ from mrjudge_reward.settings import Settings
 from mrjudge_reward.special_tokens import Reserved, of_tokenizer
 from mrjudge_reward.training.items import Item, with_images
 from mrjudge_reward.training.tasks import Problem, Split, balanced
-from recipes.common.config import read_config
+from recipes.common.config import command_line, read_config
 from recipes.data.judge_data import (
     TaskConfig,
     Trait,
@@ -274,9 +273,7 @@ def train(recipe: SFTRecipe) -> None:
 
 def main() -> None:
     """Read the config and train."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
+    parser = command_line(__doc__)
     args = parser.parse_args()
     train(SFTRecipe(**read_config(args.config, args.overrides)))
 

@@ -23,7 +23,6 @@ goes on; prompts of which the judge found out nothing are asked again by it.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import sys
@@ -47,7 +46,7 @@ from mrjudge_reward.scoring.tally import MAX_GROUP
 from mrjudge_reward.settings import Settings
 from mrjudge_reward.training.tasks import split_of
 from mrjudge_reward.types import Comparison, Grades, Group, Judgement, Outcome, Preference, RankOrder
-from recipes.common.config import read_config
+from recipes.common.config import command_line, read_config
 from recipes.common.resumable import ResumableRows, not_overwritten, write_lines, write_text
 from recipes.data.reviews import openings
 
@@ -413,9 +412,7 @@ def _entries(
 
 def main() -> None:
     """Make the pairs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
+    parser = command_line(__doc__)
     parser.add_argument("--out", required=True, metavar="FOLDER")
     args = parser.parse_args()
     try:

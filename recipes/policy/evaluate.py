@@ -35,7 +35,6 @@ it tells apart; how many it cannot tell apart stands beside.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -55,7 +54,7 @@ from mrjudge_reward.messages import final_answer
 from mrjudge_reward.reranker import Reranker, combined
 from mrjudge_reward.settings import Settings
 from mrjudge_reward.types import Group
-from recipes.common.config import read_config
+from recipes.common.config import command_line, read_config
 from recipes.common.intervals import Interval, interval, written
 
 from .policies import Completion, Prompt, complete, load_policy, losses, prompts_of, written_prompt
@@ -422,9 +421,7 @@ def evaluate(recipe: PolicyEvaluation) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
+    parser = command_line(__doc__)
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
     recipe = PolicyEvaluation(**read_config(args.config, args.overrides))

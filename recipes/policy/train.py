@@ -18,7 +18,6 @@ yardstick than the judge.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import logging
 import time
@@ -34,7 +33,7 @@ from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.integrations.trl import JudgeReward, SharedBaseJudgeReward
 from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.settings import Settings
-from recipes.common.config import read_config
+from recipes.common.config import command_line, read_config
 from recipes.judge.train_rl import model_of
 
 from .policies import rows_of
@@ -229,9 +228,7 @@ def quiet() -> None:
 
 def main() -> None:
     """Train and save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
+    parser = command_line(__doc__)
     args = parser.parse_args()
     recipe = PolicyRecipe(**read_config(args.config, args.overrides))
     quiet()

@@ -19,7 +19,6 @@ of the same config adds how much more often this judge is right, paired by item,
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,7 +31,7 @@ from torch.nn.utils.rnn import pad_sequence
 from mrjudge_reward.errors import ConfigError, InputError, require
 from mrjudge_reward.images import load_picture, opened
 from mrjudge_reward.training.items import Item
-from recipes.common.config import read_config
+from recipes.common.config import command_line, read_config
 from recipes.common.intervals import Interval, interval, written
 from recipes.data.judge_data import TaskConfig, check_tasks, items
 from recipes.evaluate.image_ablation import GREY
@@ -173,9 +172,7 @@ def evaluate(recipe: EvaluationRecipe) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
+    parser = command_line(__doc__)
     parser.add_argument("--out", required=True)
     parser.add_argument("--against", metavar="DIR", help="folder of another judge's report on the same items")
     args = parser.parse_args()

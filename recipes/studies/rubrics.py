@@ -28,7 +28,6 @@ have 95 % intervals from a bootstrap over pairs. Writes ``report.json`` and ``re
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import re
@@ -49,7 +48,7 @@ from mrjudge_reward.rubrics.reading import read_rubric
 from mrjudge_reward.settings import Settings
 from mrjudge_reward.training.items import Item
 from mrjudge_reward.types import Comparison, Group, Judgement, NoVerdict
-from recipes.common.config import read_config
+from recipes.common.config import command_line, read_config
 from recipes.common.intervals import interval, table
 from recipes.common.resumable import write_text
 from recipes.data.referenced import SetName, referenced_pairs
@@ -279,9 +278,7 @@ def run(study: RubricStudy, folder: Path, engine: Engine | None = None) -> dict[
 
 def main() -> None:
     """Judge, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
+    parser = command_line(__doc__)
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
     folder = Path(args.out)

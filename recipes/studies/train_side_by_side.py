@@ -30,7 +30,6 @@ Every stage goes on where it was interrupted. ``read`` reads the verdicts of all
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -47,7 +46,7 @@ from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.settings import Settings
 from mrjudge_reward.training.tasks import Problem, Split
 from mrjudge_reward.types import NoVerdict, Verdict
-from recipes.common.config import read_config
+from recipes.common.config import command_line, read_config
 from recipes.evaluate.judge import Answered, EvaluationRecipe, by_gap, calibration, measures, write_report
 
 from .side_by_side_commands import make_traces, train_alone, write
@@ -239,9 +238,7 @@ def model_path(name: str) -> str:
 
 def main() -> None:
     """Run the stages."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
+    parser = command_line(__doc__)
     parser.add_argument("--out", required=True)
     stages = ("traces", "prepare", "train", "read", "write", "report")
     parser.add_argument("--stages", nargs="+", choices=stages, default=stages)

@@ -23,7 +23,6 @@ Shares have 95 % intervals from a bootstrap over pairs. Writes ``report.json`` a
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections import Counter
@@ -41,7 +40,7 @@ from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.settings import Settings
 from mrjudge_reward.training.items import Item
 from mrjudge_reward.types import Comparison, NoVerdict
-from recipes.common.config import read_config
+from recipes.common.config import command_line, read_config
 from recipes.common.intervals import interval, table
 from recipes.common.resumable import write_text
 from recipes.data.judge_data import TaskConfig, check_tasks, items
@@ -210,9 +209,7 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Ask, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
+    parser = command_line(__doc__)
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
     folder = Path(args.out)
