@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,18 +12,15 @@ import pytest
 
 from mrjudge_reward import Judge, ScriptedEngine
 from mrjudge_reward.scoring.schedules import SCHEDULES
-from tests.support import ROOT
+from tests.support.warm_python import ROOT, run_python, warm_python
 
 
 def printed_by(*command: str) -> str:
     """What a benchmark prints; it must end well."""
     name, *arguments = command
     paths = [str(ROOT / "tests/support/quick_workers"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    done = subprocess.run(
-        [sys.executable, "-m", f"tests.benchmarks.{name}", *arguments],
-        cwd=ROOT, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True, text=True, check=False, timeout=580,
-    )  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    done = run_python("-m", f"tests.benchmarks.{name}", *arguments, env=environment, timeout=580)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 
@@ -103,8 +99,15 @@ def test_the_arrivals_benchmark_prints_three_ways_for_each_schedule() -> None:
     ],
     ids=["small", "as used"],
 )
-def test_the_images_benchmark_shows_that_a_shared_image_is_processed_once(size: tuple[str, ...]) -> None:
-    printed = printed_by("images", *size)
+def test_the_images_benchmark_shows_that_a_shared_image_is_processed_once(
+    size: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from . import images
+
+    monkeypatch.setattr(sys, "executable", warm_python())  # of each way, a process of its own
+    monkeypatch.setattr(sys, "argv", ["images.py", *size])
+    images.main()
+    printed = capsys.readouterr().out
     ratios = [float(ratio) for ratio in re.findall(r"ratio of the times ([.\d]+)", printed)]
     assert len(ratios) == 2
     assert max(ratios) < 0.6, printed  # at least four times the work against little more than one

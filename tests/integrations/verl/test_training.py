@@ -12,7 +12,7 @@ import sys
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -289,24 +289,49 @@ def check_gdpo(rows: Sequence[dict[str, Any]], weights: Sequence[float]) -> None
         assert row["advantages"] == pytest.approx([(total(row) - mean) / deviation] * len(row["advantages"]), abs=1e-3)
 
 
-def test_grpo_trains_with_a_reward_model_on_the_policys_devices(tiny: str, tmp_path: Path) -> None:
-    carried = ("+mrjudge.rule_weight=0.25", "reward.custom_reward_function.path=pkg://tests.support.verl_judges")
-    scored_by = "reward.custom_reward_function.name=count_score"
-    judged = ("+mrjudge.judge.min_label_mass=0.0", "mrjudge.judge.format=choice")
-    steps = train("grpo_colocated", tiny, tmp_path, *judged, GROUPED, *carried, scored_by, *of_two_sources(tmp_path))
-    check_grpo(steps, tmp_path, groups=2, size=4)
-    assert all(step["timing_s/reward"] > 0 for step in steps)
-    shown = {group.reference for batch in read_run(tmp_path / "judge").batches for group in batch.groups}
-    assert shown == {"Reference 1 of 2: one\nReference 2 of 2: two"}, "the prompts carry what verl does not pass"
-    check_judge_metrics(tmp_path, groups=(2, 2))
-
-
-def test_ppo_trains_its_critic_on_the_rewards(tiny: str, tmp_path: Path) -> None:
-    steps = train("ppo", tiny, tmp_path, "+mrjudge.factory=tests.support.verl_judges:scripted_judge")
-    check_steps(steps, tmp_path, groups=2, size=2)
+def check_ppo(steps: Sequence[dict[str, float]], out: Path, groups: int, size: int) -> None:
+    check_steps(steps, out, groups, size)
     for step in steps:
         assert step["critic/vf_loss"] > 0
         assert step["critic/grad_norm"] > 0
         assert step["critic/returns/max"] == pytest.approx(step["critic/score/max"], abs=1e-4)  # gamma = lambda = 1
         assert step["critic/advantages/min"] < 0 < step["critic/advantages/max"]
         assert step["critic/advantages/mean"] == pytest.approx(0, abs=1e-3)  # whitened over the batch's tokens
+
+
+def overrides_of(values: Mapping[str, Any], name: str) -> list[str]:
+    """A part of a config as overrides."""
+    inner = [(f"{name}.{key}", value) for key, value in values.items()]
+    parts = [overrides_of(value, path) if isinstance(value, dict) else [f"++{path}={value}"] for path, value in inner]
+    return [line for part in parts for line in part]
+
+
+PPO = yaml.safe_load((RUN.parent / "ppo.yaml").read_text(encoding="utf-8"))
+CRITIC = (*overrides_of(PPO["critic"], "critic"), *overrides_of(PPO["algorithm"], "algorithm"))
+
+
+@pytest.mark.parametrize(
+    ("critic", "check"),
+    [(CRITIC, check_ppo), pytest.param((), check_grpo, marks=pytest.mark.scale)],
+    ids=["ppo", "grpo"],
+)
+def test_it_trains_with_a_reward_model_on_the_policys_devices(
+    critic: Sequence[str], check: Callable[..., None], tiny: str, tmp_path: Path
+) -> None:
+    carried = ("+mrjudge.rule_weight=0.25", "reward.custom_reward_function.path=pkg://tests.support.verl_judges")
+    scored_by = "reward.custom_reward_function.name=count_score"
+    judged = ("+mrjudge.judge.min_label_mass=0.0", "mrjudge.judge.format=choice")
+    steps = train(
+        "grpo_colocated", tiny, tmp_path, *critic, *judged, GROUPED, *carried, scored_by, *of_two_sources(tmp_path)
+    )
+    check(steps, tmp_path, groups=2, size=4)
+    assert all(step["timing_s/reward"] > 0 for step in steps)
+    shown = {group.reference for batch in read_run(tmp_path / "judge").batches for group in batch.groups}
+    assert shown == {"Reference 1 of 2: one\nReference 2 of 2: two"}, "the prompts carry what verl does not pass"
+    check_judge_metrics(tmp_path, groups=(2, 2))
+
+
+@pytest.mark.scale
+def test_the_ppo_recipe_trains_its_critic_on_the_rewards(tiny: str, tmp_path: Path) -> None:
+    steps = train("ppo", tiny, tmp_path, "+mrjudge.factory=tests.support.verl_judges:scripted_judge")
+    check_ppo(steps, tmp_path, groups=2, size=2)
