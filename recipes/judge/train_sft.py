@@ -57,6 +57,7 @@ class SFTRecipe(Settings):
         tasks: name → fields of ``TaskConfig``; mixed by their weights, so that each comes whole at least once.
         balance: what kinds of tasks have the same share: by ``format``, by ``modality``, or both (``mixture_weights``).
         examples: JSON lines of ``messages``, ``answer`` (the judge's turn) and ``task``, instead of or beside tasks.
+        example_tasks: the tasks whose examples are learned from; empty for all of the file.
         lora: fields of PEFT's ``LoraConfig``; None trains all weights.
         training: fields of TRL's ``SFTConfig``.
         max_text_tokens: bound of each text of an example.
@@ -66,6 +67,7 @@ class SFTRecipe(Settings):
     tasks: dict[str, dict[str, Any]] = Field(default_factory=dict)
     balance: list[Trait] = Field(default_factory=list)
     examples: str | None = None
+    example_tasks: list[str] = Field(default_factory=list)
     lora: dict[str, Any] | None = None
     training: dict[str, Any]
     max_text_tokens: int = 2048
@@ -160,6 +162,20 @@ def written_rows(path: str, reserved: Reserved = frozenset(), tokenizer: Any = N
     return rows
 
 
+def of_tasks(rows: list[dict[str, Any]], tasks: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of these tasks, or all where none is named.
+
+    Raises:
+        ConfigError: naming a task that no row is of.
+    """
+    found = dict.fromkeys(row["task"] for row in rows)
+    if unknown := [task for task in tasks if task not in found]:
+        raise ConfigError(
+            f"example_tasks: no example is of {', '.join(unknown)}; there are {', '.join(found) or 'none'}"
+        )
+    return [row for row in rows if not tasks or row["task"] in tasks]
+
+
 def defused(turn: Message, reserved: Reserved) -> Message:
     """A turn whose texts speak none of these tokens."""
     parts = [TextPart(neutralise(p.text, reserved)) if isinstance(p, TextPart) else p for p in turn.content]
@@ -182,7 +198,7 @@ def examples(recipe: SFTRecipe, split: Split, tokenizer: Any) -> list[dict[str, 
         reasoned = frozenset(name for name, task in tasks.items() if task.reasoning != "none")
         rows = rows_of(mixture, tokenizer, recipe.max_text_tokens, reasoned)
     if recipe.examples and split == "train":
-        rows += written_rows(recipe.examples, of_tokenizer(tokenizer), tokenizer)
+        rows += of_tasks(written_rows(recipe.examples, of_tokenizer(tokenizer), tokenizer), recipe.example_tasks)
     if not rows:
         raise InputError("the config names neither tasks nor a file of examples")
     return alike(rows)

@@ -223,6 +223,26 @@ def test_an_example_whose_picture_cannot_be_shown_is_refused_with_its_line(part:
         train_sft.written_rows(str(path))
 
 
+TOLD_APART = [("quartz", 0), ("gym", 1), ("quartz", 2), (None, 3)]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "numbers"),
+    [([], [0, 1, 2, 3]), (["quartz"], [0, 2]), (["gym"], [1]), (["file"], [3]), (["gym", "quartz"], [0, 1, 2])],
+)
+def test_of_a_file_of_examples_some_tasks_are_learned(
+    tasks: list[str], numbers: list[int], smol_tokenizer: Any, tmp_path: Path
+):
+    path = tmp_path / "examples.jsonl"
+    rows = [{"messages": [{"role": "user", "content": f"{n}"}], "answer": "A", "task": task} for task, n in TOLD_APART]
+    path.write_text("\n".join(json.dumps({key: value for key, value in row.items() if value}) for row in rows))
+    recipe = train_sft.SFTRecipe(training={}, examples=str(path), example_tasks=tasks)
+    learned = train_sft.examples(recipe, "train", smol_tokenizer)
+    assert sorted(int(row["prompt"][0]["content"]) for row in learned) == numbers
+    with pytest.raises(ConfigError, match="no example is of Quartz; there are quartz, gym, file"):
+        train_sft.examples(recipe.model_copy(update={"example_tasks": ["gym", "Quartz"]}), "train", smol_tokenizer)
+
+
 def test_what_all_weights_are_left_in_is_a_judge_that_sees(smol_path: str, red: str, tmp_path: Path):
     from transformers import AutoTokenizer
 
