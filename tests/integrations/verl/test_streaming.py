@@ -62,6 +62,7 @@ def test_streamed_rows_get_the_rewards_of_their_group(stream: Streaming, groups:
     assert len({round(output.reward_score, 9) for output in scored.values()}) > 4, "rewards do differ"
 
 
+@pytest.mark.parametrize("stream", [pytest.param(1, marks=pytest.mark.scale), WORKERS], indirect=True)
 def test_two_thousand_samples_wait_at_once(stream: Streaming):
     made = rollouts(250, 8, {"mrjudge_group_size": 8})
     assert rewards(stream.all(made, seed=1)) == pytest.approx(expected(made, JUDGE))
