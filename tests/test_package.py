@@ -36,6 +36,22 @@ ARROW = """errors > credentials once sole_writer json_lines > settings images re
 PLACE = {name: step for step, names in enumerate(ARROW.split(">")) for name in names.split()}
 
 
+TOP = {
+    "mrjudge_reward", "integrations", "recipes", "tests", "docs", "pyproject.toml", "README.md",
+    "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "constraints.txt", ".ci",
+    ".gitignore", ".pre-commit-config.yaml",
+}  # fmt: skip
+"""What stands in the root, the owner's six first; the rest is what tooling looks for there."""
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="asks git what belongs to the project: run it in a clone")
+def test_nothing_else_stands_in_the_root() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert {Path(name).parts[0] for name in listed} == TOP
+
+
 def module_name(path: Path) -> str:
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
