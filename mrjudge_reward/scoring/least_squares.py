@@ -74,8 +74,8 @@ def normal_matrix(tally: Tally, weight: Matrix) -> Matrix:
 
 
 def _sums(places: np.ndarray, values: Matrix, length: int) -> Matrix:
-    """Of the values at each place."""
-    return np.bincount(places.ravel(), values.ravel(), length).astype(np.float64)  # of nothing it makes integers
+    """Of the values at each place; where there are none, too, as floats."""
+    return np.bincount(places.ravel(), values.ravel(), length).astype(np.float64, copy=False)
 
 
 def _width(tally: Tally) -> int:
