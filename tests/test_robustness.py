@@ -122,18 +122,18 @@ def test_an_interrupted_rank_ends_with_code_130_and_the_same_command_asks_only_t
         settings += ["verdict=generate", "format=choice"]
         command = ["-m", "mrjudge_reward.cli", "rank", str(source), "-o", str(output), "--chunk", "4"]
         command += [word for setting in settings for word in ("--set", setting)]
-        # 8 games and an audit for each group: some lines are judged and others at work when the signal comes.
+        # 8 calls for each group, an audit among them: some are judged and others at work when the signal comes.
         code, _, complaint = interrupted_after(server, 50, *command)
         assert code == 130, complaint
         written = len(output.read_text(encoding="utf-8").splitlines())
-        assert 0 < written < len(lines)
+        assert 0 < 8 * written <= 50, "each line that is written had all its verdicts"
         assert f"interrupted; {written} results are written, the same command goes on from there" in complaint
         assert "Traceback" not in complaint
         assert kept(path) == 50
         again = start(*command)
         _, complaint = again.communicate(timeout=60)
         assert again.returncode == 0, complaint
-        assert kept(path) == 50 + len(server.requests)
+        assert kept(path) == 50 + len(server.requests) == 8 * len(lines)
     assert [json.loads(line)["best"] for line in output.read_text().splitlines()] == [3] * 8
 
 

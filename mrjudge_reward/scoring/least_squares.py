@@ -40,47 +40,49 @@ DENSE = 512
 """Largest group whose equations are solved as a matrix; above it by conjugate gradients, which needs only the games."""
 
 
-SIGNS = np.array([[1.0], [-1.0], [1.0], [-1.0]])
-"""How a game's ``Tally.sides`` enter its log-odds. Shape (4, 1)."""
-
-_ONE, _OTHER = np.triu_indices(4, 1)
-_BOTH = SIGNS[_ONE] * SIGNS[_OTHER]
-
-
 def scatter(tally: Tally, values: Matrix) -> Matrix:
     """A value per game, added for its first side and subtracted for its second. Shape (G + S,)."""
-    return _sums(tally.sides, SIGNS * values, _width(tally))[:-1]
+    games, size, last = tally.games, tally.size, len(tally.columns) + 1
+    of_G = np.bincount(games.first, values, size) - np.bincount(games.second, values, size)
+    of_S = np.bincount(games.slot_first, values, last) - np.bincount(games.slot_second, values, last)
+    return np.concatenate([of_G, of_S[:-1]])
 
 
 def gather(tally: Tally, fitted: Matrix) -> Matrix:
     """The games' expectations under fitted strengths and slots of shape (G + S,). Shape (N,)."""
-    first, second, slot_first, slot_second = np.append(fitted, 0.0)[tally.sides]
-    return np.asarray(first - second + (slot_first - slot_second))
+    games = tally.games
+    return fitted[games.first] - fitted[games.second] + gather_slots(tally, fitted)
 
 
 def gather_slots(tally: Tally, fitted: Matrix) -> Matrix:
     """What the slots alone give to the games' first sides. Shape (N,)."""
-    slot_first, slot_second = np.append(fitted, 0.0)[tally.sides[2:]]
-    return np.asarray(slot_first - slot_second)
+    if not tally.columns:
+        return np.zeros(len(tally.games.first))
+    slots = np.append(fitted[tally.size :], 0.0)  # the last slot is the one that others gain over
+    return np.asarray(slots[tally.games.slot_first] - slots[tally.games.slot_second])
 
 
 def normal_matrix(tally: Tally, weight: Matrix) -> Matrix:
     """``X' W X`` of the games, without a prior. Shape (G + S, G + S)."""
-    width, sides = _width(tally), tally.sides
-    half = _sums(sides[_ONE] * width + sides[_OTHER], _BOTH * weight, width**2).reshape(width, width)
-    matrix = half + half.T
-    np.einsum("ii->i", matrix)[:] += _sums(sides, np.abs(SIGNS) * weight, width)
+    games, size, last = tally.games, tally.size, len(tally.columns) + 1
+    matrix = np.empty((size + last, size + last))
+    matrix[:size, :size] = _laplacian(games.first, games.second, weight, size)
+    if last == 1:
+        return matrix[:size, :size]
+    matrix[size:, size:] = _laplacian(games.slot_first, games.slot_second, weight, last)
+    cross = np.zeros(size * last)
+    for of_G, sign in ((games.first, 1.0), (games.second, -1.0)):
+        for of_S, side in ((games.slot_first, 1.0), (games.slot_second, -1.0)):
+            cross += np.bincount(of_G * last + of_S, sign * side * weight, size * last)
+    matrix[:size, size:] = cross.reshape(size, last)
+    matrix[size:, :size] = matrix[:size, size:].T
     return matrix[:-1, :-1]
 
 
-def _sums(places: np.ndarray, values: Matrix, length: int) -> Matrix:
-    """Of the values at each place; where there are none, too, as floats."""
-    return np.bincount(places.ravel(), values.ravel(), length).astype(np.float64, copy=False)
-
-
-def _width(tally: Tally) -> int:
-    """Candidates and slots, with the last slot, which the others gain over."""
-    return tally.size + len(tally.columns) + 1
+def _laplacian(one: np.ndarray, other: np.ndarray, weight: Matrix, size: int) -> Matrix:
+    games = np.bincount(one * size + other, weight, size * size).reshape(size, size)
+    games = games + games.T
+    return np.asarray(np.diag(games.sum(axis=1)) - games)
 
 
 def log_odds_system(tally: Tally) -> tuple[Matrix, Matrix]:
@@ -92,7 +94,7 @@ def log_odds_system(tally: Tally) -> tuple[Matrix, Matrix]:
     weight = trusted(tally)
     diagonal, target = _prior(tally)
     matrix = normal_matrix(tally, weight)
-    np.einsum("ii->i", matrix)[:] += diagonal
+    matrix[np.diag_indices_from(matrix)] += diagonal
     return matrix, target + scatter(tally, weight * tally.games.log_odds)
 
 
@@ -155,7 +157,7 @@ def _solve(tally: Tally, weight: Matrix, values: Matrix, grades: bool = True) ->
     target = target + scatter(tally, weight * values)
     if len(target) <= DENSE:
         matrix = normal_matrix(tally, weight)
-        np.einsum("ii->i", matrix)[:] += diagonal
+        matrix[np.diag_indices_from(matrix)] += diagonal
         return np.asarray(np.linalg.solve(matrix, target))
     games, last = tally.games, len(tally.columns) + 1
     of_S = np.bincount(games.slot_first, weight, last) + np.bincount(games.slot_second, weight, last)

@@ -77,7 +77,6 @@ def bradley_terry_fit(tally: Tally) -> tuple[Matrix, Matrix]:
     ties = min(tally.ties, 0.98 * float(weight.sum()))
     fitted, log_nu = np.zeros(size + slots), 0.0 if ties > 0 else -np.inf
     information = np.empty((size + slots + 1, size + slots + 1))
-    diagonal = np.einsum("ii->i", information)
     for _ in range(200):
         difference = gather(tally, fitted)
         half = np.exp(-np.abs(difference) / 2)  # for numerical range: everything is relative to the stronger side
@@ -90,13 +89,13 @@ def bradley_terry_fit(tally: Tally) -> tuple[Matrix, Matrix]:
         gradient = np.append(scatter(tally, weight * (win - expected)), ties - float(weight @ p_tie))
         gradient[:size] += PRIOR_GAMES * (0.5 - prior)
         information[:-1, :-1] = normal_matrix(tally, weight * (p_win + p_tie / 4 - expected**2))
-        diagonal[:size] += PRIOR_GAMES * prior * (1 - prior)
+        information[np.arange(size), np.arange(size)] += PRIOR_GAMES * prior * (1 - prior)
         information[:-1, -1] = information[-1, :-1] = scatter(tally, weight * p_tie * (0.5 - expected))
         information[-1, -1] = float(weight @ (p_tie * (1 - p_tie))) if ties > 0 else 1.0
-        diagonal += 1e-9
+        information[np.diag_indices_from(information)] += 1e-9
         step = np.linalg.solve(information, gradient)
         # What slots alone decide has no finite optimum: they go on for ever, and move no strength by it.
-        settled = max(np.abs(step[:size]).max(), abs(step[-1])) < 1e-10 and np.abs(gradient).max() < 1e-9
+        settled = np.abs(np.delete(step, np.s_[size:-1])).max() < 1e-10 and np.abs(gradient).max() < 1e-9
         largest = float(np.abs(step).max())
         step *= min(1.0, 1.0 / max(largest, 1e-12))
         fitted, log_nu = fitted + step[:-1], log_nu + float(step[-1])

@@ -106,15 +106,6 @@ class Tally:
     steepness: float = 0.0
 
     @cached_property
-    def sides(self) -> Indices:
-        """What each game's log-odds are made of: first candidate, second, the first's slot and the second's.
-
-        Shape (4, N): indices of candidates, and G more than those of ``columns``.
-        """
-        games = self.games
-        return np.stack((games.first, games.second, self.size + games.slot_first, self.size + games.slot_second))
-
-    @cached_property
     def wins_GG(self) -> Matrix:
         """Row's wins over column, ties half. Shape (G, G)."""
         games = self.games

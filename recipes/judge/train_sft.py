@@ -61,6 +61,9 @@ class SFTRecipe(Settings):
         lora: fields of PEFT's ``LoraConfig``; None trains all weights.
         training: fields of TRL's ``SFTConfig``.
         max_text_tokens: bound of each text of an example.
+
+    Raises:
+        ConfigError: on construction, for tasks of examples without a file of them.
     """
 
     model: str = "embedded"
@@ -71,6 +74,11 @@ class SFTRecipe(Settings):
     lora: dict[str, Any] | None = None
     training: dict[str, Any]
     max_text_tokens: int = 2048
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+        if self.example_tasks and self.examples is None:
+            raise ConfigError("example_tasks names tasks of a file of examples: name the file in examples")
 
 
 def rows_of(

@@ -241,6 +241,8 @@ def test_of_a_file_of_examples_some_tasks_are_learned(
     assert sorted(int(row["prompt"][0]["content"]) for row in learned) == numbers
     with pytest.raises(ConfigError, match="no example is of Quartz; there are quartz, gym, file"):
         train_sft.examples(recipe.model_copy(update={"example_tasks": ["gym", "Quartz"]}), "train", smol_tokenizer)
+    with pytest.raises(ConfigError, match="name the file in examples"):
+        train_sft.SFTRecipe(training={}, example_tasks=["quartz"])
 
 
 def test_what_all_weights_are_left_in_is_a_judge_that_sees(smol_path: str, red: str, tmp_path: Path):
