@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 
 from .completions import Candidate, candidate_of, plain
 from .errors import InputError
-from .fields import Shown, shown_text, texts_of
+from .fields import Shown, numbered, shown_text, texts_of
 from .messages import ImagePart, Message, Part, as_messages
 from .rubrics.criteria import Criterion, Rubric
 from .rubrics.reading import own_rubric
@@ -42,7 +42,8 @@ class Group:
         images: what the marks in the candidates stand for, by number.
         anchors: answers that are judged along with the candidates and are none: scores are then relative to theirs, so
             that 0 is as good as the anchors (see ``scoring.levels``). None for scores without a level; empty where a level
-            is wanted and there is nothing to take it from, so that no score is known.
+            is wanted and there is nothing to take it from, so that no score is known. One that the reference tells is left
+            out, because the judge would know which response it is.
     """
 
     prompt: tuple[Message, ...]
@@ -53,6 +54,11 @@ class Group:
     names: tuple[str, ...] | None = None
     images: tuple[tuple[str, ImagePart], ...] = ()
     anchors: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.anchors and self.reference is not None:
+            told = {plain(text).text.strip() for text in (self.reference, *numbered(self.reference, "reference"))}
+            object.__setattr__(self, "anchors", tuple(text for text in self.anchors if text.strip() not in told))
 
     @classmethod
     def of(
@@ -74,8 +80,8 @@ class Group:
             reference: text or a number, or a list of these: several references (see ``fields``).
             rubric: the same, several criteria; or a rubric of objects, as ``rubrics.reading.read_rubric`` reads it.
             key, names: see the class.
-            anchors: text or a number, or a list of these, each an anchor; what says nothing, and what is there already, is
-                left out.
+            anchors: text or a number, or a list of these, each an anchor; what says nothing, what is there already and
+                what the reference tells is left out.
 
         Raises:
             InputError: if the prompt is not text or messages, a candidate neither text nor parts, the reference or an anchor

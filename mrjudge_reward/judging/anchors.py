@@ -32,7 +32,10 @@ def without_level(group: Group, spent: Spent | None = None) -> Judgement:
     """
     spent = spent or Spent()
     size = len(group.candidates)
-    why = f"group {group.key!r} brings no anchor that says anything, or rows with different ones: its level is unknown"
+    why = (
+        f"group {group.key!r} brings no anchor that says anything besides its reference, or rows with different ones: its "
+        "level is unknown"
+    )
     failed = JudgedComparison(Comparison((0,) if size else ()), Verdict(NoVerdict(NO_ANCHOR, why)))
     return Judgement(
         group=group,

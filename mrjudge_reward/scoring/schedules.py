@@ -229,7 +229,7 @@ def swiss(size: int, limits: Limits, rng: Random) -> Plan:
             return
         comparisons = slotter.play(pairs)[:left] if asked else slotter.open(pairs, left, limits)
         asked, left = True, left - len(comparisons)
-        strength_G = log_odds((yield comparisons))
+        strength_G = _told_apart(log_odds((yield comparisons)))
         standing.sort(key=lambda i: -strength_G[i])
 
 
@@ -247,7 +247,7 @@ def knockout(size: int, limits: Limits, rng: Random) -> Plan:
     opening = slotter.open(((pivot, other) for other in range(size) if other != pivot), left, limits)
     left -= len(opening)
     tally = yield opening
-    strength_G = log_odds(tally)
+    strength_G = _told_apart(log_odds(tally))
     alive = sorted(range(size), key=lambda i: -strength_G[i])
     while len(alive) > 1 and left > 0:
         byes = 2 ** math.ceil(math.log2(len(alive))) - len(alive)
@@ -256,10 +256,10 @@ def knockout(size: int, limits: Limits, rng: Random) -> Plan:
         comparisons = slotter.play(matches)[:left]
         left -= len(comparisons)
         tally = (yield comparisons) if comparisons else tally
-        strength_G = log_odds(tally)
+        strength_G, margin_GG = _told_apart(log_odds(tally)), _told_apart(tally.log_odds_GG)
         winners = set(alive[:byes])
         for i, j in matches:
-            margin = tally.log_odds_GG[i, j] or strength_G[i] - strength_G[j]
+            margin = margin_GG[i, j] or strength_G[i] - strength_G[j]
             winners.add(i if margin >= 0 else j)
         alive = [i for i in alive if i in winners]
 
@@ -331,6 +331,11 @@ def _most_telling(tally: Tally, slotter: _Slotter, count: int) -> list[Slots]:
             told_GG[i, j] = told_GG[j, i] = -np.inf
         chosen += played
     return chosen
+
+
+def _told_apart(values: Matrix) -> Matrix:
+    """Rounded, so that what is equal but for the last digits of a sum is a tie, on every machine the same."""
+    return np.round(values, 9)
 
 
 def _of_differences(covariance_GG: Matrix) -> Matrix:

@@ -475,6 +475,41 @@ def test_anchors_are_read_from_texts_numbers_and_lists(given: Any, anchors: tupl
 
 
 @pytest.mark.parametrize(
+    ("reference", "given", "anchors"),
+    [
+        ("4", "4", ()),
+        ("4", ["4", "four"], ("four",)),
+        (" 4\n", ["4", "four"], ("four",)),
+        ("4", ["4 \n", "44"], ("44",)),
+        (4, [4, 5], ("5",)),
+        (["4", "four"], ["four", "IV"], ("IV",)),
+        (["4", "four"], ["four", "4"], ()),
+        (["two\nlines", "four"], ["two\nlines", "two"], ("two",)),
+        ("\ufffc[end]", ["\ufffc[end]", "end"], ("end",)),
+        (None, "4", ("4",)),
+        ("4", None, None),
+        ("", "4", ("4",)),
+        ("4", [], ()),
+    ],
+    ids=ascii,
+)
+def test_an_anchor_that_the_reference_tells_is_left_out(reference: Any, given: Any, anchors: tuple[str, ...] | None):
+    group = Group.of("How?", ["a"], reference=reference, anchors=given)
+    assert group.anchors == anchors
+    made = Group(
+        group.prompt, group.candidates, "0", group.reference, anchors=Group.of("How?", [], anchors=given).anchors
+    )
+    assert made.anchors == anchors  # as the trainers' adapters build it
+
+
+def test_a_group_whose_only_anchor_is_its_reference_is_not_asked_about():
+    ours = judge()
+    judgement = ours.rank("How?", ANSWERS, reference="the reference", anchors="the reference")
+    assert (judgement.scores_G, judgement.calls) == ((None,) * 4, 0)
+    assert "says anything besides its reference" in verdict_line(judgement.played[0])
+
+
+@pytest.mark.parametrize(
     "given",
     [{"text": "4"}, [{"role": "assistant", "content": "4"}], object(), b"4", [b"4"]],
     ids=lambda value: type(value).__name__,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from itertools import combinations, permutations
 from random import Random
 
@@ -10,14 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrjudge_reward.scoring.ratings import RATINGS, rate
+from mrjudge_reward.scoring import schedules
+from mrjudge_reward.scoring.ratings import RATINGS, log_odds, rate
 from mrjudge_reward.scoring.schedules import MAX_ADAPTIVE, SCHEDULES, Limits, ring_offsets
-from mrjudge_reward.scoring.tally import MAX_GROUP, count_games
+from mrjudge_reward.scoring.tally import MAX_GROUP, Matrix, Tally, count_games
 from mrjudge_reward.types import Comparison, JudgedComparison, NoVerdict, Outcome, Preference, Verdict
 from tests.benchmarks.adaptive import games_of
 from tests.benchmarks.schedules import CONFIDENT, LEVELS, SLIPPING, TIED, Judge, hold
 
 PAIRWISE = [name for name in SCHEDULES if name not in ("pointwise", "listwise")]
+LOG_ODDS_GG = vars(Tally)["log_odds_GG"].func
 repeatable = settings(derandomize=True, deadline=None, max_examples=40)
 
 
@@ -236,6 +239,41 @@ def test_adaptive_tolerates_groups_in_which_all_are_equal() -> None:
         played += [JudgedComparison(Comparison(slots), Verdict(Preference((0.5, 0.5), soft=True))) for slots in asked]
         asked = plan.send(count_games(6, played))
     assert len(played) + len(asked) == 12
+
+
+@pytest.mark.parametrize("both_orders", [False, True])
+@pytest.mark.parametrize("size", [3, 4, 5, 6, 7, 8, 9, 12, 16, 17])
+@pytest.mark.parametrize("name", [schedule.name for schedule in SCHEDULES.values() if schedule.looks])
+def test_rounding_decides_nobodys_next_game(
+    name: str, size: int, both_orders: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ties are common: few games, and verdicts of the same weight. What a sum's last digits say must not settle them."""
+
+    def played(noise: float) -> list[tuple[int, ...]]:
+        rng = np.random.default_rng(size)
+
+        def nearly(of: Callable[[Tally], Matrix]) -> Callable[[Tally], Matrix]:
+            return lambda tally: (found := of(tally)) + noise * rng.normal(size=found.shape)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(schedules, "log_odds", nearly(log_odds))
+            patched.setattr(Tally, "log_odds_GG", property(nearly(LOG_ODDS_GG)))
+            plan = SCHEDULES[name].plan(size, Limits(both_orders=both_orders), Random(0))
+            games: list[JudgedComparison] = []
+            asked = next(plan)
+            while True:
+                # Circles of equals: each beats the next third of them, always by as much.
+                sure = (0.9 if (j - i) % size <= size // 3 else 0.1 for i, j in asked)
+                games += [
+                    JudgedComparison(Comparison(slots), Verdict(Preference((p, 1 - p), soft=True)))
+                    for slots, p in zip(asked, sure, strict=True)
+                ]
+                try:
+                    asked = plan.send(count_games(size, games))
+                except StopIteration:
+                    return [item.comparison.slots for item in games]
+
+    assert played(1e-13) == played(0.0)
 
 
 def test_adaptive_above_its_limit_is_the_ring() -> None:
