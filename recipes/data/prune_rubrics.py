@@ -42,7 +42,7 @@ from pydantic import Field, PositiveInt
 from mrjudge_reward.cache import ReplyCache
 from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.errors import ConfigError, InputError, MRJudgeError
-from mrjudge_reward.judge import Judge, JudgeConfig
+from mrjudge_reward.judge import Judge
 from mrjudge_reward.judging.tournament import is_degenerate
 from mrjudge_reward.messages import Message, final_answer
 from mrjudge_reward.prompting.sanitizing import visible
@@ -51,22 +51,19 @@ from mrjudge_reward.rubrics.reading import load_rubric, read_rubric
 from mrjudge_reward.scoring.tally import MAX_GROUP
 from mrjudge_reward.settings import Settings
 from mrjudge_reward.training.items import with_images
-from mrjudge_reward.types import Group, Judgement, NoVerdict, Usage
+from mrjudge_reward.types import Group
 from mrjudge_reward.yaml_files import WordLoader
 from recipes.common.config import command_line, read_config
 from recipes.common.resumable import ResumableRows, batches, not_overwritten, write_lines, write_report, write_text
 from recipes.common.rows import placed_rows
 
-from .synthesis_recipe import NOT_OF_REPLIES
+from .criterion_grades import Known, graded, grading, of_grades
 from .synthesis_rows import images_of, prompt_key
 
 VERSION = 1
 """Of what a prompt's grades come to; raised when that changes, so that those of two versions are not mixed."""
 TELLS, UNKNOWN, ESSENTIAL = "tells answers apart", "too little is known", "essential"
 """Why a criterion stays."""
-
-Known = Sequence[float | None]
-"""Grades of the answers to one prompt, 0 to 1; None where there is no verdict."""
 
 
 class PruneRecipe(Settings):
@@ -116,43 +113,7 @@ class PruneRecipe(Settings):
         return {"version": VERSION, "judge": of_grades(grading(self.judge))}
 
 
-# -- grades by a rubric -------------------------------------------------------------------------------------------------
-
-
-def grading(judge: Mapping[str, Any]) -> JudgeConfig:
-    """A judge that grades each answer by each criterion of its prompt's rubric.
-
-    Raises:
-        ConfigError: if its settings say otherwise.
-    """
-    for name in ("rubric", "rubric_dropout", "contrast"):
-        if name in judge:
-            raise ConfigError(f"judge: all criteria of each prompt's rubric are graded; remove {name}")
-    if (criteria := judge.get("criteria", "absolute")) != "absolute":
-        raise ConfigError(f"judge: answers are graded one by one, so criteria is absolute; got {criteria!r}")
-    return JudgeConfig(**{**judge, "criteria": "absolute"})
-
-
-def of_grades(config: JudgeConfig) -> dict[str, Any]:
-    """The settings of a judge that decide its grades."""
-    return config.model_dump(mode="json", exclude=NOT_OF_REPLIES | {"cache", "max_failed_fraction", "failure_window"})
-
-
-def graded(judge: Judge, groups: Sequence[Group]) -> list[tuple[dict[str, Known], bool]]:
-    """Per group: criterion → grades of its candidates, and whether an engine failed for the moment."""
-    return [
-        ({one.criterion.name: one.grades_G for one in judgement.criteria}, _unserved(judgement))
-        for judgement in judge.judge(groups)
-    ]
-
-
-def _unserved(judgement: Judgement) -> bool:
-    """Whether a verdict is missing because the judge was not served, rather than because it wrote none."""
-    verdicts = (item.verdict for item in judgement.played)
-    return any(
-        isinstance(one.outcome, NoVerdict) and one.outcome.transient and one.usage == Usage() and not one.rationale
-        for one in verdicts
-    )
+# -- who stays ----------------------------------------------------------------------------------------------------------
 
 
 def decided(grades: Sequence[Known], margin: float, min_answers: int, min_prompts: int) -> str:

@@ -31,6 +31,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -40,27 +41,23 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from mrjudge_reward.cache import ReplyCache
 from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.engines.engine_config import EngineConfig
-from mrjudge_reward.errors import ConfigError, InputError, MRJudgeError
-from mrjudge_reward.fields import plain, shown_text
+from mrjudge_reward.errors import ConfigError, MRJudgeError
 from mrjudge_reward.judge import Judge
-from mrjudge_reward.judging.tournament import is_degenerate
-from mrjudge_reward.messages import Message, as_messages, final_answer
+from mrjudge_reward.messages import Message
 from mrjudge_reward.prompting.rendering import conversation_text
 from mrjudge_reward.prompting.sanitizing import Sanitizer
 from mrjudge_reward.rubrics.criteria import Criterion, Rubric
 from mrjudge_reward.settings import Settings
-from mrjudge_reward.training.items import from_choice, with_images
-from mrjudge_reward.training.layouts import compared
 from mrjudge_reward.types import EngineFailure, Group, NoVerdict, Sampling
 from recipes.common.config import command_line, read_config
 from recipes.common.resumable import ResumableRows, batches, not_overwritten, write_lines, write_report
 from recipes.common.rows import placed_rows
 
-from .prune_rubrics import graded, grading, of_grades
+from .criterion_grades import graded, grading, of_grades
 from .rubric_filters import CRITERION_FILTERS, RubricLimits, filtered, read_criteria, rubric_fault
-from .synthesis_filters import is_refusal, normalised
+from .rubric_material import Material, fault_of, material_of
 from .synthesis_recipe import NOT_OF_REPLIES, Role
-from .synthesis_rows import different, images_of, plain_messages, prompt_and_answer
+from .synthesis_rows import different, plain_messages
 from .synthesis_steps import Speaker
 from .writer_prompts import FOLDER, Wording, chat, load_wording, writer_guard, written
 
@@ -161,76 +158,6 @@ class RubricRecipe(Settings):
 def template_digest() -> str:
     """Of the wording; part of a rubric's provenance."""
     return blake2b((FOLDER / "rubric.txt").read_bytes(), digest_size=8).hexdigest()
-
-
-# -- what comes in ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Material:
-    """A question with the answers that a rubric is written from.
-
-    Attributes:
-        row: its number, from 1.
-        key: of its content.
-        prompt: the question.
-        as_text: it as it stood in the row, if that was a text alone.
-        answers: references, or the better and the worse answer.
-    """
-
-    row: int
-    key: str
-    prompt: tuple[Message, ...]
-    as_text: str | None
-    answers: tuple[str, ...]
-
-
-def material_of(row: Mapping[str, Any], number: int, recipe: RubricRecipe) -> Material:
-    """What a row holds.
-
-    Raises:
-        InputError: if there is no prompt, or there are no answers of the kind that is asked for.
-        UnicodeEncodeError: if a text holds half a surrogate pair.
-    """
-    messages, answers = _pair_of(row) if recipe.material == "preference" else _references_of(row, recipe)
-    "\n".join((conversation_text(messages), *answers)).encode()
-    text = row.get(recipe.prompt)
-    as_text = text if isinstance(text, str) and messages == as_messages(text) else None
-    return Material(number, from_choice(messages, answers or ("",), 0).group.key, messages, as_text, answers)
-
-
-def _pair_of(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], tuple[str, ...]]:
-    found = compared(row)
-    ranked = sorted(zip(found.gold_G, found.answers_G, strict=True), key=lambda pair: pair[0])
-    return with_images(found.prompt, found.images), (ranked[-1][1], ranked[0][1])
-
-
-def _references_of(row: Mapping[str, Any], recipe: RubricRecipe) -> tuple[tuple[Message, ...], tuple[str, ...]]:
-    """The prompt, and those of its references that differ and answer something."""
-    prompt, given = prompt_and_answer(row, recipe.prompt, recipe.answer)
-    texts = [text for text in map(final_answer, _texts(given)) if not is_degenerate(text) and not is_refusal(text)]
-    first = {normalised(text): text for text in reversed(texts)}
-    return with_images(prompt, images_of(row)), tuple(first.values())[::-1]
-
-
-def _texts(given: Any) -> list[str]:
-    """References as texts: one or several, of any depth, or an assistant's turn."""
-    given = plain(given)
-    if not isinstance(given, list | tuple):
-        text = shown_text(given, "reference")
-        return [] if text is None else [text]
-    if given and all(isinstance(turn, Mapping | Message) for turn in given):
-        turns = as_messages(given)
-        if len(turns) != 1 or turns[0].role != "assistant" or turns[0].images:
-            raise InputError(f"a reference must be a text or one assistant turn of text; got {given!r:.100}")
-        return [turns[0].text]
-    return [text for one in given for text in _texts(one)]
-
-
-def _fault_of(material: Material) -> str:
-    if not material.answers:
-        return "no usable reference"  # empty, or a refusal
-    return "empty answer" if any(map(is_degenerate, material.answers)) else ""
 
 
 # -- writing ------------------------------------------------------------------------------------------------------------
@@ -388,7 +315,8 @@ def write_rubrics(
     """
     not_overwritten(out, ["rubrics.jsonl"], recipe.source)
     rows = placed_rows(recipe.source, recipe.hub_split, recipe.hub_name)[: recipe.count]
-    materials, dropped = different(recipe.source, rows, lambda row, number: material_of(row, number, recipe), _fault_of)
+    read = partial(material_of, kind=recipe.material, prompt=recipe.prompt, answer=recipe.answer)
+    materials, dropped = different(recipe.source, rows, read, fault_of)
     with ExitStack() as stack:
         progress = ResumableRows(out, recipe.of_rows())
         stack.callback(progress.close)
