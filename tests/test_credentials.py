@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from mrjudge_reward import Group, Judge, JudgeConfig, JudgeUnreliableError, Request, ScriptedEngine
 from mrjudge_reward.cli.app import app
+from mrjudge_reward.cli.doctor import examine
 from mrjudge_reward.config import JudgeSettings
 from mrjudge_reward.credentials import Address, Hidden, hidden_address, hidden_fields, reply_fields_hash, revealed
 from mrjudge_reward.engines.openai.access import is_here, proxy_of
@@ -311,24 +312,38 @@ def test_a_key_that_comes_into_the_environment_later_is_looked_at_with_the_first
         engine.generate(ASK)
 
 
-def test_proxies_of_the_environment_are_for_other_hosts(monkeypatch: pytest.MonkeyPatch):
-    for name in (
-        "http_proxy",
-        "https_proxy",
-        "all_proxy",
-        "no_proxy",
-        "HTTP_PROXY",
-        "HTTPS_PROXY",
-        "ALL_PROXY",
-        "NO_PROXY",
-    ):
+@pytest.fixture
+def no_proxies(monkeypatch: pytest.MonkeyPatch):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.mark.usefixtures("no_proxies")
+def test_proxies_of_the_environment_are_for_other_hosts(monkeypatch: pytest.MonkeyPatch):
     assert proxy_of("https://gateway.example/v1") is None
     monkeypatch.setenv("https_proxy", "proxy.lan:3128")
     monkeypatch.setenv("no_proxy", "inside.example")
     assert proxy_of("https://gateway.example/v1") == "http://proxy.lan:3128"
     assert proxy_of("https://inside.example/v1") is None
     assert proxy_of("http://127.0.0.1/v1") is None
+
+
+@pytest.mark.usefixtures("no_proxies")
+@pytest.mark.parametrize("name", ["all_proxy", "https_proxy"])
+@pytest.mark.parametrize("kind", ["socks", "socks4", "socks5", "socks5h", "ftp"])
+def test_a_proxy_of_a_kind_that_cannot_be_used_is_named(kind: str, name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(name, f"{kind}://someone:secret@proxy.lan:1080")
+    settings = {"model": "m", "base_url": "https://gateway.example/v1", "api_key_env": ""}
+    engine = OpenAIEngine("m", settings["base_url"], api_key_env="", deadline_s=2)
+    with pytest.raises(ConfigError, match=rf"a proxy of kind {kind}:// stands before gateway.example") as caught:
+        engine.generate(ASK)
+    assert "secret" not in str(caught.value)
+    checked = next(check for check in examine(JudgeConfig(**settings), smoke=False) if check.name == "server")
+    assert checked.status == "failed"
+    assert f"of kind {kind}://" in checked.detail
+    monkeypatch.setenv("no_proxy", "gateway.example")
+    assert proxy_of(settings["base_url"]) is None
 
 
 @pytest.mark.parametrize("name", ["env:NOT_SET_ANYWHERE"])

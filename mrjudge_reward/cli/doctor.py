@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.engines.embedded import PACKAGE, cache_dir
-from mrjudge_reward.engines.openai.access import Access, NoRedirect, is_here
+from mrjudge_reward.engines.openai.access import Access, NoRedirect, is_here, proxy_of
 from mrjudge_reward.engines.openai.server_errors import sentence_of
 from mrjudge_reward.errors import MRJudgeError
 from mrjudge_reward.judge import Judge, JudgeConfig
@@ -207,6 +207,7 @@ def _server(config: JudgeConfig) -> Check:
             config.extra_body,
             config.insecure_http,
         )
+        proxy_of(access.url)
     except MRJudgeError as error:
         return Check("server", "failed", str(error))
     base_url = access.url

@@ -71,7 +71,7 @@ class JudgeServer:
             "hosted" (unknown fields are rejected with 400).
         delay_s: time to think.
         hang_s: how long a hanging call hangs.
-        retry_after: header of a 429.
+        retry_after: header of a 429, 500 and 503.
         max_model_len: told with the models; what takes more is answered 400, as vLLM does.
         count: tokens of a text, for ``usage`` and ``max_model_len``; a quarter of the characters by default.
         facts: what is answered to further paths, in place of what would be.
@@ -305,7 +305,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         if fault and fault.isdigit():
-            headers = {"Retry-After": judge.retry_after} if fault == "429" else None
+            headers = {"Retry-After": judge.retry_after} if fault in ("429", "500", "503") else None
             self.send(int(fault), {"error": {"message": f"planned {fault}", "code": int(fault)}}, headers)
             return
         if fault in ("garbage", "text"):

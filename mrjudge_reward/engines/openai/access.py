@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import importlib.util
 import ipaddress
 import json
 import os
@@ -18,6 +19,7 @@ from typing import Any
 from mrjudge_reward.credentials import Address, Hidden, credentials_in, is_hidden, revealed, without_credentials
 from mrjudge_reward.errors import ConfigError
 
+_SOCKS = ("socks5", "socks5h")
 _NO_KEYS = frozenset({"", "none", "empty", "dummy"})
 """What stands for a key where a server wants none, in lower case."""
 
@@ -142,7 +144,11 @@ class NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def proxy_of(url: str) -> str | None:
-    """The proxy that the environment names for a URL; none stands before a server on this machine."""
+    """The proxy that the environment names for a URL; none stands before a server on this machine.
+
+    Raises:
+        ConfigError: if it is of a kind that cannot be used.
+    """
     if is_here(url):
         return None
     parts = urllib.parse.urlsplit(url)
@@ -150,4 +156,13 @@ def proxy_of(url: str) -> str | None:
     found = next((proxies[name] for name in (parts.scheme, "all") if name in proxies), None)
     if found is None or urllib.request.proxy_bypass(parts.netloc):
         return None
-    return found if "://" in found else f"http://{found}"
+    kind, colon, _ = found.partition("://")
+    if not colon:
+        return f"http://{found}"
+    if kind.lower() not in ("http", "https", *(_SOCKS if importlib.util.find_spec("socksio") else ())):
+        raise ConfigError(
+            f"a proxy of kind {kind}:// stands before {parts.hostname} in the environment ({parts.scheme}_proxy, "
+            "all_proxy), which is not spoken here: name an http:// proxy (socks5:// needs the package socksio), or list "
+            "the host in no_proxy"
+        )
+    return found

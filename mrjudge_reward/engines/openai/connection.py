@@ -7,7 +7,6 @@ gone, its finalizer closes the connection.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
 import os
@@ -23,6 +22,7 @@ from mrjudge_reward.errors import require
 from mrjudge_reward.types import EngineFailure
 
 from .server_errors import come_again_s, must_be_paid, sentence_of
+from .wire import UNREADABLE
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -261,7 +261,9 @@ class Connection:
             call.timeouts += not probe
             call.left_s = 0.0
             return self._no_answer(call, "timeout")
-        except json.JSONDecodeError as error:
+        except UnicodeEncodeError:  # of what was asked
+            raise
+        except UNREADABLE as error:
             self._alive()
             return EngineFailure("malformed reply", f"not JSON: {error}")
         except openai.APIConnectionError as error:
@@ -320,19 +322,22 @@ class Connection:
             self._alive()
         if must_be_paid(status, said, again_s):
             return EngineFailure("quota", f"{failure.reason}: {failure.detail}", transient=False)
-        pause_s = max(_backoff_s(call.tries), again_s or 0.0)
+        backoff_s = _backoff_s(call.tries)
         if status == 429:
+            pause_s = max(backoff_s, again_s or 0.0)
             call.patience_s -= pause_s
             call.left_s = self.deadline_s
             if call.patience_s >= 0:
                 return _Again(pause_s)
             asked = f"; it asks to come again in {again_s:.0f} s" if again_s else ""
             return EngineFailure(failure.reason, f"{failure.detail}{asked}; longer than outage_wait_s allows")
+        call.left_s -= self.loop.time() - began
+        # However long it asks to be left alone, there is time for another try.
+        pause_s = max(backoff_s, min(again_s or 0.0, call.left_s / 2))
+        call.left_s -= pause_s
         if status > 501:  # mostly from what stands before the server and does not reach it
-            call.left_s -= self.loop.time() - began + _backoff_s(call.tries)
             return self._no_life(call, failure, pause_s)
         if status == 408 or (status == 500 and call.tries < _CRASH_TRIES):
-            call.left_s -= self.loop.time() - began + pause_s
             return _Again(pause_s) if call.left_s > 0 else self._no_answer(call, failure.reason)
         return EngineFailure(failure.reason, failure.detail, transient=status == 500)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mrjudge_reward.errors import require
+
+from .wire import UNREADABLE
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -41,5 +42,5 @@ async def fact(client: AsyncOpenAI, url: str, body: dict[str, Any] | None = None
         return Fact(error.status_code < 500 and error.status_code not in (408, 429))
     except openai.APIConnectionError:
         return Fact(False)
-    except json.JSONDecodeError:
+    except UNREADABLE:
         return Fact(True)

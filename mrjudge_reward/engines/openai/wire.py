@@ -18,6 +18,8 @@ from mrjudge_reward.types import EngineFailure, Reply, Request, Usage
 
 from .server_errors import sentence_of
 
+UNREADABLE = (ValueError, RecursionError)
+"""What decoding an answer raises: no JSON, no UTF-8, a number of thousands of digits, lists in lists in lists."""
 _FLOOR = -9999.0  # what the protocol writes for minus infinity, which JSON does not have
 
 _STOPPED = frozenset({

@@ -611,6 +611,43 @@ def test_a_retry_after_beyond_the_budget_fails_at_once_and_says_so() -> None:
     assert "planned 429; it asks to come again in 3600 s" in failure.detail
 
 
+@pytest.mark.parametrize("asked", ["1", "7", "30", "3600", "1e9", "Fri, 31 Dec 9999 23:59:59 GMT"])
+@pytest.mark.parametrize("status", ["500", "503"])
+def test_a_server_that_wants_to_be_left_alone_for_longer_than_there_is_time_is_asked_within_it(
+    status: str, asked: str
+) -> None:
+    with JudgeServer(lambda _: V, faults=[None, status], retry_after=asked) as server:
+        engine = OpenAIEngine("judge", server.base_url, max_concurrency=4, deadline_s=2.0, outage_wait_s=1.0)
+        started = time.monotonic()
+        assert reasons(engine.generate(asks(8))) == {"": 8}
+        assert 0.3 < time.monotonic() - started < 6.0
+        engine.close()
+
+
+ODD_BYTES = {
+    "no UTF-8": b'{"choices": [{"message": {"content": "\xff<answer>A</answer>"}}], "data": "\xff"}',
+    "lists in lists": b"[" * 200_000,
+    "a huge number": b'{"choices": [], "created": 1' + b"0" * 5000 + b"}",
+    "half": b'{"choices": [{',
+    "nothing": b"",
+    "a lone minus": b"-",
+}
+
+
+@pytest.mark.parametrize("sent", ODD_BYTES.values(), ids=ODD_BYTES)
+def test_bytes_that_cannot_be_decoded_are_a_malformed_reply_and_told_facts_are_done_without(sent: bytes) -> None:
+    with JudgeServer(lambda _: V, facts={"/v1/chat/completions": sent}) as server:
+        engine = OpenAIEngine("judge", server.base_url, deadline_s=5.0)
+        (failure,) = engine.generate(asks(1))
+        engine.close()
+        assert isinstance(failure, EngineFailure)
+        assert (failure.reason, failure.transient) == ("malformed reply", True)
+    with JudgeServer(lambda _: V, facts=dict.fromkeys(("/v1/models", "/props", "/info", "/tokenize"), sent)) as server:
+        judge = JudgeConfig(model="judge", base_url=server.base_url, api_key_env="", verdict="generate").build()
+        assert None not in judge.rank("Which?", ["short", "somewhat longer"]).scores_G
+        judge.close()
+
+
 def test_a_quota_that_is_used_up_is_not_asked_again() -> None:
     error = {
         "error": {
