@@ -102,13 +102,17 @@ GENERATORS = (
 """Generators of reasoning-gym that are used unless a task names others: short questions, answers of a few words."""
 
 
+ASKED = ("format", "template", "labels", "grades", "tie_label")
+"""Settings of ``JudgeConfig`` that say how a judge is asked."""
+
+
 class TaskConfig(Settings):
     """What a judge is asked about, and how.
 
     Args:
         source: name in the table of this module.
-        judge: settings of ``JudgeConfig`` that say how the judge is asked: ``format``, ``template``, ``labels``,
-            ``grades``, ``tie_label``.
+        judge: settings of ``JudgeConfig`` that say how the judge is asked (``ASKED``). What is judged needs a ``format``,
+            unless the recipe's own judge names it (:func:`asked_tasks`).
         count: items of the training split. Sets of a fixed size give what they have, if that is less.
         eval_count: items of the dev and of the test split, likewise.
         size: candidates of an item, at most; of a longer list of preferences one of the best and a draw of the others. 1
@@ -191,14 +195,48 @@ class TaskConfig(Settings):
             raise ConfigError(f"reasoning from ratings belongs to rated texts, and {self.source} has none")
         if self.source not in DOMAINS and self.size < 2:
             raise ConfigError(f"items of {self.source} have at least 2 candidates; got size {self.size}")
-        self.build_format()
+        if strange := self.judge.keys() - set(ASKED):
+            raise ConfigError(f"a task's judge has {', '.join(ASKED)}; got {', '.join(sorted(strange))}")
+        if "format" in self.judge:
+            self.build_format()
 
-    def build_format(self) -> Format:
-        """In which the judge is asked."""
-        known = ("format", "template", "labels", "grades", "tie_label")
-        if strange := self.judge.keys() - set(known):
-            raise ConfigError(f"a task's judge has {', '.join(known)}; got {', '.join(sorted(strange))}")
+    def build_format(self, name: str | None = None) -> Format:
+        """In which the judge is asked.
+
+        Args:
+            name: of the task, for the error; None for its source.
+
+        Raises:
+            ConfigError: if the task names none. Which one a judge takes by itself hangs on its model, and a task has none.
+        """
+        if self.judge.get("format", "auto") == "auto":
+            raise ConfigError(
+                f"{f'the task on {self.source}' if name is None else f'task {name!r}'} names no format, and each judge "
+                "has another of its own: write judge: {format: choice}, or ranking, pair_scores, score or sentiment"
+            )
         return JudgeConfig(**self.judge).judge_format
+
+
+def asked_tasks(
+    tasks: Mapping[str, Mapping[str, Any]], judge: Mapping[str, Any] | None = None
+) -> dict[str, TaskConfig]:
+    """Tasks of a recipe whose problems are asked of a judge, by name.
+
+    Args:
+        tasks: name → settings of ``TaskConfig``.
+        judge: settings of the recipe's ``JudgeConfig``: they say how the judge is asked where a task does not.
+
+    Raises:
+        ConfigError: naming a task without a format, unless it teaches to describe; see also :func:`check_tasks`.
+    """
+    own = {name: value for name, value in (judge or {}).items() if name in ASKED}
+    made = {name: TaskConfig(**values) for name, values in tasks.items()}
+    made = {name: task.model_copy(update={"judge": {**own, **task.judge}}) for name, task in made.items()}
+    check_tasks(made)
+    for name, task in made.items():
+        if not task.describe:
+            task.build_format(name)
+    return made
 
 
 def check_tasks(tasks: Mapping[str, TaskConfig]) -> None:
@@ -227,7 +265,8 @@ def mixture_weights(
     Args:
         tasks: name → task.
         pictured: name → whether its items show images.
-        balance: what makes a kind; empty for the tasks' own weights. Within a kind they still count.
+        balance: what makes a kind; empty for the tasks' own weights. Within a kind they still count. Tasks that teach to
+            describe are of a format of their own.
 
     >>> film = {"source": "film reviews", "judge": {"format": "choice"}}
     >>> tweets = TaskConfig(source="tweets", judge={"format": "ranking"})
@@ -236,7 +275,8 @@ def mixture_weights(
     {'a': 0.5, 'b': 0.5, 'c': 1.0}
     """
     traits = {
-        name: {"format": type(task.build_format()).__name__, "modality": pictured[name]} for name, task in tasks.items()
+        name: {"format": None if task.describe else type(task.build_format()), "modality": pictured[name]}
+        for name, task in tasks.items()
     }
     kinds = {name: tuple(traits[name][trait] for trait in balance) for name in tasks}
     total: Counter[Any] = Counter()

@@ -46,7 +46,7 @@ from mrjudge_reward.training.tasks import Problem, Split
 from mrjudge_reward.types import Comparison, Grades, JudgedComparison, NoVerdict, Outcome, Preference, Verdict
 from recipes.common.config import command_line, read_config
 from recipes.common.intervals import Interval, interval, written
-from recipes.data.judge_data import TaskConfig, check_tasks, task_problems
+from recipes.data.judge_data import asked_tasks, task_problems
 from recipes.judge.seeing_model import make_known
 
 from .image_ablation import ablation, blindness, shows_images
@@ -56,7 +56,8 @@ class EvaluationRecipe(Settings):
     """What is measured, on what.
 
     Args:
-        judge: settings of ``JudgeConfig``: the model and how verdicts are taken; the tasks say how it is asked.
+        judge: settings of ``JudgeConfig``: the model, how verdicts are taken, and how it is asked where a task does
+            not say.
         tasks: name → settings of ``TaskConfig``.
         split: ``dev`` to choose, ``test`` to report.
         votes: numbers of votes to report; more than one needs verdicts that are sampled.
@@ -321,13 +322,12 @@ def evaluate(recipe: EvaluationRecipe, engine: Engine | None = None) -> dict[str
     """Measure a judge on all tasks.
 
     Raises:
-        ConfigError: if the settings contradict each other.
+        ConfigError: if the settings contradict each other, or nobody names the format of a task.
     """
     if recipe.split not in ("dev", "test"):
         raise ConfigError(f"a judge is measured on dev or test; got {recipe.split!r}")
     split: Split = "dev" if recipe.split == "dev" else "test"
-    tasks = {name: TaskConfig(**values) for name, values in recipe.tasks.items()}
-    check_tasks(tasks)
+    tasks = asked_tasks(recipe.tasks, recipe.judge)
     configs = {name: JudgeConfig(**{**recipe.judge, **task.judge}) for name, task in tasks.items()}
     base = JudgeConfig(**recipe.judge)
     make_known(base.model)

@@ -39,7 +39,7 @@ from mrjudge_reward.training.tasks import Problem
 from mrjudge_reward.types import Grades, NoVerdict, Outcome, Preference, RankOrder, Tie, Verdict
 from recipes.common.config import command_line, read_config
 from recipes.common.resumable import write_lines, write_text
-from recipes.data.judge_data import TaskConfig, check_tasks, task_problems
+from recipes.data.judge_data import TaskConfig, asked_tasks, task_problems
 from recipes.data.synthesis_rows import plain_messages
 from recipes.judge.seeing_model import make_known
 
@@ -50,7 +50,7 @@ class TracesRecipe(Settings):
     """Who reasons, about what.
 
     Args:
-        judge: settings of ``JudgeConfig``: the model and how it writes; the tasks say how it is asked.
+        judge: settings of ``JudgeConfig``: the model, how it writes, and how it is asked where a task does not say.
         tasks: name → settings of ``TaskConfig``; of their training side.
         samples: replies to each problem.
     """
@@ -114,11 +114,10 @@ def judged_traces(recipe: TracesRecipe, out: Path, engine: Engine | None = None)
         How many replies, traces and items there are of each task, and how many replies were none for which reason.
 
     Raises:
-        ConfigError: if the settings contradict each other, or a task is in a format that no row can hold.
+        ConfigError: if the settings contradict each other, or a task names no format, or one that no row can hold.
         InputError: if no request was answered.
     """
-    tasks = {name: TaskConfig(**values) for name, values in recipe.tasks.items()}
-    check_tasks(tasks)
+    tasks = asked_tasks(recipe.tasks, recipe.judge)
     for name, task in tasks.items():
         if type(task.build_format()) not in KINDS:
             raise ConfigError(

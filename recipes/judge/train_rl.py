@@ -47,7 +47,7 @@ from mrjudge_reward.training.consistency import Question, filled, question_on
 from mrjudge_reward.training.tasks import FORMAT_WEIGHT, Problem, Split, Verified, balanced, verify, with_twins
 from mrjudge_reward.types import Reply
 from recipes.common.config import command_line, read_config
-from recipes.data.judge_data import TaskConfig, Trait, check_tasks, items, mixture_weights, shows_images, task_problems
+from recipes.data.judge_data import TaskConfig, Trait, asked_tasks, items, mixture_weights, shows_images, task_problems
 
 from .chat_rows import alike, check_modalities, data_set, fitting, guard_of, processing_class, save_processor, shown
 from .consistency import ConsistencyConfig, Reader, Spent
@@ -128,8 +128,7 @@ def asked(recipe: RLRecipe, split: Split) -> list[tuple[str, Problem]]:
         ConfigError: if all tasks are held out, or none has items of the dev side.
         InputError: if a task has fewer than two problems.
     """
-    tasks = {name: TaskConfig(**values) for name, values in recipe.tasks.items()}
-    check_tasks(tasks)
+    tasks = asked_tasks(recipe.tasks)
     tasks = {name: task for name, task in tasks.items() if task.held_out == "no"}
     if not tasks:
         raise ConfigError("all tasks are held out: there is nothing to train on")

@@ -35,9 +35,8 @@ from mrjudge_reward.training.items import Item, with_images
 from mrjudge_reward.training.tasks import Problem, Split, balanced
 from recipes.common.config import command_line, read_config
 from recipes.data.judge_data import (
-    TaskConfig,
     Trait,
-    check_tasks,
+    asked_tasks,
     items,
     mixture_weights,
     reasoning,
@@ -192,8 +191,7 @@ def defused(turn: Message, reserved: Reserved) -> Message:
 
 def examples(recipe: SFTRecipe, split: Split, tokenizer: Any) -> list[dict[str, Any]]:
     """All examples of a split, in random order."""
-    tasks = {name: TaskConfig(**values) for name, values in recipe.tasks.items()}
-    check_tasks(tasks)
+    tasks = asked_tasks(recipe.tasks)
     made: dict[str, list[Problem | Item]] = {
         name: list(items(task, split) if task.describe else task_problems(task, split)) for name, task in tasks.items()
     }

@@ -18,7 +18,7 @@ from mrjudge_reward.engines.label_tokens import first_label_tokens
 from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.training.tasks import Problem, Split
 from mrjudge_reward.types import Request
-from recipes.data.judge_data import TaskConfig, task_problems
+from recipes.data.judge_data import asked_tasks, task_problems
 from recipes.evaluate.judge import EvaluationRecipe
 from recipes.judge.train_rl import RLRecipe, VerdictReward, asked, checked
 from recipes.judge.train_rl import rows_of as opened_rows
@@ -269,7 +269,7 @@ def prepare_run(
 
 def measured(recipe: EvaluationRecipe, splits: Sequence[Split]) -> dict[Split, dict[str, list[Problem]]]:
     """Split → task → what every run is measured on; a source held out has no dev side."""
-    tasks = {name: TaskConfig(**values) for name, values in recipe.tasks.items()}
+    tasks = asked_tasks(recipe.tasks, recipe.judge)
     return {
         split: {
             name: task_problems(task, split)

@@ -27,7 +27,7 @@ from mrjudge_reward.prompting.sanitizing import Sanitizer
 from mrjudge_reward.special_tokens import of_tokenizer
 from mrjudge_reward.training.tasks import Problem, Split, balanced
 from recipes.common.config import read_config
-from recipes.data.judge_data import TaskConfig, Trait, check_tasks, mixture_weights, shows_images, task_problems
+from recipes.data.judge_data import TaskConfig, Trait, asked_tasks, mixture_weights, shows_images, task_problems
 
 MAX_TEXT_TOKENS = 2048
 PLACES = frozenset({"<image>", "<video>", "<audio>"})
@@ -55,7 +55,6 @@ def verl_rows(
     Raises:
         InputError: if nothing is left, for an item with images where the judge sees none, or with one that is none.
     """
-    check_tasks(tasks)
     tasks = {name: task for name, task in tasks.items() if task.held_out == "no"}
     made = {name: task_problems(task, split) for name, task in tasks.items()}
     if not made:
@@ -130,7 +129,7 @@ def main() -> None:
     model = str(embedded_model_path()) if model == "embedded" else model
     tokenizer = AutoTokenizer.from_pretrained(model)
     sees = "vision_config" in PretrainedConfig.get_config_dict(model)[0]
-    tasks = {name: TaskConfig(**values) for name, values in recipe.get("tasks", {}).items()}
+    tasks = asked_tasks(recipe.get("tasks", {}))
     args.out.mkdir(parents=True, exist_ok=True)
     splits: tuple[Split, ...] = ("train", "dev")
     for split in splits:

@@ -20,6 +20,8 @@ pytestmark = pytest.mark.usefixtures("vllm_hidden")
 
 PAIRS = {"source": "film reviews", "judge": {"format": "choice"}, "eval_count": 40, "both_orders": True}
 
+PICKS: dict[str, Any] = {"best": max, "worst": min}
+
 
 @pytest.fixture
 def ratings() -> dict[str, float]:
@@ -116,6 +118,32 @@ def test_more_votes_make_a_noisy_judge_better(ratings: dict[str, float]):
     assert row["majority of 9"][0] > row["majority of 3"][0] > row["majority of 1"][0]
     assert row["majority of 1"][0] == row["accuracy"][0]
     assert row["average of 9"] == row["majority of 9"], "sampled verdicts are one-hot"
+
+
+@pytest.mark.parametrize(
+    ("asked", "reply"),
+    [
+        ({"format": "choice"}, "<answer>{best}</answer>"),
+        ({"format": "choice", "labels": ["1", "2"]}, "<answer>{best}</answer>"),
+        ({"format": "ranking"}, "<answer>{best} > {worst}</answer>"),
+        ({"format": "ranking", "labels": ["X", "Y"]}, "<answer>{best} > {worst}</answer>"),
+    ],
+)
+def test_a_task_is_asked_as_the_recipes_judge_says_where_it_does_not(
+    asked: dict[str, Any], reply: str, ratings: dict[str, float]
+):
+    def script(request: Request) -> str:
+        shown = shown_candidates(request)
+        return reply.format(
+            **{name: best(shown, key=lambda label: ratings[shown[label]]) for name, best in PICKS.items()}
+        )
+
+    task = {"source": "film reviews", "eval_count": 10}
+    judge = {"model": "scripted", "verdict": "generate"}
+    row = evaluated(script, task, judge=judge | asked)
+    assert (row["accuracy"][0], row["failed"], row["chance"]) == (1.0, 0.0, 0.5)
+    with pytest.raises(ConfigError, match="task 'task' names no format"):
+        evaluated(script, task, judge=judge)
 
 
 def test_only_dev_and_test_are_measured():

@@ -14,7 +14,7 @@ import pytest
 
 from mrjudge_reward.errors import ConfigError, InputError, MissingPackageError
 from mrjudge_reward.judging.tournament import is_degenerate
-from mrjudge_reward.prompting.formats import Choice, Score
+from mrjudge_reward.prompting.formats import SENTIMENT, Choice, PairScores, Ranking, Score
 from mrjudge_reward.prompting.rendering import conversation_text
 from mrjudge_reward.training.items import from_ratings
 from mrjudge_reward.training.tasks import Item, verify
@@ -463,6 +463,44 @@ def test_kinds_of_tasks_may_have_the_same_share(balance: Any, expected: list[flo
 def test_a_task_that_cannot_be_is_refused(values: dict[str, Any], fault: str):
     with pytest.raises(ConfigError, match=re.escape(fault)):
         judge_data.TaskConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("own", "recipe", "expected"),
+    [
+        ({}, None, None),
+        ({}, {"model": "m", "verdict": "generate"}, None),
+        ({}, {"format": "auto"}, None),
+        ({"format": "auto"}, {}, None),
+        ({"labels": ["1", "2"]}, {"model": "m"}, None),
+        ({"template": "glance"}, None, None),
+        ({}, {"model": "m", "format": "pair_scores"}, PairScores()),
+        ({}, {"format": "choice", "labels": ["A", "B"]}, Choice(labels=("A", "B"))),
+        ({"labels": ["1", "2"]}, {"format": "choice", "labels": ["A", "B"]}, Choice(labels=("1", "2"))),
+        ({"format": "ranking"}, {"format": "choice"}, Ranking()),
+        ({"format": "score"}, {"grades": {"no": 0, "yes": 1}}, Score(grades=(("no", 0.0), ("yes", 1.0)))),
+        ({"format": "sentiment"}, None, SENTIMENT),
+    ],
+)
+def test_a_task_is_in_the_format_that_it_or_the_recipes_judge_names_and_in_no_other(
+    own: dict[str, Any], recipe: dict[str, Any] | None, expected: Any
+):
+    if expected is None:
+        with pytest.raises(ConfigError, match=r"(task 'q'|quartz) names no format.*write judge: \{format: choice\}"):
+            judge_data.asked_tasks({"q": {"source": "quartz", "judge": own}}, recipe)
+        with pytest.raises(ConfigError, match="quartz names no format"):
+            judge_data.task_problems(judge_data.TaskConfig(source="quartz", judge=own), "dev")
+    else:
+        asked = judge_data.asked_tasks({"q": {"source": "quartz", "judge": own, "eval_count": 3}}, recipe)
+        assert {problem.format for problem in judge_data.task_problems(asked["q"], "dev")} == {expected}
+
+
+def test_what_is_only_read_or_described_needs_no_format():
+    assert len(judge_data.items(judge_data.TaskConfig(source="quartz", eval_count=3), "dev")) == 3
+    tasks = {"seen": {"source": "captions", "path": "x", "describe": True}, "q": {"source": "quartz", "judge": CHOICE}}
+    asked = judge_data.asked_tasks(tasks)
+    weights = judge_data.mixture_weights(asked, {"seen": True, "q": False}, ["format"])
+    assert weights == {"seen": 1.0, "q": 1.0}
 
 
 def test_a_task_is_asked_as_the_judge_later_is():
