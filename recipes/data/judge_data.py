@@ -24,8 +24,8 @@ say of themselves that no answer is right; questions that stand there twice with
 
 Every source is cut by a hash of what its items could share: the text itself for rated texts, the situation for questions
 (the sentences before the last one), the whole question for generated ones, the prompt for preferences, the caption for
-pictures. So no task brings to training what another on the same source tests on. Quartz has questions turned into their
-opposite by a word; such two may be on two sides.
+pictures. Items that say from which side they came (``split``) stay there. So no task brings to training what another on the
+same source tests on. Quartz has questions turned into their opposite by a word; such two may be on two sides.
 
     film = TaskConfig(source="film reviews", judge={"format": "choice"}, both_orders=True)
     task_problems(film, "train")
@@ -43,7 +43,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -495,18 +495,26 @@ def _preferences(task: TaskConfig, sides: set[Split]) -> list[Item]:
             item = from_preference(row, str(row.get("domain") or task.path) if ours else task.path)
             if task.accuracy is not None and not _within(row.get("accuracy"), task.accuracy):
                 continue
+            side = _side(item, row.get("split") if ours else None)
         except InputError as error:
             if ours:  # of our own making: one that cannot be read was cut off or changed
                 raise InputError(f"{task.path}, {place}: {error}") from error
             faults.append(f"{place}: {error}")
             continue
-        if split_of(conversation_text(item.group.prompt)) in sides:
+        if side in sides:
             made.setdefault(item.group.key, _narrowed(item if folder is None else _beside(item, folder), task))
     if len(faults) == len(rows):
         raise InputError(f"{task.path} has no preference; {faults[0] if faults else 'it is empty'}")
     if faults:
         print(f"{task.path}: {len(faults)} of {len(rows)} rows left out; first {faults[0]}", file=sys.stderr)
     return apart(list(made.values()), task.without)
+
+
+def _side(item: Item, said: Any) -> Split:
+    """The side that an item says it came from, or that of its prompt where it says nothing."""
+    if said is not None and said not in get_args(Split):
+        raise InputError(f"split must be {', '.join(get_args(Split))}; got {said!r:.60}")
+    return said or split_of(conversation_text(item.group.prompt))
 
 
 def _beside(item: Item, folder: Path) -> Item:

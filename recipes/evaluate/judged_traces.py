@@ -7,9 +7,9 @@ file in ``--out``  what
 ================  ===================================================================================================
 ``traces.jsonl``  a line per reply: ``messages``, ``trace``, ``verdict``, ``gold``, ``format``, ``slots``, ``judge``,
                   ``task``, ``accuracy``: for ``mode: curate`` of ``data/synthesize.py``, which keeps the right ones
-``items.jsonl``   a line per item: ``prompt``, ``candidates``, ``gold``, ``domain``, ``accuracy`` (mean over its replies):
-                  for RL, as task source ``items``; its ``accuracy: [0, 0.75]`` takes what the judge got wrong or is
-                  unsure of
+``items.jsonl``   a line per item: ``prompt``, ``candidates``, ``gold``, ``domain``, ``accuracy`` (mean over its replies),
+                  ``split``: for RL, as task source ``items``; its ``accuracy: [0, 0.75]`` takes what the judge got wrong
+                  or is unsure of. Items without a better candidate, single texts among them, are left out and counted
 ================  ===================================================================================================
 
 So a warm-up learns from right traces (rejection sampling), and RL from what is hard for the judge, as in UnifiedReward-Think
@@ -95,7 +95,7 @@ def trace_row(judge: Judge, problem: Problem, verdict: Verdict, name: str, task:
 
 
 def item_row(item: Item, accuracies: Sequence[float], images: Path) -> dict[str, Any]:
-    """A line of ``items.jsonl``; worths are laid on a scale from 0 to 1."""
+    """A line of ``items.jsonl``; worths are laid on a scale from 0 to 1, and the side is the one that was asked about."""
     low, high = item.scale
     return {
         "key": item.group.key,
@@ -104,6 +104,7 @@ def item_row(item: Item, accuracies: Sequence[float], images: Path) -> dict[str,
         "gold": [(worth - low) / (high - low) for worth in item.gold_G],
         "domain": item.domain,
         "accuracy": fmean(accuracies),
+        "split": "train",
     }
 
 
@@ -111,7 +112,8 @@ def judged_traces(recipe: TracesRecipe, out: Path, engine: Engine | None = None)
     """Ask, and write both files.
 
     Returns:
-        How many replies, traces and items there are of each task, and how many replies were none for which reason.
+        How many replies and traces there are of each task, and how many replies were none for which reason; how many items
+        are written, and how many left out.
 
     Raises:
         ConfigError: if the settings contradict each other, or a task names no format, or one that no row can hold.
@@ -157,10 +159,11 @@ def judged_traces(recipe: TracesRecipe, out: Path, engine: Engine | None = None)
             shared.close()
     if not items:
         raise InputError(f"no request was answered: {report['tasks']}")
+    kept = [(item, accuracies) for item, accuracies in items.values() if len(set(item.gold_G)) > 1]
+    report |= {"items": len(kept), "items without a better candidate": len(items) - len(kept)}
+    print(f"items {len(kept)}, and left out without a better candidate {len(items) - len(kept)}")
     write_lines(out / "traces.jsonl", traces)
-    write_lines(
-        out / "items.jsonl", [item_row(item, accuracies, out / "images") for item, accuracies in items.values()]
-    )
+    write_lines(out / "items.jsonl", [item_row(item, accuracies, out / "images") for item, accuracies in kept])
     write_text(out / "report.json", json.dumps(report, indent=2))
     return report
 

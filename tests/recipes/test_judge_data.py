@@ -379,11 +379,29 @@ def test_items_are_chosen_by_how_often_a_judge_was_right(bounds: Any, kept: list
         ({"prompt": None}, {}, "line 2: "),
         ({}, {"accuracy": [0, 1]}, "line 2: accuracy must be a number"),
         ({"accuracy": "often"}, {"accuracy": [0, 1]}, "line 2: accuracy must be a number"),
+        ({"split": "validation"}, {}, "line 2: split must be train, dev, test; got 'validation'"),
+        ({"split": ["train"]}, {}, "line 2: split must be"),
     ],
 )
 def test_a_line_of_items_that_is_none_is_an_error_and_not_left_out(row: Any, more: Any, fault: str, tmp_path: Path):
     with pytest.raises(InputError, match=fault):
         all_of(items_file(tmp_path, {"accuracy": 0.5}, row), **more)
+
+
+@pytest.mark.parametrize("said", [*SPLITS, None])
+def test_items_stay_on_the_side_that_they_name_and_others_go_by_their_prompt(said: str | None, tmp_path: Path):
+    rows = [{"split": said} if said else {} for _ in range(40)]
+    task = judge_data.TaskConfig(source="items", path=items_file(tmp_path, *rows), count=99)
+    for split in SPLITS:
+        prompts = [conversation_text(item.group.prompt) for item in judge_data.items(task, split)]
+        wanted = [n for n in range(40) if split == (said or judge_data.split_of(f"Question {n}?"))]
+        assert sorted(prompts) == sorted(f"Question {n}?" for n in wanted)
+
+
+def test_a_column_of_a_preference_set_that_is_named_split_is_not_ours(tmp_path: Path):
+    path = items_file(tmp_path, *({"split": "train_prefs"} for _ in range(9)))
+    task = judge_data.TaskConfig(source="preferences", path=path, held_out="source")
+    assert len(judge_data.items(task, "test")) == 9
 
 
 def test_items_keep_their_domain_and_more_than_two_candidates_where_the_task_shows_them(tmp_path: Path):

@@ -40,7 +40,7 @@ def lines(file: Path) -> list[dict[str, Any]]:
 
 
 def run(out: Path, script: Any, tasks: dict[str, Any], **more: Any) -> dict[str, Any]:
-    judge = {"model": "scripted", "schedule": "all_pairs", "max_failed_fraction": 1.0, "retries": 0}
+    judge = {"model": "scripted", "max_failed_fraction": 1.0, "retries": 0}
     recipe = TracesRecipe(judge=judge, tasks=tasks, **{"samples": 1, **more})
     report: dict[str, Any] = judged_traces(recipe, out, ScriptedEngine(script))
     return report
@@ -121,6 +121,57 @@ def test_grades_and_orders_come_back_from_the_curation_by_the_judges_own_labels(
     assert {tuple(row["gold"]) for row in traces} == {("10", "1"), ("1", "10")}
     kept = curate(CurationRecipe(source=str(tmp_path / "traces.jsonl"), floor={"pair": 1}), tmp_path / "out")
     assert kept["by kind"] == {"pair": len(traces)}
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        {"source": "quartz"},
+        {"source": "quartz", "both_orders": True},
+        {"source": "social_iqa", "size": 3},
+        {"source": "mmlu", "size": 4, "judge": {"format": "ranking"}},
+        {"source": "emotional", "size": 4},
+        {"source": "reasoning_gym", "generators": ["chain_sum"], "count": 20},
+        {"source": "film reviews"},
+        {"source": "tweets", "judge": {"format": "score"}},
+        {"source": "Amazon reviews", "size": 3, "judge": {"format": "pair_scores"}},
+    ],
+)
+def test_items_that_a_judge_was_tried_on_are_all_of_the_training_side(task: dict[str, Any], tmp_path: Path):
+    task = {"judge": {"format": "choice"}, "count": 60, **task}
+    report = run(tmp_path, lambda _: "I cannot say.", {"task": task})
+    tried = TaskConfig(source="items", path=str(tmp_path / "items.jsonl"), size=4, count=999)
+    found = {split: items(tried, split) for split in ("train", "dev", "test")}
+    assert (len(found["train"]), found["dev"], found["test"]) == (report["items"], [], [])
+    assert {item.group.key for item in found["train"]} == {
+        item.group.key for item in items(TaskConfig(**task), "train")
+    }
+
+
+@pytest.mark.parametrize(
+    ("tasks", "written"),
+    [
+        ({"alone": {"size": 1}}, 0),
+        ({"alone": {"size": 1}, "pairs": {}}, 6),
+        ({"equal": {"source": "editorials", "gap": 0.0, "count": 300}}, None),
+        ({"equal": {"source": "Amazon reviews", "gap": 0.0, "count": 300, "seed": 1}, "pairs": {}}, None),
+        ({"equal": {"gap": 0.0, "count": 300, "size": 3}, "alone": {"size": 1}}, None),
+    ],
+)
+def test_items_without_a_better_candidate_are_left_out_and_counted(
+    tasks: dict[str, Any], written: int | None, tmp_path: Path
+):
+    base = {"source": "film reviews", "judge": {"format": "score"}, "count": 6}
+    report = run(tmp_path, lambda _: "I cannot say.", {name: base | task for name, task in tasks.items()})
+    made = {i.group.key: i for task in tasks.values() for i in items(TaskConfig(**base | task), "train")}
+    better = [item for item in made.values() if len(set(item.gold_G)) > 1]
+    assert report["items"] == len(better) == len(lines(tmp_path / "items.jsonl"))
+    assert report["items without a better candidate"] == len(made) - len(better) > 0
+    assert written in (None, len(better))
+    if better:
+        assert len(items(TaskConfig(source="items", path=str(tmp_path / "items.jsonl"), size=3), "train")) == len(
+            better
+        )
 
 
 @pytest.mark.parametrize(
