@@ -169,18 +169,25 @@ class Problem:
 def _right_grades(
     gold_K: Sequence[float], scale: tuple[float, float], grades: Sequence[tuple[str, float]]
 ) -> list[tuple[str, float]]:
-    """The grade of each worth: the nearest, once the scales lie over each other; wider apart where that joins two."""
-    ladder = sorted(grades, key=lambda grade: grade[1])
-    (low, high), bottom, top = scale, ladder[0][1], ladder[-1][1]
-    wanted_K = [bottom + (worth - low) / (high - low) * (top - bottom) for worth in gold_K]
-    nearest = [min(ladder, key=lambda grade: abs(grade[1] - wanted)) for wanted in wanted_K]
-    if _pairs_in_order([value for _, value in nearest], gold_K) == 1:
-        return nearest
+    """The grade of each worth: the nearest, once the scales lie over each other.
+
+    Where that would give two worths one grade, those grades in the right order that lie nearest, all distances added.
+    """
+    ladder = sorted({value: label for label, value in reversed(grades)}.items())
+    (low, high), bottom, top = scale, ladder[0][0], ladder[-1][0]
     tiers = sorted(set(gold_K))
     if len(tiers) > len(ladder):
         raise ConfigError(f"{len(ladder)} grades cannot tell {len(tiers)} candidates of different worth apart")
-    step = (len(ladder) - 1) / (len(tiers) - 1)
-    return [ladder[round(tiers.index(worth) * step)] for worth in gold_K]
+    # Distance and places of the best choice for the tiers so far, out of no grade, the lowest, the two lowest, ...
+    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())] * (len(ladder) + 1)
+    for worth in tiers:
+        wanted = bottom + (worth - low) / (high - low) * (top - bottom)
+        before, best = best, [(math.inf, ())]
+        for place, (value, _) in enumerate(ladder):
+            distance, chosen = before[place]
+            best.append(min(best[-1], (distance + abs(value - wanted), (*chosen, place))))
+    right = {worth: ladder[place] for worth, place in zip(tiers, best[-1][1], strict=True)}
+    return [(right[worth][1], right[worth][0]) for worth in gold_K]
 
 
 def _pairs_in_order(values_K: Sequence[float], gold_K: Sequence[float]) -> float:

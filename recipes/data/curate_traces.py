@@ -10,10 +10,10 @@ A row has ``messages`` (the judge's prompt), ``trace`` (its reasoning, with or w
 
 Flex-Judge (arXiv 2505.18601v4, section 3.1, and its ``utils/lrm_process.py``): keep a trace if its scores equal the
 annotated ones; of these 500 single ones (more than 375 tokens) and the longest 500 pairwise (more than 750): 1K, text only.
-Ours: any of the four formats, the longest of singles too, a quota for batches; a verdict counts as right if the format's own
-parser reads the same from it as from the gold; traces with the judge's marks in them and duplicates (of a prompt or trace)
-are dropped; without a tokenizer lengths are in words. Not done: turning pairs into singles by taking an answer out, and
-halving scales of 1 to 10 at random.
+Ours: any of the four formats, the longest of singles too, a quota for batches; a verdict is read by the format's own parser;
+grades of several are right in the gold's order, as in the reward, or only traces that hit two grades of ten would be left;
+traces with the judge's marks in them and duplicates (of a prompt or trace) are dropped; without a tokenizer lengths are in
+words. Not done: turning pairs into singles by taking an answer out, and halving scales of 1 to 10 at random.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ from mrjudge_reward.prompting.formats import Choice, Format, PairScores, Ranking
 from mrjudge_reward.prompting.sanitizing import neutralise
 from mrjudge_reward.reasoning import THINK_CLOSE, THINK_OPEN
 from mrjudge_reward.settings import Settings
-from mrjudge_reward.types import NoVerdict, Preference
+from mrjudge_reward.training.items import from_ratings
+from mrjudge_reward.training.tasks import Problem
+from mrjudge_reward.types import Grades, NoVerdict, Outcome, Preference, RankOrder
 from recipes.common.resumable import not_overwritten, write_lines, write_text
 from recipes.common.rows import placed_rows
 
@@ -121,6 +123,21 @@ def _said(verdict: Any, form: Format) -> str:
     return "".join(f"{form.answer_open}{value}{closing}" for value in values)
 
 
+def agrees(outcome: Outcome, right: Outcome, form: Format) -> bool:
+    """Whether a verdict is as right as another: grades and orders of several have the same order, as the reward of a judge
+    counts it (``mrjudge_reward.training.tasks``), all else is the same."""
+    match right:
+        case Grades(worth_K) if len(worth_K) > 1:
+            pass
+        case RankOrder(tiers):
+            tier = {slot: place for place, slots in enumerate(tiers) for slot in slots}
+            worth_K = tuple(-float(tier[slot]) for slot in range(len(tier)))
+        case _:
+            return outcome == right
+    item = from_ratings("", [""] * len(worth_K), worth_K, scale=(min(worth_K), max(worth_K) + 1))
+    return Problem(item, tuple(range(len(worth_K))), form).accuracy(outcome) == 1
+
+
 def trace_of(row: Mapping[str, Any], number: int, recipe: CurationRecipe, length: Callable[[str], int]) -> Trace | str:
     """A trace, or why it is not to be chosen.
 
@@ -149,7 +166,7 @@ def trace_of(row: Mapping[str, Any], number: int, recipe: CurationRecipe, length
     outcome = form.parse(answer, slots)
     if isinstance(outcome, NoVerdict):
         return f"verdict: {outcome.reason}"
-    if outcome != right:
+    if not agrees(outcome, right, form):
         return "wrong verdict"
     if neutralise(trace, frozenset({form.answer_open})) != trace:
         return "markers"

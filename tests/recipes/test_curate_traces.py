@@ -53,7 +53,12 @@ def test_the_longest_right_traces_of_each_kind_are_chosen_up_to_its_quota(tmp_pa
         ({"gold": "Z"}, "gold: off-menu label"),
         ({"format": "ranking", "verdict": "A > B", "gold": "B > A"}, "wrong verdict"),
         ({"format": "ranking", "verdict": "A > B", "gold": "A", "slots": 2}, "gold: wrong count"),
-        ({"format": "pair_scores", "verdict": [3, 5], "gold": [3, 6]}, "wrong verdict"),
+        ({"format": "pair_scores", "verdict": [5, 3], "gold": [3, 6]}, "wrong verdict"),
+        ({"format": "pair_scores", "verdict": [4, 4], "gold": [3, 6]}, "wrong verdict"),
+        ({"format": "pair_scores", "verdict": [3, 6], "gold": [4, 4]}, "wrong verdict"),
+        ({"format": "pair_scores", "verdict": [9, 5, 6], "gold": [9, 8, 1]}, "wrong verdict"),
+        ({"format": "ranking", "verdict": "A = B > C", "gold": "A > B > C", "slots": 3}, "wrong verdict"),
+        ({"format": "score", "verdict": 4, "gold": 5}, "wrong verdict"),
         ({"format": "pair_scores", "verdict": [3], "gold": [3, 6]}, "verdict: wrong count"),
         ({"format": "score", "verdict": 9, "gold": 9}, "gold: off-menu label"),
         ({"trace": "four words, no more"}, "too short"),
@@ -68,6 +73,32 @@ def test_what_is_not_chosen_is_counted_by_its_reason(tmp_path: Path, fields: Any
     report, made = curated(tmp_path, [judged("good", 10), judged("other", 10, **fields)])
     assert report["dropped"] == {reason: 1}
     assert [row["provenance"]["row"] for row in made] == [1]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "gold"),
+    [
+        ([9, 8], [9, 8]),
+        ([8, 7], [9, 8]),
+        ([10, 1], [9, 8]),
+        ([9, 8], [10, 1]),
+        ([2, 3], [1, 10]),
+        ([6, 6], [7, 7]),
+        ([9, 8, 1], [9, 5, 4]),
+        ([9, 8, 1], [6, 6, 2]),  # nothing is asked of equals
+        ([1, 2, 3, 4], [7, 8, 9, 10]),
+        ("B > A > C", "B > A > C"),
+        ("B > A > C", "A = B > C"),
+        ("A = B = C", "A = B = C"),
+    ],
+)
+def test_grades_and_orders_of_several_are_right_in_the_right_order(tmp_path: Path, verdict: Any, gold: Any):
+    form = {"format": "ranking", "slots": 3} if isinstance(gold, str) else {"format": "pair_scores"}
+    row = judged("one", 10, verdict=verdict, gold=gold, **form)
+    report, (made,) = curated(tmp_path, [row], quota={"pair": 1, "batch": 1})
+    assert (report["kept"], report["dropped"]) == (1, {})
+    said = verdict if isinstance(verdict, list) else [verdict]
+    assert made["answer"].endswith("</think>" + "".join(f"<answer>{one}</answer>" for one in said))
 
 
 def test_of_traces_of_one_prompt_and_of_equal_traces_the_longest_stays(tmp_path: Path):

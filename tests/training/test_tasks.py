@@ -21,7 +21,7 @@ from mrjudge_reward.prompting.formats import SENTIMENT, Choice, Format, PairScor
 from mrjudge_reward.prompting.sanitizing import Sanitizer, section_code
 from mrjudge_reward.training.items import Item, from_choice, from_preference, from_ratings, rated_groups, with_images
 from mrjudge_reward.training.tasks import Problem, balanced, problems, split_of, verify, with_twins
-from mrjudge_reward.types import Group, RankOrder, Reply, Tie
+from mrjudge_reward.types import Grades, Group, RankOrder, Reply, Tie
 
 USER = {"role": "user", "content": "What color is the sky?"}
 BLUE, GREEN = {"role": "assistant", "content": "It is blue."}, {"role": "assistant", "content": "It is green."}
@@ -248,10 +248,62 @@ def test_a_grade_lies_where_the_worth_lies_on_its_scale():
     assert right(SENTIMENT, 0.5) == "Sentiment: positive"
     assert right(SENTIMENT, -0.5) == "Sentiment: negative"
     assert right(PairScores(), -4.0, 4.0) == "<answer>1</answer><answer>10</answer>"
-    assert right(PairScores(), 1.0, 1.1, 1.2) == "<answer>1</answer><answer>5</answer><answer>10</answer>", "told apart"
+    assert right(PairScores(), 1.0, 1.1, 1.2) == "<answer>6</answer><answer>7</answer><answer>8</answer>", "told apart"
     assert right(PairScores(), 1.0, 1.0) == "<answer>7</answer><answer>7</answer>"
     with pytest.raises(ConfigError, match="2 grades cannot tell 3"):
         right(PairScores(grades=(("no", 0.0), ("yes", 1.0))), 0.0, 0.1, 0.2)
+
+
+def grades_of(problem: Problem) -> list[float]:
+    outcome = problem.format.parse(problem.right(), len(problem.slots))
+    assert isinstance(outcome, Grades)
+    return list(outcome.values_K)
+
+
+@pytest.mark.parametrize(
+    ("gold", "grades"),
+    [
+        ([4.25, 4.0], [9, 8]),
+        ([4.0, 4.25], [8, 9]),
+        ([4.5, 4.25], [9, 8]),
+        ([4.75, 4.5], [10, 9]),  # 9.44 and 8.88
+        ([5.0, 4.9], [10, 9]),
+        ([1.0, 1.1], [1, 2]),
+        ([3.0, 3.01], [5, 6]),
+        ([5.0, 4.99, 4.98], [10, 9, 8]),
+        ([1.02, 1.0, 1.01], [3, 1, 2]),
+        ([4.2, 4.2, 4.3], [8, 8, 9]),  # equals stay equal
+        ([5.0, 1.0, 4.95], [10, 1, 9]),  # who is far off stays there
+        ([3.0, 3.02, 3.01, 1.0], [5, 7, 6, 1]),
+        ([5, 4, 3, 2, 1], [10, 8, 5, 3, 1]),  # nobody is joined
+        ([4 + n / 10 for n in range(10)], list(range(1, 11))),  # as many as there are grades
+    ],
+)
+def test_worths_that_would_be_one_grade_are_told_apart_by_the_least_step(gold: list[float], grades: list[float]):
+    item = from_ratings("Which?", [f"text {i}" for i in range(len(gold))], gold, scale=(1.0, 5.0))
+    assert grades_of(Problem(item, tuple(range(len(gold))), PairScores())) == grades
+
+
+LADDERS = st.lists(st.integers(-6, 6), min_size=2, max_size=7).filter(lambda values: len(set(values)) > 1)
+
+
+@given(GOLD, LADDERS)
+def test_right_grades_are_the_nearest_of_all_that_are_in_the_right_order(gold: list[float], values: list[int]):
+    form = PairScores(grades=tuple((f"g{n}", float(value)) for n, value in enumerate(values)))
+    problem, tiers, ladder = Problem(rated(gold), tuple(range(len(gold))), form), sorted(set(gold)), sorted(set(values))
+    if len(tiers) > len(ladder):
+        with pytest.raises(ConfigError, match=f"{len(ladder)} grades cannot tell {len(tiers)}"):
+            problem.right()
+        return
+    found = dict(zip(gold, grades_of(problem), strict=True))
+    wanted = [ladder[0] + (worth + 4) / 8 * (ladder[-1] - ladder[0]) for worth in tiers]
+    distance = min(
+        sum(abs(a - b) for a, b in zip(some, wanted, strict=True))
+        for some in itertools.combinations(ladder, len(tiers))
+    )
+    assert [found[worth] for worth in tiers] == sorted({found[worth] for worth in gold})
+    assert sum(abs(found[a] - b) for a, b in zip(tiers, wanted, strict=True)) == pytest.approx(distance)
+    assert problem.accuracy(form.parse(problem.right(), len(gold))) == 1.0
 
 
 # -- rewards ----------------------------------------------------------------------------------------------------------
