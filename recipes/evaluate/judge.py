@@ -10,15 +10,15 @@ it was. Every share has a 95 % interval from a bootstrap over items, because the
 accuracy        mean accuracy over all problems (``mrjudge_reward.training.tasks``); a failed verdict is worth 0
 chance          the same for a judge that guesses
 both            share of selections that are right in every order shown
-averaged        right when the soft verdicts of all orders are averaged (read verdicts of ``choice``)
-consistency     share of selections whose orders name the same candidate; a failure is inconsistent
+averaged        right when the soft verdicts of all orders are averaged (read verdicts of ``choice``, and no others)
+consistency     share of selections whose orders find the same candidates the best; a failure is inconsistent
 order           share of an item's pairs in the right order when its candidates are graded alone; a tie is wrong
 macro F1        over the labels, of ``choice`` and of ``score`` with two grades
 failed, ties    share of verdicts
 blanked,        of tasks whose prompts hold pictures: accuracy (or order) with each painted over, with another item's, and
 swapped, seen   itself less blanked; a judge for which that is not above 0 is said not to look (``image_ablation.py``)
 tokens          written for a verdict, reasoning included, on average; where a judge writes
-votes k         accuracy of the majority, and of the averaged verdict, of the first k of several samples
+votes k         accuracy of the majority, and of the averaged verdict, of the first k of several samples of ``choice``
 ==============  =====================================================================================================
 """
 
@@ -42,6 +42,7 @@ from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.prompting.formats import Choice, Score
 from mrjudge_reward.scoring.stats import is_tie
 from mrjudge_reward.settings import Settings
+from mrjudge_reward.training.consistency import favoured
 from mrjudge_reward.training.tasks import Problem, Split
 from mrjudge_reward.types import Comparison, Grades, JudgedComparison, NoVerdict, Outcome, Preference, Verdict
 from recipes.common.config import command_line, read_config
@@ -112,13 +113,11 @@ def by_item(answered: Sequence[Answered], value: Callable[[Answered], float]) ->
     return list(found.values())
 
 
-def named(one: Answered, outcome: Outcome) -> int | None:
-    """The candidate that a choice names, whatever its slot; None for a failure or a tie."""
-    if not isinstance(outcome, Preference):
+def named(one: Answered) -> frozenset[int] | None:
+    """The candidates that a verdict finds the best, whatever their slots: none where all are tied; None for a failure."""
+    if isinstance(one.outcome, NoVerdict):
         return None
-    top = max(outcome.probabilities_K)
-    slots = [slot for slot, value in zip(one.problem.slots, outcome.probabilities_K, strict=True) if value == top]
-    return slots[0] if len(slots) == 1 else None
+    return frozenset(one.problem.slots[slot] for slot in favoured(one.outcome))
 
 
 def twin_sets(answered: Sequence[Answered]) -> list[list[Answered]]:
@@ -212,18 +211,20 @@ def measures(answered: Sequence[Answered], votes: Sequence[int], resamples: int,
     twins = twin_sets(answered)
     if twins:
         row["both"] = share([[float(all(o.problem.accuracy(o.outcome) == 1 for o in pair))] for pair in twins])
-        winners = [[named(one, one.outcome) for one in pair] for pair in twins]
-        row["consistency"] = share([[float(None not in w and len(set(w)) == 1)] for w in winners])
+        winners = [{named(one) for one in pair} for pair in twins]
+        row["consistency"] = share([[float(None not in w and len(w) == 1)] for w in winners])
         if all(isinstance(one.outcome, Preference | NoVerdict) for one in answered):
-            row["averaged"] = share([[averaged_is_right(pair)] for pair in twins])
-            chosen = [(named(one, one.outcome), one.problem.slots[0]) for pair in twins for one in pair]
-            first = [winner == slot for winner, slot in chosen if winner is not None]
+            if any(isinstance(one.outcome, Preference) and one.outcome.soft for one in answered):
+                row["averaged"] = share([[averaged_is_right(pair)] for pair in twins])
+            first = [
+                one.problem.slots[0] in best for pair in twins for one in pair if len(best := named(one) or ()) == 1
+            ]
             row["first slot"] = fmean(first) if first else None
     if answered[0].problem.format.max_slots == 1 and (in_order := pairs_in_order(answered)):
         row["order"] = share(in_order)
     if (f1 := macro_f1(answered)) is not None:
         row["macro F1"] = f1
-    if len(answered[0].verdicts) > 1:
+    if len(answered[0].verdicts) > 1 and isinstance(answered[0].problem.format, Choice):
         for count in votes:
             row[f"majority of {count}"] = share(by_item(answered, lambda one, k=count: voted(one, k, False)))  # type: ignore[misc]
             row[f"average of {count}"] = share(by_item(answered, lambda one, k=count: voted(one, k, True)))  # type: ignore[misc]

@@ -67,6 +67,86 @@ def test_a_judge_that_always_takes_the_first_slot_is_right_half_the_time_and_nev
     assert row["macro F1"] == pytest.approx(1 / 3), "2/3 for the first label, 0 for the other"
 
 
+ORDERS: dict[str, dict[str, Any]] = {
+    "choice": {"format": "choice"},
+    "numbers": {"format": "choice", "labels": ["1", "2", "3"]},
+    "ties": {"format": "choice", "tie_label": "T"},
+    "ranking": {"format": "ranking"},
+    "grades": {"format": "pair_scores"},
+    "few grades": {"format": "pair_scores", "grades": {"bad": 0, "fair": 1, "good": 2}},
+}
+
+
+def written(form: dict[str, Any], shown: dict[str, str], worth: Callable[[str], float]) -> str:
+    """A verdict on what is shown, by what each is worth to the judge."""
+    worths = {label: worth(text) for label, text in shown.items()}
+    order = sorted(worths, key=lambda label: -worths[label])
+    if form["format"] == "pair_scores":
+        grades = list(form.get("grades", range(1, 11)))[::-1]
+        ranks = sorted(set(worths.values()), reverse=True)
+        return "".join(f"<answer>{grades[ranks.index(worths[label])]}</answer>" for label in shown)
+    tied = len(set(worths.values())) == 1
+    if form["format"] == "choice":
+        return f"<answer>{'T' if tied else order[0]}</answer>"
+    return f"<answer>{(' = ' if tied else ' > ').join(order)}</answer>"
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("name", ORDERS)
+def test_written_verdicts_are_consistent_where_they_find_the_same_candidate_the_best(
+    name: str, size: int, ratings: dict[str, float]
+):
+    judge = {"model": "scripted", "verdict": "generate", "retries": 0, "max_failed_fraction": 1.0}
+    task = PAIRS | {"judge": ORDERS[name], "size": size, "gap": 0.5, "eval_count": 12}
+
+    def row_of(worth: Callable[[str, dict[str, str]], float]) -> dict[str, Any]:
+        def script(request: Request) -> str:
+            shown = shown_candidates(request)
+            return written(ORDERS[name], shown, lambda text: worth(text, shown))
+
+        return evaluated(script, task, judge=judge)
+
+    knows = row_of(lambda text, _: ratings[text])
+    assert [knows[share][0] for share in ("accuracy", "both", "consistency")] == [1.0, 1.0, 1.0]
+    wrong = row_of(lambda text, _: -ratings[text])
+    assert (wrong["both"][0], wrong["consistency"][0]) == (0.0, 1.0), "wrong alike"
+    slot = row_of(lambda text, shown: -list(shown.values()).index(text))
+    assert slot["consistency"][0] == 0.0
+    assert all("averaged" not in row for row in (knows, wrong, slot)), "of verdicts that are written it repeats both"
+    assert (slot.get("first slot"), knows.get("first slot")) in ((1.0, pytest.approx(1 / 2, abs=0.3)), (None, None))
+    if name not in ("choice", "numbers"):
+        even = row_of(lambda text, _: 0.0)
+        assert (even["ties"], even["consistency"][0], even["both"][0]) == (1.0, 1.0, 0.0), "a tie both ways agrees"
+
+
+@pytest.mark.parametrize("name", [name for name in ORDERS if ORDERS[name]["format"] != "choice"])
+def test_votes_are_counted_of_choices_alone(name: str, ratings: dict[str, float]):
+    def script(request: Request) -> str:
+        return written(ORDERS[name], shown_candidates(request), lambda text: ratings[text])
+
+    judge = {"model": "scripted", "verdict": "generate", "temperature": 1.0}
+    row = evaluated(script, PAIRS | {"judge": ORDERS[name], "eval_count": 6}, judge=judge, votes=[1, 3])
+    assert row["accuracy"][0] == 1.0
+    assert not [measure for measure in row if " of " in measure]
+
+
+def test_a_failure_in_one_order_is_inconsistent_in_every_format(ratings: dict[str, float]):
+    for form in ORDERS.values():
+        asked: list[int] = []
+
+        def script(request: Request, form: dict[str, Any] = form, asked: list[int] = asked) -> str:
+            shown = shown_candidates(request)
+            first = list(shown.values())
+            fails = ratings[first[0]] < ratings[first[1]]
+            asked.append(fails)
+            return "I cannot say." if fails else written(form, shown, lambda text: ratings[text])
+
+        judge = {"model": "scripted", "verdict": "generate", "retries": 0, "max_failed_fraction": 1.0}
+        row = evaluated(script, PAIRS | {"judge": form, "eval_count": 8}, judge=judge)
+        assert (row["failed"], row["consistency"][0]) == (0.5, 0.0)
+        assert any(asked)
+
+
 def test_a_judge_that_fails_is_wrong_and_stays_in_every_denominator(ratings: dict[str, float]):
     knows = sure_of(lambda shown: max(shown, key=lambda label: ratings[shown[label]]))
 
