@@ -49,8 +49,9 @@ from mrjudge_reward.types import (
     VerdictForm,
 )
 
+from .headings import owners
 from .normalising import grade_meant, label_meant, peeled
-from .parsing import answers_in, check_labels, check_markers, no_verdict, softmax
+from .parsing import answers_and_gaps, answers_in, check_labels, check_markers, no_verdict, softmax
 from .rendering import ALONE, build_chat, load_template
 from .sanitizing import Sanitizer
 
@@ -352,7 +353,7 @@ def _check_grades(grades: _Grades, opening: str, closing: str) -> None:
 
 @dataclass(frozen=True)
 class PairScores:
-    """Grade each of K responses, one tag each in order (Flex-Judge pair and batch)."""
+    """Grade each of K responses, one tag each, in order or headed by its label (Flex-Judge pair and batch)."""
 
     template: str = "pair_scores"
     labels: tuple[str, ...] = tuple(ascii_uppercase[:16])
@@ -383,16 +384,25 @@ class PairScores:
         )  # fmt: skip
 
     def parse(self, text: str, slots: int) -> Outcome:
-        """One allowed grade per slot, no more and no fewer; or the label of the best one, which is a verdict as well."""
-        answers = answers_in(text, self.answer_open, self.answer_close, every=True)
-        if isinstance(answers, NoVerdict):
-            return answers
+        """One allowed grade per slot, no more and no fewer; or the label of the best one, which is a verdict as well.
+
+        Grades are in the order of the slots, unless each is headed by its label (``headings``).
+        """
+        found = answers_and_gaps(text, self.answer_open, self.answer_close, every=True)
+        if isinstance(found, NoVerdict):
+            return found
+        (answers, gaps), offered = found, _stripped(self.labels[:slots])
         if len(answers) == 1 and isinstance(_graded(answers, self.grades), NoVerdict):
-            best = label_meant(answers[0], _stripped(self.labels[:slots]))
+            best = label_meant(answers[0], offered)
             if best is not None:
                 return Preference(tuple(float(slot == best) for slot in range(slots)))
         if len(answers) != slots:
             return no_verdict("wrong count", " | ".join(answers), f"{len(answers)} scores for {slots} responses")
+        whose = owners(gaps, offered)
+        if isinstance(whose, str):
+            return no_verdict("unclear order", text, f"{slots} scores for {', '.join(offered)}; {whose}")
+        if whose is not None:
+            answers = [answers[whose.index(slot)] for slot in range(slots)]
         values = _graded(answers, self.grades)
         return values if isinstance(values, NoVerdict) else Grades.sampled(values)
 

@@ -59,8 +59,14 @@ def _is_tag(opening: str) -> bool:
     return "<" in opening or "[" in opening
 
 
-def answers_in(text: str, opening: str, closing: str, every: bool = False) -> list[str] | NoVerdict:
-    """Contents of all answer markers after the reasoning, in order.
+def answers_in(text: str, opening: str, closing: str) -> list[str] | NoVerdict:
+    """Contents of all answer markers after the reasoning, in order; see ``answers_and_gaps``."""
+    found = answers_and_gaps(text, opening, closing, every=False)
+    return found if isinstance(found, NoVerdict) else found[0]
+
+
+def answers_and_gaps(text: str, opening: str, closing: str, every: bool) -> tuple[list[str], list[str]] | NoVerdict:
+    """Contents of all answer markers after the reasoning, in order, and what stands before, between and behind them.
 
     The last one must be closed (with ``every``, each must be). A marker that is a word ("Sentiment:") is one as it stands
     alone, because candidates' texts hold such words too; in another case it may not follow (with ``every``, stand
@@ -70,13 +76,18 @@ def answers_in(text: str, opening: str, closing: str, every: bool = False) -> li
     parts = split_answers(text, opening, closing)
     if isinstance(parts, NoVerdict):
         return parts
-    _, *pieces = parts
+    before, *pieces = parts
     if not all(closing in piece for piece in (pieces if every else pieces[-1:])):
         return no_verdict("unclosed verdict", pieces[-1])
     checked = opening.join(parts) if every else pieces[-1]
     if not _is_tag(opening) and checked.lower().count(opening.lower()) != checked.count(opening):
         return no_verdict("malformed marker", checked, f"{opening} in another case")
-    return [piece.partition(closing or "\n")[0].strip() for piece in pieces]
+    answers, gaps = [], [before]
+    for piece in pieces:
+        said, end, gap = piece.partition(closing or "\n")
+        answers.append(said.strip())
+        gaps.append(gap if closing else end + gap)
+    return answers, gaps
 
 
 def softmax(logprobs: Sequence[float]) -> tuple[float, ...] | NoVerdict:
