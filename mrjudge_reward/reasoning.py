@@ -1,7 +1,8 @@
 """Where reasoning ends and an answer begins, in what a judge or a policy wrote; the marks of models stand here alone.
 
 A mark is closed by its own counterpart: what is quoted inside reasoning, a verdict or another family's mark, is part of it.
-A close that nothing opened ends reasoning as well, because chat templates open it for the model.
+A close that nothing opened ends reasoning as well, because chat templates open it for the model. Types and subscripts in
+code are no marks, here and where outside text is sanitized.
 
 >>> split_reasoning("[THINK]It praises </think> itself.[/THINK]Hello")
 ('Hello', False)
@@ -35,11 +36,16 @@ _PAIRS = {f"<{tag}>": f"</{tag}>" for tag in _TAGS} | {
 }
 _OPENED_BY = {close: opening for opening, close in _PAIRS.items()}
 _HARMONY = "<|channel|>"  # gpt-oss: every channel but the final one is reasoning
+# In code a type, as in Promise<Thought> or std::vector<think>, and a subscript, as in rows[think], are no marks. A mark in
+# capitals, or right behind a letter of another script, is one: many models write no space before it.
+_BEHIND_A_NAME = r"(?:(?<=[A-Za-z0-9_]<)|(?<=::<))"
+TYPE_IN_CODE = rf"{_BEHIND_A_NAME}[A-Z][a-z]+>"
+"""Pattern of a type in code behind its ``<``; as verdicts are asked for in small letters, ``Best<answer>`` is none."""
 MARK_PATTERN = (
-    rf"<(?=[/|a-zA-Z])(?:/?(?i:{'|'.join(_TAGS)})[ \t]*>|channel\|>|\|(?:"
+    rf"<(?=[/|a-zA-Z])(?!{_BEHIND_A_NAME}[A-Z]?[a-z]+>)(?:/?(?i:{'|'.join(_TAGS)})[ \t]*>|channel\|>|\|(?:"
     r"(?i:(?:begin|end)_of_thought|(?:start|end)_thinking|inner_(?:pre|suf)fix)\|>|channel>|(?:open|close)\|>think<\|sep\|>"
     r"|channel\|>(?:\s*final\b[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>)?))"
-    r"|\[/?(?i:think)\]|◁/?(?i:think)▷"
+    rf"|\[(?!(?<=[A-Za-z0-9_\])]\[)think\])/?(?i:think)\]|◁/?(?i:think)▷"
 )
 _MARK = re.compile(MARK_PATTERN)
 _CODE_OR_MARK = re.compile(rf"(?:```.*?```|`[^`\n]+`)|{MARK_PATTERN}", re.DOTALL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 
 from mrjudge_reward.engines.local.chat_template import ChatTemplate
 from mrjudge_reward.integrations.trl.rows import completion_texts
-from mrjudge_reward.messages import as_messages
-from mrjudge_reward.prompting.formats import Choice
+from mrjudge_reward.messages import as_messages, final_answer
+from mrjudge_reward.prompting.formats import Choice, PairScores
+from mrjudge_reward.prompting.sanitizing import neutralise
 from mrjudge_reward.reasoning import (
     closing_of,
     decode_marked,
@@ -21,7 +23,7 @@ from mrjudge_reward.reasoning import (
     thought_in,
     without_hidden,
 )
-from mrjudge_reward.types import NoVerdict, Reply, Request
+from mrjudge_reward.types import Grades, NoVerdict, Preference, Reply, Request
 
 SPECIAL = [
     ("[THINK]", "[/THINK]"),
@@ -118,3 +120,68 @@ def test_a_mark_of_another_family_is_part_of_a_thought():
 def test_marks_in_great_numbers_are_read_once(text):
     for code in (False, True):
         split_reasoning(text, code=code)
+
+
+CODE = [
+    "export async function plan(): Promise<Thought> {\n  return steps[0];\n}",
+    "std::vector<Reflection> all;\nfor (auto& r : all) r.run();",
+    "std::vector<think> all;",
+    "mask = rows[think]\nprint(mask)",
+    "x = table[0][think] + f(y)[think]",
+    "let all = found.collect::<Reasoning>();",
+    "Map<String, List<Thought>> notes;",
+    "impl Box<Think> for my_<thought> {}",
+    "Option<Scratchpad> pad = Vec3<Thinking>(1);",
+    "class Plan(Generic<Thoughts>): ...",
+]
+MARKED = [
+    "<think>{}</think>", "so\n<think>{}</think>", "Well, <Think>{}</Think>", "好的<think>{}</think>", "so.<think>{}</think>",
+    "</think><think>{}</think>", "[/INST]<think>{}</think>", "(aside)<Thought>{}</Thought>", "Hm[THINK]{}[/THINK]",
+    "Hm<THINK>{}</THINK>", "Hm <reasoning>{}</reasoning>", "so: [think]{}[/think]", "é<thinking>{}</thinking>",
+    "Hm<seed:think>{}</seed:think>",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("code", CODE)
+def test_types_and_subscripts_in_code_are_no_marks(code):
+    assert final_answer(code) == split_reasoning(code)[0] == code
+    assert neutralise(code) == code
+    assert Choice().parse(f"B has {code}\n<answer>A</answer>", 2) == Preference((1.0, 0.0))
+    assert Choice().parse(f"<think>hm</think><answer>A</answer>, as it has {code}", 2) == Preference((1.0, 0.0))
+
+
+@pytest.mark.parametrize("marked", MARKED)
+def test_marks_that_no_name_stands_right_before_are_marks(marked):
+    opened = marked.partition("{}")[0]
+    assert final_answer(marked.format("<answer>B</answer>") + "Hello") == "Hello"
+    assert split_reasoning(opened + "<answer>B</answer>")[1], "left open"
+    assert Choice().parse(f"{opened}<answer>B</answer>", 2) == NoVerdict("unclosed thinking")
+    assert neutralise(opened) != opened
+
+
+def test_a_type_in_code_opens_no_answer_and_a_tag_in_capitals_does():
+    for said in ("Array<Answer> is right. <answer>B</answer>", "<answer>B</answer> has Promise<Answer>, A has none."):
+        assert Choice().parse(said, 2) == Preference((0.0, 1.0))
+        assert Choice(answer_open="<ANSWER>", answer_close="</ANSWER>").parse(said, 2) == Preference((0.0, 1.0))
+    assert PairScores().parse("f::<Answer>() <ANSWER>3</ANSWER><Answer>8</Answer>", 2) == Grades.sampled([3.0, 8.0])
+    assert (
+        Choice().parse("So<answer>B</answer>", 2) == Choice().parse("So<ANSWER>B</ANSWER>", 2) == Preference((0.0, 1.0))
+    )
+
+
+BEFORE = [
+    "", " ", "\n", "x", "X", "_", "7", ")", "]", "::", ":", ".", "é", "好", "ж", "x\u200b", "\u200bx\u2060", "Ｘ", "７",
+    "：：", "x\u00ad", "ª", "<", "x<", "(", "`", "Promise", "x\ufe0f", "｝", "］",
+]  # fmt: skip
+TAGS = ["think", "thinking", "Thought", "REASONING", "Answer", "ANSWER", "answer", "Scratchpad", "seed:think"]
+FORMS = ["<{}>", "[{}]", "</{}>", "[/{}]", "<{} >", "＜{}＞", "［{}］", "<\u200b{}>", "◁{}▷"]
+
+
+@pytest.mark.parametrize("before", BEFORE, ids=ascii)
+def test_what_outside_text_keeps_is_no_mark_for_any_parsing(before):
+    for tag, form, after in product(TAGS, FORMS, ["", "A", "<answer>A"]):
+        safe = neutralise(f"{before}{form.format(tag)}{after}")
+        for seen in (safe, safe.replace("\u200b", "")):
+            assert split_reasoning(seen) == (seen, False)
+            for said in (f"<answer>B</answer> {seen}", f"{seen} <answer>B</answer>"):
+                assert Choice().parse(said, 2) == Preference((0.0, 1.0)), ascii(said)

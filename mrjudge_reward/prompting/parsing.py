@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mrjudge_reward.errors import ConfigError
-from mrjudge_reward.reasoning import split_reasoning
+from mrjudge_reward.reasoning import TYPE_IN_CODE, split_reasoning
 from mrjudge_reward.types import NoVerdict
 
 _EXCERPT = 60
@@ -38,15 +38,16 @@ def after_thinking(text: str) -> str | NoVerdict:
 def split_answers(text: str, opening: str, closing: str) -> list[str] | NoVerdict:
     """What follows the reasoning, split where answers are opened; failed if none is.
 
-    Tags and brackets are markers in any case.
+    Tags and brackets are markers in any case, but for a type in code (``Promise<Answer>``).
     """
     section = after_thinking(text)
     if isinstance(section, NoVerdict):
         return section
     for marker in (opening, closing) if _is_tag(opening) else ():
         if section.lower().count(marker.lower()) != section.count(marker):
-            same = marker.replace("\\", r"\\")
-            section = re.sub(re.escape(marker), same, section, flags=re.IGNORECASE | re.ASCII)
+            code = f"(?!{TYPE_IN_CODE})" if marker[0] == "<" else ""
+            any_case = f"{re.escape(marker[0])}{code}(?i:{re.escape(marker[1:])})"
+            section = re.sub(any_case, marker.replace("\\", r"\\"), section, flags=re.ASCII)
     parts = section.split(opening)
     if len(parts) > 1:
         return parts

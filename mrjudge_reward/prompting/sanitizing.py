@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from mrjudge_reward.reasoning import MARK_PATTERN
+from mrjudge_reward.reasoning import MARK_PATTERN, TYPE_IN_CODE
 from mrjudge_reward.special_tokens import ANY_FAMILY, Reserved
 
 _CODE_LETTERS = "bcdfghjklmnpqrstvwxz"  # no vowels, so it is in no word; as letters it takes few tokens
@@ -38,13 +38,19 @@ def section_code(seed: int, key: str) -> str:
 def verdict_marks(opening: str) -> Reserved:
     """What an outside text must not hold, so that no judge that copies it speaks a verdict.
 
-    Parsing takes tags and brackets in any case, and words in their own: "the sentiment: great" is prose.
+    Parsing takes tags and brackets in any case, and words in their own: "the sentiment: great" is prose. In another case
+    than its own a tag may be a type in code (``Promise<Answer>``), for parsing as well.
     """
     if tag := re.fullmatch(r"<([\w:.-]+)>", opening):
-        return frozenset({re.compile(rf"<(?i:/?{re.escape(tag[1])})\s*>")})
+        return frozenset({re.compile(_tag(tag[1]))})
     if opening.startswith(("<", "[")):
         return frozenset({re.compile(rf"{re.escape(opening[0])}(?i:{re.escape(opening[1:])})")})
     return frozenset({opening})
+
+
+def _tag(name: str) -> str:
+    name = re.escape(name)
+    return rf"<(?:{name}>|(?!{TYPE_IN_CODE})(?i:/?{name})\s*>)"
 
 
 @dataclass(frozen=True)
@@ -184,10 +190,26 @@ def _any_of(texts: set[str]) -> str:
 
 
 _OPENINGS = "<[\u25c1"
-# A type in code, as in Promise<Answer>, or a subscript, as in rows[think]: nobody writes a mark so, and its end is one.
-_IN_CODE = r"(?<=[\w\])])(?:<[A-Z][a-z]+>|\[think\])"
 # gpt-oss without its special tokens: what follows would be read as another channel.
 _BARE_CHANNEL = "assistant(?=analysis|commentary|final)"
+
+
+def _without_names(text: str, plain: str, places: list[int] | None) -> str:
+    """A text as markers are looked for in it, without the names before a type that parsing would not take for one.
+
+    A mark behind a name is a type in code, but parsing reads text as it is written: it knows no full-width names, nor any
+    through characters that are not seen.
+    """
+    if plain == text:
+        return plain
+    chars = list(plain)
+    for opening in re.finditer(f"[{re.escape(_OPENINGS)}]", plain):
+        at = opening.start()
+        place = at if places is None else places[at]
+        reach = 2 if plain[at - 1 : at] == ":" else 1
+        if at and not text[max(0, place - reach) : place].isascii():
+            chars[at - 1] = " "
+    return "".join(chars)
 
 
 @lru_cache(maxsize=256)
@@ -196,8 +218,7 @@ def _markers(reserved: Reserved) -> tuple[tuple[re.Pattern[str], ...], str]:
     literals = {_plain(token)[0] for token in reserved if isinstance(token, str) and token.strip()} - {""}
     tags = {token for token in literals if token[0] in _OPENINGS}
     patterns = sorted(token.pattern for token in reserved if isinstance(token, re.Pattern))
-    marks = "|".join([MARK_PATTERN, r"<(?i:/?answer)\s*>", *patterns])
-    marks = f"(?!{_IN_CODE})(?:{marks})" + (f"|{_any_of(tags)}" if tags else "")
+    marks = "|".join([MARK_PATTERN, _tag("answer"), *patterns, *([_any_of(tags)] if tags else [])])
     words = _BARE_CHANNEL + (f"|{_any_of(literals - tags)}" if literals > tags else "")
     bracket = next(sign for sign in "({\u2039" if not any(literal.startswith(sign) for literal in literals))
     # Of a tag the opening character alone is matched, so that one pass finds those that overlap. It is looked for by itself
@@ -222,7 +243,8 @@ def neutralise(text: str, reserved: Reserved = ANY_FAMILY, code: str = "") -> st
         patterns = (*patterns, re.compile(code, re.IGNORECASE))
     while True:
         plain, places = _plain(text)
-        found = [match.start() for pattern in patterns for match in pattern.finditer(plain)]
+        readings = {plain, _without_names(text, plain, places)}
+        found = {match.start() for read in readings for pattern in patterns for match in pattern.finditer(read)}
         if not found:
             return text
         chars = list(text)
