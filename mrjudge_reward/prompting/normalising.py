@@ -1,21 +1,23 @@
 """The one normalisation of a verdict's text: what is dropped without changing which label is meant, and nothing else.
 
-Around a text: emphasis, backticks, quotes, brackets, ``$``, ``\\boxed{}`` and ``\\text{}``, a final full stop, and a leading
-word such as "Response". Then case, where it is unique among the labels offered; for grades, numbers that are equal, also
-as a share of the scale's top ("8/10"). Labels may look like any of this themselves, so a text that is a label as it
-stands is that label, and a text that fits several after normalisation is none.
+Around a text: emphasis, backticks, quotes, brackets, ``$``, ``\\(\\)``, ``\\[\\]``, ``\\boxed{}`` and ``\\text{}``, a final
+full stop, and a leading word such as "Response". Then case, where it is unique among the labels offered; for grades,
+numbers that are equal, also as a share of the scale's top ("8/10"). Labels may look like any of this themselves, so a text
+that is a label as it stands is that label, and a text that fits several after normalisation is none.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
-_AROUND = dict(zip("*`\"'“‘«„([{$", "*`\"'”’»“)]}$", strict=True))
-_LATEX = re.compile(r"\\(?:boxed|text|textbf|mathrm|mathbf)\s*\{(.+)\}", re.DOTALL)
+_AROUND = dict(zip("*_`\"'“‘«„([{$", "*_`\"'”’»“)]}$", strict=True))
+_LATEX = re.compile(r"\\(?:(?:boxed|text|textbf|mathrm|mathbf)\s*\{(.+)\}|\((.+)\\\)|\[(.+)\\\])", re.DOTALL)
 _LEADING = re.compile(r"(?:response|option|label|answer|candidate)(?:\s*:\s*|\s+)(.+)", re.IGNORECASE | re.DOTALL)
 _GRADING = re.compile(r"(?:answer|score|grade|rating)(?:\s*:\s*|\s+)(.+)", re.IGNORECASE | re.DOTALL)
+_EMPHASIS = re.compile(r"\*+|_+|`+")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?")
 _LONGEST = 100  # characters that may stand around a label; what is longer is prose, and would take long to peel
 
@@ -26,13 +28,32 @@ def peeled(text: str, leading: re.Pattern[str] = _LEADING) -> Iterator[str]:
         text = text.strip()
         yield text
         if match := _LATEX.fullmatch(text) or leading.fullmatch(text):
-            text = match[1]
+            text = str(match[match.lastindex or 1])
         elif len(text) > 2 and _AROUND.get(text[0]) == text[-1]:
             text = text[1:-1]
         elif len(text) > 1 and text[-1] == "." != text[-2]:
             text = text[:-1]
         else:
             return
+
+
+def closed_before(before: str, text: str) -> str:
+    """A text without the emphasis that was opened on its line before it, and closes at either end of it.
+
+    >>> [closed_before("**", said) for said in ("B**", "** B", "** **B**", "**B**", "B*")]
+    ['B', 'B', '**B**', '**B**', 'B*']
+    """
+    counts = Counter(_EMPHASIS.findall(before.rpartition("\n")[2][-_LONGEST:]))
+    opened = [run for run, count in counts.items() if count % 2] if len(text) < 10 * _LONGEST else []
+    for run in opened * len(opened):  # the innermost closes first
+        stop = "." if text.endswith(f"{run}.") else ""
+        if _EMPHASIS.findall(text).count(run) % 2 == 0:
+            continue
+        if text.startswith(run):
+            text = text.removeprefix(run).strip()
+        elif text.endswith(run + stop):
+            text = text.removesuffix(run + stop).strip() + stop
+    return text
 
 
 def bare(text: str, leading: re.Pattern[str] = _LEADING) -> str:

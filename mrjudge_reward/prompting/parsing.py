@@ -15,7 +15,10 @@ from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.reasoning import TYPE_IN_CODE, split_reasoning
 from mrjudge_reward.types import NoVerdict
 
+from .normalising import closed_before
+
 _EXCERPT = 60
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _ALL_REASONING = "nothing follows its reasoning (reasoning_content, where a server sets it apart)"
 
 
@@ -85,10 +88,41 @@ def answers_and_gaps(text: str, opening: str, closing: str, every: bool) -> tupl
         return no_verdict("malformed marker", checked, f"{opening} in another case")
     answers, gaps = [], [before]
     for piece in pieces:
-        said, end, gap = piece.partition(closing or "\n")
-        answers.append(said.strip())
-        gaps.append(gap if closing else end + gap)
+        said, gap = answer_and_rest(gaps[-1], piece, closing)
+        answers.append(said)
+        gaps.append(gap)
     return answers, gaps
+
+
+def answer_and_rest(before: str, piece: str, closing: str) -> tuple[str, str]:
+    """An answer, and what follows it.
+
+    A brace that closes an answer is the one that closes what was opened before it: ``\\boxed{\\text{B}}``. Emphasis that
+    was opened before a marker may close behind it, where an answer runs to the end of its line: ``**Answer: B**``.
+
+    Args:
+        before: what precedes the opening marker.
+        piece: what follows it.
+        closing: ends the answer; empty for the end of its line.
+    """
+    if not closing:
+        said, end, rest = piece.partition("\n")
+        said = said.strip()
+        return (said if before.endswith("\n") else closed_before(before, said)), end + rest
+    said, _, rest = piece.partition(closing)
+    if closing == "}" and "{" in said and (end := _closing_brace(piece)):
+        said, rest = piece[:end], piece[end + 1 :]
+    return said.strip(), rest
+
+
+def _closing_brace(piece: str) -> int:
+    """Where the brace closes that was opened before a text; 0 if it does not, or too far away for an answer."""
+    depth = 1
+    for brace in _BRACE.finditer(piece, 0, 10_000):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        if not depth:
+            return brace.start()
+    return 0
 
 
 def softmax(logprobs: Sequence[float]) -> tuple[float, ...] | NoVerdict:

@@ -29,6 +29,11 @@ from mrjudge_reward.types import Grades, NoVerdict, Preference, RankOrder, Reply
 CHOICE, RANKING, PAIR, SCORE = Choice(), Ranking(), PairScores(), Score()
 TIED = Choice(labels=("A", "B"), tie_label="C")
 BRACKETS = Choice(answer_open="[[", answer_close="]]")
+BOXED, LINE = Choice(answer_open="\\boxed{", answer_close="}"), Choice(answer_open="Answer:", answer_close="")
+BOXED_ORDER, LINE_ORDER = (
+    Ranking(answer_open="\\boxed{", answer_close="}"),
+    Ranking(answer_open="Order:", answer_close=""),
+)
 GRADED = Ranking(labels=("A", "B"), answer_open="[[", answer_close="]]")
 AMBIGUOUS, NAMED = Choice(labels=("a", "A", "(b)", "Option b")), Choice(labels=("Response 1", "Response 2"))
 
@@ -127,6 +132,17 @@ TABLE = [
     (CHOICE, 2, "<answer>“B”</answer>", SECOND, "curly quotes"),
     (CHOICE, 2, '<answer>"B."</answer>', SECOND, "a full stop within quotes"),
     (CHOICE, 2, "<answer>{B}</answer>", SECOND, "braces"),
+    (CHOICE, 2, "<answer>__B__</answer>", SECOND, "underlines"),
+    (CHOICE, 2, "<answer>_Response B_</answer>", SECOND, "underlines around a word"),
+    (CHOICE, 2, "<answer>**_B_**.</answer>", SECOND, "bold italics"),
+    (CHOICE, 2, "<answer>\\(B\\)</answer>", SECOND, "an inline formula of LaTeX"),
+    (CHOICE, 2, "<answer>\\(\\boxed{B}\\)</answer>", SECOND, "a box in an inline formula"),
+    (CHOICE, 2, "<answer>\\[\\boxed{\\text{B}}\\]</answer>", SECOND, "a box in a displayed formula"),
+    (CHOICE, 2, "<answer>\\[ Response B \\]</answer>", SECOND, "a word in a displayed formula"),
+    (CHOICE, 2, "<answer>\\(B\\]</answer>", STRANGE, "a formula that is closed otherwise"),
+    (CHOICE, 2, "<answer>\\(A\\) or \\(B\\)</answer>", STRANGE, "two formulas"),
+    (CHOICE, 2, "<answer>_A_ _B_</answer>", STRANGE, "two underlined"),
+    (CHOICE, 2, "<answer>B_</answer>", STRANGE, "half an underline"),
     (CHOICE, 2, "<answer>$B$</answer>", SECOND, "a formula"),
     (CHOICE, 2, "<answer>*candidate A*</answer>", FIRST, "italics"),
     (CHOICE, 2, "<answer>Label\nA</answer>", FIRST, "a word on a line of its own"),
@@ -226,6 +242,33 @@ TABLE = [
     (BRACKETS, 2, "[[A]", UNCLOSED, "half a closing marker"),
     (BRACKETS, 2, "[[[A]]]", STRANGE, "a bracket too many"),
     (BRACKETS, 2, "<answer>A</answer>", NONE, "the usual marker where another is set"),
+    (BOXED, 2, "$\\boxed{\\text{B}}$", SECOND, "a command in the box"),
+    (BOXED, 2, "\\boxed{\\mathbf{\\text{Response B}}}.", SECOND, "two commands and a word in the box"),
+    (BOXED, 2, "\\boxed{{B}} \\text{, surely}", SECOND, "braces in the box, and behind it"),
+    (BOXED, 2, "\\boxed{A}, no: \\boxed{\\textbf{B}}", SECOND, "boxed, changed midway"),
+    (BOXED, 2, "\\boxed{\\text{A} or \\text{B}}", STRANGE, "two labels in the box"),
+    (BOXED, 2, "\\boxed{\\text{B}", STRANGE, "a box that lacks its brace"),
+    (BOXED, 2, "\\boxed{\\text{not } A}", STRANGE, "negated in the box"),
+    (BOXED, 2, "\\boxed{B", UNCLOSED, "a box without a brace"),
+    (BOXED_ORDER, 2, "\\boxed{\\text{B} > \\text{A}}", ranked((1,), (0,)), "commands in the box"),
+    (LINE, 2, "**Answer: B**", SECOND, "bold around the line"),
+    (LINE, 2, "**Answer:** B", SECOND, "bold around the marker"),
+    (LINE, 2, "**Answer:** **B**", SECOND, "bold around marker and label"),
+    (LINE, 2, "Well:\n> **Final Answer: B.**\nIt cites.", SECOND, "bold around the line, quoted, with a full stop"),
+    (LINE, 2, "**Answer: B**.", SECOND, "a full stop behind the bold line"),
+    (LINE, 2, "* __Answer:__ Response B", SECOND, "underlines around the marker, in a list"),
+    (LINE, 2, "***Answer: `B`***", SECOND, "code in a bold italic line"),
+    (LINE, 2, "**_Answer: B_**", SECOND, "two kinds of emphasis around the line"),
+    (LINE, 2, "`Answer: B`", SECOND, "code around the line"),
+    (LINE, 2, "Answer: **B**", SECOND, "bold around the label of a line"),
+    (LINE, 2, "**Answer: A** is what I thought first.\n**Answer: B**", SECOND, "bold, changed midway"),
+    (LINE, 2, "Answer: **A\nor B**", STRANGE, "bold that goes on on the next line"),
+    (LINE, 2, "**Note.** Answer: B**", STRANGE, "emphasis that was closed before"),
+    (LINE, 2, "*Answer: B**", STRANGE, "emphasis that was opened otherwise"),
+    (LINE, 2, "**Answer: B** or A", STRANGE, "two labels on a bold line"),
+    (LINE, 2, "**Answer: not B**", STRANGE, "negated on a bold line"),
+    (LINE, 2, "**Answer:** B, as **it cites**", STRANGE, "prose behind the label of a bold marker"),
+    (LINE_ORDER, 2, "**Order: B > A**", ranked((1,), (0,)), "bold around the line"),
     # --- Ranking ------------------------------------------------------------------------------------------------
     (RANKING, 3, "<think>x</think><answer>B > A > C</answer>", ranked((1,), (0,), (2,)), "a full ranking"),
     (RANKING, 3, "<answer>B>A>C</answer>", ranked((1,), (0,), (2,)), "without spaces"),
@@ -353,6 +396,8 @@ TABLE = [
     (SCORE, 1, "<answer>Score: 4</answer>", scored(4), "a word before"),
     (SCORE, 1, "<answer>`4`</answer>", scored(4), "code"),
     (SCORE, 1, "<answer>$4$</answer>", scored(4), "a formula"),
+    (SCORE, 1, "<answer>__4__</answer>", scored(4), "underlines"),
+    (SCORE, 1, "<answer>\\(4\\)</answer>", scored(4), "an inline formula"),
     (SCORE, 1, "<answer>“4”</answer>", scored(4), "curly quotes"),
     (SCORE, 1, "<answer>4.5</answer>", STRANGE, "half a grade"),
     (SCORE, 1, "<answer>4.0000000001</answer>", STRANGE, "nearly a grade"),
@@ -516,7 +561,7 @@ def test_a_text_that_names_two_labels_is_no_choice(noise, names, data):
     assert isinstance(CHOICE.parse(f"<answer>{said}</answer>", 2), NoVerdict)
 
 
-@given(st.text("AB12ab ./*`\"'()[]{}$\\:>=,", max_size=12))
+@given(st.text("AB12ab ./*_`\"'()[]{}$\\:>=,", max_size=12))
 def test_what_is_read_names_its_label_and_no_other(said):
     for format in (CHOICE, Choice(labels=("1", "2")), Choice(labels=("A", "a", "(A)", "B"))):
         outcome = format.parse(f"<answer>{said}</answer>", 2)
@@ -543,6 +588,8 @@ HUGE = {
     "5 MB of white space in an answer": "<answer>" + " " * (5 * MEGABYTE) + "</answer>",
     "a megabyte of NUL": "\x00" * MEGABYTE,
     "5 MB of lines": "Sentiment:\n" * (5 * MEGABYTE // 11),
+    "5 MB of emphasis before and behind": "*" * (2 * MEGABYTE) + "Sentiment:" + "* " * (MEGABYTE * 3 // 2),
+    "2 MB of emphasis of all lengths": " ".join("*" * n for n in range(2000)) + "Sentiment:" + "* ** " * 10,
 }
 
 
