@@ -1,8 +1,8 @@
 """The format of a rubric: criteria in one call, a verdict on each in the reply.
 
-``<answer>1: A</answer><answer>2: tie</answer>``: an answer a criterion, led by its number; where there is one criterion the
-answer stands alone, and can be read from label probabilities. How the verdict on a criterion is written (a label, an order,
-a grade) is a format of ``formats``.
+``<answer>1: A</answer><answer>2: tie</answer>``: an answer a criterion, led by its number, which may stand right before it
+as well (``1: <answer>A</answer>``). Where there is one criterion the answer stands alone, and can be read from label
+probabilities. How the verdict on a criterion is written (a label, an order, a grade) is a format of ``formats``.
 
 A request asks about all its criteria, and :class:`ByCriterion` reads the verdict on one of them. So the comparisons of
 several criteria render to the same request, which is asked once (``judging.comparisons.ask``), and each criterion has its
@@ -30,7 +30,9 @@ from mrjudge_reward.rubrics.criteria import Rubric
 from mrjudge_reward.types import Group, NoVerdict, Outcome, VerdictForm
 
 from .formats import Choice, Ranking, Score, listed
-from .parsing import no_verdict, split_answers
+from .headings import heading
+from .normalising import closed_before
+from .parsing import answer_and_rest, no_verdict, split_answers
 from .rendering import build_chat, load_template
 from .sanitizing import Sanitizer
 
@@ -38,7 +40,9 @@ OneVerdict: TypeAlias = Choice | Ranking | Score
 """How the verdict on one criterion is written."""
 
 _NUMBERED = re.compile(
-    r"(?:^|[\n;,])\s*(?:criterion\s+)?[#(\[]?(\d{1,3})(?:[)\]]\s*[:.=]?|\s*(?::|\.(?!\d)|=))\s*", re.IGNORECASE
+    r"(?:^|[\n;,])\s*(?:[-+•*]\s+)?[*_`]*(?:criterion\s+)?[*_`]*[#(\[]?(\d{1,3})"
+    r"(?:[)\]][*_`]*\s*[:.=]?|[*_`]*\s*(?::|\.(?!\d)|=)|[*_`]*\s+[-–—]\s)\s*",
+    re.IGNORECASE,
 )
 
 
@@ -132,9 +136,11 @@ class ByCriterion:
         if isinstance(parts, NoVerdict):
             return parts
         verdicts: list[tuple[int, str]] = []
+        gap = parts[0]
         for part in parts[1:]:
-            said, closed, _ = part.partition(self.answer_close or "\n")
-            verdicts += _numbered(said) if closed or not self.answer_close else []
+            said, rest = answer_and_rest(gap, part, self.answer_close)
+            verdicts += (_numbered(said) or self._headed(gap, said)) if self.answer_close in part else []
+            gap = rest
         mine = [said for number, said in verdicts if number == self.asked + 1]
         if len(mine) == 1:
             return self.own.parse(f"{self.answer_open}{mine[0]}{self.answer_close}", slots)
@@ -143,6 +149,11 @@ class ByCriterion:
             return no_verdict("duplicate criterion", " | ".join(mine), f"{of} has {len(mine)} verdicts: {mine!r:.100}")
         named = ", ".join(str(number) for number, _ in verdicts) or "none by its number"
         return no_verdict("missing criterion", text, f"{of} has no verdict; the reply names {named}")
+
+    def _headed(self, gap: str, said: str) -> list[tuple[int, str]]:
+        """An answer that its number stands right before: ``1: <answer>A</answer>``."""
+        number = heading(gap, tuple(str(number) for number in range(1, len(self.each) + 1)), "criterion")
+        return [] if number is None else [(number + 1, said)]
 
     def read_labels(self, slots: int) -> tuple[str, ...]:
         """Labels whose probabilities make the verdict; ConfigError where it cannot be read."""
@@ -171,7 +182,10 @@ def _numbered(said: str) -> list[tuple[int, str]]:
     """The verdicts in one answer: mostly one, of small judges all of them."""
     marks = list(_NUMBERED.finditer(said))
     ends = [mark.start() for mark in marks[1:]] + [len(said)]
-    return [(int(mark[1]), said[mark.end() : end].strip()) for mark, end in zip(marks, ends, strict=False)]
+    return [
+        (int(mark[1]), closed_before(mark[0].strip(), said[mark.end() : end].strip()))
+        for mark, end in zip(marks, ends, strict=False)
+    ]
 
 
 def _scales(each: Sequence[OneVerdict]) -> str:

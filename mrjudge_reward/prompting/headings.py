@@ -20,7 +20,7 @@ from .normalising import bare, label_meant
 
 _LONGEST = 300  # characters of a line that are looked at
 _WORD = "response|option|label|answer|candidate"
-_SIGN = r"[*_`\"'“”’]"
+_SIGN = r"[*_`$\"'“”’]"
 _SENTENCE_END = re.compile(r"(?<=[.!?;。！？])\s+")
 _BEFORE_LABEL = r"[ \t>#*_`\"'“|•+\-–—]{0,20}(?:\d{1,2}[.)][ \t]{0,4})?[*_`]{0,3}"
 _BEFORE_ANSWER = (
@@ -40,7 +40,7 @@ def _patterns(labels: tuple[str, ...], word: str) -> dict[str, re.Pattern[str]]:
     )
     patterns = {
         "label": label,
-        "alone": rf"{_BEFORE_LABEL}{label}[\s*_`\"'”’|:：=)\]–—-]*",
+        "alone": rf"{_BEFORE_LABEL}{label}[\s*_`$\"'”’|:：=)\]–—-]*",
         "listed": rf"{_BEFORE_LABEL}{label}[*_`]*[.)][*_`]*",
         "ends": rf"{label}{_BEFORE_ANSWER}$",
         "begins": rf"^{_BEFORE_LABEL}{label}{_SIGN}*[ \t]*(?:[:：(|=]|[.)][ \t]|[-–—]+[ \t]|['’]s\b|$)",

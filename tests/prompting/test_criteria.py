@@ -54,6 +54,27 @@ MISSING, DUPLICATE, OFF = "missing criterion", "duplicate criterion", "off-menu 
         ("<answer>1: A; 2: B; 2: A</answer>", [FIRST, DUPLICATE, MISSING]),
         ("<answer>Criterion 1: **A**</answer><answer>(2): B</answer><answer>#3: Tie.</answer>", [FIRST, SECOND, Tie()]),
         ("<answer>1. A</answer><answer>2) B</answer><answer>3 = A</answer>", [FIRST, SECOND, FIRST]),
+        ("<answer>**1: A**</answer><answer>**2: B.**</answer><answer>**3: tie**</answer>", [FIRST, SECOND, Tie()]),
+        ("<answer>**1:** A</answer><answer>**2:** **B**</answer><answer>__3:__ _tie_</answer>", [FIRST, SECOND, Tie()]),
+        ("<answer>**1**: A</answer><answer>`2`: B</answer><answer>**3**. tie</answer>", [FIRST, SECOND, Tie()]),
+        ("<answer>**Criterion 1**: A</answer><answer>Criterion **2**: B</answer><answer>**Criterion 3: tie**</answer>",
+         [FIRST, SECOND, Tie()]),
+        ("<answer>- 1: A\n- 2: B\n* **3**: tie</answer>", [FIRST, SECOND, Tie()]),
+        ("<answer>**1: A**, **2: B**; **3: tie**</answer>", [FIRST, SECOND, Tie()]),
+        ("<answer>1 - A</answer><answer>2 – B</answer><answer>**3** — tie</answer>", [FIRST, SECOND, Tie()]),
+        ("1: <answer>A</answer>\n2: <answer>B</answer>\n3: <answer>tie</answer>", [FIRST, SECOND, Tie()]),
+        ("Criterion 1: <answer> A </answer>, Criterion 2: <answer> B </answer>, criterion 3: <answer>tie</answer>",
+         [FIRST, SECOND, Tie()]),
+        ("**1.** <answer>A</answer>\n**2.** <answer>B</answer>\n3) <answer>tie</answer>", [FIRST, SECOND, Tie()]),
+        ("### Criterion 2\n<answer>B</answer>\n### Criterion 1\nBoth cite.\n<answer>A</answer>", [MISSING, SECOND, MISSING]),
+        ("- **Criterion 3 (dose)**: <answer>tie</answer>\n- **Criterion 1** (kind): <answer>A</answer>",
+         [FIRST, MISSING, Tie()]),
+        ("3. <answer>1: A</answer>\n2. <answer>2: B</answer>", [FIRST, SECOND, MISSING]),  # its own number is the nearer one
+        ("1: <answer>A</answer>\n1: <answer>B</answer>", [DUPLICATE, MISSING, MISSING]),
+        ("Criteria 1 and 2: <answer>A</answer>. It fails 3. <answer>B</answer>", [MISSING] * 3),
+        ("Of the 2, A is better. <answer>A</answer>, worth 3 points, <answer>B</answer>", [MISSING] * 3),
+        ("4: <answer>A</answer> 2: <answer>B", [MISSING] * 3),
+        ("<answer>**1: A or B**</answer><answer>**2: not B**</answer><answer>*3: A**</answer>", [OFF] * 3),
         ("<ANSWER>1: A</ANSWER><answer>2: B</answer>", [FIRST, SECOND, MISSING]),
         ("I like A.", ["no verdict"] * 3),
         ("", ["no verdict"] * 3),
@@ -62,6 +83,13 @@ MISSING, DUPLICATE, OFF = "missing criterion", "duplicate criterion", "off-menu 
 )  # fmt: skip
 def test_each_criterion_has_its_own_verdict_or_fails_alone(said: str, expected: list[Outcome | str]):
     assert verdicts(CHOICE, said) == expected
+
+
+def test_numbered_answers_run_to_the_end_of_a_line_or_to_their_brace():
+    line = replace(CHOICE, answer_open="Answer:", answer_close="")
+    assert verdicts(line, "**Answer: 1: A**\n**Answer:** 2: B\nAnswer: **3: tie**") == [FIRST, SECOND, Tie()]
+    box = replace(CHOICE, answer_open="\\boxed{", answer_close="}")
+    assert verdicts(box, "1: \\boxed{\\text{A}}, 2: $\\boxed{B}$, \\boxed{3: \\text{tie}}") == [FIRST, SECOND, Tie()]
 
 
 def test_orders_and_grades_are_read_for_each_criterion():
