@@ -268,6 +268,31 @@ def test_the_servers_own_sentence_is_found_in_every_shape(body: Any, sentence: s
 
 
 @pytest.mark.parametrize(
+    ("page", "sentence"),
+    [
+        ("<p>Bad <b>gate</b>way</p>", "Bad gate way"),
+        ("<style>p { x: 1 }</style><p>Busy</p><SCRIPT>if (a < b) {}</script>", "Busy"),
+        ("<p>Busy</p><script>never closed < 1 >", "Busy"),
+        ("<html><title>Busy", "Busy"),
+        ("<p>Busy<br", "Busy"),
+        ("<p>5 < 6 and <i>so</i></p>", "5 < 6 and so"),
+    ],
+)
+def test_a_page_says_what_a_reader_sees_of_it(page: str, sentence: str) -> None:
+    assert sentence_of(page) == sentence
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["<", "<a", "<a ", "<>", "<script", "<script ", "<style>", "<title>", "<title", "</", "<!--", "&", "&#", "<&lt;"],
+)
+def test_a_page_of_any_size_is_read_at_once(piece: str) -> None:
+    began = time.thread_time()
+    assert len(sentence_of(piece * (1_000_000 // len(piece)))) <= 500
+    assert time.thread_time() - began < 2.0
+
+
+@pytest.mark.parametrize(
     ("headers", "words", "seconds"),
     [
         ({"retry-after": "7"}, "", 7.0),
