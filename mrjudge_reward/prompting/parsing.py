@@ -110,8 +110,8 @@ def answer_and_rest(before: str, piece: str, closing: str) -> tuple[str, str]:
         said = said.strip()
         return (said if before.endswith("\n") else closed_before(before, said)), end + rest
     said, _, rest = piece.partition(closing)
-    if closing == "}" and "{" in said and (end := _closing_brace(piece)):
-        said, rest = piece[:end], piece[end + 1 :]
+    if closing == "}" and "{" in said and (place := _closing_brace(piece)):
+        said, rest = piece[:place], piece[place + 1 :]
     return said.strip(), rest
 
 
