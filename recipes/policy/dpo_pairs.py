@@ -8,9 +8,10 @@
    or messages) and ``candidates`` (texts).
 2. The judge ranks them. Of all twos whose scores differ by ``margin`` or more the ``tries`` with the largest difference are
    shown to it in both orders (what the ranking asked already is not asked again), and a pair stays if the better one wins in
-   **both orders** (Flex-Judge, arXiv 2505.18601). A failed or even verdict is no win. A judge that grades alone knows no
-   order: there the scores decide. With ``both_orders=false`` they decide for every judge; the two ways can be had of one
-   folder, one after the other.
+   **both orders** (Flex-Judge, arXiv 2505.18601). In an order the votes with a verdict decide, by their mean; an even one is
+   no win, nor is an order in which all failed. A judge that grades alone knows no order: there the scores decide. With
+   ``both_orders=false`` they decide for every judge; the two ways can be had of one folder, one after the other. A judge by
+   ``criteria`` (but ``implicit``) is refused: it gives several verdicts on two.
 3. Each prompt gives at most ``per_prompt`` pairs, the largest margins first. Then **length is balanced**: as long as the
    chosen answers are together longer than the rejected (in characters), the pair whose chosen one is longer by most gives
    way to a spare pair of its prompt whose chosen one is not longer, or is left out where there is none.
@@ -38,6 +39,7 @@ from typing import Any
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from mrjudge_reward import json_lines
+from mrjudge_reward.config import JudgeSettings
 from mrjudge_reward.errors import ConfigError, InputError, MRJudgeError
 from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.judging.tournament import digest, is_degenerate
@@ -45,14 +47,15 @@ from mrjudge_reward.messages import as_messages, final_answer
 from mrjudge_reward.scoring.tally import MAX_GROUP
 from mrjudge_reward.settings import Settings
 from mrjudge_reward.training.tasks import split_of
-from mrjudge_reward.types import Comparison, Grades, Group, Judgement, Outcome, Preference, RankOrder
+from mrjudge_reward.types import Comparison, Group, JudgedComparison, Judgement
 from recipes.common.config import command_line, read_config
 from recipes.common.resumable import ResumableRows, not_overwritten, write_lines, write_text
+from recipes.common.votes import for_first
 from recipes.data.reviews import openings
 
 from .policies import Prompt, complete, load_policy, prompt_in, written_prompt
 
-VERSION = 2
+VERSION = 3
 """Of what ``progress.jsonl`` holds; raised when that changes, so that a folder of an older one is refused by name."""
 
 
@@ -99,6 +102,16 @@ class PairsRecipe(Settings):
             raise ConfigError("a pair takes at least 2 samples")
         if self.candidates is None and self.temperature == 0:
             raise ConfigError("at temperature 0 all samples of a prompt are the same; raise it")
+        _gives_one_verdict(JudgeConfig(**self.judge))
+
+
+def _gives_one_verdict(settings: JudgeSettings) -> None:
+    """Raise ConfigError of a judge that gives a verdict on each criterion, so that "in both orders" is no question."""
+    if settings.by_criterion:
+        raise ConfigError(
+            f"the judge has criteria={settings.criteria!r} and gives a verdict on each criterion, but a pair must win as a "
+            "whole in both orders; use criteria='implicit', which gives one verdict over all criteria, or leave criteria out"
+        )
 
 
 # -- what comes in ------------------------------------------------------------------------------------------------------
@@ -161,15 +174,6 @@ def rows_of(recipe: PairsRecipe) -> list[Row]:
 # -- pairs of a prompt --------------------------------------------------------------------------------------------------
 
 
-def wins(outcome: Outcome) -> bool:
-    """Whether a verdict prefers the first of two slots."""
-    if isinstance(outcome, Preference):
-        return outcome.probabilities_K[0] > outcome.probabilities_K[1]
-    if isinstance(outcome, Grades):
-        return outcome.values_K[0] > outcome.values_K[1]
-    return isinstance(outcome, RankOrder) and outcome.tiers[0] == (0,)
-
-
 def twos_of(judgement: Judgement, margin: float, tries: int) -> list[tuple[int, int]]:
     """(better, worse) by score, the largest differences first; each text once, and no empty one."""
     texts, scores = judgement.group.candidates, judgement.scores_G
@@ -198,23 +202,27 @@ def judged(judge: Judge, groups: Sequence[Group], margin: float, tries: int) -> 
     judgements = judge.judge(groups)
     twos = [twos_of(judgement, margin, tries) for judgement in judgements]
     alone = judge.format.max_slots == 1
-    outcomes: dict[tuple[int, tuple[int, ...]], Outcome] = {
-        (number, item.comparison.slots): item.verdict.outcome
-        for number, judgement in enumerate(judgements)
-        for item in judgement.played
-        if len(item.comparison.slots) == 2
-    }
-    wanted = [(n, slots) for n, pairs in enumerate(twos) for pair in pairs for slots in (pair, pair[::-1])]
-    unasked = [] if alone else [place for place in wanted if place not in outcomes]
-    verdicts = judge.compare([(groups[number], Comparison(slots)) for number, slots in unasked])
-    outcomes |= {place: verdict.outcome for place, verdict in zip(unasked, verdicts, strict=True)}
+    known_G = [for_first(judgement.played) for judgement in judgements]
+    if not alone:
+        unasked = [
+            (number, Comparison(slots, vote))
+            for number, pairs in enumerate(twos)
+            for pair in pairs
+            for slots in (pair, pair[::-1])
+            if (slots, "") not in known_G[number]
+            for vote in range(judge.settings.votes)
+        ]
+        verdicts = judge.compare([(groups[number], comparison) for number, comparison in unasked])
+        asked: list[list[JudgedComparison]] = [[] for _ in groups]
+        for (number, comparison), verdict in zip(unasked, verdicts, strict=True):
+            asked[number].append(JudgedComparison(comparison, verdict))
+        known_G = [known | for_first(items) for known, items in zip(known_G, asked, strict=True)]
     found: list[dict[str, Any]] = []
-    for number, (judgement, pairs) in enumerate(zip(judgements, twos, strict=True)):
+    for judgement, pairs, known in zip(judgements, twos, known_G, strict=True):
         looked = []
         for better, worse in pairs:
-            holds = alone or (
-                wins(outcomes[(number, (better, worse))]) and wins(swapped(outcomes[(number, (worse, better))]))
-            )
+            first, second = known.get(((better, worse), "")), known.get(((worse, better), ""))
+            holds = alone or (first is not None and first > 0.5 and second is not None and second < 0.5)
             high, low = judgement.scores_G[better], judgement.scores_G[worse]
             assert high is not None
             assert low is not None
@@ -225,17 +233,6 @@ def judged(judge: Judge, groups: Sequence[Group], margin: float, tries: int) -> 
         nothing = len(real) > 1 and all(score is None for score in judgement.scores_G)
         found.append({"pairs": looked, "again": nothing})
     return found
-
-
-def swapped(outcome: Outcome) -> Outcome:
-    """A verdict on two slots as if they had stood in the other order."""
-    if isinstance(outcome, Preference):
-        return Preference(outcome.probabilities_K[::-1], outcome.soft)
-    if isinstance(outcome, Grades):
-        return Grades(outcome.values_K[::-1], outcome.grades_K[::-1])
-    if isinstance(outcome, RankOrder):
-        return RankOrder(tuple(tuple(1 - slot for slot in tier) for tier in outcome.tiers), outcome.strengths)
-    return outcome
 
 
 # -- pairs of all -------------------------------------------------------------------------------------------------------
@@ -345,12 +342,15 @@ def build(recipe: PairsRecipe, out: Path, judge: Judge | None = None) -> dict[st
 
     Raises:
         InputError: if there is no prompt that can be used.
-        ConfigError: if the folder holds a run of other settings, or what would be overwritten.
+        ConfigError: if the folder holds a run of other settings, or what would be overwritten, or if the judge gives a
+            verdict on each criterion.
         JudgeUnreliableError: if too many judgements failed; what was made so far is kept.
     """
     from rich.console import Console
     from rich.progress import Progress
 
+    if judge is not None:
+        _gives_one_verdict(judge.settings)
     not_overwritten(out, ["pairs.jsonl"], recipe.candidates, recipe.prompts)
     rows = rows_of(recipe)
     content = hashlib.blake2b(repr(rows).encode(errors="surrogatepass"), digest_size=16).hexdigest()

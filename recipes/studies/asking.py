@@ -10,8 +10,9 @@ from rich.progress import track
 
 from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.settings import Settings
-from mrjudge_reward.types import Comparison, Grades, NoVerdict, Preference, RankOrder, Verdict
+from mrjudge_reward.types import Comparison, Grades, Verdict
 from recipes.common.resumable import ResumableRows
+from recipes.common.votes import ahead, for_slot
 
 
 def finished(
@@ -55,24 +56,5 @@ def sides(verdicts: Sequence[Verdict], orders: Sequence[Comparison]) -> list[flo
     """Per order, how far the verdict is for candidate 0, from 0 to 1; None for a failure."""
     if len(orders[0].slots) == 1:  # graded alone: one comparison
         grades = [v.outcome.values_K[0] if isinstance(v.outcome, Grades) else None for v in verdicts]
-        return [None if grades[0] is None or grades[1] is None else _ahead(grades[0], grades[1])]
-    found: list[float | None] = []
-    for verdict, order in zip(verdicts, orders, strict=True):
-        slot = order.slots.index(0)
-        match verdict.outcome:
-            case Preference(probabilities):
-                found.append(probabilities[slot])
-            case Grades(values):
-                found.append(_ahead(values[slot], values[1 - slot]))
-            case RankOrder(tiers):
-                place = {one: number for number, tier in enumerate(tiers) for one in tier}
-                found.append(_ahead(place[1 - slot], place[slot]))
-            case NoVerdict():
-                found.append(None)
-            case _:
-                found.append(0.5)
-    return found
-
-
-def _ahead(mine: float, other: float) -> float:
-    return 0.5 + 0.5 * ((mine > other) - (mine < other))
+        return [None if grades[0] is None or grades[1] is None else ahead(grades[0], grades[1])]
+    return [for_slot(verdict.outcome, order.slots.index(0)) for verdict, order in zip(verdicts, orders, strict=True)]

@@ -47,13 +47,14 @@ from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.rubrics.reading import read_rubric
 from mrjudge_reward.settings import Settings
 from mrjudge_reward.training.items import Item
-from mrjudge_reward.types import Comparison, Group, Judgement, NoVerdict
+from mrjudge_reward.types import Group, Judgement, NoVerdict
 from recipes.common.config import command_line, read_config
 from recipes.common.intervals import interval, table
 from recipes.common.resumable import write_text
+from recipes.common.votes import for_first
 from recipes.data.referenced import SetName, referenced_pairs
 
-from .asking import finished, sides
+from .asking import finished
 
 SHARED_WORDS = "shared words"
 _SURE = 1e-6
@@ -146,17 +147,13 @@ def credit(right: float | None, wrong: float | None) -> float | None:
 def in_each_order(judgement: Judgement, right: int) -> list[float | None]:
     """Per order in which two were shown, how far ahead the right answer is, in log-odds; None where all verdicts failed."""
     weights = {one.criterion.name: one.weight for one in judgement.criteria}
-    last = {(item.comparison.slots, item.criterion): item.verdict for item in judgement.played}
+    known = for_first(judgement.played)
     found: list[float | None] = []
     for slots in ((right, 1 - right), (1 - right, right)):
-        own = Comparison(tuple(int(index != right) for index in slots))  # the right one is candidate 0 of `sides`
-        known = [
-            (weights.get(criterion, 1.0), side)
-            for (shown, criterion), verdict in last.items()
-            if shown == slots and (side := sides([verdict], [own])[0]) is not None
-        ]
-        if any(shown == slots for shown, _ in last):
-            found.append(sum(weight * _log_odds(side) for weight, side in known) if known else None)
+        asked = [(weights.get(criterion, 1.0), first) for (shown, criterion), first in known.items() if shown == slots]
+        sides = [(weight, first if slots[0] == right else 1 - first) for weight, first in asked if first is not None]
+        if asked:
+            found.append(sum(weight * _log_odds(side) for weight, side in sides) if sides else None)
     return found
 
 

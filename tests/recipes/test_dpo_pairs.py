@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,14 +17,13 @@ from mrjudge_reward import (
     ConfigError,
     EngineFailure,
     FailureAlarm,
+    Group,
     InputError,
     Judge,
     JudgeUnreliableError,
     Ranking,
-    RankOrder,
     Score,
     ScriptedEngine,
-    Tie,
 )
 from mrjudge_reward.engines.scripted import shown_candidates
 from recipes.policy import dpo_pairs
@@ -97,18 +97,81 @@ def test_what_the_ranking_asked_is_not_asked_again_and_all_prompts_are_one_batch
     assert len(other.engine.batches) == 2  # type: ignore[attr-defined]
 
 
-def test_a_failed_an_even_and_an_uneven_verdict():
-    from mrjudge_reward.types import Grades, NoVerdict, Preference
+def voting(votes: dict[bool, str], **settings: Any) -> Judge:
+    """A judge with as many votes in each order: ``+`` for the better answer, ``-`` against it, ``=`` a tie, ``?`` none.
 
-    assert dpo_pairs.wins(Preference((0.6, 0.4)))
-    assert dpo_pairs.wins(Grades.sampled((3.0, 2.0)))
-    assert dpo_pairs.wins(RankOrder(((0,), (1,))))
-    for outcome in (Preference((0.5, 0.5)), Grades.sampled((2.0, 2.0)), RankOrder(((0, 1),)), Tie(), NoVerdict("x")):
-        assert not dpo_pairs.wins(outcome)
-        assert not dpo_pairs.wins(dpo_pairs.swapped(outcome))
-    assert dpo_pairs.wins(dpo_pairs.swapped(RankOrder(((1,), (0,)))))
-    assert dpo_pairs.wins(dpo_pairs.swapped(Preference((0.1, 0.9))))
-    assert dpo_pairs.wins(dpo_pairs.swapped(Grades.sampled((1.0, 2.0))))
+    Args:
+        votes: by whether the better answer is shown first.
+    """
+    asked: Counter[bool] = Counter()
+
+    def script(request: Any) -> str:
+        shown = shown_candidates(request)
+        better = max(shown, key=lambda label: worth(shown[label]))
+        (other,) = shown.keys() - {better}
+        first = better == min(shown)
+        vote = votes[first][asked[first] % len(votes[first])]
+        asked[first] += 1
+        return "<think>hm" if vote == "?" else f"<answer>{ {'+': better, '-': other, '=': 'T'}[vote] }</answer>"
+
+    form = Choice(labels=("A", "B"), tie_label="T")
+    given = {
+        "verdict": "generate",
+        "temperature": 1.0,
+        "votes": len(votes[True]),
+        "retries": 0,
+        "alarm": FailureAlarm(1.0),
+    }
+    return Judge(ScriptedEngine(script), form, **{**given, **settings})
+
+
+HOLDS = [
+    ("+++", "+++", 1),
+    ("++?", "++?", 1),
+    ("?++", "+?+", 1),
+    ("??+", "+??", 1),
+    ("++-", "+-+", 1),
+    ("-++", "+++", 1),
+    ("+=?", "++=", 1),
+    ("+++", "--+", None),
+    ("--+", "--+", 0),
+    ("+-?", "+++", None),
+    ("===", "+++", None),
+    ("???", "+++", None),
+    ("+++++", "???--", None),
+    ("++--+", "-+-++", 1),
+    ("+", "+", 1),
+    ("+", "-", None),
+    ("+", "?", None),
+]
+
+
+@pytest.mark.parametrize("both_orders", [True, False])
+@pytest.mark.parametrize(("first", "second", "wins"), HOLDS)
+def test_all_votes_that_came_to_a_verdict_decide_whether_a_pair_holds(
+    first: str, second: str, wins: int | None, both_orders: bool
+):
+    """Both where the schedule asked both orders, and where one of them is asked afterwards."""
+    judge = voting({True: first, False: second}, schedule="all_pairs", both_orders=both_orders)
+    (found,) = dpo_pairs.judged(judge, [Group.of("p", ["1 a", "2 b"], "k")], 0.0, 6)
+    assert [pair["chosen"] for pair in found["pairs"] if pair["holds"]] == ([] if wins is None else [wins])
+    if wins is not None:
+        assert len(judge.engine.requests) == 2 * len(first), "as many votes in each order"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("criteria", ["comparative", "absolute"])
+def test_a_judge_by_criteria_is_refused_before_anything_is_asked(tmp_path: Path, criteria: Any):
+    source = file_of(tmp_path / "in.jsonl", {"prompt": "p", "candidates": ["1 a", "2 b"]})
+    settings = {"rubric": [{"name": "a", "description": "Says it."}], "criteria": criteria}
+    with pytest.raises(ConfigError, match=f"criteria='{criteria}' and gives a verdict on each criterion"):
+        dpo_pairs.PairsRecipe(candidates=source, judge=settings)
+    judge = Judge(ScriptedEngine.by_utility(worth), **settings)
+    with pytest.raises(ConfigError, match="use criteria='implicit'"):
+        dpo_pairs.build(dpo_pairs.PairsRecipe(candidates=source), tmp_path / "out", judge)
+    assert judge.engine.requests == []  # type: ignore[attr-defined]
+    assert not (tmp_path / "out").exists()
+    implicit = Judge(ScriptedEngine.by_utility(worth), **settings | {"criteria": "implicit"})
+    assert dpo_pairs.build(dpo_pairs.PairsRecipe(candidates=source), tmp_path / "out", implicit)["pairs"] == 1
 
 
 def test_a_judge_that_grades_alone_decides_by_its_scores_and_a_ranking_judge_by_both_orders(tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,24 @@ def test_one_criterion_that_fails_leaves_the_verdict_to_the_other(tmp_path: Path
     row = run(study(tmp_path, ways=ways, bare=[]), tmp_path / "run", ScriptedEngine(script, reads=True))["rows"][0]
     assert (row["failed"], row["why"], row["unknown"]) == (0.5, "TimeoutError 10", 0)
     assert row["right"][0] == row["both"][0] == 0.8
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_of_several_votes_one_that_failed_hides_no_other(tmp_path: Path, failing: int) -> None:
+    asked: Counter[str] = Counter()
+
+    def script(request: Request) -> str:
+        shown = shown_candidates(request)
+        text = request.messages[-1].text
+        asked[text] += 1
+        longest = max(shown, key=lambda label: len(shown[label]))
+        return "<think>hm" if asked[text] == failing + 1 else f"<answer>{longest}</answer>"
+
+    how = {"format": "choice", "verdict": "generate", "temperature": 1.0, "votes": 3, "retries": 0, "schedule": "all_pairs",
+           "both_orders": True}  # fmt: skip
+    row = run(study(tmp_path, ways={"voted": how}, bare=[]), tmp_path / "run", ScriptedEngine(script))["rows"][0]
+    assert row["failed"] == pytest.approx(1 / 3)
+    assert row["one"][0] == row["both"][0] == row["right"][0] > 0
 
 
 @pytest.mark.parametrize(
