@@ -16,7 +16,9 @@
    chosen answers are together longer than the rejected (in characters), the pair whose chosen one is longer by most gives
    way to a spare pair of its prompt whose chosen one is not longer, or is left out where there is none.
 
-Empty answers are in no pair, and an answer with reasoning is judged by what follows it but kept whole. Writes
+Empty answers are in no pair, nor are those that ``max_new_tokens`` cut off: a trainer puts an end after every answer, and
+the policy would learn to stop in mid-sentence. ``keep_cut=true`` takes them all the same. Answers of a file count as whole.
+An answer with reasoning is judged by what follows it but kept whole. Writes
 ``pairs.jsonl``, which TRL's ``DPOTrainer`` takes as it is (text or chat, as the prompts are), and ``report.json``, which
 counts what was left out and why. A line that cannot be used costs itself alone and is named. Interrupted, the same command
 goes on; prompts of which the judge found out nothing are asked again by it.
@@ -69,6 +71,7 @@ class PairsRecipe(Settings):
         model, adapter: the policy that writes; hub name, path or ``"embedded"``, and a LoRA on it.
         samples: answers per prompt.
         max_new_tokens, temperature: of an answer.
+        keep_cut: whether answers that did not end within ``max_new_tokens`` are judged and paired as well.
         judge: fields of ``JudgeConfig``.
         margin: least difference of scores.
         tries: most twos of a prompt that are shown in both orders.
@@ -85,8 +88,9 @@ class PairsRecipe(Settings):
     model: str = "embedded"
     adapter: str | None = None
     samples: PositiveInt = 4
-    max_new_tokens: PositiveInt = 20
+    max_new_tokens: PositiveInt = 256
     temperature: NonNegativeFloat = 1.0
+    keep_cut: bool = False
     judge: dict[str, Any] = Field(default_factory=dict)
     margin: NonNegativeFloat = 0.0
     tries: PositiveInt = 6
@@ -304,6 +308,8 @@ def finish(recipe: PairsRecipe, rows: Sequence[Row], progress: ResumableRows, ju
             counts["prompts that could not be used"] += 1
             continue
         counts["prompts"] += 1
+        counts["answers"] += len(entry["ended"])
+        counts["answers cut at max_new_tokens"] += entry["ended"].count(False)
         counts["prompts the judge found out nothing about"] += entry["again"]
         counts["twos shown in both orders"] += len(entry["pairs"])
         counts["twos that hold in both orders"] += sum(pair["holds"] for pair in entry["pairs"])
@@ -329,6 +335,12 @@ def finish(recipe: PairsRecipe, rows: Sequence[Row], progress: ResumableRows, ju
         "writer": writer,
     }
     write_text(out / "report.json", json.dumps(report, indent=2))
+    if (cut := counts["answers cut at max_new_tokens"]) and not recipe.keep_cut:
+        print(
+            f"{cut} of {counts['answers']} answers did not end within max_new_tokens={recipe.max_new_tokens} and are in no "
+            "pair; raise max_new_tokens, or set keep_cut=true where answers are to be cut",
+            file=sys.stderr,
+        )
     return report
 
 
@@ -391,22 +403,32 @@ def _entries(
     recipe: PairsRecipe, rows: Sequence[Row], judge: Judge, policy: tuple[Any, Any] | None
 ) -> list[dict[str, Any]]:
     if policy is None:
-        candidates = [list(row.candidates) for row in rows]
+        answers = [[(text, True) for text in row.candidates] for row in rows]
     else:
         prompts = [row.prompt for row in rows for _ in range(recipe.samples)]
         seed = digest(recipe.seed, rows[0].line) % 2**31
         written = complete(
             *policy, prompts, recipe.max_new_tokens, seed, temperature=recipe.temperature, top_k=0, top_p=1.0
         )
-        texts = [one.text for one in written]
-        candidates = [texts[n * recipe.samples : (n + 1) * recipe.samples] for n in range(len(rows))]
-    groups = [
-        Group.of(row.prompt, [final_answer(text) for text in texts], f"pairs/{row.line}")
-        for row, texts in zip(rows, candidates, strict=True)
+        each = [(one.text, one.ended) for one in written]
+        answers = [each[n * recipe.samples : (n + 1) * recipe.samples] for n in range(len(rows))]
+    groups = [  # a cut answer is as good as none: it keeps its number, and is neither shown nor paired
+        Group.of(
+            row.prompt,
+            [final_answer(text) if ended or recipe.keep_cut else "" for text, ended in of_row],
+            f"pairs/{row.line}",
+        )
+        for row, of_row in zip(rows, answers, strict=True)
     ]
     return [
-        {"row": row.line, "fault": "", "candidates": texts, **found}
-        for row, texts, found in zip(rows, candidates, judged(judge, groups, recipe.margin, recipe.tries), strict=True)
+        {
+            "row": row.line,
+            "fault": "",
+            "candidates": [text for text, _ in of_row],
+            "ended": [ended for _, ended in of_row],
+            **found,
+        }
+        for row, of_row, found in zip(rows, answers, judged(judge, groups, recipe.margin, recipe.tries), strict=True)
     ]
 
 

@@ -27,6 +27,7 @@ from mrjudge_reward import (
 )
 from mrjudge_reward.engines.scripted import shown_candidates
 from recipes.policy import dpo_pairs
+from recipes.policy.policies import Completion
 from tests.support.trl_setup import common, tiny_policy
 
 
@@ -333,6 +334,88 @@ def test_settings_that_cannot_give_pairs_are_refused(tmp_path: Path):
         dpo_pairs.build(
             dpo_pairs.PairsRecipe(candidates=file_of(tmp_path / "x.jsonl", "{")), tmp_path / "o", judge_by()
         )
+
+
+def written_by(monkeypatch: pytest.MonkeyPatch, answers: list[tuple[str, bool]]) -> None:
+    """A policy that writes these to each prompt, with whether each ended by itself."""
+    monkeypatch.setattr(dpo_pairs, "load_policy", lambda model, adapter: (None, None))
+    monkeypatch.setattr(
+        dpo_pairs,
+        "complete",
+        lambda model, tokenizer, prompts, *rest, **sampling: [
+            Completion(text, (), ended) for text, ended in answers * (len(prompts) // len(answers))
+        ],
+    )
+
+
+def prompts_in(folder: Path, count: int = 40) -> str:
+    return file_of(folder / "prompts.jsonl", *({"prompt": f"p{n}"} for n in range(count)))
+
+
+@pytest.mark.parametrize(
+    ("ended", "pair"),
+    [
+        ("1111", ("4 d", "1 a")), ("1110", ("3 c", "1 a")), ("0111", ("4 d", "2 b")), ("0110", ("3 c", "2 b")),
+        ("1001", ("4 d", "1 a")), ("1010", ("3 c", "1 a")), ("0011", ("4 d", "3 c")), ("1000", None), ("0001", None),
+        ("0000", None),
+    ],
+)  # fmt: skip
+def test_an_answer_that_was_cut_off_is_shown_to_nobody_and_in_no_pair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ended: str, pair: Any
+):
+    texts = ["1 a", "2 b", "3 c", "4 d"]
+    written_by(monkeypatch, [(text, flag == "1") for text, flag in zip(texts, ended, strict=True)])
+    recipe = dpo_pairs.PairsRecipe(prompts=prompts_in(tmp_path), max_new_tokens=7)
+    judge = judge_by(schedule="all_pairs", both_orders=True)
+    report = dpo_pairs.build(recipe, tmp_path / "out", judge)
+    count, cut = report["prompts"], ended.count("0")
+    assert count > 20
+    rows = made(tmp_path / "out")
+    assert [(row["chosen"], row["rejected"]) for row in rows] == [pair] * (count if pair else 0)
+    assert all(row["candidates"] == [texts.index(row["chosen"]), texts.index(row["rejected"])] for row in rows)
+    assert (report["answers"], report["answers cut at max_new_tokens"]) == (4 * count, cut * count)
+    assert report["prompts the judge found out nothing about"] == 0
+    shown = {text for request in judge.engine.requests for text in shown_candidates(request).values()}  # type: ignore[attr-defined]
+    whole = {text for text, flag in zip(texts, ended, strict=True) if flag == "1"}
+    assert shown == (whole if len(whole) > 1 else set())
+    said = f"{cut * count} of {4 * count} answers did not end within max_new_tokens=7 and are in no pair"
+    assert (said in capsys.readouterr().err) == (cut > 0)
+    silent = judge_by()
+    dpo_pairs.build(recipe, tmp_path / "out", silent)
+    assert silent.engine.requests == [], "what was cut is not written or judged again"  # type: ignore[attr-defined]
+    assert made(tmp_path / "out") == rows
+
+
+def test_cut_answers_are_paired_where_that_is_asked_for_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    written_by(monkeypatch, [("1 a", True), ("2 b", False), ("9 c", False)])
+    recipe = dpo_pairs.PairsRecipe(prompts=prompts_in(tmp_path), samples=3, keep_cut=True)
+    report = dpo_pairs.build(recipe, tmp_path / "out", judge_by())
+    assert {(row["chosen"], row["rejected"]) for row in made(tmp_path / "out")} == {("9 c", "1 a")}
+    assert report["answers cut at max_new_tokens"] == 2 * report["prompts"]
+    assert "did not end" not in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="changed: keep_cut"):
+        dpo_pairs.build(recipe.model_copy(update={"keep_cut": False}), tmp_path / "out", judge_by())
+
+
+def test_answers_of_a_file_count_as_whole(tmp_path: Path):
+    build(tmp_path, [{"prompt": "p", "candidates": ["1 a", "2 b and then"]}], judge_by())
+    (entry,) = map(json.loads, (tmp_path / "out" / "progress.jsonl").read_text("utf-8").splitlines())
+    assert entry["ended"] == [True, True]
+
+
+def test_a_folder_that_was_begun_before_it_was_known_which_answers_ended_is_refused(tmp_path: Path):
+    source = file_of(tmp_path / "in.jsonl", {"prompt": "p", "candidates": ["1 a", "2 b"]})
+    recipe = dpo_pairs.PairsRecipe(candidates=source)
+    dpo_pairs.build(recipe, tmp_path / "out", judge_by())
+    before = json.loads((tmp_path / "out" / "settings.json").read_text()) | {"version": 2}
+    del before["keep_cut"]
+    (tmp_path / "out" / "settings.json").write_text(json.dumps(before))
+    with pytest.raises(
+        ConfigError, match=r"other settings \(changed: keep_cut, version\).*name another folder, or remove"
+    ):
+        dpo_pairs.build(recipe, tmp_path / "out", judge_by())
 
 
 @pytest.mark.parametrize("chat", [False, True])
