@@ -353,19 +353,24 @@ def _meet_afterwards(
     return Games(**joined), float((hard & (up == down)).sum())
 
 
-def hard_winner(item: JudgedComparison) -> int | None:
-    """The candidate a comparison prefers (more than half, or first of an order); None for ties, failures, grades."""
+def best_in(item: JudgedComparison) -> tuple[int, ...]:
+    """The candidates that a comparison puts first: several that are equal, all of a tie, none if it failed."""
+    slots = item.comparison.slots
     match item.verdict.outcome:
-        case Preference(p):
-            top = max(p)
-            return item.comparison.slots[p.index(top)] if p.count(top) == 1 else None
-        case RankOrder(tiers) if len(tiers[0]) == 1:
-            return item.comparison.slots[tiers[0][0]]
-        case Grades(values) if len(values) > 1:
-            top = max(values)
-            return item.comparison.slots[values.index(top)] if values.count(top) == 1 else None
+        case Preference(values) | Grades(values):
+            return tuple(slot for slot, value in zip(slots, values, strict=True) if value == max(values))
+        case RankOrder(tiers):
+            return tuple(slots[place] for place in tiers[0])
+        case Tie():
+            return slots
         case _:
-            return None
+            return ()
+
+
+def hard_winner(item: JudgedComparison) -> int | None:
+    """The one candidate that a comparison prefers; None for ties, failures, and what was graded alone."""
+    best = best_in(item)
+    return best[0] if len(best) == 1 < len(item.comparison.slots) else None
 
 
 def position_consistency(played: Iterable[JudgedComparison]) -> tuple[int, int]:

@@ -29,18 +29,24 @@ accepted everywhere: the better grade wins, once. ``--path`` reads a file in the
 
 How this differs from the benchmarks' own scripts:
 
-1. A comparison that failed is never right. RewardBench 2 gives it .25, Multimodal RewardBench a coin, VL-RewardBench leaves
-   a question without a majority out of the denominator. The report has the share of questions with a failure.
+1. A comparison that failed is never right. RewardBench gives it .5, RewardBench 2 .25, Multimodal RewardBench a coin,
+   VL-RewardBench leaves a question without a majority out of the denominator. The report has the share of questions with a
+   failure.
 2. RewardBench 2's ratings prompt for Ties says that depth and detail need not count; here the format ``score`` asks with its
    own wording, 1 to 10 (1 to 9 where the judge is read: "10" begins like "1"). A prompt with a failed rating is not accurate
-   and has no margin. Graded alone, a best of 4 with k best grades is worth 1/k as there, and nothing if one failed.
+   and has no margin. Graded alone, nothing is right if one rating failed.
 3. Multimodal RewardBench shows the answers in the order of its file; here a seed decides. Its toxicity questions cannot be
    rebuilt from what it publishes (their images' licence), here as there.
+
+A **tie** (equal grades, which ``pair_scores`` gives often, or a label that says so) is no failure, and worth what it is
+there: .5 in RewardBench, 1/k in RewardBench 2 where the right answer is among k best (1/4 where all four are even), nothing
+in JudgeBench, VL-RewardBench and RM-Bench. Multimodal RewardBench tosses a coin; its mean, .5, stands here.
 
 **What was run**: JudgeBench's two files (620 pairs, from its repository) with a judge by rule. The others were **not
 run against the real sets**, since no hub could be reached where this was written: columns are those of the data sets' cards
 and of the official scripts (reward-bench 05a9005, JudgeBench e2c52c2, VL_RewardBench 9b10abd, multimodal_rewardbench
-b4b92cd), and the tests use small files in these columns. No figure of a model is known to agree with a published one.
+b4b92cd, RM-Bench 73c52d7), and the tests use small files in these columns. No figure of a model is known to agree with a
+published one.
 """
 
 from __future__ import annotations
@@ -57,7 +63,7 @@ from typing import Any
 from mrjudge_reward.engines.contract import Engine
 from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.judge import JudgeConfig
-from mrjudge_reward.scoring.tally import hard_winner
+from mrjudge_reward.scoring.tally import best_in
 from mrjudge_reward.types import Judgement
 
 from .benchmark_rows import (
@@ -120,15 +126,24 @@ def _failed(judgement: Judgement) -> bool:
     return any(item.verdict.failed for item in judgement.played)
 
 
-def _games(judgement: Judgement, case: Case) -> list[int]:
-    """Per comparison: +1 for a right candidate, -1 for another, 0 for neither; one entry where grades decide."""
-    scores_G = judgement.scores_G
-    if all(len(item.comparison.slots) == 1 for item in judgement.played):
-        if None in scores_G or judgement.best is None:
-            return [0]
-        return [1 if judgement.best in case.right else -1]
-    winners = [hard_winner(item) for item in judgement.played]
-    return [0 if winner is None else 1 if winner in case.right else -1 for winner in winners]
+def _top(scores_G: Sequence[float | None]) -> list[int]:
+    """Who has the highest score, several where it is shared; nobody where one is unknown."""
+    known = [score for score in scores_G if score is not None]
+    return [i for i, score in enumerate(scores_G) if score == max(known)] if len(known) == len(scores_G) else []
+
+
+def _share(best: Sequence[int], case: Case) -> float:
+    """What those who were put first are worth: the share of right ones among them, and nothing if nobody was."""
+    return len(case.right.intersection(best)) / len(best) if best else 0.0
+
+
+def _won(judgement: Judgement, case: Case, tie: float = 0.0) -> float:
+    """1 if the right one of two is ahead over all verdicts there are, ``tie`` if they are even, 0 otherwise."""
+    alone = all(len(item.comparison.slots) == 1 for item in judgement.played)
+    bests = [_top(judgement.scores_G)] if alone else map(best_in, judgement.played)
+    shares = [_share(best, case) for best in bests if best]
+    ahead = sum(shares) - len(shares) / 2
+    return float(ahead > 0) if ahead or not shares else tie
 
 
 def _report(benchmark: str, cases: Sequence[Case], right: Sequence[float], failed: Sequence[bool]) -> Report:
@@ -143,8 +158,15 @@ def _report(benchmark: str, cases: Sequence[Case], right: Sequence[float], faile
 def score_judgebench(cases: Sequence[Case], config: JudgeConfig, engine: Engine) -> Report:
     """Both orders of each pair; right only if they sum to more than nothing."""
     judgements = judged(cases, config, engine, schedule="all_pairs", both_orders=True)
-    right = [float(sum(_games(judgement, case)) > 0) for judgement, case in zip(judgements, cases, strict=True)]
-    return _report("judgebench", cases, right, list(map(_failed, judgements)))
+    return _report("judgebench", cases, list(map(_won, judgements, cases)), list(map(_failed, judgements)))
+
+
+def score_once(benchmark: str, cases: Sequence[Case], config: JudgeConfig, engine: Engine) -> Report:
+    """Each pair once, in a random order; a tie is worth what it is in the benchmark's own script."""
+    judgements = judged(cases, config, engine, schedule="all_pairs", both_orders=False)
+    tie = TIE.get(benchmark, 0.0)
+    right = [_won(judgement, case, tie) for judgement, case in zip(judgements, cases, strict=True)]
+    return _report(benchmark, cases, right, list(map(_failed, judgements)))
 
 
 def score_votes(benchmark: str, cases: Sequence[Case], config: JudgeConfig, engine: Engine, votes: int) -> Report:
@@ -152,18 +174,18 @@ def score_votes(benchmark: str, cases: Sequence[Case], config: JudgeConfig, engi
 
     A greedy or read judge can differ between votes by the order alone.
     """
-    agreeing, failed = [0] * len(cases), [False] * len(cases)
+    agreeing, failed = [0.0] * len(cases), [False] * len(cases)
     for vote in range(votes):  # a seed of its own gives each vote its order and, when sampled, its own reasoning
         judgements = judged(cases, config, engine, schedule="all_pairs", both_orders=False, seed=config.seed + vote)
         for index, (judgement, case) in enumerate(zip(judgements, cases, strict=True)):
-            agreeing[index] += sum(_games(judgement, case)) > 0
+            agreeing[index] += _won(judgement, case)
             failed[index] |= _failed(judgement)
     return _report(benchmark, cases, [float(count > votes / 2) for count in agreeing], failed)
 
 
 def score_rewardbench(cases: Sequence[Case], config: JudgeConfig, engine: Engine) -> Report:
     """Each pair once, in a random order; a row per section, and the mean of the sections over all."""
-    by_subset = score_votes("rewardbench", cases, config, engine, 1)
+    by_subset = score_once("rewardbench", cases, config, engine)
     rows = []
     for section in dict.fromkeys(section_of(row.subset) for row in by_subset.rows):
         mine = [row for row in by_subset.rows if section_of(row.subset) == section]
@@ -208,14 +230,9 @@ def score_rewardbench2(cases: Sequence[Case], config: JudgeConfig, engine: Engin
 
 
 def _best_of(judgement: Judgement, case: Case) -> float:
-    scores_G = judgement.scores_G
-    if len(judgement.played) == 1 and len(judgement.played[0].comparison.slots) > 1:
-        return float(hard_winner(judgement.played[0]) in case.right)
-    known = [score for score in scores_G if score is not None]
-    if len(known) < len(scores_G):
-        return 0.0
-    best = [index for index, score in enumerate(known) if score == max(known)]
-    return len(case.right.intersection(best)) / len(best)
+    played = judgement.played
+    once = len(played) == 1 and len(played[0].comparison.slots) > 1
+    return _share(best_in(played[0]) if once else _top(judgement.scores_G), case)
 
 
 def ties_score(cases: Sequence[Case], judgements: Sequence[Judgement]) -> float:
@@ -269,6 +286,9 @@ BENCHMARKS: Mapping[str, tuple[Loader, str]] = {
 }
 """Name → how it is loaded, and its split."""
 
+TIE: Mapping[str, float] = {"rewardbench": 0.5, "multimodal_rewardbench": 0.5}
+"""What a tie of two is worth in the benchmark's own script (a coin's mean, in the second); nothing in the others."""
+
 
 def score(benchmark: str, cases: Sequence[Case], config: JudgeConfig, engine: Engine, votes: int = 10) -> Report:
     """Score a judge by a benchmark's own protocol; ``votes`` are VL-RewardBench's k."""
@@ -278,7 +298,9 @@ def score(benchmark: str, cases: Sequence[Case], config: JudgeConfig, engine: En
         return score_rewardbench2(cases, config, engine)
     if benchmark == "judgebench":
         return score_judgebench(cases, config, engine)
-    report = score_votes(benchmark, cases, config, engine, votes if benchmark == "vl_rewardbench" else 1)
+    if benchmark == "vl_rewardbench":
+        return score_votes(benchmark, cases, config, engine, votes)
+    report = score_once(benchmark, cases, config, engine)
     return replace(report, overall=report.macro) if benchmark == "rm_bench" else report
 
 

@@ -577,6 +577,78 @@ def test_rm_bench_is_hard_where_the_wrong_answer_has_the_fancier_style(tmp_path:
     assert len(cases) == 18
 
 
+def graded_together(grade: Callable[[str], str]) -> tuple[dict[str, Any], ScriptedEngine]:
+    """A judge that grades all it is shown in one reply, as the default format of a judge that writes."""
+    config = {"model": "any", "format": "pair_scores", "verdict": "generate", "retries": 0}
+    return config, ScriptedEngine(
+        lambda request: "".join(f"<answer>{grade(text)}</answer>" for text in shown_candidates(request).values())
+    )
+
+
+def graded_alone(grade: Callable[[str], str]) -> tuple[dict[str, Any], ScriptedEngine]:
+    return SCORE | {"retries": 0}, grading(grade)
+
+
+def chosen(grade: Callable[[str], str]) -> tuple[dict[str, Any], ScriptedEngine]:
+    """A judge that names the best, or says that there is none."""
+
+    def pick(shown: dict[str, str]) -> str:
+        grades = {label: grade(text) for label, text in shown.items()}
+        if "none" in grades.values():
+            return "?"
+        best = [label for label, value in grades.items() if float(value) == max(map(float, grades.values()))]
+        return best[0] if len(best) == 1 else "T"
+
+    return CHOICE | {"tie_label": "T", "retries": 0}, choosing(pick)
+
+
+WAYS = {"together": graded_together, "alone": graded_alone, "chosen": chosen}
+WORTH = {"rewardbench": 0.5, "multimodal_rewardbench": 0.5, "judgebench": 0.0, "vl_rewardbench": 0.0, "rm_bench": 0.0}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", WORTH)
+@pytest.mark.parametrize(
+    ("right", "wrong", "score"),
+    [("9", "3", 1.0), ("3", "9", 0.0), ("9", "9", None), ("1", "1", None), ("none", "9", 0.0), ("9", "none", 0.0),
+     ("none", "none", 0.0)],
+)  # fmt: skip
+def test_a_tie_of_two_is_worth_what_its_benchmark_gives_it_and_a_failure_nothing(
+    tmp_path: Path, name: str, way: str, right: str, wrong: str, score: float | None
+):
+    rows = [
+        MAKE[name](f"Question {n}?", f"good {n}", f"bad {n}") | {IDS.get(name, "id"): f"RLHF-V-{n}"} for n in range(4)
+    ]
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(drawn(0))
+    cases = load(name, tmp_path / "rows.jsonl", rows)
+    config, engine = WAYS[way](lambda text: right if text.startswith("good") else wrong)
+    report = benchmarks.score(name, cases, JudgeConfig(**config), engine, votes=3)
+    assert report.overall == (WORTH[name] if score is None else score)
+    assert all(row.failed == float("none" in (right, wrong)) for row in report.rows)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("grades", "score"),
+    [("9333", 1.0), ("3933", 0.0), ("9933", 1 / 2), ("9993", 1 / 3), ("9999", 1 / 4), ("3999", 0.0), ("3993", 0.0),
+     ("9939", 1 / 3), ("1111", 1 / 4), ("9?33", 0.0), ("????", 0.0)],
+)  # fmt: skip
+def test_a_best_of_four_is_worth_its_share_of_the_best(tmp_path: Path, way: str, grades: str, score: float):
+    places = dict(zip(["right", "x", "y", "z"], grades, strict=True))
+
+    def grade(text: str) -> str:
+        value = places["right" if text.startswith("right") else text[-1]]
+        return "none" if value == "?" else value
+
+    if way == "chosen" and 1 < grades.count("9") < 4:
+        score = 1 / 4  # it can say that none is best, and not which
+    config, engine = WAYS[way](grade)
+    report = rewardbench(tmp_path, best_of_four(4), engine, **config)
+    assert report.overall == pytest.approx(score)
+    assert all(row.failed == float("?" in grades) for row in report.rows)
+
+
 def test_multimodal_rewardbench_is_in_no_hub():
     with pytest.raises(InputError, match="needs --path"):
         benchmarks.load_multimodal_rewardbench()

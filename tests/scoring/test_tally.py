@@ -14,6 +14,7 @@ from mrjudge_reward.scoring.tally import (
     MAX_LOG_ODDS,
     GameCount,
     Tally,
+    best_in,
     bounded_log_odds,
     count_games,
     cyclic_triads,
@@ -298,6 +299,30 @@ def test_hard_games_have_a_fixed_margin() -> None:
 )
 def test_the_winner_of_a_comparison(outcome: Outcome, winner: int | None) -> None:
     assert hard_winner(played((8, 3), outcome)) == winner
+    nobody: tuple[int, ...] = () if isinstance(outcome, NoVerdict) else (8, 3)
+    assert best_in(played((8, 3), outcome)) == (nobody if winner is None else (winner,))
+
+
+@pytest.mark.parametrize(
+    ("outcome", "best"),
+    [
+        (soft(0.4, 0.2, 0.4), (8, 5)),
+        (soft(0.2, 0.4, 0.4), (3, 5)),
+        (RankOrder(((2, 0), (1,))), (5, 8)),
+        (RankOrder(((1,), (0, 2))), (3,)),
+        (Grades.sampled((5.0, 5.0, 1.0)), (8, 3)),
+        (Grades.sampled((5.0, 5.0, 5.0)), (8, 3, 5)),
+        (Tie(), (8, 3, 5)),
+        (NoVerdict("timeout"), ()),
+    ],
+)
+def test_those_that_share_the_first_place_are_all_best(outcome: Outcome, best: tuple[int, ...]) -> None:
+    assert best_in(played((8, 3, 5), outcome)) == best
+    assert hard_winner(played((8, 3, 5), outcome)) == (best[0] if len(best) == 1 else None)
+
+
+def test_what_was_graded_alone_has_won_nothing() -> None:
+    assert hard_winner(played((8,), Grades.sampled((5.0,)))) is None
 
 
 def test_position_consistency_counts_mirrored_comparisons_with_verdicts() -> None:
