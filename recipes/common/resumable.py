@@ -70,13 +70,14 @@ def batches(todo: Sequence[Left], of: int, size: int, what: str) -> Iterator[Seq
             bar.advance(shown, len(batch))
 
 
-def _differences(before: Any, now: Any, name: str = "") -> list[str]:
+def differences(before: Any, now: Any, name: str = "") -> list[str]:
+    """Dotted names of the settings that differ; one that is missing is like one that is None."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted(before.keys() | now.keys())
         return [
             place
             for key in keys
-            for place in _differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+            for place in differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
         ]
     return [] if before == now else [name]
 
@@ -140,7 +141,7 @@ class ResumableRows:
             before = json.loads(beside.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ConfigError(f"{beside} is no JSON: {error}") from error
-        if changed := _differences(before, settings):
+        if changed := differences(before, settings):
             raise ConfigError(
                 f"{folder} holds a run with other settings (changed: {', '.join(changed)}), and rows of two settings are "
                 "not mixed; name another folder, or remove this one"

@@ -32,7 +32,6 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
@@ -47,6 +46,7 @@ from mrjudge_reward.training.consistency import Question, filled, question_on
 from mrjudge_reward.training.tasks import FORMAT_WEIGHT, Problem, Split, Verified, balanced, verify, with_twins
 from mrjudge_reward.types import Reply
 from recipes.common.config import command_line, read_config
+from recipes.common.training_folder import TrainingFolder
 from recipes.data.judge_data import TaskConfig, Trait, asked_tasks, items, mixture_weights, shows_images, task_problems
 
 from .chat_rows import alike, check_modalities, data_set, fitting, guard_of, processing_class, save_processor, shown
@@ -457,11 +457,10 @@ def train(recipe: RLRecipe) -> None:
     """Train and save.
 
     Raises:
-        ConfigError: if the settings do not go together.
+        ConfigError: if the settings do not go together, or ``training.output_dir`` holds a run with other ones.
         InputError: if there is nothing to learn from, or something that the model cannot be shown.
     """
     from transformers import AutoTokenizer, EarlyStoppingCallback
-    from transformers.trainer_utils import get_last_checkpoint
     from trl import GRPOConfig
 
     defaults = {
@@ -475,6 +474,9 @@ def train(recipe: RLRecipe) -> None:
     }
     settings = GRPOConfig(**{**defaults, **recipe.training})
     checked(recipe, settings)
+    folder = TrainingFolder(recipe)
+    if folder.finished:
+        return
     source = str(embedded_model_path()) if recipe.model == "embedded" else recipe.model
     make_known(source)
     tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
@@ -506,21 +508,19 @@ def train(recipe: RLRecipe) -> None:
     if reward_func.reader is not None:
         check_timeout(trainer, reward_func.reader.config.judge_config(Question()), rank_and_world()[1])
     reward_func.ends |= frozenset(trainer.eos_token_ids)  # a model may have more of them than its tokenizer names
-    output = Path(str(settings.output_dir))
-    last = get_last_checkpoint(str(output)) if output.is_dir() else None
     try:
-        trainer.train(resume_from_checkpoint=last)
+        folder.train(trainer)
     finally:
         if reward_func.reader is not None:
             reward_func.reader.close()
-    trainer.save_model(str(output))
+    trainer.save_model(str(folder.path))
     if trainer.is_world_process_zero():
-        save_processor(source, tokenizer, output)
-        (output / "recipe.json").write_text(recipe.model_dump_json(indent=2), encoding="utf-8")
+        save_processor(source, tokenizer, folder.path)
         history = [entry for entry in trainer.state.log_history if "eval_accuracy" in entry]
-        (output / "dev.json").write_text(json.dumps(history, indent=2), encoding="utf-8")
+        (folder.path / "dev.json").write_text(json.dumps(history, indent=2), encoding="utf-8")
+        folder.finish()
         best = max((entry["eval_accuracy"] for entry in history), default=None)
-        print(f"{len(rows)} problems; best dev accuracy {best}; saved to {output}")
+        print(f"{len(rows)} problems; best dev accuracy {best}; saved to {folder.path}")
 
 
 def main() -> None:

@@ -2,11 +2,12 @@
 
     python -m recipes.judge.train_sft recipes/judge/sft_cpu.yaml                           # one process
     torchrun --nproc_per_node 8 -m recipes.judge.train_sft recipes/judge/sft_7b.yaml   # or DeepSpeed, see the config
-    python -m recipes.judge.train_sft CONFIG --set training.max_steps=2                     # override any setting
+    python -m recipes.judge.train_sft CONFIG --set training.max_steps=2 --set training.output_dir=runs/try    # any setting
 
 The config names the model, the tasks (``judge_data.TaskConfig``) or a file of examples (``data/synthesize.py`` writes them),
 LoRA or full, and every field of TRL's ``SFTConfig`` as it stands there. Examples are rendered by the formats that later
-judge; the loss is on the judge's turn alone. Interrupted, the same command goes on from the last checkpoint.
+judge; the loss is on the judge's turn alone. Interrupted, the same command goes on from the last checkpoint
+(``recipes/common/training_folder.py``).
 
 Tasks whose prompts hold images need a model with a processor (``seeing_model.py``, Qwen2.5-VL, ...); TRL's own collator
 makes pixel values of them. LoRA on names that the language model alone has leaves the vision tower as it is; a connector is
@@ -19,7 +20,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -34,6 +34,7 @@ from mrjudge_reward.special_tokens import Reserved, of_tokenizer
 from mrjudge_reward.training.items import Item, with_images
 from mrjudge_reward.training.tasks import Problem, Split, balanced
 from recipes.common.config import command_line, read_config
+from recipes.common.training_folder import TrainingFolder
 from recipes.data.judge_data import (
     Trait,
     asked_tasks,
@@ -258,13 +259,16 @@ def train(recipe: SFTRecipe) -> None:
     """Train and save.
 
     Raises:
+        ConfigError: if ``training.output_dir`` holds a run with other settings.
         InputError: if there is nothing to learn from, or something that the model cannot be shown.
     """
     from peft import LoraConfig
     from transformers import AutoTokenizer
-    from transformers.trainer_utils import get_last_checkpoint
     from trl import SFTConfig
 
+    folder = TrainingFolder(recipe)
+    if folder.finished:
+        return
     model = str(embedded_model_path()) if recipe.model == "embedded" else recipe.model
     make_known(model)
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -283,14 +287,12 @@ def train(recipe: SFTRecipe) -> None:
     )
     # The losses count tokens of the whole batch; transformers believes that vision-language models cannot.
     trainer.model_accepts_loss_kwargs = True
-    output = Path(str(settings.output_dir))
-    last = get_last_checkpoint(str(output)) if output.is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
-    trainer.save_model(str(output))
+    folder.train(trainer)
+    trainer.save_model(str(folder.path))
     if trainer.is_world_process_zero():
-        save_processor(model, tokenizer, output)
-        (output / "recipe.json").write_text(recipe.model_dump_json(indent=2), encoding="utf-8")
-        print(f"{len(rows)} examples; saved to {output}")
+        save_processor(model, tokenizer, folder.path)
+        folder.finish()
+        print(f"{len(rows)} examples; saved to {folder.path}")
 
 
 def main() -> None:

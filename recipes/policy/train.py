@@ -1,9 +1,9 @@
 """Train a policy on a judge: GRPO or RLOO on its verdicts, or DPO on the pairs it has chosen.
 
     python -m recipes.policy.train recipes/policy/policy_cpu.yaml                             # GRPO, embedded judge
-    python -m recipes.policy.train recipes/policy/policy_cpu.yaml --set algorithm=rloo --set training.scale_rewards=null
-    python -m recipes.policy.train recipes/policy/policy_cpu.yaml --set shared_base=true      # one copy of the base
-    python -m recipes.policy.train recipes/policy/policy_cpu.yaml --set candidates=12         # over-generate, keep 8
+    python -m recipes.policy.train CONFIG --set training.output_dir=D --set algorithm=rloo --set training.scale_rewards=null
+    python -m recipes.policy.train CONFIG --set training.output_dir=D --set shared_base=true    # one copy of the base
+    python -m recipes.policy.train CONFIG --set training.output_dir=D --set candidates=12       # over-generate, keep 8
     python -m recipes.policy.train recipes/policy/policy_dpo_cpu.yaml                         # after dpo_pairs.py
     accelerate launch --config_file recipes/policy/accelerate/fsdp2.yaml -m recipes.policy.train \
       recipes/policy/main_colocated.yaml                                                      # 8 GPUs: docs/main_job.md
@@ -34,6 +34,7 @@ from mrjudge_reward.integrations.trl import JudgeReward, SharedBaseJudgeReward
 from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.settings import Settings
 from recipes.common.config import command_line, read_config
+from recipes.common.training_folder import TrainingFolder
 from recipes.judge.train_rl import model_of
 
 from .policies import rows_of
@@ -232,25 +233,25 @@ def main() -> None:
     args = parser.parse_args()
     recipe = PolicyRecipe(**read_config(args.config, args.overrides))
     quiet()
-    from transformers.trainer_utils import get_last_checkpoint
-
+    folder = TrainingFolder(recipe)
+    if folder.finished:
+        return
     started = time.perf_counter()
     if recipe.algorithm == "dpo":
         trainer = pair_trainer(recipe)
     else:
         rows = rows_of(recipe.prompts, "train")
         trainer, _ = online_trainer(recipe, rows)
-    output = Path(str(trainer.args.output_dir))
-    last = get_last_checkpoint(str(output)) if output.is_dir() else None
     if recipe.algorithm != "dpo" and trainer.is_world_process_zero():
-        cut_log(output / "log.jsonl", 0 if last is None else int(last.rpartition("-")[2]))
+        last = folder.checkpoint
+        cut_log(folder.path / "log.jsonl", 0 if last is None else int(last.rpartition("-")[2]))
         print(f"{len(rows)} prompts, {trainer.args.num_generations} completions each\n\n{HEAD}", flush=True)
-    trainer.train(resume_from_checkpoint=last)
-    trainer.save_model(str(output))
+    folder.train(trainer)
+    trainer.save_model(str(folder.path))
     if trainer.is_world_process_zero():
-        (output / "recipe.json").write_text(recipe.model_dump_json(indent=2), encoding="utf-8")
+        folder.finish()
         steps, seconds = trainer.state.global_step, time.perf_counter() - started
-        print(f"\n{steps} steps of {recipe.algorithm} in {seconds:.0f} s; saved to {output}")
+        print(f"\n{steps} steps of {recipe.algorithm} in {seconds:.0f} s; saved to {folder.path}")
 
 
 if __name__ == "__main__":

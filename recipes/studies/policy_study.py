@@ -33,6 +33,7 @@ from mrjudge_reward.settings import Settings
 from recipes.common.config import read_config
 from recipes.common.intervals import written
 from recipes.common.resumable import write_text
+from recipes.common.training_folder import TrainingFolder
 from recipes.policy.evaluate import (
     Columns,
     PolicyEvaluation,
@@ -79,13 +80,11 @@ def trained(config: Path, overrides: Sequence[str], folder: Path, seed: int) -> 
     """Train one policy, unless it is there.
 
     Raises:
-        InputError: if the training ended badly, or what is there was trained with other settings.
+        ConfigError: if what is there was trained with other settings.
+        InputError: if the training ended badly.
     """
     settings = [*overrides, f"training.seed={seed}", f"training.output_dir={folder}"]
-    if (done := folder / "recipe.json").is_file():
-        wanted = PolicyRecipe(**read_config(str(config), settings)).model_dump(mode="json")
-        if json.loads(done.read_text(encoding="utf-8")) != wanted:
-            raise InputError(f"{folder} holds a policy of other settings: move it away, or name this run otherwise")
+    if TrainingFolder(PolicyRecipe(**read_config(str(config), settings))).finished:
         return
     print(f"\n== {folder.name}", flush=True)
     words = (word for one in settings for word in ("--set", one))

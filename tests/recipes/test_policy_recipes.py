@@ -21,6 +21,7 @@ from recipes.policy import dpo_pairs, evaluate, policies, train
 from recipes.policy.random_judge import random_judge
 from recipes.studies import policy_study
 from tests.support import ROOT
+from tests.support.interrupted import interrupted
 from tests.support.small_models import small_text_model
 from tests.support.warm_python import warm_python
 
@@ -93,10 +94,18 @@ def test_grpo_on_selected_completions_runs_and_goes_on_where_it_was(
     assert (tmp_path / "adapter_model.safetensors").is_file()
     assert json.loads((tmp_path / "recipe.json").read_text())["candidates"] == 6
     assert "2 steps of grpo" in capsys.readouterr().out
+    whole = (tmp_path / "adapter_model.safetensors").read_bytes()
+    with pytest.raises(ConfigError, match=r"changed: training\.max_steps\)"):
+        run(train, monkeypatch, *arguments, *settings("training.max_steps=3"))
+    run(train, monkeypatch, *arguments)
+    assert "it is finished: nothing is trained" in capsys.readouterr().out
+    interrupted(tmp_path, steps=1)
     with (tmp_path / "log.jsonl").open("a", encoding="utf-8") as log:
         log.write('{"step": 3, "what": "a step after the last checkpoint, before a crash"}\n{"step": 4, "cut o')
-    run(train, monkeypatch, *arguments, *settings("training.max_steps=3"))
-    assert [row["step"] for row in steps(tmp_path)] == [1, 2, 3]
+    run(train, monkeypatch, *arguments)
+    assert [row["step"] for row in steps(tmp_path)] == [1, 2]
+    assert (tmp_path / "adapter_model.safetensors").read_bytes() == whole
+    assert not (tmp_path / "checkpoint-3").exists()
 
 
 def test_rloo_runs_from_the_same_config_and_the_judge_is_set_there(
@@ -409,7 +418,7 @@ def test_a_study_trains_what_is_missing_and_compares_each_judge_with_the_base(
     del content["runs"]["pairs"]  # type: ignore[attr-defined]
     content["runs"]["graded"].append("training.max_steps=2")  # type: ignore[index]
     config.write_text(json.dumps(content), "utf-8")
-    with pytest.raises(InputError, match="policy of other settings"):
+    with pytest.raises(ConfigError, match=r"other settings \(changed: training\.max_steps\)"):
         run(policy_study, monkeypatch, *command)
     with pytest.raises(ConfigError, match="no run is named best"):
         run(policy_study, monkeypatch, *command, "--only", "best")

@@ -19,6 +19,7 @@ from mrjudge_reward.training.tasks import Problem, split_of
 from recipes.common.config import read_config
 from recipes.judge import train_rl
 from tests.support import ROOT
+from tests.support.interrupted import interrupted
 from tests.support.joining_tokenizer import joining_tokenizer
 from tests.support.small_models import small_text_model
 from tests.support.warm_python import run_python
@@ -492,8 +493,11 @@ def train(model: str, tmp_path: Path, *overrides: str) -> subprocess.CompletedPr
 def test_it_trains_watches_dev_and_goes_on_where_it_was_interrupted(smol_tokenizer: Any, tmp_path: Path):
     model = small_text_model(smol_tokenizer, tmp_path / "model")
     tmp_path = tmp_path / "run"
-    first = train(model, tmp_path, "training.max_steps=1")
+    first = train(model, tmp_path, "training.max_steps=2")
     assert first.returncode == 0, first.stderr[-3000:]
+    other = train(model, tmp_path, "training.max_steps=2", "both_orders_bonus=0.0")
+    assert "changed: both_orders_bonus)" in other.stderr
+    interrupted(tmp_path, steps=1)
     second = train(model, tmp_path, "training.max_steps=2")
     assert second.returncode == 0, second.stderr[-3000:]
     history = json.loads((tmp_path / "dev.json").read_text())

@@ -22,6 +22,7 @@ from mrjudge_reward.types import Request
 from recipes.common.config import read_config
 from recipes.judge import train_sft
 from tests.support import ROOT
+from tests.support.interrupted import interrupted
 from tests.support.joining_tokenizer import joining_tokenizer
 from tests.support.small_models import small_text_model
 from tests.support.warm_python import run_python
@@ -326,16 +327,22 @@ def test_a_run_without_anything_to_learn_from_is_refused(tokenizer: Any):
 
 
 def test_it_trains_an_adapter_and_goes_on_where_it_was_interrupted(small: str, tmp_path: Path):
-    first = train(small, tmp_path, "training.max_steps=1", run=partial(run_python, python=sys.executable))
+    first = train(small, tmp_path, "training.max_steps=2", run=partial(run_python, python=sys.executable))
     assert first.returncode == 0, first.stderr[-3000:]
     weights = (tmp_path / "adapter_model.safetensors").read_bytes()
-    second = train(small, tmp_path, "training.max_steps=2")
-    assert second.returncode == 0, second.stderr[-3000:]
-    state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
-    assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [1, 2]
-    assert not (tmp_path / "checkpoint-3").exists()
-    assert (tmp_path / "adapter_model.safetensors").read_bytes() != weights
-    assert json.loads((tmp_path / "recipe.json").read_text())["training"]["max_steps"] == 2
+    again = train(small, tmp_path, "training.max_steps=2")
+    assert (again.returncode, "it is finished: nothing is trained" in again.stdout) == (0, True), again.stderr[-3000:]
+    other = train(small, tmp_path, "training.max_steps=3")
+    assert "changed: training.max_steps)" in other.stderr
+    for steps in (2, 1):  # before the end is written down; before the last step
+        interrupted(tmp_path, steps)
+        second = train(small, tmp_path, "training.max_steps=2")
+        assert second.returncode == 0, second.stderr[-3000:]
+        state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
+        assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [1, 2]
+        assert not (tmp_path / "checkpoint-3").exists()
+        assert (tmp_path / "adapter_model.safetensors").read_bytes() == weights
+        assert json.loads((tmp_path / "recipe.json").read_text())["training"]["max_steps"] == 2
 
     from mrjudge_reward.engines.local.engine import TransformersEngine
     from mrjudge_reward.messages import as_messages
