@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,14 +164,17 @@ def lengths(rows: Sequence[Row], processing: Any) -> list[int]:
     return found
 
 
-def fitting(rows: Sequence[Row], processing: Any, bound: int | None, together: int = 1) -> list[Row]:
+def fitting(
+    rows: Sequence[Row], processing: Any, bound: int | None, twins: Callable[[Row, Row], bool] | None = None
+) -> list[Row]:
     """Rows that are no longer than a bound; how many are not is printed.
 
     Args:
         rows: all of them.
         processing: tokenizer or processor.
         bound: most tokens of a row; None for no bound.
-        together: rows that stay or go with each other.
+        twins: where rows stand in twos, whether two of them stay or go together. Others go alone; the one that is left
+            gets the next such row for a neighbour, and the last of an odd number goes too.
 
     Raises:
         InputError: if none is left.
@@ -179,11 +182,26 @@ def fitting(rows: Sequence[Row], processing: Any, bound: int | None, together: i
     if bound is None:
         return list(rows)
     sizes = lengths(rows, processing)
-    starts = range(0, len(rows), together)
-    kept = [row for at in starts if max(sizes[at : at + together]) <= bound for row in rows[at : at + together]]
+    fits = [size <= bound for size in sizes]
+    kept = [row for row, fit in zip(rows, fits, strict=True) if fit] if twins is None else _in_twos(rows, fits, twins)
     if not kept:
         raise InputError(f"all {len(rows)} examples are longer than {bound} tokens; the shortest has {min(sizes)}")
     if len(kept) < len(rows):
         said = f"{len(rows) - len(kept)} of {len(rows)} examples are left out, being longer than {bound} tokens"
         print(f"{said}; the longest has {max(sizes)}")
+    return kept
+
+
+def _in_twos(rows: Sequence[Row], fits: Sequence[bool], twins: Callable[[Row, Row], bool]) -> list[Row]:
+    kept: list[Row] = []
+    alone: list[Row] = []
+    for at in range(0, len(rows), 2):
+        two, fit = rows[at : at + 2], fits[at : at + 2]
+        if twins(*two):
+            kept += two if all(fit) else []
+            continue
+        alone += [row for row, one in zip(two, fit, strict=True) if one]
+        if len(alone) > 1:
+            kept += alone[:2]
+            del alone[:2]
     return kept

@@ -32,6 +32,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import fmean, stdev
 from typing import Any
 
@@ -47,7 +48,8 @@ from mrjudge_reward.training.tasks import FORMAT_WEIGHT, Problem, Split, Verifie
 from mrjudge_reward.types import Reply
 from recipes.common.config import command_line, read_config
 from recipes.common.training_folder import TrainingFolder
-from recipes.data.judge_data import TaskConfig, Trait, asked_tasks, items, mixture_weights, shows_images, task_problems
+from recipes.data.judge_data import Trait, asked_tasks, mixture_weights, shows_images
+from recipes.data.trained_tasks import trained
 
 from .chat_rows import alike, check_modalities, data_set, fitting, guard_of, processing_class, save_processor, shown
 from .consistency import ConsistencyConfig, Reader, Spent
@@ -73,7 +75,7 @@ class RLRecipe(Settings):
         consistency: fields of ``ConsistencyConfig``: who reads the reasoning of right replies, and how much it counts.
         patience: measurements without a better dev accuracy before training stops; None to go on.
         dev_samples: replies to each dev problem; above 1 the measure is a mean over samples.
-        max_text_tokens: bound of each text of a problem.
+        max_text_tokens: bound of each text of a problem; one with a longer text is left out, and counted.
         training: fields of TRL's ``GRPOConfig``.
     """
 
@@ -121,41 +123,25 @@ def units_of(problems: Sequence[Problem]) -> list[Unit]:
     return twos + list(zip(alone[::2], alone[1::2], strict=False))
 
 
-def asked(recipe: RLRecipe, split: Split) -> list[tuple[str, Problem]]:
-    """The problems of a split with their tasks, in the order in which they are asked.
+def asked(recipe: RLRecipe, split: Split, tokenizer: Any) -> list[tuple[str, Problem]]:
+    """The problems of a split with their tasks, in the order in which they are asked, without those that would be cut.
 
     Raises:
         ConfigError: if all tasks are held out, or none has items of the dev side.
-        InputError: if a task has fewer than two problems.
+        InputError: if a task has fewer than two problems, or all of them would be cut.
     """
     tasks = asked_tasks(recipe.tasks)
-    tasks = {name: task for name, task in tasks.items() if task.held_out == "no"}
-    if not tasks:
-        raise ConfigError("all tasks are held out: there is nothing to train on")
-    if split == "dev":
-        tasks = {name: task for name, task in tasks.items() if measured(name, task)}
-        if not tasks:
-            raise ConfigError(
-                "no task has items of the dev side: set training.eval_strategy to no, and patience to null"
-            )
-    made = {name: units_of(task_problems(task, split)) for name, task in tasks.items()}
+    guard = guard_of(tokenizer, recipe.max_text_tokens)
+    made = {name: units_of(some) for name, some in trained(tasks, split, lambda _: guard).items()}
     if split == "train":
         pictured = {name: any(shows_images(unit[0]) for unit in units[:1]) for name, units in made.items()}
-        weights = mixture_weights(tasks, pictured, recipe.balance)
+        weights = mixture_weights({name: tasks[name] for name in made}, pictured, recipe.balance)
         count = round(max(len(made[name]) / weight for name, weight in weights.items()) * sum(weights.values()))
         mixture = balanced(made, count, int(recipe.training.get("seed", 42)), weights)
     else:
         mixture = [(name, unit) for name, units in made.items() for unit in units]
         random.Random(0).shuffle(mixture)
     return [(name, problem) for name, unit in mixture for problem in unit]
-
-
-def measured(name: str, task: TaskConfig) -> bool:
-    """Whether a task has items to be measured on; those that a judge was tried on are all of the training side."""
-    there = task.source != "items" or bool(items(task, "dev"))
-    if not there:
-        print(f"task {name} is not measured: {task.path} has no items of the dev side")
-    return there
 
 
 def rows_of(asked: Sequence[tuple[str, Problem]], first: int, tokenizer: Any, recipe: RLRecipe) -> list[dict[str, Any]]:
@@ -179,6 +165,12 @@ def rows_of(asked: Sequence[tuple[str, Problem]], first: int, tokenizer: Any, re
             check_labels(prompt, problem, tokenizer)
         rows.append({"prompt": prompt, "problem": number, **({"images": images, "item": place} if images else {})})
     return rows
+
+
+def are_twins(problems: Sequence[tuple[str, Problem]], row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two rows show the two orders of a pair."""
+    one, two = problems[row["problem"]][1], problems[other["problem"]][1]
+    return bool(one.twins == two.twins and one.slots != two.slots)
 
 
 def check_labels(prompt: str, problem: Problem, tokenizer: Any) -> None:
@@ -480,13 +472,14 @@ def train(recipe: RLRecipe) -> None:
     source = str(embedded_model_path()) if recipe.model == "embedded" else recipe.model
     make_known(source)
     tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
-    train = asked(recipe, "train")
-    dev = [] if settings.eval_strategy == "no" else asked(recipe, "dev")
+    train = asked(recipe, "train", tokenizer)
+    dev = [] if settings.eval_strategy == "no" else asked(recipe, "dev", tokenizer)
     rows, dev_rows = rows_of(train, 0, tokenizer, recipe), rows_of(dev, len(train), tokenizer, recipe)
     processing = processing_class(source, tokenizer, [*rows, *dev_rows])
     bound = longest_prompt(source, settings)
-    rows = fitting(alike(rows), processing, bound, together=2)
-    dev_rows = fitting(alike(dev_rows), processing, bound, together=2) if dev_rows else []
+    twins = partial(are_twins, [*train, *dev])
+    rows = fitting(alike(rows), processing, bound, twins)
+    dev_rows = fitting(alike(dev_rows), processing, bound, twins) if dev_rows else []
     for some in (rows, dev_rows):
         check_modalities(some)
     ends = frozenset({tokenizer.eos_token_id, tokenizer.pad_token_id})

@@ -44,6 +44,7 @@ from recipes.data.judge_data import (
     shows_images,
     task_problems,
 )
+from recipes.data.trained_tasks import best, whole
 
 from .chat_rows import alike, check_modalities, data_set, fitting, guard_of, processing_class, save_processor, shown
 from .seeing_model import make_known
@@ -60,7 +61,7 @@ class SFTRecipe(Settings):
         example_tasks: the tasks whose examples are learned from; empty for all of the file.
         lora: fields of PEFT's ``LoraConfig``; None trains all weights.
         training: fields of TRL's ``SFTConfig``.
-        max_text_tokens: bound of each text of an example.
+        max_text_tokens: bound of each text of a task's example; one with a longer text is left out, and counted.
 
     Raises:
         ConfigError: on construction, for tasks of examples without a file of them.
@@ -104,7 +105,7 @@ def rows_of(
         item = one if isinstance(one, Item) else one.item
         if isinstance(one, Item):
             turns: Sequence[Message] = one.group.prompt
-            answer = guard(one.group.candidates[one.gold_G.index(max(one.gold_G))])
+            answer = guard(best(one))
         else:
             turns = one.render(guard)
             answer = (reasoning(one) if name in reasoned else "") + one.right(space_in(one, tokenizer))
@@ -191,11 +192,18 @@ def defused(turn: Message, reserved: Reserved) -> Message:
 
 
 def examples(recipe: SFTRecipe, split: Split, tokenizer: Any) -> list[dict[str, Any]]:
-    """All examples of a split, in random order."""
+    """All examples of a split, in random order; those of tasks of which a text would be cut are left out, and counted.
+
+    Raises:
+        ConfigError: if the tasks contradict each other, or ``example_tasks`` names one that is not there.
+        InputError: if there is nothing to learn from, or all of a task would be cut.
+    """
     tasks = asked_tasks(recipe.tasks)
-    made: dict[str, list[Problem | Item]] = {
-        name: list(items(task, split) if task.describe else task_problems(task, split)) for name, task in tasks.items()
-    }
+    guard = guard_of(tokenizer, recipe.max_text_tokens)
+    made: dict[str, list[Problem | Item]] = {}
+    for name, task in tasks.items():
+        some: list[Problem | Item] = list(items(task, split) if task.describe else task_problems(task, split))
+        made[name] = whole(name, some, lambda _: guard)
     rows: list[dict[str, Any]] = []
     if made:
         pictured = {name: any(map(shows_images, some[:1])) for name, some in made.items()}

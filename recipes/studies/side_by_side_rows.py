@@ -259,7 +259,7 @@ def prepare_run(
             raise ConfigError("runs side by side reinforce verdicts that are read: set opened")
         trainer = GRPOConfig(**recipe.training | fixed)
         checked(recipe, trainer)
-        rows = prompt_rows(asked(recipe, "train"), tokenizer, recipe.max_text_tokens)
+        rows = prompt_rows(asked(recipe, "train", tokenizer), tokenizer, recipe.max_text_tokens)
         plan = plan_of(kind, recipe, trainer, rows, start, recipe.lora or lora)
     folder.mkdir(parents=True, exist_ok=True)
     rows.save(folder / "rows.npz")

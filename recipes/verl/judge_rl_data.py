@@ -3,8 +3,9 @@
     python -m recipes.verl.judge_rl_data recipes/judge/rl_7b.yaml ~/data/judge
     python -m recipes.verl.judge_rl_data recipes/judge/rl_7b.yaml ~/data/judge --set tasks.science.count=100
 
-Tasks and model are those of a config of ``judge/train_rl.py``, whose other settings are verl's business here. The training
-set is a mixture by the tasks' weights in which each task comes whole; the dev set has all dev problems.
+Tasks, model and ``max_text_tokens`` are those of a config of ``judge/train_rl.py``, whose other settings are verl's business
+here. The training set is a mixture by the tasks' weights in which each task comes whole; the dev set has all dev problems. A
+problem with a text that would be cut is left out, and counted.
 
 An image of an item stands as ``<image>`` in its turn and in the column ``images``, as verl has it. What verl would take for
 a place in a text of such a row is defused as a marker is. Prompts that are too long verl leaves out itself
@@ -27,7 +28,8 @@ from mrjudge_reward.prompting.sanitizing import Sanitizer
 from mrjudge_reward.special_tokens import of_tokenizer
 from mrjudge_reward.training.tasks import Problem, Split, balanced
 from recipes.common.config import read_config
-from recipes.data.judge_data import TaskConfig, Trait, asked_tasks, mixture_weights, shows_images, task_problems
+from recipes.data.judge_data import TaskConfig, Trait, asked_tasks, mixture_weights, shows_images
+from recipes.data.trained_tasks import trained
 
 MAX_TEXT_TOKENS = 2048
 PLACES = frozenset({"<image>", "<video>", "<audio>"})
@@ -41,6 +43,7 @@ def verl_rows(
     seed: int = 0,
     sees: bool = True,
     balance: Sequence[Trait] = (),
+    max_text_tokens: int = MAX_TEXT_TOKENS,
 ) -> list[dict[str, Any]]:
     """Rows of a split as verl reads them.
 
@@ -51,27 +54,30 @@ def verl_rows(
         seed: of the mixture.
         sees: whether that judge takes images.
         balance: of the mixture, as in ``judge/train_rl.py``.
+        max_text_tokens: bound of each text of a problem; one with a longer text is left out, and counted.
 
     Raises:
-        InputError: if nothing is left, for an item with images where the judge sees none, or with one that is none.
+        ConfigError: if all tasks are held out, or none has items of the dev side.
+        InputError: if all of a task would be cut, for an item with images where the judge sees none, or with one that is
+            none.
     """
-    tasks = {name: task for name, task in tasks.items() if task.held_out == "no"}
-    made = {name: task_problems(task, split) for name, task in tasks.items()}
-    if not made:
-        raise InputError("there is no task that is not held out")
-    shown: list[tuple[str, Problem]] = [(name, problem) for name, some in made.items() for problem in some]
-    if split == "train":
-        weights = mixture_weights(
-            tasks, {name: any(map(shows_images, some[:1])) for name, some in made.items()}, balance
-        )
-        count = round(max(len(made[name]) / weight for name, weight in weights.items()) * sum(weights.values()))
-        shown = balanced(made, count, seed, weights)
 
     def length(text: str) -> int:
         return len(tokenizer.encode(text, add_special_tokens=False))
 
-    guard = Sanitizer(length, MAX_TEXT_TOKENS, of_tokenizer(tokenizer))
-    beside_images = Sanitizer(length, MAX_TEXT_TOKENS, of_tokenizer(tokenizer) | PLACES)
+    reserved = of_tokenizer(tokenizer)
+    beside_text, beside_images = (Sanitizer(length, max_text_tokens, more) for more in (reserved, reserved | PLACES))
+
+    def guard(problem: Problem) -> Sanitizer:
+        return beside_images if shows_images(problem) else beside_text
+
+    made = trained(tasks, split, guard)
+    shown: list[tuple[str, Problem]] = [(name, problem) for name, some in made.items() for problem in some]
+    if split == "train":
+        sees_any = {name: any(map(shows_images, some[:1])) for name, some in made.items()}
+        weights = mixture_weights({name: tasks[name] for name in made}, sees_any, balance)
+        count = round(max(len(made[name]) / weight for name, weight in weights.items()) * sum(weights.values()))
+        shown = balanced(made, count, seed, weights)
     pictured = [shows_images(problem) for _, problem in shown]
     rows = []
     for index, ((name, problem), with_images) in enumerate(zip(shown, pictured, strict=True)):
@@ -79,7 +85,7 @@ def verl_rows(
         if with_images and not sees:
             raise InputError(f"{item} has images, and the model takes none")
         written = written_problem(problem, tasks[name].judge)
-        turns = problem.render(beside_images if with_images else guard)
+        turns = problem.render(guard(problem))
         try:
             images = [load_picture(part.image).data for turn in turns for part in turn.images]
         except InputError as error:
@@ -130,10 +136,11 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(model)
     sees = "vision_config" in PretrainedConfig.get_config_dict(model)[0]
     tasks = asked_tasks(recipe.get("tasks", {}))
+    most = recipe.get("max_text_tokens", MAX_TEXT_TOKENS)
     args.out.mkdir(parents=True, exist_ok=True)
     splits: tuple[Split, ...] = ("train", "dev")
-    for split in splits:
-        rows = verl_rows(tasks, split, tokenizer, sees=sees, balance=recipe.get("balance", ()))
+    same = {"sees": sees, "balance": recipe.get("balance", ()), "max_text_tokens": most}
+    for split, rows in [(split, verl_rows(tasks, split, tokenizer, **same)) for split in splits]:  # both, or neither
         write(rows, args.out / f"{split}.parquet")
         print(f"{len(rows)} rows in {args.out / split}.parquet")
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -166,9 +167,9 @@ def test_dev_accuracy_is_per_task_and_weighs_tasks_alike():
     assert reward_func.__name__ == "verdict", "what TRL logs the reward as"
 
 
-def test_twins_are_neighbours_and_never_parted_by_an_even_batch():
+def test_twins_are_neighbours_and_never_parted_by_an_even_batch(smol_tokenizer: Any):
     recipe = loaded("adapter=null", "tasks.film_pairs.count=9", "tasks.tweet_pairs.count=4", "tasks.film_alone.count=7")
-    asked = train_rl.asked(recipe, "train")
+    asked = train_rl.asked(recipe, "train", smol_tokenizer)
     assert len(asked) % 2 == 0
     for (name, one), (other_name, other) in zip(asked[::2], asked[1::2], strict=True):
         assert name == other_name
@@ -176,17 +177,17 @@ def test_twins_are_neighbours_and_never_parted_by_an_even_batch():
             assert one.twins == other.twins
             assert one.slots == other.slots[::-1]
     assert {name for name, _ in asked} == {"film_pairs", "tweet_pairs", "film_alone"}
-    assert asked == train_rl.asked(recipe, "train"), "every process must see the same list"
+    assert asked == train_rl.asked(recipe, "train", smol_tokenizer), "every process must see the same list"
 
 
-def test_a_held_out_task_is_neither_trained_on_nor_watched():
+def test_a_held_out_task_is_neither_trained_on_nor_watched(smol_tokenizer: Any):
     recipe = loaded("tasks.film_alone.held_out=task", "tasks.film_pairs.count=4", "tasks.tweet_pairs.count=4")
     for split in ("train", "dev"):
-        assert {name for name, _ in train_rl.asked(recipe, split)} == {"film_pairs", "tweet_pairs"}
+        assert {name for name, _ in train_rl.asked(recipe, split, smol_tokenizer)} == {"film_pairs", "tweet_pairs"}
 
 
 def test_items_that_are_all_of_the_training_side_are_trained_on_and_not_measured(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    smol_tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     questions = [f"Which of these two is number {number}?" for number in range(40)]
     rows = [{"prompt": q, "candidates": ["a", "b"], "gold": [1, 0]} for q in questions if split_of(q) == "train"]
@@ -194,12 +195,12 @@ def test_items_that_are_all_of_the_training_side_are_trained_on_and_not_measured
     file.write_text("\n".join(map(json.dumps, rows)))
     hard = f"tasks.hard={{source: items, path: {file}, judge: {{format: choice, labels: [A, B]}}, both_orders: true}}"
     recipe = loaded(hard, "tasks.film_pairs.count=4", "tasks.tweet_pairs.count=4", "tasks.film_alone.count=4")
-    assert "hard" in {name for name, _ in train_rl.asked(recipe, "train")}
-    assert "hard" not in {name for name, _ in train_rl.asked(recipe, "dev")}
+    assert "hard" in {name for name, _ in train_rl.asked(recipe, "train", smol_tokenizer)}
+    assert "hard" not in {name for name, _ in train_rl.asked(recipe, "dev", smol_tokenizer)}
     assert f"task hard is not measured: {file} has no items of the dev side" in capsys.readouterr().out
     alone = loaded(hard, *(f"tasks.{name}=null" for name in ("film_pairs", "tweet_pairs", "film_alone")))
     with pytest.raises(ConfigError, match="no task has items of the dev side"):
-        train_rl.asked(alone, "dev")
+        train_rl.asked(alone, "dev", smol_tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -297,16 +298,51 @@ def test_prompts_that_leave_no_room_for_a_reply_are_left_out_in_twos_and_counted
             "input_ids"
         ]
         assert size == len(ids)
-    kept = fitting(rows, smol_tokenizer, max(sizes) - 1, together=2)
+    twins = partial(train_rl.are_twins, asked)
+    kept = fitting(rows, smol_tokenizer, max(sizes) - 1, twins)
     assert [row["problem"] for row in kept] == [0, 1, 4, 5]
     said = capsys.readouterr().out
     assert (
         f"2 of 6 examples are left out, being longer than {max(sizes) - 1} tokens; the longest has {max(sizes)}" in said
     )
-    assert fitting(rows, smol_tokenizer, max(sizes), together=2) == fitting(rows, smol_tokenizer, None) == rows
+    assert fitting(rows, smol_tokenizer, max(sizes), twins) == fitting(rows, smol_tokenizer, None) == rows
     assert capsys.readouterr().out == ""
     with pytest.raises(InputError, match="all 6 examples are longer than 10 tokens"):
         fitting(rows, smol_tokenizer, 10)
+
+
+@pytest.mark.parametrize(
+    ("questions", "left"),  # P asks in both orders, s in one; a capital L is too long
+    [
+        ("s s s s", "s0 s1 s2 s3"),
+        ("s Ls s s", "s0 s2"),  # the last of an odd number has no neighbour
+        ("Ls s Ls s", "s1 s3"),
+        ("Ls s s Ls s s", "s1 s2 s4 s5"),
+        ("Ls Ls s s", "s2 s3"),
+        ("P LP P", "P0 P0 P2 P2"),
+        ("P Ls s P s s", "P0 P0 P3 P3 s2 s4"),
+        ("s Ls LP s s", "s0 s3"),
+        ("LP P s s", "P1 P1 s2 s3"),
+        ("s s Ls s P P Ls s", "s0 s1 P4 P4 P5 P5 s3 s7"),
+    ],
+)
+def test_a_prompt_that_is_too_long_takes_its_twin_with_it_and_nobody_else(
+    smol_tokenizer: Any, questions: str, left: str
+):
+    from recipes.judge.chat_rows import fitting
+
+    problems = [
+        problem
+        for number, kind in enumerate(questions.split())
+        for problem in pair(f"{kind[-1]}{number}{'?' * 900 * kind.startswith('L')}")[: 2 if kind[-1] == "P" else 1]
+    ]
+    asked = [("a", problem) for unit in train_rl.units_of(problems) for problem in unit]
+    rows = train_rl.rows_of(asked, 0, smol_tokenizer, loaded("opened=false"))
+    kept = fitting(rows, smol_tokenizer, 500, partial(train_rl.are_twins, asked))
+    shown = [asked[row["problem"]][1] for row in kept]
+    assert sorted(str(one.item.group.prompt[0].text) for one in shown) == sorted(left.split())
+    for one, other in zip(shown[::2], shown[1::2], strict=True):
+        assert one.item.group.prompt[0].text[0] == "s" or (one.twins == other.twins and one.slots != other.slots)
 
 
 @pytest.mark.parametrize(

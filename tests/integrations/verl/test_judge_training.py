@@ -187,7 +187,7 @@ def test_held_out_tasks_are_not_written(smol_tokenizer: Any) -> None:
     film = make(source="film reviews", judge={"format": "score"}, size=1, eval_count=3)
     write = judge_rl_data.verl_rows
     assert {row["data_source"] for row in write({"held": held, "film": film}, "dev", smol_tokenizer)} == {"film"}
-    with pytest.raises(InputError, match="not held out"):
+    with pytest.raises(ConfigError, match="not held out"):
         write({"held": held}, "train", smol_tokenizer)
 
 
