@@ -327,10 +327,10 @@ class VerdictReward:
         groups: dict[Any, list[float]] = defaultdict(list)
         for twins, reward in every:
             groups[twins].append(reward)
-        whole = stdev([reward for _, reward in every])
+        whole = _spread([reward for _, reward in every])
         made = []
         for twins, reward in own:
-            spread = {"group": stdev(groups[twins]), "batch": whole}.get(self.scale or "")
+            spread = {"group": _spread(groups[twins]), "batch": whole}.get(self.scale or "")
             centred = reward - fmean(groups[twins])
             made.append(centred if spread is None else centred / (spread + SPREAD_FLOOR))
         return made
@@ -345,6 +345,11 @@ class VerdictReward:
         self.seen.clear()
         means = {f"accuracy/{name}": fmean(values) for name, values in sorted(found.items())}
         return means | ({"accuracy": fmean(means.values())} if means else {})
+
+
+def _spread(rewards: Sequence[float]) -> float:
+    """Standard deviation; of a lone reward, whose advantage is 0 by its mean, 0."""
+    return stdev(rewards) if len(rewards) > 1 else 0.0
 
 
 # -- training ---------------------------------------------------------------------------------------------------------

@@ -119,6 +119,17 @@ def test_a_baseline_is_of_one_pair_alone_and_a_batchs_spread_of_all():
     assert reward_func.advantages == [], "TRL's own, unless they are asked for"
 
 
+@pytest.mark.parametrize("scale", ["none", "group", "batch"])
+@pytest.mark.parametrize("said", [[(0, A)], [(0, B)], [(0, NONE)], [(0, A), (2, B)], [(0, B), (2, B), (3, B)]], ids=str)
+def test_a_lone_reply_to_a_pair_has_no_advantage(scale: str, said: list[tuple[int, str]]):
+    """As on the dev side, where each problem of one order may have one reply."""
+    book = [("pairs", one) for question in ("Why?", "How?") for one in pair(question)]
+    reward_func = train_rl.VerdictReward(book, frozenset({END}), bonus=0.0, scale=scale)
+    rewards(reward_func, said)
+    assert reward_func.advantages[0] == 0.0
+    assert len(reward_func.advantages) == len(said)
+
+
 @pytest.mark.parametrize(
     ("scale", "training", "expected"),
     [("none", True, [0.45, 0.45, -0.45, -0.45]), ("none", False, [0.0] * 4), (None, True, [0.0] * 4)],
