@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from .errors import InputError
+from .images import bare, placed
 from .reasoning import split_reasoning
 
 
@@ -87,6 +89,26 @@ def as_part(part: Any, unshown: bool = False) -> Part:
             kind = re.sub(r"\W", "_", part["type"])[:40] or "nameless"
             return UnshownPart(f"({kind})", kind)
     raise InputError(f"a message part must be {{'type': 'text' | 'image', ...}}; got {part!r:.200}")
+
+
+def placed_image(part: Part, folder: Path, allowed: Sequence[str] = ()) -> Part:
+    """A part of a file which may come from anybody: of an image its path or address, see ``images.placed``; others as they
+    are.
+
+    Raises:
+        InputError: if the image lies elsewhere.
+    """
+    image = part.image if isinstance(part, ImagePart) else None
+    while isinstance(image, Mapping):  # not once, so that nothing inside is opened unseen
+        image = bare(image)
+    return ImagePart(placed(image, folder, allowed)) if isinstance(image, str) else part
+
+
+def placed_images(messages: Sequence[Message], folder: Path, allowed: Sequence[str] = ()) -> tuple[Message, ...]:
+    """The same messages, their images as they are to be opened; see ``placed_image``."""
+    return tuple(
+        replace(turn, content=tuple(placed_image(part, folder, allowed) for part in turn.content)) for turn in messages
+    )
 
 
 def as_messages(prompt: str | Sequence[Mapping[str, Any] | Message], unshown: bool = False) -> tuple[Message, ...]:

@@ -97,8 +97,8 @@ def rank(
 
     A line is {"prompt": text or chat messages, "candidates": [text, ...]}, with "id" (or "key"), "reference",
     "rubric" and "anchors" (answers that scores are relative to: 0 is as good) if there are any; other fields are ignored.
-    Images are parts of a message or of a candidate (a list of
-    {"type": "text", "text": ...} and {"type": "image", "image": ...}), or a list "images" beside the prompt: paths,
+    A candidate may be a list of parts, {"type": "text", "text": ...} and {"type": "image", "image": ...}, or a transcript,
+    a list of messages. Images are parts of a message or of a candidate, or a list "images" beside the prompt: paths,
     relative to the INPUT's folder and below it, data URLs, or web addresses for a server to fetch, but not those of this
     machine or its network alone; --images allows more. An image that cannot be shown fails the comparisons of its line.
     Each line gets a result, in the same order: "id", "scores" (null where unknown), "order" (indices, best first), "best"

@@ -17,7 +17,7 @@ import re
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -26,14 +26,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import typer
 
 from mrjudge_reward import json_lines
-from mrjudge_reward.completions import candidate_of
+from mrjudge_reward.completions import Candidate, candidate_of
 from mrjudge_reward.credentials import reply_fields_hash
 from mrjudge_reward.errors import InputError
 from mrjudge_reward.fields import shown_text, texts_of
-from mrjudge_reward.images import fingerprint, placed
+from mrjudge_reward.images import fingerprint
 from mrjudge_reward.judging.criteria import rubric_of
 from mrjudge_reward.judging.parallel import in_order
 from mrjudge_reward.judging.tournament import is_degenerate
+from mrjudge_reward.messages import Message, placed_image, placed_images
 from mrjudge_reward.monitoring.explain import criterion_record, printable, verdict_record
 from mrjudge_reward.rubrics.reading import own_rubric
 from mrjudge_reward.scoring.stats import JudgeStats
@@ -118,22 +119,15 @@ class ImageSource:
     folder: Path = Path()
     allowed: Sequence[str] = ()
 
-    def placed(self, part: Any) -> Any:
-        """An image, or a part of a message with one, as it is to be opened."""
-        if isinstance(part, str):
-            return placed(part, self.folder, self.allowed)
-        if isinstance(part, dict):
-            return {
-                name: self.placed(value) if name in ("image", "url", "path", "bytes", "image_url") else value
-                for name, value in part.items()
-            }
-        return part
+    def prompt(self, messages: Sequence[Message]) -> tuple[Message, ...]:
+        """A prompt with its images as they are to be opened."""
+        return placed_images(messages, self.folder, self.allowed)
 
-
-def _turn(turn: Any, source: ImageSource) -> Any:
-    if isinstance(turn, dict) and isinstance(turn.get("content"), list):
-        return turn | {"content": [source.placed(part) for part in turn["content"]]}
-    return turn
+    def candidate(self, given: Any) -> Candidate:
+        """A candidate as ``candidate_of`` reads it, likewise: its parts, or its turns and the results of its tools."""
+        read = candidate_of(given)
+        parts = ((number, placed_image(part, self.folder, self.allowed)) for number, part in read.images)
+        return replace(read, images=tuple(parts))
 
 
 def _group(record: dict[str, Any], key: str, source: ImageSource, config: JudgeConfig) -> Group:
@@ -151,16 +145,14 @@ def _group(record: dict[str, Any], key: str, source: ImageSource, config: JudgeC
             raise InputError(f"{field}: must be {wanted}; got {value!r:.60}")
     if not 0 < len(record["candidates"]) <= MAX_GROUP:
         raise InputError(f"candidates: must be 1 to {MAX_GROUP} texts; got {len(record['candidates'])}")
-    candidates: list[str | list[Any]] = []
+    candidates: list[Candidate] = []
     for index, candidate in enumerate(record["candidates"]):
         if not isinstance(candidate, str | list):
             raise InputError(f"candidates[{index}]: must be text; got {candidate!r:.60}")
         try:
-            parts = candidate if isinstance(candidate, str) else [source.placed(part) for part in candidate]
-            candidate_of(parts)
+            candidates.append(source.candidate(candidate))
         except (InputError, TypeError) as error:
             raise InputError(f"candidates[{index}]: {error}") from error
-        candidates.append(parts)
     prompt = record["prompt"]
     if not prompt:
         raise InputError("prompt: must not be empty")
@@ -174,9 +166,7 @@ def _group(record: dict[str, Any], key: str, source: ImageSource, config: JudgeC
         raise InputError(f"candidates and anchors: at most {MAX_GROUP} are judged together")
     rubric = own_rubric(record.get("rubric"), "rubric", config.criteria is not None)
     try:
-        messages = prompt if isinstance(prompt, str) else [_turn(turn, source) for turn in prompt]
-        beside = [source.placed(image) for image in record.get("images") or ()]
-        shown = with_images(messages, beside)
+        shown = source.prompt(with_images(prompt, record.get("images") or ()))
         return Group.of(shown, candidates, key, reference, rubric, anchors=anchors)
     except (InputError, TypeError) as error:
         raise InputError(f"prompt: {error}") from error

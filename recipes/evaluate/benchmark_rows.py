@@ -17,6 +17,7 @@ from typing import Any
 from mrjudge_reward import images
 from mrjudge_reward.errors import InputError
 from mrjudge_reward.json_lines import placed
+from mrjudge_reward.messages import as_messages, placed_images
 from mrjudge_reward.training.items import with_images
 from mrjudge_reward.types import Group
 from recipes.common.rows import placed_rows
@@ -154,13 +155,10 @@ def load_vl_rewardbench(path: str | None = None, split: str = "test") -> list[Ca
                     f"human_ranking: must be {len(texts)} different ranks, one an answer; got {ranks!r:.60}"
                 )
             query = row.text("query").replace("<image>\n", "").replace("<image>", "")
-            image = images.bare(row["image"])
-            if path is not None and isinstance(image, str):
-                image = images.placed(image, Path(path).parent)
-            images.given_as(image)  # raises if it is none
+            images.given_as(row["image"])  # raises if it is none
             start = row.name.replace("-", "_").partition("_")[0]
             right, subset = list(ranks).index(min(ranks)), _VL_GROUPS.get(start, "general")
-            cases.append(row.case(with_images(query, [image]), texts, [right], subset))
+            cases.append(row.case(with_images(query, [row["image"]]), texts, [right], subset))
     return cases
 
 
@@ -185,8 +183,7 @@ def load_multimodal_rewardbench(path: str | None = None, split: str = "") -> lis
             elif subset == "reasoning":
                 subset = "reasoning/math" if name.startswith("math") else "reasoning/coding"
             right = row.choice("Better", ("Output1", "Output2"))
-            image = images.placed(row.text("Image"), Path(path).parent)
-            prompt = with_images(row.text("Text"), [image])
+            prompt = with_images(row.text("Text"), [row.text("Image")])
             cases.append(row.case(prompt, [row.text("Output1"), row.text("Output2")], [right], subset))
     return cases
 
@@ -230,13 +227,14 @@ class _Row(dict[str, Any]):
         self, columns: Mapping[str, Any], benchmark: str, path: str, place: str, name: str, twice: bool
     ) -> None:
         super().__init__(columns)
-        self.where, self.name, self.twice = f"{path}, {place}", name, twice
+        self.where, self.name, self.twice, self._folder = f"{path}, {place}", name, twice, Path(path).parent
         self._key = f"{benchmark}/{f'{name}/{place}' if twice else name}"
 
     def case(self, prompt: Any, texts: Sequence[str], right: Sequence[int], subset: str, end: str = "") -> Case:
         if not prompt or not isinstance(prompt, str | list | tuple):
             raise InputError(f"the question must be text or messages; got {prompt!r:.60}")
-        return Case(Group.of(prompt, texts, self._key + end), frozenset(right), subset)
+        turns = placed_images(as_messages(prompt, unshown=True), self._folder)
+        return Case(Group.of(turns, texts, self._key + end), frozenset(right), subset)
 
     def text(self, field: str) -> str:
         if not isinstance(self[field], str):

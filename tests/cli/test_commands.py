@@ -630,7 +630,26 @@ OUTSIDE = [
 ]
 
 
-@pytest.mark.parametrize("place", ["prompt", "images", "candidates", "path", "bytes", "url"])
+def in_candidate(place: str, image: str) -> list[Any]:
+    """A candidate with an image in a part of its own, in a turn, or in the result of a tool."""
+    shown = {"type": "image_url", "image_url": {"url": image}} if "url" in place else part(image)
+    text = {"type": "text", "text": "Drawn."}
+    if "bytes" in place:
+        shown = part({"bytes": image})
+    if "result" in place:
+        calls = [{"function": {"name": "draw", "arguments": {}}}]
+        result = {"role": "tool", "name": "draw", "content": [text, shown]}
+        return [{"role": "assistant", "tool_calls": calls}, result, {"role": "assistant", "content": "Done."}]
+    return [{"role": "assistant", "content": [text, shown]}] if "turn" in place else [shown]
+
+
+IN_CANDIDATES = [
+    "candidate", "candidate bytes", "candidate url", "candidate turn", "candidate turn url",
+    "candidate turn bytes", "candidate result", "candidate result url",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["prompt", "images", "path", "bytes", "url", *IN_CANDIDATES])
 @pytest.mark.parametrize(("image", "fault"), OUTSIDE)
 def test_an_image_from_elsewhere_costs_its_line_and_is_not_opened(
     image: str, fault: str, place: str, tmp_path: Path, engine: ScriptedEngine
@@ -645,8 +664,8 @@ def test_an_image_from_elsewhere_costs_its_line_and_is_not_opened(
     line: dict[str, Any] = {"prompt": "What?", "candidates": ["x", "yy"]}
     if place == "images":
         line["images"] = [image]
-    elif place == "candidates":
-        line["candidates"] = ["x", [part(image)]]
+    elif place in IN_CANDIDATES:
+        line["candidates"] = ["x", in_candidate(place, image)]
     else:
         shown = {"prompt": part(image), "path": part({"path": image}), "bytes": part({"bytes": image})}
         url = {"type": "image_url", "image_url": {"url": image}}
@@ -657,6 +676,21 @@ def test_an_image_from_elsewhere_costs_its_line_and_is_not_opened(
     assert "best" not in said or said["best"] is None
     assert engine.requests == []
     assert "pw" not in said.get("error", "")
+
+
+@pytest.mark.parametrize("place", IN_CANDIDATES)
+@pytest.mark.parametrize("image", ["pictures/own.png", "./pictures/own.png", "{tmp}/pictures/own.png"])
+def test_an_image_of_a_candidate_is_found_beside_the_input(
+    image: str, place: str, tmp_path: Path, engine: ScriptedEngine
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (8, 9), "red").save(tmp_path / "pictures" / "own.png")
+    shown = in_candidate(place, image.replace("{tmp}", str(tmp_path)))
+    (tmp_path / "in.jsonl").write_text(jsonl({"prompt": "Draw.", "candidates": ["x", shown]}), encoding="utf-8")
+    (line,) = records(rank(tmp_path / "in.jsonl").stdout)
+    assert line["failed"] == 0
+    seen = {picture.image.height for request in engine.requests for m in request.messages for picture in m.images}
+    assert seen == {9}
 
 
 def test_images_from_elsewhere_are_taken_where_that_is_allowed(tmp_path: Path, engine: ScriptedEngine) -> None:

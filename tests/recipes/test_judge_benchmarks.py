@@ -501,6 +501,18 @@ QAB = ("q", "a", "b")
         ("vl_rewardbench", vl_row(*QAB) | {"image": 3}, "an image must be"),
         *(("vl_rewardbench", vl_row(*QAB) | {"image": image}, "the image .* is not below") for image in ELSEWHERE),
         *(
+            (
+                name,
+                MAKE[name](*QAB) | {field: [{"role": "user", "content": [{"type": "image", "image": image}]}]},
+                fault,
+            )
+            for name, field in (("rewardbench", "prompt"), ("judgebench", "question"), ("rm_bench", "prompt"))
+            for image, fault in (
+                (ELSEWHERE[0], "the image .* is not below"),
+                ("http://[::1]/a.png", ".* for this machine"),
+            )
+        ),
+        *(
             ("multimodal_rewardbench", multimodal_row(*QAB) | {"Image": image}, "the image .* is not below")
             for image in ELSEWHERE[:5]
         ),
