@@ -36,8 +36,21 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from .errors import InputError
+from .fields import plain as as_python
 from .images import given_as
-from .messages import CallPart, ImagePart, Message, Part, TextPart, UnshownPart, as_messages, as_part, final_answer
+from .messages import (
+    RESULTS,
+    CallPart,
+    ImagePart,
+    Message,
+    Part,
+    TextPart,
+    UnshownPart,
+    as_messages,
+    as_part,
+    final_answer,
+    without_thoughts,
+)
 
 View: TypeAlias = Literal["transcript", "final"]
 
@@ -155,7 +168,7 @@ def _results(given: Sequence[Mapping[str, Any] | Message], turns: Sequence[Messa
             made = [part for part in turn.content if isinstance(part, CallPart)]
             waiting = [(calls + number, call.id, call.name) for number, call in enumerate(made, 1)]
             calls += len(made)
-        elif turn.role in ("tool", "function", "ipython"):
+        elif turn.role in RESULTS:
             named, name = fields.get("tool_call_id"), fields.get("name")
             answers = (
                 [call for call in waiting if named is not None and call[1] == named]
@@ -191,13 +204,13 @@ def _said(message: Message, images: dict[str, ImagePart]) -> str:
 
 
 def written(parts: Sequence[Mapping[str, Any] | Part]) -> Candidate:
-    """A candidate made of text and image parts, which stand as they are.
+    """A candidate made of text and image parts, which stand as they are; parts of reasoning are dropped.
 
     Raises:
         InputError: if one is no part.
     """
     images: dict[str, ImagePart] = {}
-    text = _written([as_part(part, unshown=True) for part in parts], images, "")
+    text = _written([as_part(part, unshown=True) for part in without_thoughts(parts)], images, "")
     return Candidate(text, tuple(images.items()))
 
 
@@ -216,6 +229,7 @@ def candidate_of(given: Any) -> Candidate:
         return given
     if isinstance(given, str):
         return plain(given)
+    given = as_python(given)
     if not isinstance(given, list | tuple):
         raise InputError(f"must be text or a list of parts; got {type(given).__name__}")
     if given and (isinstance(given[0], Message) or (isinstance(given[0], Mapping) and "role" in given[0])):

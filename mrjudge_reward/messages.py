@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from .errors import InputError
+from .fields import plain
 from .images import bare, placed
-from .reasoning import split_reasoning
+from .reasoning import is_thought, split_reasoning
+
+RESULTS = frozenset({"tool", "function", "ipython"})
+"""Roles of what tools returned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,8 @@ def as_part(part: Any, unshown: bool = False) -> Part:
         if part.get("type") == "text" and isinstance(part.get("text"), str):
             return TextPart(part["text"])
         if part.get("type") == "image":
-            return ImagePart(part.get("image") or part.get("url") or part.get("path"))
+            given = (part.get(name) for name in ("image", "url", "path"))
+            return ImagePart(next((one for one in given if not _empty(one)), None))
         if part.get("type") == "image_url":
             url = part.get("image_url")
             return ImagePart(url.get("url") if isinstance(url, Mapping) else url)
@@ -130,33 +135,92 @@ def as_messages(prompt: str | Sequence[Mapping[str, Any] | Message], unshown: bo
             continue
         if not isinstance(turn, Mapping) or "role" not in turn:
             raise InputError(f"a chat message needs 'role' and 'content'; got {turn!r:.200}")
-        content = turn.get("content")
-        if content is None:  # an assistant turn that only calls tools
-            content = ""
-        if isinstance(content, Mapping | int | float):  # a tool's result as it returned it
-            content = json.dumps(content, ensure_ascii=False, default=str)
-        parts = (TextPart(content),) if isinstance(content, str) else tuple(as_part(part, unshown) for part in content)
-        if calls := _tool_calls(turn):
+        parts = _parts(turn, unshown)
+        if calls := [_call(call) for call in calls_in(turn)]:
             parts = (*(part for part in parts if part != TextPart("")), *calls)
         messages.append(Message(str(turn["role"]), parts))
     return tuple(messages)
 
 
-def _tool_calls(turn: Mapping[str, Any]) -> list[CallPart]:
-    """What a turn calls: a turn that only calls a tool is not an empty one."""
-    made = []
-    for call in turn.get("tool_calls") or ():
-        function = call.get("function") or call if isinstance(call, Mapping) else call
-        name, given = "", function
-        if isinstance(function, Mapping) and isinstance(function.get("name"), str):
-            name, given = function["name"], function.get("arguments")
-        if isinstance(given, Mapping):  # a column of such objects has all names that any of them has
-            given = {key: value for key, value in given.items() if value is not None}
-        shown = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False, default=str)
-        said = name if given is None else f"{name} {shown}" if name else shown
-        known = call.get("id") if isinstance(call, Mapping) else None
-        made.append(CallPart(f"[tool call] {said}".rstrip(), name, said, None if known is None else str(known)))
-    return made
+def _parts(turn: Mapping[str, Any], unshown: bool) -> tuple[Part, ...]:
+    """What a turn says: a tool's result as it returned it, of an assistant's turn not its reasoning, but its refusal."""
+    content, role = plain(turn.get("content")), str(turn["role"])
+    if content is None:  # an assistant turn that only calls tools
+        content = ""
+    if isinstance(content, list | tuple):
+        content = list(map(plain, content))
+    returned = role in RESULTS and not (isinstance(content, list) and content and all(map(_is_part, content)))
+    if not isinstance(content, str) and (returned or isinstance(content, Mapping | int | float)):
+        content = _json(content)
+    if not isinstance(content, str | list):
+        raise InputError(f"a message's 'content' must be text or a list of parts; got {content!r:.200}")
+    said: list[Any] = [TextPart(content)] if isinstance(content, str) else content
+    if role == "assistant":
+        said = without_thoughts(said)
+        if isinstance(turn.get("refusal"), str):
+            said = [*(part for part in said if part != TextPart("")), TextPart(turn["refusal"])]
+    return tuple(as_part(part, unshown) for part in said)
+
+
+def without_thoughts(parts: Iterable[Any]) -> list[Any]:
+    """An answer's parts without those of its reasoning; a part that is a refusal is its text."""
+    told = (part for part in parts if not (isinstance(part, Mapping) and is_thought(part)))
+    return [
+        TextPart(part["refusal"])
+        if isinstance(part, Mapping) and part.get("type") == "refusal" and isinstance(part.get("refusal"), str)
+        else part
+        for part in told
+    ]
+
+
+def _is_part(entry: Any) -> bool:
+    """Whether an entry of a list that a tool returned is a part of a message, and no data of its own."""
+    if not isinstance(entry, Mapping):
+        return isinstance(entry, TextPart | ImagePart)
+    kind = entry.get("type")
+    return isinstance(kind, str) and (kind != "text" or isinstance(entry.get("text"), str))
+
+
+def _empty(value: Any) -> bool:
+    """Whether a field says nothing; of an array nobody asks."""
+    if isinstance(value, Mapping):
+        return all(map(_empty, value.values()))
+    return value is None or (isinstance(value, str | bytes | list | tuple) and not value)
+
+
+def _json(value: Any) -> str:
+    """A value as JSON; what JSON does not have as Python's own, else as text."""
+
+    def simple(one: Any) -> Any:
+        return found if (found := plain(one)) is not one else str(one)
+
+    try:
+        return json.dumps(value, ensure_ascii=False, default=simple)
+    except (TypeError, ValueError):  # keys that JSON does not have, or a value that holds itself
+        return str(value)
+
+
+def calls_in(turn: Mapping[str, Any]) -> list[Any]:
+    """The calls of tools in a turn as they were given, that of the older ``function_call`` too. Some fill these fields with
+    nothing."""
+    given = plain(turn.get("tool_calls"))
+    for made in (given if isinstance(given, list | tuple) else [given], [plain(turn.get("function_call"))]):
+        if calls := [call for call in made if not _empty(call)]:
+            return calls
+    return []
+
+
+def _call(call: Any) -> CallPart:
+    function = call.get("function") or call if isinstance(call, Mapping) else call
+    name, given = "", function
+    if isinstance(function, Mapping) and isinstance(function.get("name"), str):
+        name, given = function["name"], function.get("arguments")
+    if isinstance(given, Mapping):  # a column of such objects has all names that any of them has
+        given = {key: value for key, value in given.items() if value is not None}
+    shown = given if isinstance(given, str) else _json(given)
+    said = name if given is None else f"{name} {shown}" if name else shown
+    known = call.get("id") if isinstance(call, Mapping) else None
+    return CallPart(f"[tool call] {said}".rstrip(), name, said, None if known is None else str(known))
 
 
 def final_answer(completion: str, opened: bool = False) -> str:

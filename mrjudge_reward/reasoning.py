@@ -127,6 +127,12 @@ def _quoted(text: str, mark: re.Match[str]) -> bool:
     return text[max(0, mark.start() - 1) : mark.start()] == "`" == text[mark.end() : mark.end() + 1]
 
 
+def is_thought(part: Mapping[str, Any]) -> bool:
+    """Whether a part of a message holds reasoning that was set apart, as Claude, Mistral, Gemini and servers write it."""
+    kind = str(part.get("type") or "").lower()
+    return part.get("thought") is True or any(word in kind for word in ("thinking", "reasoning", "thought"))
+
+
 def opened_by_template(prompt: str) -> str:
     """The mark with which a rendered prompt opens the model's reasoning; empty if it opens none."""
     end = prompt.rstrip()

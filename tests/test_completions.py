@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -22,7 +24,7 @@ from mrjudge_reward.completions import (
     written,
 )
 from mrjudge_reward.engines.scripted import shown_candidates
-from mrjudge_reward.messages import TextPart, UnshownPart, as_messages
+from mrjudge_reward.messages import ImagePart, TextPart, UnshownPart, as_messages
 from mrjudge_reward.training.items import Item
 from mrjudge_reward.types import NoVerdict
 
@@ -123,6 +125,136 @@ def test_what_of_a_completion_is_judged(completion: Any, transcript: str | None,
     for view, wanted in (("transcript", transcript), ("final", final)):
         if wanted is not None:
             assert readable(judged(completion, view).text) == wanted  # type: ignore[arg-type]
+
+
+RETURNED = [
+    ["doc one", "doc two"], [], [{"title": "doc", "score": 1}], [1, 2.5, None], [["nested"], {}], {"error": "none"}, True,
+    ["a", {"type": "text", "text": "b"}], -3, 0.5, [{"type": "text", "note": "no text"}], [{"type": 3}], np.array([1, 2]),
+    np.float64(2.5), np.array(["a", "b"], dtype=object), [np.int64(4), np.array([5])],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("returned", RETURNED, ids=repr)
+@pytest.mark.parametrize("role", ["tool", "function", "ipython"])
+def test_a_tool_may_return_what_it_likes_and_the_judge_is_shown_it_as_json(returned: Any, role: str):
+    turns = [says("", OSLO), {"role": role, "content": returned}, says("Cold.")]
+    as_json = json.dumps(returned, default=lambda value: value.tolist())
+    assert readable(judged(turns).text) == f"{ASKED}\n{told(1, as_json)}\nCold."
+    assert as_messages(turns)[1].text == as_json
+
+
+@pytest.mark.parametrize("returned", [{(1, 2): 3}, {1, 2}, b"abc", object, range(3)], ids=repr)
+def test_what_json_does_not_have_is_shown_as_text(returned: Any):
+    assert str(returned)[:4] in as_messages([result(returned)])[0].text
+
+
+def test_parts_of_a_result_stay_parts():
+    parts = [{"type": "text", "text": "Seen:"}, {"type": "image", "image": RED}]
+    for given in (parts, tuple(parts), objects(*parts)):
+        assert as_messages([result(given)])[0].content == (TextPart("Seen:"), ImagePart(RED))
+
+
+@pytest.mark.parametrize("role", ["user", "system", "assistant"])
+@pytest.mark.parametrize("content", [["a", "b"], [{"title": "doc"}], [3], object(), {1, 2}], ids=type)
+def test_a_content_of_no_tool_is_text_or_parts(role: str, content: Any):
+    with pytest.raises(InputError, match=r"part must be|'content' must be text or a list of parts"):
+        as_messages([{"role": role, "content": content}])
+
+
+def objects(*values: Any) -> Any:
+    """An array of objects, as pandas and Parquet hold lists."""
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
+
+
+ARGUMENTS = '{"city": "Oslo"}'
+FUNCTION = {"name": "weather", "arguments": ARGUMENTS}
+NOTHING: list[Any] = [None, [], (), objects(), {}, "", {"name": None, "arguments": None}, {"function": {"name": None}}]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"function_call": FUNCTION},
+        {"function_call": {"name": "weather", "arguments": {"city": "Oslo", "other": None}}},
+        {"function_call": FUNCTION, "tool_calls": None},
+        {"function_call": FUNCTION, "tool_calls": objects()},
+        {"function_call": {"name": None, "arguments": None}, "tool_calls": [OSLO]},
+        {"function_call": FUNCTION, "tool_calls": [OSLO]},  # the same, said twice
+        {"tool_calls": objects(OSLO)},
+        {"tool_calls": OSLO},
+        {"tool_calls": (OSLO, None)},
+        {"tool_calls": objects(FUNCTION), "function_call": None},
+    ],
+)
+@pytest.mark.parametrize("content", [None, "", objects()], ids=repr)
+def test_a_call_is_one_call_however_a_turn_holds_it(fields: dict[str, Any], content: Any):
+    turns = [
+        {"role": "assistant", "content": content, **fields},
+        {"role": "function", "name": "weather", "content": "-3"},
+    ]
+    assert readable(judged(turns).text) == f"{ASKED}\n{told(1, '-3')}"
+    mine, engine = judge()
+    assert mine.rank("q", [turns[:1], "no idea"]).forfeits == ()
+    assert engine.requests
+
+
+@pytest.mark.parametrize("nothing", NOTHING, ids=repr)
+@pytest.mark.parametrize("field", ["tool_calls", "function_call"])
+def test_a_field_that_says_nothing_is_no_call(field: str, nothing: Any):
+    turn = {"role": "assistant", "content": "x", field: nothing}
+    assert as_messages([turn])[0].content == (TextPart("x"),)
+    assert judge()[0].rank("q", [[turn | {"content": ""}], "no idea"]).forfeits == (0,)
+
+
+@pytest.mark.parametrize(
+    ("turn", "text"),
+    [
+        ({"content": None, "refusal": "I will not."}, "I will not."),
+        ({"content": "", "refusal": "I will not."}, "I will not."),
+        ({"content": "No.", "refusal": "I will not."}, "No.\nI will not."),
+        ({"content": [], "refusal": "I will not."}, "I will not."),
+        ({"content": [{"type": "refusal", "refusal": "I will not."}]}, "I will not."),
+        ({"content": "x", "refusal": None}, "x"),
+        ({"content": "", "refusal": None}, ""),
+        ({"content": objects({"type": "text", "text": "a"}, {"type": "text", "text": "b"})}, "a\nb"),
+        ({"content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "a"}]}, "a"),
+        ({"content": objects({"type": "reasoning", "text": "hm"}, {"type": "text", "text": "a"})}, "a"),
+        ({"content": [{"type": "redacted_thinking", "data": "x"}, {"type": "text", "text": "a"}]}, "a"),
+        ({"content": [{"type": "text", "text": "hm", "thought": True}, {"type": "text", "text": "a"}]}, "a"),
+        ({"content": [{"type": "thinking", "thinking": "never answered"}]}, ""),
+    ],
+)
+def test_a_refusal_is_an_answer_and_a_part_of_reasoning_is_none(turn: dict[str, Any], text: str):
+    turn = {"role": "assistant", **turn}
+    assert judged([turn]).text == judged(objects(turn), "final").text == text
+    mine, _ = judge(max_failed_fraction=1.0)
+    judgement = mine.rank("q", [[turn], "something else"])
+    assert judgement.forfeits == (() if text else (0,))
+    assert None not in judgement.scores_G
+
+
+def test_arrays_of_messages_and_of_parts_are_candidates():
+    parts = objects(
+        {"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "a"}, {"type": "text", "text": "b"}
+    )
+    assert candidate_of(objects(says("", OSLO))) == judged([says("", OSLO)])
+    assert candidate_of(parts) == candidate_of("ab")
+
+
+@pytest.mark.parametrize("kind", ["thinking", "reasoning"])
+def test_reasoning_of_somebody_else_is_no_answers_reasoning(kind: str):
+    assert isinstance(
+        as_messages([{"role": "user", "content": [{"type": kind}]}], unshown=True)[0].content[0], UnshownPart
+    )
+
+
+def test_an_image_given_as_an_array_is_looked_at_as_an_image():
+    pixels = np.zeros((4, 4, 3), dtype=np.uint8)
+    (part,) = as_messages([says([{"type": "image", "image": pixels}])])[0].content
+    assert isinstance(part, ImagePart)
+    assert part.image is pixels
 
 
 @pytest.mark.parametrize("view", ["transcript", "final"])

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 from mrjudge_reward.completions import Candidate, View, judged, own_words, readable
 from mrjudge_reward.errors import InputError
-from mrjudge_reward.messages import Message, TextPart, as_messages, final_answer
+from mrjudge_reward.messages import Message, TextPart, as_messages, calls_in, final_answer
 from mrjudge_reward.reasoning import THINK_OPEN, decode_marked, hidden_tokens, opens_reasoning, split_reasoning
 from mrjudge_reward.rubrics.criteria import Rubric
 from mrjudge_reward.training.items import with_images
@@ -169,9 +169,9 @@ def completion_texts(
 def _only_text(completion: Completion) -> str | None:
     if isinstance(completion, str):
         return completion
-    if len(completion) != 1 or completion[0].get("role") != "assistant" or completion[0].get("tool_calls"):
+    if len(completion) != 1 or completion[0].get("role") != "assistant" or calls_in(completion[0]):
         return None
-    content = completion[0].get("content")
+    content = completion[0].get("content") if not completion[0].get("refusal") else None
     return content if isinstance(content, str) else None
 
 
@@ -224,7 +224,7 @@ def _unless_cut(completion: Completion, ids: Sequence[int], trainer: Any) -> Com
         return completion
     last, results = completion[-1], _between(completion)
     content = last.get("content")
-    if last["role"] != "assistant" or last.get("tool_calls") or not isinstance(content, str):
+    if last["role"] != "assistant" or calls_in(last) or not isinstance(content, str):
         return completion
     if results:
         if (tokens_of := getattr(trainer, _TOKENS_OF, None)) is None:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Any, Literal
 
 from mrjudge_reward.engines.structured import StructuredOutput, marked
+from mrjudge_reward.reasoning import is_thought
 from mrjudge_reward.types import EngineFailure, Reply, Request, Usage
 
 from .server_errors import sentence_of
@@ -157,7 +158,7 @@ class _Said:
             self.called = True
         elif kind == "refusal":
             self.refusal += _text_of(fields.get("refusal") or fields) or "refused"
-        elif any(word in kind for word in ("thinking", "reasoning", "thought")) or fields.get("thought") is True:
+        elif is_thought(fields):
             self.reasoning += _text_of(part) or ""
             self.readable = True
         elif kind in _PLAIN_PARTS and (text := _text_of(fields.get("text", fields.get("value")))) is not None:

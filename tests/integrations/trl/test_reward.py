@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import re
 from importlib import resources
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -62,6 +64,41 @@ def test_a_block_of_different_prompts_is_refused() -> None:
 def test_rows_that_do_not_fill_groups_are_refused() -> None:
     with pytest.raises(InputError, match="3 completions do not form groups of 2"):
         JudgeReward(judge(), num_generations=2)(["p"] * 3, ["a", "b", "c"])
+
+
+@pytest.mark.parametrize(
+    ("turn", "told"),
+    [
+        ({"content": "", "function_call": {"name": "f", "arguments": "{}"}}, "f {}"),
+        ({"content": None, "function_call": {"name": "f", "arguments": {"a": 1}}}, 'f {"a": 1}'),
+        ({"content": "", "tool_calls": np.array([{"function": {"name": "f", "arguments": "{}"}}])}, "f {}"),
+        ({"content": "", "tool_calls": np.array([])}, None),
+        ({"content": None, "refusal": "I will not say."}, "I will not say."),
+        ({"content": "", "refusal": "I will not say."}, "I will not say."),
+        ({"content": "x", "refusal": None}, "x"),
+        ({"content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "x"}]}, "x"),
+    ],
+)
+def test_whatever_a_turn_holds_is_judged(turn: dict[str, Any], told: str | None) -> None:
+    seen = judge()
+    rewards = JudgeReward(seen, num_generations=2)(["q"] * 2, [[{"role": "assistant", **turn}], chat("other")])
+    shown = {text for request in seen.engine.requests for text in shown_candidates(request).values()}  # type: ignore[attr-defined]
+    assert any(told in text for text in shown) if told else not shown
+    assert None not in rewards
+
+
+@pytest.mark.parametrize(
+    "returned", [["one", "two"], [{"title": "t"}], [], [1], [["x"]], {"a": [1]}, True, ["a", None]]
+)
+def test_a_tool_that_returns_a_list_does_not_stop_the_run(returned: Any) -> None:
+    called = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    result = {"role": "tool", "name": "f", "content": returned}
+    seen = judge()
+    for ids in (None, [[1, 2, 3], [1]]):
+        rewards = JudgeReward(seen, num_generations=2)(["q"] * 2, [[called, result, *chat("end")], chat("o")], ids)
+        assert rewards[0] > rewards[1]  # type: ignore[operator]
+    shown = {text for request in seen.engine.requests for text in shown_candidates(request).values()}  # type: ignore[attr-defined]
+    assert any(json.dumps(returned) in text for text in shown)
 
 
 def test_images_of_columns_and_of_messages_reach_the_judge() -> None:
