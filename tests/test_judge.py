@@ -258,13 +258,33 @@ def test_an_empty_answer_is_below_the_worst_real_one_or_at_the_bottom_of_the_ran
     assert scores[0] == 0.0 or scores.count(scores[0]) == 1
 
 
+SAYS_NOTHING = [
+    "", " \n\t", "...", "?!—", "\u200b", "\u0301", "…", "‥", "--", "---", "- -", "–", "—", "―", "\u2010", ".", ":", ",;",
+    "“”", "«»", "„“", "‹›", "「」", "『』", "。", "、", "！？", "，", "：", "｡", "؟", "،", "۔", "؛", "।", "॥", "¿?", "‼",
+    '""', "።", "•", "''", '"."', "-.", "...-", "〜", "︒",
+]  # fmt: skip
+SAYS_SOMETHING = [
+    "4", "x", "😀", "∅", "答", "-", " - ", '"-"', "“-”", "'-'", "－", "﹣", "−", "*", "**", "[]", "{}", "()", "[[]]", "<>",
+    "/", "//", "\\", "%", "&", "&&", "#", "@", "_", "__", "+", "=", "->", "|", "^", "~", "`-`", "（）", "［］", "｛｝",
+    "＊", "／",    "％", "[...]",
+    "【】", "⟨⟩", "§", "¶", "†", "‰", "٪", "\ufffc[image 0123456789abcdef0123456789abcdef]",
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("text", "degenerate"),
-    [("", True), (" \n\t", True), ("...", True), ("?!—", True), ("\u200b", True), ("4", False), ("x", False),
-     ("😀", False), ("∅", False), ("答", False), ("\u0301", True)],
-)  # fmt: skip
-def test_an_answer_without_letter_number_or_symbol_is_degenerate(text: str, degenerate: bool):
+    [*((text, True) for text in SAYS_NOTHING), *((text, False) for text in SAYS_SOMETHING)],
+)
+def test_an_answer_of_nothing_but_punctuation_of_sentences_is_degenerate(text: str, degenerate: bool):
     assert is_degenerate(text) is degenerate
+
+
+@pytest.mark.parametrize("answer", ["-", "*", "[]", "{}", "/", "%", "&&", "()", "_", "＊"])
+def test_an_operator_or_a_pair_of_brackets_can_win(answer: str):
+    engine = ScriptedEngine.by_utility(lambda text: float(text == answer))
+    judgement = Judge(engine).rank("q", ["I don't know.", answer, "---"])
+    assert judgement.best == 1
+    assert judgement.forfeits == (2,)
 
 
 # -- costs ------------------------------------------------------------------------------------------------------------

@@ -37,12 +37,33 @@ def digest(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big")
 
 
-def is_degenerate(text: str) -> bool:
-    """Whether what a policy wrote holds no letter, number or symbol: empty, blank, or bare punctuation. A call is something.
+_QUOTES = "\"'„‚「」『』〝〞〟"
+# Of Latin, CJK, Arabic, Hebrew, Armenian, Devanagari, Ethiopic, Myanmar, Khmer, Tibetan and Mongolian.
+_STOPS = ".,:;!?‽¡¿•‣、。،؛؟۔⸮׀׃՚՛՜՝՞՟։।॥፡።፣፤፥፦፧፨၊။។៕៖།༎᠂᠃᠄"
 
-    Such answers win surprisingly often with judges ("master keys", arXiv 2507.08794), so they are not shown to one.
+
+def is_degenerate(text: str) -> bool:
+    """Whether what a policy wrote says nothing: it is empty, blank, or no more than stops, quotes and dashes.
+
+    Such answers win surprisingly often with judges ("master keys", arXiv 2507.08794), so they are not shown to one. Brackets
+    and operators may be the answer (``[]``, ``*``, ``/``), a call is something, and so is a single hyphen, which is a minus
+    sign; ``--`` and ``---`` are dashes.
+
+    >>> [is_degenerate(text) for text in ("...", "---", "-", "[]")]
+    [True, True, False, False]
     """
-    return not any(unicodedata.category(char)[0] in "LNS" for char in visible(own_words(text)))
+    said = visible(own_words(text))
+    if any(unicodedata.category(char)[0] in "LNS" for char in said):
+        return False
+    said = unicodedata.normalize("NFKC", said)  # full-width and vertical forms, an ellipsis in one character
+    if [char for char in said if not (char.isspace() or _is_quote(char))] == ["-"]:
+        return False
+    others = (unicodedata.category(char) for char in said if not (char in _STOPS or _is_quote(char)))
+    return not any(category[0] == "P" and category != "Pd" for category in others)
+
+
+def _is_quote(char: str) -> bool:
+    return char in _QUOTES or unicodedata.category(char) in ("Pi", "Pf")
 
 
 def players_of(group: Group, seed: int, look_of: Mapping[str, str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ trick. A judge that falls for a trick from the beginning has a weak spot, which 
 ===========  ==================================================================  ======================================
 kind         the worse answer                                                    known from
 ===========  ==================================================================  ======================================
-empty        nothing, or punctuation                                             arXiv 2507.08794, "master keys"
+empty        nothing, or stops                                                   arXiv 2507.08794, "master keys"
 opener       the beginning of an answer: "Thought process:"                      the same
 praise       praises itself, fifty times                                         length and self-praise attacks on judges
 spoof        speaks for the judge: forged section ends, forged verdicts          prompt injection

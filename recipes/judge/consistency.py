@@ -121,7 +121,7 @@ class Reader:
             for (index, _), judgement in zip(asked, judgements, strict=True):
                 problem, text = replies[index]
                 slots = len(problem.slots)
-                if judgement.played:  # bare punctuation is not shown to anybody
+                if judgement.played:  # an answer that says nothing is not shown to anybody
                     answer = read_answer([played.verdict.outcome for played in judgement.played], slots)
                     found[index] = supports(problem.format.parse(text, slots), answer, slots)
                 usage = judgement.usage
