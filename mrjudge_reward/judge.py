@@ -43,7 +43,7 @@ from mrjudge_reward.judging.anchors import (
     with_anchors,
     without_level,
 )
-from mrjudge_reward.judging.comparisons import Asked, Comparer
+from mrjudge_reward.judging.comparisons import Asked, Comparer, round_of
 from mrjudge_reward.judging.criteria import joined, rubric_of, split
 from mrjudge_reward.judging.early import EarlyComparisons
 from mrjudge_reward.judging.parallel import shares, side_by_side
@@ -273,9 +273,10 @@ class Judge:
         """
         forks = {id(tournament): (tournament, tournament.fork()) for tournament, _ in asked}
         with self.engine.session():
+            forked = [(forks[id(tournament)][1], comparison) for tournament, comparison in asked]
             decided = self._comparer.decide(
-                [(forks[id(tournament)][1], comparison) for tournament, comparison in asked]
-            )
+                forked, scheduled=()
+            )  # which mirror images count beside them is not known yet
         passing = {  # both orders of a pair are asked again together: a cascade looks at both
             (id(tournament), frozenset(comparison.slots))
             for (tournament, comparison), items in zip(asked, decided, strict=True)
@@ -417,9 +418,13 @@ class Judge:
         while asked := [
             (one, comparison) for one in tournaments for comparison in one.comparisons(self.settings.votes)
         ]:
-            recalled = [tournament.recall(comparison) for tournament, comparison in asked]
+            scheduled = round_of(asked)
+            recalled = [
+                tournament.recall(comparison, (id(tournament), comparison.swap()) in scheduled)
+                for tournament, comparison in asked
+            ]
             unknown = [pair for pair, items in zip(asked, recalled, strict=True) if items is None]
-            fresh = iter(self._comparer.decide(unknown))
+            fresh = iter(self._comparer.decide(unknown, scheduled))
             decided = [items if items is not None else next(fresh) for items in recalled]
             for (tournament, _), items in zip(asked, decided, strict=True):
                 tournament.record(items)

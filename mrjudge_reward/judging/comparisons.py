@@ -14,7 +14,7 @@ otherwise.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -55,6 +55,9 @@ from .tournament import Tournament, digest, players_of
 Asked: TypeAlias = tuple[Tournament, Comparison]
 """A comparison of a group, in the numbers of its players."""
 
+Scheduled: TypeAlias = tuple[int, Comparison]
+"""A comparison of a round, with the identity of its tournament."""
+
 
 UNREAD = frozenset({
     "labels improbable", "label not in top logprobs", "label missing", "labels share a token", "unreadable label",
@@ -72,6 +75,11 @@ class Answer:
 
     reply: Reply | EngineFailure
     fresh: bool
+
+
+def round_of(asked: Sequence[Asked]) -> set[Scheduled]:
+    """The comparisons of a round, to be looked up."""
+    return {(id(tournament), comparison) for tournament, comparison in asked}
 
 
 class Comparer:
@@ -96,14 +104,21 @@ class Comparer:
             engine, self.format, settings.reply_tokens, self._reserved, settings.max_candidate_tokens, said
         )
 
-    def decide(self, asked: Sequence[Asked]) -> list[list[JudgedComparison]]:
+    def decide(
+        self, asked: Sequence[Asked], scheduled: Collection[Scheduled] | None = None
+    ) -> list[list[JudgedComparison]]:
         """What each comparison came to, as games in the players' numbers.
 
         A cascade returns both quick reads as games of their own, each once, and what the judge wrote where that was needed.
         What shows a bad image has failed without being asked.
+
+        Args:
+            asked: comparisons.
+            scheduled: those of the whole round, each of which brings its own quick read; these alone unless given.
         """
         faults = [self._image_fault(*pair) for pair in asked]
-        decided = iter(self._decide([pair for pair, fault in zip(asked, faults, strict=True) if fault is None]))
+        sound = [pair for pair, fault in zip(asked, faults, strict=True) if fault is None]
+        decided = iter(self._decide(sound, round_of(sound) if scheduled is None else scheduled))
         return [
             next(decided) if fault is None else [JudgedComparison(comparison, Verdict(fault))]
             for (_, comparison), fault in zip(asked, faults, strict=True)
@@ -119,9 +134,9 @@ class Comparer:
         why = self.budget.lacks_room_for(image_tokens(self.engine, images.images(texts)), len(texts))
         return NoVerdict(BAD, why) if why else None
 
-    def _decide(self, asked: Sequence[Asked]) -> list[list[JudgedComparison]]:
+    def _decide(self, asked: Sequence[Asked], scheduled: Collection[Scheduled]) -> list[list[JudgedComparison]]:
         if self.mode == "cascade":
-            return self._cascade(asked)
+            return self._cascade(asked, scheduled)
         verdicts = self._with_retries(asked, self._generate if self.mode == "generate" else self._think_and_read)
         if self._writes_unread:
             unread = [i for i, verdict in enumerate(verdicts) if _reason(verdict) in UNREAD]
@@ -132,11 +147,10 @@ class Comparer:
             [JudgedComparison(comparison, verdict)] for (_, comparison), verdict in zip(asked, verdicts, strict=True)
         ]
 
-    def _cascade(self, asked: Sequence[Asked]) -> list[list[JudgedComparison]]:
+    def _cascade(self, asked: Sequence[Asked], scheduled: Collection[Scheduled]) -> list[list[JudgedComparison]]:
         both = [(one, order) for one, comparison in asked for order in (comparison, comparison.swap())]
         verdicts = self._with_retries(both, self._read_at_once)
         reads = [JudgedComparison(comparison, verdict) for (_, comparison), verdict in zip(both, verdicts, strict=True)]
-        scheduled = {(id(tournament), comparison) for tournament, comparison in asked}
         decided: list[list[JudgedComparison]] = []
         unsure: list[int] = []
         for index, (tournament, comparison) in enumerate(asked):

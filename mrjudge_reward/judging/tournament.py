@@ -296,18 +296,22 @@ class Tournament:
         if not self.group.images:  # of the candidates: those of the prompt are the same
             self.images = earlier.images
 
-    def recall(self, comparison: Comparison) -> list[JudgedComparison] | None:
-        """What was decided about a comparison early on; None if it was not asked. It is recalled once."""
-        if not self._early:
-            return None
+    def recall(self, comparison: Comparison, mirrored: bool = False) -> list[JudgedComparison] | None:
+        """What was decided about a comparison early on; None if it was not asked. It is recalled once.
+
+        Args:
+            comparison: of this round.
+            mirrored: whether this round holds its mirror image too, which brings its own quick read.
+        """
         texts, vote = self.texts(comparison), comparison.repeat
-        decided = self._early.pop((texts, vote), None)
+        decided = self._early.pop((texts, vote), None) if self._early else None
         if decided is None:
             return None
-        both = [(order, vote) for order in (texts, texts[::-1])]
-        reads = [(shown, self._early_reads.pop(shown)) for shown in both if shown in self._early_reads]
-        self.read_quickly(self._numbered(reads))
-        return self._numbered(decided)
+        own = [(texts, vote)] if mirrored else [(texts, vote), (texts[::-1], vote)]
+        self.read_quickly(
+            self._numbered([(shown, self._early_reads[shown]) for shown in own if shown in self._early_reads])
+        )
+        return self._numbered([(shown, verdict) for shown, verdict in decided if shown in own])
 
     def _numbered(self, decided: Sequence[tuple[_Shown, Verdict]]) -> list[JudgedComparison]:
         return [JudgedComparison(Comparison(self.slots(texts), vote), verdict) for (texts, vote), verdict in decided]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from typing import Any
 
@@ -108,6 +109,38 @@ def test_twins_and_empty_answers_change_the_plan_and_nothing_is_lost(texts: tupl
         assert found.scores_G == plain.scores_G
         assert found.played == plain.played
         assert found.calls >= plain.calls
+
+
+def unsteady(request: Request) -> str | dict[str, float]:
+    """A judge that likes anything in any order, and the same each time."""
+
+    def draw(*of: object) -> int:
+        return int(hashlib.sha256(repr(of).encode()).hexdigest(), 16) % 1000
+
+    text = request.messages[-1].text
+    if not request.labels:
+        return f"<answer>{'AB'[draw(text) % 2]}</answer>"
+    weights = {label: 50 + draw(text, label) for label in request.labels}
+    return {label: weight / sum(weights.values()) for label, weight in weights.items()}
+
+
+@pytest.mark.parametrize(
+    "texts", ["bff", "aab", "aba", "abba", "aabb", "abcc", "abca", "aaab", "abcdd", "abcab", "aabbcc", "abcdef", "ab"]
+)
+@pytest.mark.parametrize("margin", [0.0, 0.5])
+@pytest.mark.parametrize("schedule", ["adaptive", "ring", "all_pairs", "anchor", "swiss"])
+def test_a_cascade_counts_each_read_once_whoever_came_first(texts: str, margin: float, schedule: str):
+    settings = {"verdict": "cascade", "cascade_margin": margin, "temperature": 0.0, "audit": False}
+    candidates = tuple(texts)
+    groups = [Group.of(PROMPT, candidates, "group", names=named(candidates))]
+    whole = judge(schedule, ScriptedEngine(unsteady, reads=True), **settings).judge(groups)[0]
+    for seed in range(4):
+        mine = judge(schedule, ScriptedEngine(unsteady, reads=True), **settings)
+        found, _ = arriving(mine, candidates, seed, named(candidates))
+        assert found.scores_G == whole.scores_G
+        assert found.games_G == whole.games_G
+        assert sorted(map(repr, found.played)) == sorted(map(repr, whole.played))
+        assert sorted(map(repr, found.quick_reads)) == sorted(map(repr, whole.quick_reads))
 
 
 def test_a_member_that_never_comes_leaves_a_smaller_group():
