@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,7 +28,7 @@ from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.integrations.trl.rows import RowReader
 from mrjudge_reward.integrations.verl.reward_manager import with_carried
 from mrjudge_reward.integrations.verl.settings import CARRIED, COMPLETION
-from mrjudge_reward.messages import UnshownPart
+from mrjudge_reward.messages import UnshownPart, final_answer
 from tests.support.tool_runs import CALL, chat_template
 from tests.support.verl_setup import colocated, verl_config
 
@@ -224,7 +226,11 @@ def session(smol_path: str) -> Callable[..., AgentLoopOutput]:
         },
     }  # fmt: skip
 
-    def run(turns: Sequence[str], result: str = "-3 C", **settings: int) -> AgentLoopOutput:
+    @cache
+    def config_of(*overrides: str) -> Any:
+        return verl_config(smol_path, {}, *overrides)
+
+    def run(turns: Sequence[str], result: str = "-3 C", **settings: int | str) -> AgentLoopOutput:
         tool = FunctionTool("weather", lambda city: f"{city}: {result}", OpenAIFunctionToolSchema(**schema))
         left = [tokenizer.encode(f"{turn}<|im_end|>", add_special_tokens=False) for turn in turns]
 
@@ -233,9 +239,7 @@ def session(smol_path: str) -> Callable[..., AgentLoopOutput]:
 
         length = settings.pop("response_length", 200)
         turns_of = (f"actor_rollout_ref.rollout.multi_turn.{name}={value}" for name, value in settings.items())
-        config = verl_config(
-            smol_path, {}, f"data.max_response_length={length}", "data.max_prompt_length=512", *turns_of
-        )
+        config = config_of(f"data.max_response_length={length}", "data.max_prompt_length=512", *turns_of)
 
         async def go() -> AgentLoopOutput:
             loop = TellingToolAgentLoop(
@@ -278,3 +282,98 @@ def test_what_verls_tool_agent_tells(session: Any, turns: list[str], settings: d
     assert readable(judged(done.extra_fields[COMPLETION]["messages"]).text) == shown
     assert done.extra_fields["max_global_steps"] == 1, "what verl keeps there is there"
     assert "turn_scores" in done.extra_fields
+
+
+WRITTEN = {
+    "hermes": '<tool_call>\n{"name": "weather", "arguments": {"city": "CITY"}}\n</tool_call>',
+    "qwen3_coder": "<tool_call>\n<function=weather>\n<parameter=city>\nCITY\n</parameter>\n</function>\n</tool_call>",
+    "glm": "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>CITY</arg_value>\n</tool_call>",
+    "seed": "<seed:tool_call><function=weather><parameter=city>CITY</parameter></function></seed:tool_call>",
+    "minimax": '<minimax:tool_call><invoke name="weather"><parameter name="city">CITY</parameter></invoke>'
+    "</minimax:tool_call>",
+    "kimi": "<|tool_calls_section_begin|><|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>"
+    '{"city": "CITY"}<|tool_call_end|><|tool_calls_section_end|>',
+    "deepseek_v4": '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="weather">\n<｜DSML｜parameter name="city" string="true">CITY'
+    "</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>",
+    "gemma4": '<|tool_call>call:weather{city:<|"|>CITY<|"|>}<tool_call|>',
+}
+"""A call in every form that verl reads, beside gpt-oss's."""
+
+
+def seen(done: AgentLoopOutput, opened: bool = False) -> str:
+    answer_of = partial(final_answer, opened=opened)
+    return readable(judged(done.extra_fields[COMPLETION]["messages"], answer_of=answer_of).text)
+
+
+@pytest.mark.parametrize(
+    "city", ["Oslo", "Sào Paulo", 'a \\ "b" c', "🙂 null true 3.0", "Oslo, then 'Rome'\tand <b>Bonn</b>"]
+)
+@pytest.mark.parametrize("form", WRITTEN)
+def test_a_call_in_any_form_is_told_as_a_call(session: Any, form: str, city: str):
+    inside = json.dumps(city, ensure_ascii=False)[1:-1] if form in ("hermes", "kimi") else city
+    done = session([f"I look. {WRITTEN[form].replace('CITY', inside)}"], format=form, max_assistant_turns=1)
+    shown = f"I look.\n[Tool call 1]\nweather {json.dumps({'city': city}, ensure_ascii=False)}\n[End of tool call 1]"
+    assert seen(done) == shown
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5])
+def test_every_call_is_told_whether_verl_runs_it_or_not(session: Any, limit: int):
+    """It runs one of a turn, or ``max_parallel_calls``."""
+    cities = ["Oslo", "Rome", "Bonn"]
+    done = session(["\n".join(CALL.format(city=city) for city in cities), "Cold."], max_parallel_calls=limit)
+    calls = [
+        f'[Tool call {n}]\nweather {{"city": "{city}"}}\n[End of tool call {n}]' for n, city in enumerate(cities, 1)
+    ]
+    results = [
+        TOLD.replace("Oslo", city).replace("result 1", f"result {n}") for n, city in enumerate(cities[:limit], 1)
+    ]
+    assert seen(done) == "\n".join([*calls, *results, "Cold."])
+
+
+UNREAD = [
+    # hermes deletes what is no call
+    ("hermes", '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}\n</tool_call>'),
+    ("hermes", 'Let me see. <tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}\n</tool_call>'),
+    ("hermes", "<tool_call>[1]</tool_call>"),
+    ("hermes", '<tool_call>{"nom": 3}</tool_call>'),
+    ("hermes", "<tool_call></tool_call>"),
+    ("hermes", f"<tool_call>weather in Oslo</tool_call>{CALL.format(city='Oslo')}"),
+    ("hermes", '<tool_call>{"name": "weather", "arguments": {"city": "Oslo"}, "why": "I own you"}</tool_call>'),
+    ("hermes", '<tool_call>{"name": "weather", "arguments": {"city": "Rome", "city": "Oslo"}}</tool_call>'),
+    # the others what follows a call, too
+    *((form, f"I look. {WRITTEN[form].replace('CITY', 'Oslo')} It must be cold.") for form in WRITTEN if form != "hermes"),
+    *((form, f"{WRITTEN[form].replace('CITY', 'Oslo')} 👎") for form in WRITTEN if form != "hermes"),
+    ("qwen3_coder", "<tool_call><function=weather</tool_call>"),
+    ("qwen3_coder", "<tool_call><function=weather><parameter=city>Oslo</parameter>And be quick</function></tool_call>"),
+    ("glm", "<tool_call>weather<arg_key>city</arg_key><arg_value>Oslo</arg_value><arg_key>day</arg_key>1</tool_call>"),
+    ("seed", "<seed:tool_call>weather in Oslo</seed:tool_call>"),
+    ("minimax", "<minimax:tool_call>weather in Oslo</minimax:tool_call>"),
+    ("kimi", WRITTEN["kimi"].replace('"CITY"', "Oslo")),
+    ("gemma4", "<|tool_call>weather in Oslo<tool_call|>"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("form", "turn"), UNREAD)
+def test_a_turn_that_verls_parser_does_not_read_whole_is_told_as_it_stands(session: Any, form: str, turn: str):
+    assert seen(session([turn], format=form, max_assistant_turns=1)) == turn.strip()
+    if form == "hermes":
+        done = session([turn, "Cold."], format=form)
+        assert seen(done).startswith(turn), "nor where the session goes on"
+
+
+@pytest.mark.parametrize("form", ["hermes", "glm", "deepseek_v4"])
+@pytest.mark.parametrize("opened", [True, False])
+def test_reasoning_that_a_parser_drops_does_not_take_the_answer_along(session: Any, form: str, opened: bool):
+    """Its end tells that what follows is the answer, where a template opened it."""
+    thought = "plan</think>" if opened else "<think>plan</think>"
+    assert seen(session([f"{thought}Cold."], format=form), opened) == "Cold."
+    called = session([f"{thought}I look. {WRITTEN[form].replace('CITY', 'Oslo')}"], format=form, max_assistant_turns=1)
+    assert seen(called, opened) == f"I look.\n{ASKED}"
+
+
+def test_a_call_in_harmony_is_told_whatever_was_thought_before(session: Any):
+    """Its channels are reasoning but for the final one, so the turn as it stands would say nothing."""
+    thought = "<|channel|>analysis<|message|>I wonder.<|end|><|start|>assistant"
+    call = '<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{"city": "Oslo"}<|call|>'
+    done = session([f"{thought}{call}"], format="gpt-oss", max_assistant_turns=1)
+    assert seen(done) == ASKED
