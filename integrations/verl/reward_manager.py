@@ -21,7 +21,8 @@ See ``settings`` for the ``mrjudge`` section. What verl does, and what this adap
   prompt, unless the prompt carries it (``agent_loop``). The batch is judged as one when all workers have handed in.
 * ``judge_weight`` and ``rule_weight`` mix the judge with the user's ``compute_score``, per ``data_source`` if asked. A
   reward is the weighted sum of ``judge_reward`` and ``rule_reward``, which are numbers on every row, 0 where the weight is
-  (such rows are not judged). So they may be GDPO's ``algorithm.gdpo_reward_keys``.
+  (such rows are not judged). So they may be GDPO's ``algorithm.gdpo_reward_keys``. What ``compute_score`` tells beside
+  its score stands under its own keys, see ``rule_info``.
 * A session of several turns passes the tokens of all of them, and does not tell which the policy wrote. ``agent_loop``
   carries its messages; ``view`` says what of them is judged, as in TRL. Without it such a run is refused.
 * A reward must be a number. Rows whose score is unknown get the mean of their group, whose advantage is zero, and are
@@ -43,7 +44,7 @@ import asyncio
 import hashlib
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -72,6 +73,9 @@ from .tracking import log_judge_metrics
 from .transcripts import told_in
 
 logger = logging.getLogger(__name__)
+
+_TAKEN = frozenset({"score", "reward", "rm_scores", "uid"})
+"""Names under which verl keeps something else, the reward itself for one; ``score`` stands as ``rule_score``."""
 
 # Reward workers are actors that verl makes with Ray's default of 1,000 concurrent calls. A sample waits in its worker
 # until its group is whole, so with more samples in flight than slots the missing members could never get in. verl loads
@@ -127,6 +131,8 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
         self.settings = VerlSettings.of(plain)
         served = served_judge(plain, reward_router_address)
         self.colocated = is_colocated(plain)
+        self._columns = self.colocated or not plain["trainer"].get("use_v1", True)
+        self._said_untold = False
         if lacking := self.settings.not_passed(plain):
             raise ConfigError(
                 f"verl's colocated path does not pass what {', '.join(lacking)} need(s): set actor_rollout_ref.rollout."
@@ -165,7 +171,8 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
             data: one row, or the rows of one trajectory, of which the last counts.
 
         Returns:
-            ``reward_score``, the weighted sum of the judge's reward and of ``compute_score``, and ``reward_extra_info``.
+            ``reward_score``, the weighted sum of the judge's reward and of ``compute_score``, and ``reward_extra_info``,
+            what both tell.
 
         Raises:
             MRJudgeError: if the sample cannot be read, or the judge raised.
@@ -182,15 +189,35 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
             ruled = asyncio.create_task(self._rule.run_single(data))
         try:
             scored = await self._judged(data, _of_validation(row)) if of_judge else self._unjudged()
-            rule = float((await ruled)["reward_score"]) if ruled is not None else math.nan
+            told = await ruled if ruled is not None else {"reward_score": math.nan}
         finally:
             if ruled is not None:
                 ruled.cancel()
+        rule = float(told["reward_score"])
         ruled_reward = rule if of_rule else 0.0  # a number always: verl's GDPO makes NaN of a whole batch with one
         info = dict(scored.info)
         if self._rule is not None:
-            info |= {"rule_reward": ruled_reward, "rule_score": rule}
+            own = {"rule_reward": ruled_reward, "rule_score": rule}
+            info = self._of_rule(told.get("reward_extra_info", {}), {*data.batch.keys(), *row}) | info | own
         return {"reward_score": of_judge * scored.reward + of_rule * ruled_reward, "reward_extra_info": info}
+
+    def _of_rule(self, told: Mapping[str, Any], taken: Set[str]) -> dict[str, Any]:
+        """What ``compute_score`` told beside its score, but for what would take the place of a row's own fields.
+
+        V1 in streaming mode takes any keys of any row. Elsewhere verl makes columns of the keys of a first row, which all
+        rows must have then.
+        """
+        if self.settings.rule_info is not None:
+            told = {key: told.get(key) for key in self.settings.rule_info}
+        elif self._columns and self.settings.unruled():
+            if told and not self._said_untold:
+                self._said_untold = True
+                logger.warning(
+                    "compute_score tells %s, which rows that it is not asked about do not have, and verl wants the same "
+                    "keys on every row: name those to be kept in mrjudge.rule_info", ", ".join(told),
+                )  # fmt: skip
+            told = {}
+        return {key: value for key, value in told.items() if key not in _TAKEN and key not in taken}
 
     async def _judged(self, data: DataProto, validation: bool) -> Scored:
         sample = self.sample_of(data)

@@ -128,6 +128,9 @@ class VerlSettings(Settings):
     are not judged."""
     rule_weight: Weight = 0.0
     """Weight of verl's own ``compute_score`` beside it, in the same form. At 0 it is not called."""
+    rule_info: list[str] | None = None
+    """Keys of what ``compute_score`` returns beside its score that rows carry too, None where it was not asked or does not
+    tell; left out for all. Where ``rule_weight`` is 0 for some, V0 and colocated rewards carry only what is named here."""
     actor_options: dict[str, Any] = Field(default_factory=dict)
     """Ray options of the actor in which a run is judged, e.g. ``{num_gpus: 0.2}`` for a judge that runs inside it."""
     log_dir: str | None = None
@@ -148,6 +151,10 @@ class VerlSettings(Settings):
         sizes = {"group_size": rollout["n"], "validation_group_size": rollout["val_kwargs"]["n"]}
         given = {str(key): value for key, value in section.items() if value is not None}
         settings = cls(**{**sizes, **given})
+        if settings.rule_info and not settings.rule_weight:
+            raise ConfigError(
+                f"{cls.where}: rule_info does nothing while rule_weight is 0: give compute_score a weight"
+            )
         if settings.canaries is not None:
             CanarySettings(**settings.canaries)  # before anything runs
         return settings
@@ -167,6 +174,10 @@ class VerlSettings(Settings):
                 "rows: give one of them a weight, or leave the rows out"
             )
         return judge, rule
+
+    def unruled(self) -> bool:
+        """Whether ``compute_score`` may not be asked about some rows."""
+        return isinstance(self.rule_weight, dict) and not all(self.rule_weight.values())
 
     def not_passed(self, config: Mapping[str, Any]) -> list[str]:
         """Settings that need fields of a row which this run's rewards do not get: verl's colocated path in V1 passes prompts

@@ -26,7 +26,8 @@ def components(config: Mapping[str, Any], settings: VerlSettings, judge: JudgeCo
         return
     rewards = ["judge_reward", *criterion_keys(judge).values(), *["rule_reward"] * bool(settings.rule_weight)]
     keys, weights = algorithm.get("gdpo_reward_keys") or [], algorithm.get("gdpo_reward_weights")
-    unknown = [key for key in keys if key not in (*rewards, *INFO_KEYS, *_MAY_BE_NAN)]
+    of_rule = () if settings.unruled() else settings.rule_info or ()  # None on rows that it is not asked about
+    unknown = [key for key in keys if key not in (*rewards, *INFO_KEYS, *_MAY_BE_NAN, *of_rule)]
     faults = []
     if config["trainer"].get("use_v1"):
         faults.append("the V1 trainer gives gdpo no components, and ends in its first step: set trainer.use_v1=False")
@@ -34,7 +35,7 @@ def components(config: Mapping[str, Any], settings: VerlSettings, judge: JudgeCo
         faults.append(f"algorithm.gdpo_reward_keys is empty: name some of {', '.join(rewards)}")
     if unknown and settings.factory is None:
         faults.append(
-            f"algorithm.gdpo_reward_keys: no row has {', '.join(unknown)}; its rewards are {', '.join(rewards)}"
+            f"algorithm.gdpo_reward_keys: not every row has {', '.join(unknown)}; its rewards are {', '.join(rewards)}"
         )
     faults += [
         f"algorithm.gdpo_reward_keys: {key} may be NaN, and so would a whole batch"

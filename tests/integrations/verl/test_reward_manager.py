@@ -196,6 +196,85 @@ def test_a_share_without_a_row_to_judge_is_handed_in(monkeypatch: pytest.MonkeyP
     assert handed == [0, 1]
 
 
+SOME = {"rule_weight": {"sums": 1.0, "default": 0.0}}
+TOLD = {"score": 0.25, "acc": 1.0, "pred": "42", "judge_reward": 9.0, "reward": 9.0, "uid": "x", "data_source": "x"}
+V0 = ("trainer.use_v1=False",)
+ONE_WORKER = (*colocated("policy"), CARRYING, "reward.num_workers=1")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "settings", "result", "kept"),
+    [
+        ((), {"rule_weight": 1.0}, TOLD, [{"acc": 1.0, "pred": "42"}] * 2),
+        ((), {"rule_weight": 1.0}, 0.25, [{"acc": 0.25}] * 2),
+        ((), {"rule_weight": 1.0, "rule_info": ["pred", "other"]}, TOLD, [{"pred": "42", "other": None}] * 2),
+        ((), {"rule_weight": 1.0, "rule_info": []}, TOLD, [{}] * 2),
+        (V0, {"rule_weight": 1.0}, TOLD, [{"acc": 1.0, "pred": "42"}] * 2),
+        (ONE_WORKER, {"rule_weight": 1.0}, TOLD, [{"acc": 1.0, "pred": "42"}] * 2),
+        # Some rows are not asked about: V1 in streaming mode fills in what a row has not.
+        ((), SOME, TOLD, [{"acc": 1.0, "pred": "42"}, {}]),
+        ((), SOME | {"rule_info": ["acc"]}, TOLD, [{"acc": 1.0}, {"acc": None}]),
+        (V0, SOME | {"rule_info": ["acc"]}, TOLD, [{"acc": 1.0}, {"acc": None}]),
+        (ONE_WORKER, SOME | {"rule_info": ["acc", "score"]}, TOLD, [{"acc": 1.0}, {"acc": None}]),
+        (V0, SOME, TOLD, [{}, {}]),
+        (ONE_WORKER, SOME, TOLD, [{}, {}]),
+    ],
+)  # fmt: skip
+def test_what_a_rule_tells_stands_on_its_rows(
+    monkeypatch: pytest.MonkeyPatch, caplog: Any, overrides: Any, settings: Any, result: Any, kept: Any
+):
+    monkeypatch.setattr(verl_reward, "_worker_number", lambda: 0)
+    with a_loop():
+        config = verl_config(
+            "policy", {"judge": {"model": "x"}, **settings}, "actor_rollout_ref.rollout.n=8", *overrides
+        )
+        mine = JudgeRewardManager(config, Tokenizer(), lambda **_: result)
+
+    async def join(_: Sample) -> Scored:
+        return Scored(0.5, dict.fromkeys(INFO_KEYS, 0.0))
+
+    async def join_share(samples: list[Sample], *_: int) -> list[Scored]:
+        return [await join(sample) for sample in samples]
+
+    mine.client.join, mine.client.join_share = join, join_share  # type: ignore[method-assign]
+
+    async def scored() -> list[dict[str, Any]]:
+        batch = rows([1], [2], streamed=not mine.colocated, reward_model={"ground_truth": "42"}, extra_info={})
+        batch.non_tensor_batch["data_source"] = np.array(["sums", "essays"], dtype=object)
+        found = await asyncio.gather(*(mine.run_single(batch[i : i + 1]) for i in range(2)))
+        await asyncio.sleep(0)
+        return found
+
+    own = {"rule_reward", "rule_score", *INFO_KEYS}
+    found = run(scored)
+    told = [row["reward_extra_info"] for row in found]
+    assert [{key: value for key, value in one.items() if key not in own} for one in told] == kept
+    assert all(one["judge_reward"] == 0.0 for one in told), "the judge's own keys are the judge's"
+    assert all(set(one) >= own for one in told)
+    assert (told[0]["rule_score"], found[0]["reward_score"]) == (0.25, 0.75)
+    if mine.colocated or overrides == V0:
+        assert [*told[0]] == [*told[1]], "verl makes columns of the keys of a first row"
+    lost = [one for one in caplog.messages if "mrjudge.rule_info" in one]
+    assert len(lost) == (settings == SOME and bool(overrides))
+
+
+def test_rule_info_without_a_rule_is_refused():
+    with pytest.raises(ConfigError, match="rule_info does nothing while rule_weight is 0"):
+        manager(rule_info=["acc"])
+
+
+def test_what_a_rule_did_not_tell_is_no_fault_of_verls_validation_and_columns():
+    from verl.trainer.ppo.metric_utils import process_validation_metrics
+    from verl.utils import tensordict_utils
+
+    infos = {"reward": [0.5, 0.75, 0.25], "acc": [1.0, None, 0.0], "pred": ["42", None, "41"], "none": [None] * 3}
+    metrics = process_validation_metrics(["sums", "essays", "sums"], ["u", "v", "u"], infos)
+    assert metrics["sums"]["acc"]["mean@2"] == 0.5
+    assert {*metrics["essays"]} == {"reward"}
+    column = tensordict_utils.get_tensordict({"acc": np.array(infos["acc"])})
+    assert list(tensordict_utils.get(column, "acc")) == infos["acc"]
+
+
 @pytest.mark.parametrize(
     ("fields", "size"),
     [
