@@ -132,7 +132,7 @@ def judged(
     if isinstance(completion, str):
         return plain(answer_of(completion))
     images: dict[str, ImagePart] = {}
-    turns = as_messages(completion, unshown=True)
+    turns = as_messages(completion, unshown=True, nulls=True)
     results = _results(completion, turns)
     own = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
     shown: Iterable[int] = range(len(turns))

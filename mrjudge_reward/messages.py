@@ -116,12 +116,16 @@ def placed_images(messages: Sequence[Message], folder: Path, allowed: Sequence[s
     )
 
 
-def as_messages(prompt: str | Sequence[Mapping[str, Any] | Message], unshown: bool = False) -> tuple[Message, ...]:
+def as_messages(
+    prompt: str | Sequence[Mapping[str, Any] | Message], unshown: bool = False, nulls: bool = False
+) -> tuple[Message, ...]:
     """Turn a prompt, as TRL and verl pass it, into messages.
 
     Args:
         prompt: plain text (one user turn) or chat messages whose content is text or a list of parts.
         unshown: see ``as_part``.
+        nulls: keep the arguments of calls that are None, of calls as they were made. Without it they are dropped: a column
+            of a data set has in each of its calls all names that any of them has.
 
     Raises:
         InputError: if it is neither.
@@ -136,7 +140,7 @@ def as_messages(prompt: str | Sequence[Mapping[str, Any] | Message], unshown: bo
         if not isinstance(turn, Mapping) or "role" not in turn:
             raise InputError(f"a chat message needs 'role' and 'content'; got {turn!r:.200}")
         parts = _parts(turn, unshown)
-        if calls := [_call(call) for call in calls_in(turn)]:
+        if calls := [_call(call, nulls) for call in calls_in(turn)]:
             parts = (*(part for part in parts if part != TextPart("")), *calls)
         messages.append(Message(str(turn["role"]), parts))
     return tuple(messages)
@@ -210,12 +214,12 @@ def calls_in(turn: Mapping[str, Any]) -> list[Any]:
     return []
 
 
-def _call(call: Any) -> CallPart:
+def _call(call: Any, nulls: bool) -> CallPart:
     function = call.get("function") or call if isinstance(call, Mapping) else call
     name, given = "", function
     if isinstance(function, Mapping) and isinstance(function.get("name"), str):
         name, given = function["name"], function.get("arguments")
-    if isinstance(given, Mapping):  # a column of such objects has all names that any of them has
+    if isinstance(given, Mapping) and not nulls:
         given = {key: value for key, value in given.items() if value is not None}
     shown = given if isinstance(given, str) else _json(given)
     said = name if given is None else f"{name} {shown}" if name else shown

@@ -177,7 +177,7 @@ NOTHING: list[Any] = [None, [], (), objects(), {}, "", {"name": None, "arguments
     "fields",
     [
         {"function_call": FUNCTION},
-        {"function_call": {"name": "weather", "arguments": {"city": "Oslo", "other": None}}},
+        {"function_call": {"name": "weather", "arguments": {"city": "Oslo"}}},
         {"function_call": FUNCTION, "tool_calls": None},
         {"function_call": FUNCTION, "tool_calls": objects()},
         {"function_call": {"name": None, "arguments": None}, "tool_calls": [OSLO]},
@@ -255,6 +255,30 @@ def test_an_image_given_as_an_array_is_looked_at_as_an_image():
     (part,) = as_messages([says([{"type": "image", "image": pixels}])])[0].content
     assert isinstance(part, ImagePart)
     assert part.image is pixels
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown", "in_prompt"),
+    [
+        ({"path": None}, '{"path": null}', "{}"),
+        ({"path": None, "force": None}, '{"path": null, "force": null}', "{}"),
+        ({"path": "/x", "force": None}, '{"path": "/x", "force": null}', '{"path": "/x"}'),
+        ({"to": {"a": None}}, '{"to": {"a": null}}', '{"to": {"a": null}}'),
+        ({"all": [None]}, '{"all": [null]}', '{"all": [null]}'),
+        ({"n": 0, "no": False, "x": None}, '{"n": 0, "no": false, "x": null}', '{"n": 0, "no": false}'),
+        ({}, "{}", "{}"),
+        ('{"path": null}', '{"path": null}', '{"path": null}'),
+        ("null", "null", "null"),
+        (None, "", ""),
+    ],
+)  # fmt: skip
+def test_an_argument_that_is_null_is_one_in_what_a_policy_called(arguments: Any, shown: str, in_prompt: str):
+    """A prompt's may come of a column, in which every call has the names of all."""
+    turn = says("", call("delete", arguments))
+    for made in (judged([turn]), judged([turn], "final"), candidate_of([turn])):
+        assert readable(made.text) == asked(1, f"delete {shown}".rstrip())
+    (message,) = as_messages([turn])
+    assert message.text == f"[tool call] delete {in_prompt}".rstrip()
 
 
 @pytest.mark.parametrize("view", ["transcript", "final"])
