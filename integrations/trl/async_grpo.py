@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
+from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,18 +29,25 @@ from trl.experimental.async_grpo.async_rollout_worker import AsyncRolloutWorker,
 
 from mrjudge_reward.errors import ConfigError
 
+from .components import CriterionReward
 from .reward import JudgeReward
 
 LANES = 16
 """Groups that are scored at a time."""
 
+_version: ContextVar[int] = ContextVar("version")
+"""Of the weights that generated the group that is being scored."""
+
 
 class _Caller:
-    """Stands where a reward function looks for its trainer: who else rewards, and where metrics go."""
+    """Stands where a reward function looks for its trainer: how it generates, who else rewards, and where metrics go."""
 
     def __init__(self, loop: JudgingRolloutLoop, rewards: int) -> None:
         self.num_generations = loop.num_generations
         self.processing_class = loop.tokenizer
+        self.chat_template = loop.chat_template
+        self.chat_template_kwargs = loop.chat_template_kwargs
+        self.eos_token_ids = loop.eos_token_ids
         self.reward_funcs = range(rewards)
         self.metrics: dict[str, float] = {}
 
@@ -56,20 +64,25 @@ class JudgingRolloutLoop(_AsyncRolloutLoop):  # type: ignore[misc]
         given: list[Any] = settings["reward_funcs"]
         rewards = len(given) + len(self._env_reward_types)
         self.reward_funcs = [
-            self._reporting(reward, rewards) if isinstance(reward, JudgeReward) else reward for reward in given
+            self._reporting(reward, rewards) if isinstance(reward, JudgeReward | CriterionReward) else reward
+            for reward in given
         ]
 
-    def _reporting(self, reward: JudgeReward, rewards: int) -> Callable[..., list[float | None]]:
+    def _reporting(self, reward: JudgeReward | CriterionReward, rewards: int) -> Callable[..., list[float | None]]:
         def score(**columns: Any) -> list[float | None]:
             if self.environment_factories is not None:  # TRL keeps them to itself here; prompts may differ all the same
                 columns = {"environments": [True] * len(columns["prompts"])} | columns
             caller = _Caller(self, rewards)
-            state = SimpleNamespace(global_step=self.model_version)
+            state = SimpleNamespace(global_step=_version.get())
             scores = reward(**columns, trainer_state=state, log_metric=caller.log_metric)
             self._loop.call_soon_threadsafe(self._push_metrics, caller.metrics)  # of the loop's thread alone
             return scores
 
         return score
+
+    async def _score_group(self, group: Any) -> Any:
+        _version.set(group.model_version)  # the threads of the group's rewards see it, and no other lane's
+        return await super()._score_group(group)
 
     async def _score_loop(self, stop_event: asyncio.Event) -> None:
         async def lane() -> None:

@@ -134,7 +134,7 @@ class JudgeReward:
         judged_if: which groups are judged at all: a column that is true for them, or a function of a row's columns (to be
             picklable, of a module). The others get None, so that a verifiable reward beside the judge stands alone there.
         thinking: what becomes of the policy's own reasoning: ``"strip"`` judges what follows it (``final_answer``); where
-            the trainer's chat template opens the reasoning itself, a completion that never closes it holds no answer.
+            the trainer's chat template or a plain-text prompt opens it, a completion that never closes it holds no answer.
             ``"opened"`` is for a caller whose template opens it and is not to be seen, ``"keep"`` judges everything.
         view: ``"transcript"`` judges all that a policy did, its calls with their results and its words between them,
             ``"final"`` its last turn alone (see ``completions``). Of a completion of one turn they are the same.

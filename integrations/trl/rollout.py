@@ -111,11 +111,12 @@ class SelectingRollout:
         rank, world = rank_and_world()
         key = f"rollout/{int(getattr(trainer.state, 'global_step', 0))}/{self._calls}/{rank}"
         self._calls += 1
+        opened = self.reward.reader.opened(trainer, heads)
         groups = [
             Group.of(
                 prompt,
                 [
-                    self.reward.reader.answer_of(text, self.reward.reader.template_opens(trainer, prompt))
+                    self.reward.reader.answer_of(text, opened[block])
                     for text in texts[block * self.candidates : (block + 1) * self.candidates]
                 ],
                 f"{key}/{block}",

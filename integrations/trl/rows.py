@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any, Literal, TypeAlias
 
 from mrjudge_reward.completions import Candidate, View, judged, own_words, readable
 from mrjudge_reward.errors import InputError
 from mrjudge_reward.messages import Message, TextPart, as_messages, calls_in, final_answer
-from mrjudge_reward.reasoning import THINK_OPEN, decode_marked, hidden_tokens, opens_reasoning, split_reasoning
+from mrjudge_reward.reasoning import (
+    THINK_OPEN,
+    decode_marked,
+    hidden_tokens,
+    opened_by_template,
+    opens_reasoning,
+    split_reasoning,
+)
 from mrjudge_reward.rubrics.criteria import Rubric
 from mrjudge_reward.training.items import with_images
 from mrjudge_reward.types import Judgement
@@ -60,7 +68,6 @@ class RowReader:
     view: View
     by_criteria: bool = False
     anchor_column: str | None = None
-    _opens: bool | None = field(default=None, init=False)
 
     def rows(
         self,
@@ -85,11 +92,14 @@ class RowReader:
             raise InputError(f"{len(prompts)} prompts for {len(completions)} completions")
         texts = completion_texts(completions, completion_ids, trainer)
         read = [_with_text(said, text) for said, text in zip(completions, texts, strict=True)]
+        opened = self.opened(trainer, prompts)
         if self.thinking == "strip" and completion_ids is not None and trainer is not None:
-            for row, (prompt, ids) in enumerate(zip(prompts, completion_ids, strict=True)):
-                if self.template_opens(trainer, prompt):
-                    read[row] = _unless_cut(read[row], ids, trainer)
-        answers = [judged(completion, self.view, self.answer_of) for completion in read]
+            for row, ids in enumerate(completion_ids):
+                read[row] = _unless_cut(read[row], ids, trainer) if opened[row] else read[row]
+        answers = [  # of turns the parser made something of its own, and they were looked at above
+            judged(said, self.view, partial(self.answer_of, opened=within and isinstance(said, str)))
+            for said, within in zip(read, opened, strict=True)
+        ]
         if completion_ids is None:
             lengths = [len(own_words(answer.text)) for answer in answers]
         else:
@@ -117,15 +127,15 @@ class RowReader:
             return [bool(self.judged_if({name: of[i] for name, of in columns.items()})) for i in range(count)]
         return [True] * count if self.judged_if is None else list(map(bool, column(columns, self.judged_if)))
 
-    def template_opens(self, trainer: Any, prompt: Prompt | tuple[Message, ...]) -> bool:
-        """Whether the trainer's chat template opens the reasoning; none is applied to a prompt that is plain text."""
-        if self._opens is None:
-            tokenizer = getattr(trainer, "processing_class", None)
-            self._opens = opens_reasoning(tokenizer, getattr(trainer, "chat_template_kwargs", None))
-        return self._opens and not isinstance(prompt, str)
+    def opened(self, trainer: Any, prompts: Sequence[Prompt]) -> list[bool]:
+        """Whether reasoning is open where each prompt ends. A plain text shows it, of a chat the trainer's template does."""
+        own = {"chat_template": getattr(trainer, "chat_template", None)}
+        kwargs = own | (getattr(trainer, "chat_template_kwargs", None) or {})
+        by_template = opens_reasoning(getattr(trainer, "processing_class", None), kwargs)
+        return [bool(opened_by_template(prompt)) if isinstance(prompt, str) else by_template for prompt in prompts]
 
     def answer_of(self, text: str, opened: bool = False) -> str:
-        """What of a completion's text is judged, where a template opened the reasoning or did not."""
+        """What of a completion's text is judged, where its prompt opened the reasoning or did not."""
         return text if self.thinking == "keep" else final_answer(text, opened or self.thinking == "opened")
 
     def anchor_of(self, text: str) -> str:
@@ -215,24 +225,35 @@ def _with_text(completion: Completion, text: str | None) -> Completion:
     return [{**completion[0], "content": text}]
 
 
+def _last_turn(completion: Sequence[Mapping[str, Any]], ids: Sequence[int], trainer: Any) -> Sequence[int] | None:
+    """The tokens of a completion's last turn; None where nobody knows where they begin."""
+    results = _between(completion)
+    if not results:
+        return ids
+    if (tokens_of := getattr(trainer, _TOKENS_OF, None)) is not None:
+        put_in = list(tokens_of(results[-1]))
+        ends = (end for end in range(len(ids), len(put_in) - 1, -1) if list(ids[end - len(put_in) : end]) == put_in)
+        return ids[next(ends, 0) :]
+    # AsyncGRPO passes the policy's own tokens alone: the turn before ends in the last but one token that ends a turn,
+    # or, where the last turn was cut, in the last.
+    if not (closing := getattr(trainer, "eos_token_ids", None)):
+        return None
+    return ids[next((at + 1 for at in range(len(ids) - 2, -1, -1) if ids[at] in closing), 0) :]
+
+
 def _unless_cut(completion: Completion, ids: Sequence[int], trainer: Any) -> Completion:
-    """A completion whose last turn is an open reasoning, if the reasoning that its template opened was never closed.
+    """A chat whose last turn is an open reasoning, if the reasoning that its template opened was never closed.
 
     Of such a turn TRL's parser makes all content, and of one that was closed and empty too, so that the text does not tell.
     """
     if isinstance(completion, str) or not completion:
         return completion
-    last, results = completion[-1], _between(completion)
+    last = completion[-1]
     content = last.get("content")
     if last["role"] != "assistant" or calls_in(last) or not isinstance(content, str):
         return completion
-    if results:
-        if (tokens_of := getattr(trainer, _TOKENS_OF, None)) is None:
-            return completion
-        put_in = list(tokens_of(results[-1]))
-        ends = (end for end in range(len(ids), len(put_in) - 1, -1) if list(ids[end - len(put_in) : end]) == put_in)
-        ids = ids[next(ends, 0) :]
-    if not split_reasoning(decode_marked(_tokenizer(trainer), ids), opened=True)[1]:
+    turn = _last_turn(completion, ids, trainer)
+    if turn is None or not split_reasoning(decode_marked(_tokenizer(trainer), turn), opened=True)[1]:
         return completion
     return [*completion[:-1], {**last, "content": f"{THINK_OPEN}{content}"}]
 

@@ -26,7 +26,7 @@ with pytest.MonkeyPatch.context() as patch:
     from trl.experimental.async_grpo.async_rollout_worker import AsyncRolloutWorker, RolloutGroup, TrainingSequence
 
     from mrjudge_reward.integrations.trl import JudgeReward, judge_side_by_side
-    from mrjudge_reward.integrations.trl.async_grpo import JudgingRolloutLoop
+    from mrjudge_reward.integrations.trl.async_grpo import JudgingRolloutLoop, _version
 
 THINK_S = 0.15
 
@@ -50,18 +50,25 @@ class Slow(ScriptedEngine):
             return super()._serve(requests)
 
 
-def group(number: int) -> RolloutGroup:
-    answers = [f"{number} answer {'x' * i}" for i in range(2)]
+def said(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}
+
+
+def group(number: int, completions: list[Any] | None = None, ids: list[list[int]] | None = None) -> RolloutGroup:
+    """Two completions; the worker's weights are older than those that are published by now."""
     sequence = TrainingSequence([1, 2], [0, 1], [0.0, -1.0], "r")
     return RolloutGroup(
         prompts=[[{"role": "user", "content": f"Which? {number}"}]] * 2, reward_kwargs={"topic": ["fruit"] * 2},
-        completions=[[{"role": "assistant", "content": answer}] for answer in answers], completions_ids=[[1], [1, 2]],
+        completions=completions or [[said(f"{number} answer {'x' * i}")] for i in range(2)],
+        completions_ids=ids or [[1], [1, 2]],
         completions_sequences=[[sequence]] * 2, tool_call_counts=[0, 0], tool_failure_counts=[0, 0], model_version=3,
         group_id=str(number), env_rewards=[], rollout_rewards=[None, None], queued_at=time.monotonic(),
     )  # fmt: skip
 
 
-def scored(tokenizer: Any, groups: int, *rewards: Any) -> tuple[list[Any], list[dict[str, float]], float]:
+def scored(
+    tokenizer: Any, groups: int | list[RolloutGroup], *rewards: Any, **settings: Any
+) -> tuple[list[Any], list[dict[str, float]], float]:
     """Samples and metrics of groups that TRL's loop scored, and the seconds it took."""
     PartialState()  # without it TRL cannot log
     context = multiprocessing.get_context("spawn")
@@ -71,17 +78,17 @@ def scored(tokenizer: Any, groups: int, *rewards: Any) -> tuple[list[Any], list[
     metrics: Any = queue.Queue()
     loop = JudgingRolloutLoop(
         model_name="policy", dataset=[{"prompt": "p"}], reward_funcs=list(rewards), processing_class=tokenizer,
-        eos_token_ids=[2], rollout_buffer=samples, model_version_value=SimpleNamespace(value=3),
+        eos_token_ids=[tokenizer.eos_token_id], rollout_buffer=samples, model_version_value=SimpleNamespace(value=4),
         heartbeat_value=context.Value("d", 0.0), failed_event=None, exception_info_queue=None, metrics_queue=metrics,
-        num_generations=2, score_queue_maxsize=4,
+        num_generations=2, score_queue_maxsize=4, **settings,
     )  # fmt: skip
 
     async def run() -> float:
         stop = asyncio.Event()
         scoring = asyncio.create_task(loop._score_loop(stop))
         began = time.monotonic()
-        for number in range(groups):
-            await loop._groups_to_score.put(group(number))
+        for one in map(group, range(groups)) if isinstance(groups, int) else groups:
+            await loop._groups_to_score.put(one)
         await loop._groups_to_score.put(None)
         await asyncio.wait_for(scoring, 30)
         return time.monotonic() - began
@@ -113,7 +120,8 @@ def test_groups_are_judged_side_by_side_and_each_sample_has_its_reward(smol_toke
     assert len(told) == 12
     assert all(one["judge/calls"] == 2 and one["judge/failed_rate"] == 0 for one in told)
     assert all(math.isfinite(value) for one in told for name, value in one.items() if name.startswith("judge/"))
-    assert {judgement.group.key.split("/")[1] for judgement in reward.last_judgements} == {"3"}, "the policy's version"
+    keys = [judgement.group.key.split("/")[1] for judgement in reward.last_judgements]
+    assert set(keys) == {"3"}, "the version that generated, not the one of today"
 
 
 def test_a_judge_that_takes_one_call_at_a_time_gets_one(smol_tokenizer: Any) -> None:
@@ -140,13 +148,96 @@ def length_reward(completions: Any, **_: Any) -> list[float]:
     return [float(len(completion[0]["content"])) for completion in completions]
 
 
+OPENS = (
+    "{% if enable_thinking is not defined or enable_thinking %}<think>\n{% else %}<think>\n\n</think>\n\n{% endif %}"
+)
+OFF_BY_DEFAULT = OPENS.replace("is not defined or", "is defined and")
+
+
+@pytest.mark.parametrize(
+    ("ending", "kwargs", "written", "judged"),
+    [
+        (OPENS, {}, "an unfinished plan", ""),
+        (OPENS, {}, "plan</think>Paris.", "Paris."),
+        (OPENS, {"enable_thinking": True}, "an unfinished plan", ""),
+        (OPENS, {"enable_thinking": False}, "Paris, of course.", "Paris, of course."),
+        (OPENS, {"enable_thinking": False}, "<think>an unfinished plan", ""),
+        (OFF_BY_DEFAULT, {}, "Paris, of course.", "Paris, of course."),
+        (OFF_BY_DEFAULT, {"enable_thinking": True}, "an unfinished plan", ""),
+        (OFF_BY_DEFAULT, {"enable_thinking": True}, "plan</think>Paris.", "Paris."),
+        (OFF_BY_DEFAULT, {"enable_thinking": False, "other": 1}, "Paris, of course.", "Paris, of course."),
+        ("", {"enable_thinking": True}, "Paris, of course.", "Paris, of course."),
+    ],
+)
+def test_the_template_is_asked_as_the_policy_was(
+    smol_tokenizer: Any, ending: str, kwargs: dict[str, Any], written: str, judged: str
+) -> None:
+    reward, _ = by_length()
+    tokenizer = copy.copy(smol_tokenizer)
+    tokenizer.chat_template += ending
+    texts = [written, "b</think>Rome."]
+    one = group(0, [[said(text)] for text in texts], [tokenizer.encode(text) for text in texts])
+    scored(tokenizer, [one], reward, chat_template_kwargs=kwargs)
+    assert reward.last_judgements[0].group.candidates == (judged, "Rome.")
+
+
+CALL = said("") | {"tool_calls": [{"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}]}
+RESULT = {"role": "tool", "name": "weather", "content": "-3 C"}
+CALLED = "plan</think><tool_call>weather</tool_call><|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("turns", "written", "parsed", "answer"),
+    [
+        (0, "plan</think>Cold.<|im_end|>", "Cold.", "Cold."),
+        (0, "an unfinished plan", "an unfinished plan", ""),
+        (1, "plan</think>Cold.<|im_end|>", "Cold.", "Cold."),
+        (1, "plan</think>Cold, I gu", "Cold, I gu", "Cold, I gu"),
+        (1, "an unfinished plan", "an unfinished plan", ""),
+        (1, "a plan that only ends<|im_end|>", "a plan that only ends", ""),
+        (1, "</think>Cold.<|im_end|>", "Cold.", "Cold."),
+        (1, "</think><|im_end|>", "", ""),
+        (3, "plan</think>Cold.<|im_end|>", "Cold.", "Cold."),
+        (3, "an unfinished plan", "an unfinished plan", ""),
+        (3, "x", "x", ""),
+    ],
+)
+def test_reasoning_that_was_cut_in_the_last_turn_is_no_answer(
+    smol_tokenizer: Any, turns: int, written: str, parsed: str, answer: str
+) -> None:
+    reward, _ = by_length()
+    reward.reader.view = "final"
+    tokenizer = copy.copy(smol_tokenizer)
+    tokenizer.chat_template += "<think>\n"
+    completions = [[*[CALL, RESULT] * turns, said(parsed)], [said("I cannot know that.")]]
+    ids = [tokenizer.encode(text) for text in (CALLED * turns + written, "</think>I cannot know that.<|im_end|>")]
+    scored(tokenizer, [group(0, completions, ids)], reward)
+    assert reward.last_judgements[0].group.candidates == (answer, "I cannot know that.")
+
+
+@pytest.mark.parametrize("criteria", ["absolute", "comparative"])
+def test_rewards_by_criterion_are_judged_as_the_whole_is(smol_tokenizer: Any, criteria: Any) -> None:
+    texts = ["an unfinished plan", "plan</think>Paris."]
+    tokenizer = copy.copy(smol_tokenizer)
+    tokenizer.chat_template += "<think>\n"
+    config = JudgeConfig(model="x", audit=False, criteria=criteria, rubric=["Is right.", "Is clear."])
+    reward = JudgeReward(config.build(ScriptedEngine.by_utility(len)), num_generations=2, name="judge")
+    one = group(0, [[said(text)] for text in texts], [tokenizer.encode(text) for text in texts])
+    _, metrics, _ = scored(tokenizer, [one], *reward.components())
+    (judgement,) = reward.last_judgements
+    assert judgement.group.candidates == ("", "Paris.")
+    assert judgement.group.key == "train/3/0/0", "both criteria are of one judging"
+    assert len([told for told in metrics if "judge/calls" in told]) == 1
+
+
 @pytest.mark.parametrize("factories", [None, {None: object}])
 def test_prompts_that_an_environment_made_different_are_known_as_such(factories: Any) -> None:
     reward, engine = by_length()
     loop = SimpleNamespace(
-        environment_factories=factories, model_version=3, num_generations=2, tokenizer=None, _push_metrics=None,
-        _loop=SimpleNamespace(call_soon_threadsafe=lambda *_: None),
+        environment_factories=factories, num_generations=2, tokenizer=None, chat_template=None, chat_template_kwargs={},
+        eos_token_ids=[2], _push_metrics=None, _loop=SimpleNamespace(call_soon_threadsafe=lambda *_: None),
     )  # fmt: skip
+    _version.set(3)
     score = JudgingRolloutLoop._reporting(loop, reward, 1)
     prompts = [[{"role": "user", "content": f"The board is {n}."}] for n in range(2)]
     completions = [[{"role": "assistant", "content": "a" * n}] for n in (1, 2)]

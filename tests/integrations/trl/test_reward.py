@@ -322,6 +322,38 @@ def test_a_chat_template_that_opens_the_reasoning_is_asked(
     assert reward.last_judgements[0].forfeits == (() if shown else (0,))
 
 
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(
+    ("prompt", "written", "shown"),
+    [
+        ("User: p\nAssistant: Step by step.\n<think>", "unfinished plan", ""),
+        ("User: p\nAssistant: <think>\n", "plan</think>answer", "answer"),
+        ("p <thinking>", "unfinished plan", ""),
+        ("p [THINK]", "plan[/THINK]answer", "answer"),
+        ("p [THINK]\n\n", "unfinished plan", ""),
+        ("p ◁think▷", "unfinished plan", ""),
+        ("p <think>", "I know the mark <reasoning>.</think>answer", "answer"),
+        ("p <think>\n\n</think>\n\n", "answer", "answer"),
+        ("Reason in <think> </think>. p", "answer", "answer"),
+        ("Begin with <think>. p", "<think>unfinished plan", ""),
+        ("p", "answer", "answer"),
+    ],
+)
+def test_a_plain_text_that_ends_in_an_open_reasoning_opens_it(
+    smol_tokenizer: Any, prompt: str, written: str, shown: str, known: bool
+) -> None:
+    texts = [written, "b</think>b", "c</think>c"]
+    more: dict[str, Any] = {}
+    if known:
+        more = {"completion_ids": list(map(smol_tokenizer.encode, texts))}
+        more["log_metric"] = Trainer(smol_tokenizer, "<think>\n").log_metric
+    reward = JudgeReward(judge(), num_generations=3)
+    reward([prompt] * 3, texts, **more)
+    (judgement,) = reward.last_judgements
+    assert judgement.group.candidates[0] == shown
+    assert judgement.forfeits == (() if shown else (0,))
+
+
 def is_essay(row: Any) -> bool:
     return row["topic"] == "essay"
 

@@ -99,6 +99,18 @@ def test_chat_prompts_and_evaluation_of_another_group_size(smol_tokenizer: Any, 
     assert reward.calls[0][0][JUDGED][0].judgement.group.prompt[0].role == "user"
 
 
+@pytest.mark.parametrize("end", ["", " <think>\n", "[THINK]"])
+def test_what_a_plain_text_opened_is_reasoning_for_the_rollout_and_the_reward(
+    smol_tokenizer: Any, tmp_path: Path, end: str
+):
+    reward = Watched(scripted(), num_generations=4, name="judge")
+    rollout = SelectingRollout(reward, candidates=6)
+    data = Dataset.from_dict({"prompt": [text + end for text in PROMPTS]})
+    trained(smol_tokenizer, reward, tmp_path, rollout, train_dataset=data, max_steps=1)
+    candidates = [text for judgement in rollout.last_judgements for text in judgement.group.candidates]
+    assert any(candidates) == (not end), "the policy closes nothing in so few tokens"
+
+
 def test_a_judge_that_fails_leaves_rows_without_reward_and_steps_without_gradient(smol_tokenizer: Any, tmp_path: Path):
     reward = Watched(
         scripted(lambda request: EngineFailure("timeout", transient=False)), num_generations=4, name="judge"
