@@ -7,10 +7,16 @@ came first. This trainer takes such pairs out of the loss.
 How: the loss reads log-probabilities only where ``completion_mask`` is set. The mask that the forward pass received is
 kept, and the rows of undecided pairs are cleared in it once the rewards are known. Their log-ratio is then 0 in policy and
 reference alike: a constant in the loss without any gradient, as a zero advantage is in GRPO.
+
+TRL also keeps from a reward function who calls it, and passes padding as part of each completion. Here a judge gets the
+trainer's ``log_metric``, as GRPO's does, and all reward functions get a completion's own tokens.
 """
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import compress
+from statistics import fmean
 from typing import Any
 
 from trl.experimental.online_dpo import OnlineDPOTrainer
@@ -21,14 +27,33 @@ from .reward import JudgeReward
 class JudgeOnlineDPOTrainer(OnlineDPOTrainer):  # type: ignore[misc]
     """``OnlineDPOTrainer`` for ``JudgeReward(..., num_generations=2, layout="halves")``.
 
-    Logs ``judge/*`` metrics like the other trainers, and ``judge/undecided_pairs``.
+    Logs ``judge/*`` metrics like the other trainers, and ``judge/undecided_pairs``: pairs that are tied in total, or that a
+    judge was asked about and could not tell apart.
     """
+
+    continues_turns = True
+    """A prompt that ends in a turn of the assistant is one that the policy goes on with."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._told: dict[str, list[float]] = {}
         self._judges = [func for func in self.reward_funcs if isinstance(func, JudgeReward)]
         for judge in self._judges:
             judge.pairs_can_be_left_out = True
+        self.reward_funcs = [
+            partial(func, log_metric=self.log_metric) if func in self._judges else func for func in self.reward_funcs
+        ]
+
+    def log_metric(self, name: str, value: float) -> None:
+        """Log a metric with the next losses, as its mean since the last."""
+        self._told.setdefault(name, []).append(value)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """See ``Trainer.log``."""
+        if "loss" in logs:
+            logs = logs | {name: fmean(values) for name, values in self._told.items()}
+            self._told = {}
+        super().log(logs, start_time)
 
     def _forward(
         self, model: Any, prompt_ids: Any, prompt_mask: Any, completion_ids: Any, completion_mask: Any, *rest: Any
@@ -39,14 +64,14 @@ class JudgeOnlineDPOTrainer(OnlineDPOTrainer):  # type: ignore[misc]
     def _calculate_rewards_from_functions(
         self, prompts: Any, completions: Any, completion_ids_list: Any, **reward_kwargs: Any
     ) -> Any:
-        rewards = super()._calculate_rewards_from_functions(prompts, completions, completion_ids_list, **reward_kwargs)
+        masks = self._completion_mask.bool().tolist()
+        own = [list(compress(*row)) for row in zip(completion_ids_list, masks, strict=True)]
+        rewards = super()._calculate_rewards_from_functions(prompts, completions, own, **reward_kwargs)
         half = len(rewards) // 2
         undecided = {index for index in range(half) if rewards[index] == rewards[index + half]}
         for judge in self._judges:
             undecided |= {row % half for row in judge.abstained_rows}
-            for name, value in judge.last_stats.metrics().items():
-                self.stats.setdefault(f"{judge.__name__}/{name}", []).append(value)
         for index in undecided:
             self._completion_mask[[index, index + half]] = 0
-        self.stats.setdefault("judge/undecided_pairs", []).append(float(len(undecided)))
+        self.log_metric("judge/undecided_pairs", len(undecided))
         return rewards

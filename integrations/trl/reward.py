@@ -147,7 +147,7 @@ class JudgeReward:
     Attributes:
         last_stats: of the latest call, over all ranks.
         last_judgements: of the latest call, those made on this rank; with ``SelectingRollout`` they are of all candidates.
-        abstained_rows: rows of the latest call whose reward is None.
+        abstained_rows: rows of the latest call that were to be judged and have no reward.
         last_canaries: the latest measurement with canaries; None before any.
 
     Raises:
@@ -256,7 +256,7 @@ class JudgeReward:
             prompts, completions, completion_ids: parallel lists, as TRL passes them. Length n. With one list alone it is
                 the completions and the prompts are in the column ``messages``, as ms-swift calls a reward function.
             trainer_state: for the step number, which enters the groups' identity.
-            log_extra, log_metric: TRL's loggers; absent in OnlineDPO.
+            log_extra, log_metric: TRL's loggers; OnlineDPO has none of its own.
             columns: the dataset's other columns, each of length n.
 
         Returns:
@@ -299,11 +299,13 @@ class JudgeReward:
         trainer: Any = getattr(log_metric, "__self__", None)
         training = bool(trainer.model.training) if hasattr(trainer, "model") else True
         size = self.num_generations if training else self.num_generations_eval
+        asked: list[bool] = []
 
         def prepare() -> list[Row]:
             self._check_trainer(trainer, training, size)
             check_timeout(trainer, self.judge_settings, rank_and_world()[1])
             rows = self.reader.rows(prompts, completions, completion_ids, columns, trainer)
+            asked.extend(row.asked for row in rows)
             half = len(rows) // 2
             pairs = zip(rows[:half], rows[half:], strict=True) if self.layout == "halves" else ()
             return [row for pair in pairs for row in pair] or rows
@@ -323,7 +325,7 @@ class JudgeReward:
         self._log(verdicts, log_extra, log_metric, canaries)
         if self.layout == "halves":
             rewards = [*rewards[0::2], *rewards[1::2]]
-        self.abstained_rows = tuple(index for index, reward in enumerate(rewards) if reward is None)
+        self.abstained_rows = tuple(i for i, reward in enumerate(rewards) if reward is None and asked[i])
         return rewards, criteria
 
     def _follow(self, trainer: Any) -> None:

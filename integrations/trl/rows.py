@@ -128,11 +128,12 @@ class RowReader:
         return [True] * count if self.judged_if is None else list(map(bool, column(columns, self.judged_if)))
 
     def opened(self, trainer: Any, prompts: Sequence[Prompt]) -> list[bool]:
-        """Whether reasoning is open where each prompt ends. A plain text shows it, of a chat the trainer's template does."""
+        """Whether reasoning is open where each prompt ends: text that is gone on with shows it, else the chat template."""
         own = {"chat_template": getattr(trainer, "chat_template", None)}
         kwargs = own | (getattr(trainer, "chat_template_kwargs", None) or {})
         by_template = opens_reasoning(getattr(trainer, "processing_class", None), kwargs)
-        return [bool(opened_by_template(prompt)) if isinstance(prompt, str) else by_template for prompt in prompts]
+        begun = [_begun(prompt, trainer) for prompt in prompts]
+        return [by_template if text is None else bool(opened_by_template(text)) for text in begun]
 
     def answer_of(self, text: str, opened: bool = False) -> str:
         """What of a completion's text is judged, where its prompt opened the reasoning or did not."""
@@ -212,6 +213,14 @@ def own_length(completion: Completion, ids: Sequence[int], trainer: Any) -> int:
         return len(ids)
     whole = judged(completion, answer_of=str).text
     return round(len(ids) * len(own_words(whole)) / max(1, len(readable(whole))))
+
+
+def _begun(prompt: Prompt, trainer: Any) -> str | None:
+    """The text that the policy goes on with: all of a plain prompt, or the turn it has begun; None where it begins one."""
+    if isinstance(prompt, str):
+        return prompt
+    last = prompt[-1] if prompt and getattr(trainer, "continues_turns", False) else {}
+    return str(last.get("content") or "") if last.get("role") == "assistant" else None
 
 
 def _tokenizer(trainer: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from datasets import Dataset
 from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.trainer.utils import nanstd
@@ -17,6 +19,8 @@ from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.integrations.trl import JudgeReward
 from mrjudge_reward.judge import Judge, JudgeConfig
+from mrjudge_reward.monitoring.canaries import Canaries
+from mrjudge_reward.monitoring.run_log import read_run
 from mrjudge_reward.prompting.formats import Choice, Score
 from mrjudge_reward.scoring.alarms import FailureAlarm
 from mrjudge_reward.scoring.stats import METRICS
@@ -222,6 +226,16 @@ def test_abstention_of_the_only_reward_leaves_rows_out(smol_tokenizer: Any, tmp_
     assert logged(trainer, "judge/failed_rate") == [1.0, 1.0]
 
 
+def chat(begun: str = "") -> list[dict[str, str]]:
+    """A question in messages, and what the assistant's turn begins with."""
+    turns = [{"role": "user", "content": "Capital?"}]
+    return [*turns, {"role": "assistant", "content": begun}] if begun else turns
+
+
+def second_is_better(completions: list[Any], **_: Any) -> list[float]:
+    return [float(index) for index in range(len(completions))]
+
+
 class TestOnlineDPO:
     @pytest.fixture
     def build(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -233,14 +247,26 @@ class TestOnlineDPO:
         def make(
             model: Any,
             tokenizer: Any,
-            reward: JudgeReward,
+            reward: Any,
             cls: Any = JudgeOnlineDPOTrainer,
             peft_config: Any = None,
+            data: Dataset | None = None,
+            say: list[str] | None = None,
             **more: Any,
         ) -> Any:
+            class Saying(cls):  # type: ignore[misc]
+                def _generate(self, *args: Any, **kwargs: Any) -> Any:
+                    """As generated, or the first and the second completion of each pair as told, padded as TRL pads."""
+                    prompts, mask, ids, completed, vision = super()._generate(*args, **kwargs)
+                    if say is not None:
+                        spoken = tokenizer(say, padding=True, padding_side="right", return_tensors="pt")
+                        rows = torch.arange(len(ids)) // (len(ids) // 2)
+                        ids, completed = spoken["input_ids"][rows], spoken["attention_mask"][rows]
+                    return prompts, mask, ids, completed, vision
+
             arguments = common(tmp_path, per_device_train_batch_size=4, max_new_tokens=8, **more)
-            return cls(
-                model=model, processing_class=tokenizer, reward_funcs=reward, train_dataset=prompt_dataset(),
+            return Saying(
+                model=model, processing_class=tokenizer, reward_funcs=reward, train_dataset=data or prompt_dataset(),
                 peft_config=peft_config, args=OnlineDPOConfig(**arguments),
             )  # fmt: skip
 
@@ -266,6 +292,100 @@ class TestOnlineDPO:
         assert logged(trainer, "judge/undecided_pairs") == [4.0, 4.0]
         for name, value in trainer.model.named_parameters():
             assert torch.equal(before[name], value.cpu()), name
+
+    @pytest.mark.parametrize(
+        ("prompt", "ending", "say", "judged"),
+        [
+            (chat(), "<think>\n", ["an unfinished plan", "plan</think>Rome."], ("", "Rome.")),
+            (chat(), "<think>\n", ["plan</think>Paris.", "plan</think>Rome."], ("Paris.", "Rome.")),
+            (chat(), "", ["<think>plan</think>Paris.", "Rome."], ("Paris.", "Rome.")),
+            (chat(), "<think>\n\n</think>\n\n", ["Paris.", "Rome, I think."], ("Paris.", "Rome, I think.")),
+            (chat(), "", ["[THINK]plan[/THINK]Paris.", "[THINK]an unfinished plan"], ("Paris.", "")),
+            (chat(), "[THINK]", ["plan[/THINK]Paris.", "an unfinished plan"], ("Paris.", "")),
+            (chat("<think>\n"), "", ["an unfinished plan", "plan</think>Rome."], ("", "Rome.")),
+            (chat("Well,"), "<think>\n", ["Paris.", "Rome, I think."], ("Paris.", "Rome, I think.")),
+            ("Capital?\n<think>", "", ["an unfinished plan", "plan</think>Rome."], ("", "Rome.")),
+            ("Capital?", "<think>\n", ["Paris.", "[THINK]plan[/THINK]Rome."], ("Paris.", "Rome.")),
+        ],
+    )
+    def test_of_reasoning_as_much_is_judged_as_with_the_other_trainers(
+        self, build: Any, smol_tokenizer: Any, prompt: Any, ending: str, say: list[str], judged: tuple[str, str]
+    ) -> None:
+        """Marks that are special tokens are lost in TRL's decoding."""
+        tokenizer = copy.deepcopy(smol_tokenizer)
+        tokenizer.chat_template += ending
+        tokenizer.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]"]})
+        judge = JudgeConfig(model="x", audit=False).build(ScriptedEngine.by_utility(len))
+        reward = JudgeReward(judge, num_generations=2, layout="halves", name="judge")
+        data = Dataset.from_dict({"prompt": [prompt] * 4})
+        trainer = build(tiny_policy(tokenizer), tokenizer, reward, data=data, say=say, max_steps=1)
+        trainer.train()
+        assert {judgement.group.candidates for judgement in reward.last_judgements} == {judged}
+
+    @pytest.mark.parametrize(
+        ("say", "preferred"),
+        [(["so much longer than that", "no"], 1), (["no", "so much longer than that"], 0), (["yes", "no"], None)],
+    )
+    def test_a_completion_is_as_long_as_what_was_written(
+        self, build: Any, smol_tokenizer: Any, say: list[str], preferred: int | None
+    ) -> None:
+        judge = JudgeConfig(model="x", audit=False, length_weight=1.0)
+        reward = JudgeReward(judge, num_generations=2, layout="halves", name="judge")
+        reward._judge = judge.build(ScriptedEngine.by_utility(lambda _: 1.0))
+        lengths: list[int] = []
+
+        def other(completion_ids: list[list[int]], **_: Any) -> list[float]:
+            lengths.extend(map(len, completion_ids))
+            return [0.0] * len(completion_ids)
+
+        trainer = build(tiny_policy(smol_tokenizer), smol_tokenizer, [reward, other], say=say, max_steps=1)
+        trainer.train()
+        first, second = (len(smol_tokenizer.encode(text)) for text in say)
+        assert lengths == [first] * 4 + [second] * 4
+        assert logged(trainer, "judge/undecided_pairs") == [4.0 if preferred is None else 0.0]
+        assert (logged(trainer, "objective/scores_margin")[0] > 0) == (preferred is not None)
+
+    @pytest.mark.parametrize(
+        ("asked", "fails", "beside", "undecided"),
+        [
+            ([False] * 4, False, True, 0),  # the rule stands alone
+            ([False] * 4, True, True, 0),
+            ([False] * 4, False, False, 4),  # nothing stands there
+            ([True] * 4, False, True, 0),
+            ([True] * 4, True, True, 4),  # the judge was asked and told nothing
+            ([True] * 4, True, False, 4),
+            ([True, False, False, True], False, True, 0),
+            ([True, False, False, True], False, False, 2),
+            ([True, False, False, True], True, True, 2),
+            ([True, False, False, False], True, True, 1),
+        ],
+    )
+    def test_pairs_that_a_judge_was_not_asked_about_are_left_to_the_other_reward(
+        self, build: Any, smol_tokenizer: Any, asked: list[bool], fails: bool, beside: bool, undecided: int
+    ) -> None:
+        script = (lambda _: EngineFailure("down")) if fails else ScriptedEngine.by_utility(len).script
+        judge = Judge(ScriptedEngine(script), Choice(), schedule="ring", retries=0, alarm=None)
+        reward = JudgeReward(judge, num_generations=2, layout="halves", name="judge", judged_if="open")
+        data = Dataset.from_dict({"prompt": PROMPTS[:4], "open": asked})
+        rewards = [reward, second_is_better] if beside else reward
+        say = ["long enough", "so much longer than that"]
+        trainer = build(tiny_policy(smol_tokenizer), smol_tokenizer, rewards, data=data, say=say, max_steps=1)
+        trainer.train()
+        assert logged(trainer, "judge/undecided_pairs") == [undecided]
+        assert (logged(trainer, "grad_norm")[0] > 0) == (undecided < 4)
+
+    def test_metrics_that_come_now_and_then_are_logged_when_they_come(
+        self, build: Any, smol_tokenizer: Any, tmp_path: Path
+    ) -> None:
+        judge = JudgeConfig(model="x", audit=False).build(ScriptedEngine.by_utility(len))
+        reward = JudgeReward(
+            judge, num_generations=2, layout="halves", name="judge", canaries=Canaries(every=2), log_dir=tmp_path
+        )
+        trainer = build(tiny_policy(smol_tokenizer), smol_tokenizer, reward, max_steps=3)
+        trainer.train()
+        assert len(logged(trainer, "judge/canary_right")) == 2, "before training and after the second step"
+        assert len(logged(trainer, "judge/calls")) == 3
+        assert sorted(read_run(tmp_path).trainer) == [1, 2, 3], "what the trainer logs is in the run's log"
 
     def test_the_stock_trainer_is_refused(self, build: Any, smol_tokenizer: Any, embedded_judge: Judge) -> None:
         from trl.experimental.online_dpo import OnlineDPOTrainer
