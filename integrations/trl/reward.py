@@ -125,7 +125,7 @@ class JudgeReward:
         layout: ``"blocks"``, a group's rows follow each other (GRPO, RLOO); ``"halves"``, row i and row i + n/2 are a
             pair (OnlineDPO).
         on_abstain: what stands for an unknown score: ``"none"``, ``"group_mean"``, or ``"auto"`` (see the module).
-        shape: centring and length term; None for the config's own.
+        shape: centring and length term; None for those in the judge's settings.
         reference_column, rubric_column: dataset columns, or dotted paths to fields in them, shown to the judge as reference
             answers and criteria: texts, numbers, or lists of these (see ``fields``).
         anchor_column: the same for answers that are judged along with each group's completions, such as references or an
@@ -192,7 +192,7 @@ class JudgeReward:
             raise ConfigError("layout 'halves' is for OnlineDPO, which generates 2 completions per prompt")
         self.layout = layout
         self.on_abstain = on_abstain
-        self.shape = shape or (self._config.reward_shape if self._config else RewardShape())
+        self.shape = shape or self.judge_settings.reward_shape
         check_places(
             judge.format if isinstance(judge, Judge) else (judge or JudgeConfig()).judge_format,
             reference=reference_column and f"reference_column={reference_column!r}",

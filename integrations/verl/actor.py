@@ -17,6 +17,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 
 from mrjudge_reward.errors import ConfigError, EngineError, JudgeUnreliableError, MRJudgeError
 from mrjudge_reward.judge import Judge, JudgeConfig
+from mrjudge_reward.scoring.rewards import RewardShape
 from mrjudge_reward.streaming.batches import SharedBatches
 from mrjudge_reward.streaming.exchange import Desk, Outcome
 from mrjudge_reward.streaming.groups import ArrivingGroups
@@ -41,12 +42,14 @@ LIVES = 3
 """Judge actors that may die under a waiting sample before it fails."""
 
 
-def build_judge(config: JudgeConfig, factory: str | None) -> Judge:
+def build_judge(config: JudgeConfig, settings: VerlSettings) -> Judge:
     """The judge of a run.
 
     Raises:
-        ConfigError: if the factory cannot be imported, raises, or gives something else.
+        ConfigError: if the factory cannot be imported, raises, or gives something else, or a judge with which anchors would
+            do nothing.
     """
+    factory = settings.factory
     if factory is None:
         return config.build()
     module, _, name = factory.partition(":")
@@ -62,6 +65,7 @@ def build_judge(config: JudgeConfig, factory: str | None) -> Judge:
         raise ConfigError(f"factory {factory!r} raised {type(error).__name__}: {error}") from error
     if not isinstance(judge, Judge):
         raise ConfigError(f"factory {factory!r} must return a Judge; got {type(judge).__name__}")
+    settings.check_anchors(judge.settings.reward_shape)
     return judge
 
 
@@ -73,8 +77,10 @@ class JudgeActor:
         logging.getLogger("mrjudge_reward").setLevel(logging.INFO)
         self._stopped: JudgeUnreliableError | None = None
         self._log = StreamMonitor(settings.log_dir, settings.watched(), stepped)
-        queue = JudgingQueue(lambda: build_judge(judge, settings.factory), settings.judge_deadline_s, self._log)
-        shape, deadline_s = judge.reward_shape, settings.deadline_s
+        queue = JudgingQueue(lambda: build_judge(judge, settings), settings.judge_deadline_s, self._log)
+        # A judge of a factory may have a shape of its own.
+        shape = judge.reward_shape if judge.reward_shape != RewardShape() else None
+        deadline_s = settings.deadline_s
         self._groups = ArrivingGroups(
             queue,
             shape=shape,

@@ -30,7 +30,7 @@ from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.judge import JudgeConfig
 from mrjudge_reward.monitoring.canaries import BUILT_IN, Canaries, load_canaries
 from mrjudge_reward.prompting.rendering import check_places
-from mrjudge_reward.scoring.rewards import check_anchors
+from mrjudge_reward.scoring.rewards import RewardShape, check_anchors
 from mrjudge_reward.settings import Settings
 
 SECTION = "mrjudge"
@@ -219,9 +219,7 @@ class VerlSettings(Settings):
             own = {key: value for key, value in given.items() if key != "model"}
             given = {"api_key_env": "", **served, **own}  # verl's own server wants no key, and speaks plain http
         config = JudgeConfig(**given)
-        check_anchors(
-            f"anchor_field={self.anchor_field!r}", self.anchor_field, self.reference_field, config.reward_shape
-        )
+        self.check_anchors(config.reward_shape)
         if self.factory is None:
             check_places(
                 config.judge_format,
@@ -229,6 +227,10 @@ class VerlSettings(Settings):
                 rubric=self.rubric_field and f"rubric_field={self.rubric_field!r}",
             )
         return config
+
+    def check_anchors(self, shape: RewardShape) -> None:
+        """See ``scoring.rewards.check_anchors``."""
+        check_anchors(f"anchor_field={self.anchor_field!r}", self.anchor_field, self.reference_field, shape)
 
     def watched(self) -> Canaries | None:
         """The canaries, if any.

@@ -53,7 +53,7 @@ class SharedBatches:
 
     Args:
         queue: judges.
-        shape: how scores become rewards.
+        shape: how scores become rewards; None for what the judge's settings say.
         sizes: how large groups may be (training, validation), to flag groups of another size.
         deadline_s: seconds from a batch's first share until those present are judged.
     """
@@ -62,7 +62,7 @@ class SharedBatches:
         self,
         queue: JudgingQueue,
         *,
-        shape: RewardShape = RewardShape(),
+        shape: RewardShape | None = None,
         sizes: Iterable[int] = (),
         deadline_s: float = 1800.0,
     ) -> None:

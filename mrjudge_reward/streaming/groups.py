@@ -128,7 +128,7 @@ class ArrivingGroups:
 
     Args:
         queue: judges.
-        shape: how scores become rewards.
+        shape: how scores become rewards; None for what the judge's settings say.
         deadline_s: seconds from a group's first sample until those present are judged.
         settle_s: how long a group with equal answers without identity is held open, and latecomers are collected.
         as_it_arrives: ask the first comparisons of a group before it is complete.
@@ -139,7 +139,7 @@ class ArrivingGroups:
         self,
         queue: JudgingQueue,
         *,
-        shape: RewardShape = RewardShape(),
+        shape: RewardShape | None = None,
         deadline_s: float = 1800.0,
         settle_s: float = 0.5,
         as_it_arrives: bool = True,

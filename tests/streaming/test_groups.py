@@ -459,6 +459,23 @@ def test_a_candidate_without_a_verdict_gets_the_mean_and_a_flag():
     assert scored[2].info["judge_games"] == 0
 
 
+@pytest.mark.parametrize("given", [None, RewardShape(), RewardShape(length_weight=1.0)], ids=str)
+@pytest.mark.parametrize(
+    "named", [{}, {"centre": True}, {"length_weight": 0.5}, {"centre": True, "length_weight": 2.0}]
+)
+def test_rewards_have_the_shape_that_was_given_or_that_of_the_judge(named: dict[str, Any], given: RewardShape | None):
+    def build() -> Judge:
+        return scripted(ScriptedEngine.by_utility(lambda _: 1.0), rating="win_rate", **named)
+
+    async def scenario() -> list[Scored]:
+        world = await World(build, shape=given).ready()
+        return await asyncio.gather(*(world.send(member, "x" * (2 + member)) for member in range(4)))
+
+    shape = given or RewardShape(**named)
+    level, weight = 0.0 if shape.centre else 0.5, shape.length_weight
+    assert rewards(run(scenario)) == pytest.approx([level - weight * (place - 1.5) / 3.5 for place in range(4)])
+
+
 # -- asking early -----------------------------------------------------------------------------------------------------
 
 

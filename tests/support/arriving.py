@@ -62,7 +62,7 @@ class World:
         judge_deadline_s: float = 30.0,
         sizes: Sequence[int] = (4,),
         batch_deadline_s: float = 30.0,
-        shape: RewardShape = RewardShape(),
+        shape: RewardShape | None = None,
         **settings: Any,
     ) -> None:
         self.queue = JudgingQueue(build, judge_deadline_s)

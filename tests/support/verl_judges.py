@@ -26,6 +26,11 @@ def scripted_judge(config: JudgeConfig) -> Judge:
     return scripted()
 
 
+def centred_judge(config: JudgeConfig) -> Judge:
+    """The scripted judge, which subtracts the group's mean and prefers what is short."""
+    return scripted(ScriptedEngine.by_utility(lambda _: 1.0), rating="win_rate", centre=True, length_weight=0.5)
+
+
 def referring_judge(config: JudgeConfig) -> Judge:
     """A judge by three criteria that says nothing where it is not shown two references. Its calls are counted in the file
     that ``MRJUDGE_TEST_CALLS`` names."""

@@ -569,6 +569,28 @@ def test_rows_of_a_group_that_bring_different_anchors_are_refused() -> None:
         reward(["p", "p"], ONE, answer=[{"text": "x"}] * 2)
 
 
+SHAPES: list[dict[str, Any]] = [
+    {}, {"centre": True}, {"length_weight": 0.5}, {"centre": True, "length_weight": 2.0}, {"length_weight": 0.01},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("given", [None, RewardShape(), RewardShape(length_weight=1.0)])
+@pytest.mark.parametrize("named", SHAPES, ids=str)
+def test_a_ready_judge_has_the_shape_of_its_settings(named: dict[str, Any], given: RewardShape | None) -> None:
+    config = JudgeConfig(model="x", audit=False, rating="win_rate", **named)
+    engine = ScriptedEngine.by_utility(lambda _: 1.0)
+    shape = given or RewardShape(**named)
+    for one in (config, config.build(engine), Judge(engine, audit=False, rating="win_rate", **named)):
+        reward = JudgeReward(one, num_generations=2, shape=given)
+        assert reward.shape == shape
+        reward._judge = config.build(engine)
+        short, long = reward(["p"] * 2, ["no", "so much longer than that"])
+        assert short is not None
+        assert long is not None
+        assert short + long == pytest.approx(0.0 if shape.centre else 1.0)
+        assert short - long == pytest.approx(shape.length_weight * 2 * (24 - 13) / 13)
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
@@ -585,6 +607,8 @@ def test_anchors_that_would_do_nothing_are_refused_by_name(settings: dict[str, A
     settings = {"judge": JudgeConfig(model="m"), "anchor_column": "answer", **settings}
     with pytest.raises(ConfigError, match=says):
         JudgeReward(num_generations=2, **settings)
+    with pytest.raises(ConfigError, match=says):
+        JudgeReward(num_generations=2, **settings | {"judge": settings["judge"].build(ScriptedEngine(len))})
     JudgeReward(num_generations=2, anchor_column="answer", reference_column="answers", judge=JudgeConfig(model="m"))
     JudgeReward(num_generations=2, anchor_column="answer", reference_column="other", judge=JudgeConfig(model="m"))
 

@@ -329,9 +329,8 @@ class TestOnlineDPO:
     def test_a_completion_is_as_long_as_what_was_written(
         self, build: Any, smol_tokenizer: Any, say: list[str], preferred: int | None
     ) -> None:
-        judge = JudgeConfig(model="x", audit=False, length_weight=1.0)
+        judge = JudgeConfig(model="x", audit=False, length_weight=1.0).build(ScriptedEngine.by_utility(lambda _: 1.0))
         reward = JudgeReward(judge, num_generations=2, layout="halves", name="judge")
-        reward._judge = judge.build(ScriptedEngine.by_utility(lambda _: 1.0))
         lengths: list[int] = []
 
         def other(completion_ids: list[list[int]], **_: Any) -> list[float]:
