@@ -37,7 +37,7 @@ from typing import Any, Literal, TypeAlias
 
 from .errors import InputError
 from .fields import plain as as_python
-from .images import given_as
+from .images import known_as
 from .messages import (
     RESULTS,
     CallPart,
@@ -248,7 +248,7 @@ def _written(parts: Sequence[Part], images: dict[str, ImagePart], between: str) 
         if isinstance(part, UnshownPart):
             said += f"\ufffc[unshown {part.kind}]"
         elif part is not None:
-            number = given_as(part.image)
+            number = known_as(part.image)
             images.setdefault(number, part)
             said += f"\ufffc[image {number}]"
     return said

@@ -1,8 +1,8 @@
 """Images on their way to a judge: loaded, checked, made alike, and known by their content.
 
-An image comes as a PIL image, bytes, a path, a ``data:`` URL, or a mapping with ``bytes`` or ``path`` (an image column of
-the datasets library that was not decoded). :func:`load_picture` makes a :class:`Picture` of it, the same whatever it came
-as and whichever engine judges:
+An image comes as a PIL image, bytes, a path, a ``data:`` URL, a mapping with ``bytes`` or ``path`` (an image column of the
+datasets library that was not decoded), or an array or a tensor of uint8: H x W, H x W x C or C x H x W. :func:`load_picture`
+makes a :class:`Picture` of it, the same whatever it came as and whichever engine judges:
 
 * PNG, JPEG, WebP, GIF, BMP or TIFF, told by the content; the name of a file says nothing;
 * the first frame of an animation or of several pages (a PIL image: the frame it stands at);
@@ -60,6 +60,8 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # no others: some of P
 _SENT_AS_IT_IS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 _ORIENTATION = 0x0112
 _WEB = ("http://", "https://")
+_NOT_UINT8 = "has values of {}, of which nobody can say which is white; convert it to uint8, 0 to 255"
+_FORMS = "a PIL image, bytes, a path or a URL, or an array or tensor of pixels"
 
 _decoding = threading.Lock()  # a PIL image that was opened and not yet decoded must not be by two threads at once
 
@@ -234,11 +236,19 @@ def given_as(image: Any) -> str:
     elif hasattr(image, "tobytes") and hasattr(image, "mode"):  # PIL
         palette = image.getpalette() if getattr(image, "mode", "") == "P" else None
         content = f"{image.mode}{image.size}{palette}".encode() + image.tobytes()
-    elif hasattr(image, "tobytes") and hasattr(image, "shape"):  # an array
-        content = f"{image.dtype}{image.shape}".encode() + image.tobytes()
+    elif (array := _array(image)) is not None:
+        content = f"{array.dtype}{array.shape}".encode() + array.tobytes()
     else:
-        raise InputError(f"an image must be a PIL image, bytes, a path or a URL; got {type(image).__name__}")
+        raise InputError(f"an image must be {_FORMS}; got {type(image).__name__}")
     return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def known_as(image: Any) -> str:
+    """As ``given_as``, and of what cannot be read the hash of its type: it fails by its name where it is loaded."""
+    try:
+        return given_as(image)
+    except Exception:  # noqa: BLE001  decoders raise what they like
+        return hashlib.blake2b(f"unread {type(image).__name__}".encode(), digest_size=16).hexdigest()
 
 
 class Album:
@@ -271,6 +281,7 @@ class Album:
         if is_web_address(image):
             raise InputError(f"{name} is a web address, which is not fetched here; give a path, bytes or a data URL")
         try:
+            image = _frame(array) if (array := _array(image)) is not None else image
             return _normalised(image, None, self.max_pixels) if _is_pil(image) else self._of(_bytes_of(image))
         except InputError as error:
             raise InputError(f"{name} {error}") from None
@@ -307,6 +318,30 @@ def _is_pil(image: Any) -> bool:
     return isinstance(image, require("PIL.Image", extra="images").Image)
 
 
+def _array(image: Any) -> Any:
+    """An array, of a tensor one of its values; None of all else."""
+    if hasattr(image, "detach"):
+        try:
+            image = image.detach().cpu().numpy()
+        except (TypeError, RuntimeError) as error:
+            raise InputError(_NOT_UINT8.format(image.dtype)) from error
+    return image if hasattr(image, "tobytes") and hasattr(image, "shape") else None
+
+
+def _frame(array: Any) -> Any:
+    """The PIL image of an array of pixels; channels stand first or last, first where both could be, as for processors."""
+    if str(array.dtype) != "uint8":
+        raise InputError(_NOT_UINT8.format(array.dtype))
+    shape = array.shape
+    if len(shape) == 3 and (shape[0] in (1, 3) or (shape[0] == 4 and shape[2] not in (1, 3, 4))):
+        array = array.transpose(1, 2, 0)
+    if len(shape) == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim != 2 and (array.ndim != 3 or array.shape[2] not in (3, 4)):
+        raise InputError(f"has the shape {shape}; H x W, H x W x C or C x H x W are shown, C of 1, 3 or 4")
+    return require("PIL.Image", extra="images").fromarray(array)
+
+
 def _bytes_of(image: Any) -> bytes:
     """The encoded image; what an InputError says here follows the image's name."""
     if isinstance(image, bytes | bytearray):
@@ -316,7 +351,7 @@ def _bytes_of(image: Any) -> bytes:
     elif isinstance(image, str | os.PathLike):
         data = _of_file(os.fspath(image))
     else:
-        raise InputError("is none: give a PIL image, bytes, a path or a URL")
+        raise InputError(f"is none: give {_FORMS}")
     if not data:
         raise InputError("is empty: it has no bytes")
     if len(data) > MOST_BYTES:

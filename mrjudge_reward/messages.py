@@ -43,7 +43,7 @@ class UnshownPart(TextPart):
 
 @dataclass(frozen=True, slots=True)
 class ImagePart:
-    """An image inside a message: a PIL image, a path, raw bytes, a (data) URL, or a ``Picture``; see ``images``."""
+    """An image inside a message: a PIL image, a path, raw bytes, a (data) URL, a frame, or a ``Picture``; see ``images``."""
 
     image: Any
 
@@ -86,7 +86,7 @@ def as_part(part: Any, unshown: bool = False) -> Part:
             return TextPart(part["text"])
         if part.get("type") == "image":
             given = (part.get(name) for name in ("image", "url", "path"))
-            return ImagePart(next((one for one in given if not _empty(one)), None))
+            return ImagePart(next((one for one in given if isinstance(one, bytes | list) or not _empty(one)), None))
         if part.get("type") == "image_url":
             url = part.get("image_url")
             return ImagePart(url.get("url") if isinstance(url, Mapping) else url)

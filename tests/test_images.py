@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import io
 import re
 import struct
@@ -19,7 +20,16 @@ from mrjudge_reward import images
 from mrjudge_reward.cache import ReplyCache
 from mrjudge_reward.engines.scripted import ScriptedEngine
 from mrjudge_reward.errors import ConfigError, InputError
-from mrjudge_reward.images import Album, Picture, data_url, estimated_tokens, fingerprint, load_picture, opened
+from mrjudge_reward.images import (
+    Album,
+    Picture,
+    data_url,
+    estimated_tokens,
+    fingerprint,
+    known_as,
+    load_picture,
+    opened,
+)
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.messages import ImagePart, TextPart, as_messages
 from mrjudge_reward.prompting.formats import Choice
@@ -71,6 +81,98 @@ def test_an_image_is_the_same_picture_whatever_it_came_as(tmp_path: Path):
     assert pictures[0].data == PHOTO, "what shows just this is sent as it is"
     assert data_url(pictures[0]) == as_url(PHOTO)
     assert load_picture(pictures[0]) is pictures[0]
+
+
+def frames() -> dict[str, tuple[Any, tuple[int, int]]]:
+    """A red field in the forms in which environments and processors hold it, and its size."""
+    import numpy as np
+    import torch
+
+    last = np.zeros((12, 20, 3), np.uint8)
+    last[..., 0] = 255
+    first = last.transpose(2, 0, 1)
+    opaque = np.concatenate([last, np.full((12, 20, 1), 255, np.uint8)], axis=2)
+    return {
+        "channels last": (last, (20, 12)), "channels first": (first, (20, 12)),
+        "its own memory": (np.ascontiguousarray(first), (20, 12)), "every other pixel": (last[::2, ::2], (10, 6)),
+        "as Fortran has it": (np.asfortranarray(last), (20, 12)), "with alpha": (opaque, (20, 12)),
+        "alpha first": (opaque.transpose(2, 0, 1), (20, 12)), "torch": (torch.tensor(first.copy()), (20, 12)),
+        "torch, channels last": (torch.tensor(last), (20, 12)), "a view of torch": (torch.tensor(last)[2:8], (20, 6)),
+        "a column's": ({"bytes": None, "path": None} | {"bytes": encoded(Image.new("RGB", (20, 12), "red"))}, (20, 12)),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", frames())
+def test_a_frame_is_an_image_in_prompts_candidates_and_results(name: str):
+    frame, size = frames()[name]
+    picture = load_picture(frame)
+    assert picture.key == load_picture(Image.new("RGB", size, "red")).key
+    assert known_as(frame) == known_as(copy.deepcopy(frame))
+    part = {"type": "image", "image": frame}
+    engine = ScriptedEngine.by_utility(lambda text: float(len(text)))
+    asked = Group.of([{"role": "user", "content": [part]}], ["a", "bb"], "0")
+    drawn = Group.of("Draw it.", [[part], "no"], "1")
+    looked = Group.of(
+        "Look.", [[{"role": "tool", "content": [part]}, {"role": "assistant", "content": "red"}], "no"], "2"
+    )
+    judgements = Judge(engine, Choice(), audit=False).judge([asked, drawn, looked])
+    assert [item.best is not None for item in judgements] == [True] * 3
+    assert [image.image.key for request in engine.requests for turn in request.messages for image in turn.images]
+    assert {i.image.key for r in engine.requests for turn in r.messages for i in turn.images} == {picture.key}
+
+
+@pytest.mark.parametrize("grey", ["H x W", "H x W x 1", "1 x H x W"])
+def test_a_grey_frame(grey: str):
+    import numpy as np
+
+    frame = np.full((12, 20), 77, np.uint8)
+    frame = {"H x W": frame, "H x W x 1": frame[..., None], "1 x H x W": frame[None]}[grey]
+    assert load_picture(frame).key == load_picture(Image.new("L", (20, 12), 77)).key
+
+
+def unreadable() -> dict[str, tuple[Any, str]]:
+    """What stands where an image should, and what is said of it."""
+    import numpy as np
+    import torch
+
+    class Odd:
+        def __bool__(self) -> bool:
+            raise ValueError("neither")
+
+    cut = Image.open(io.BytesIO(encoded(noise())[:-200]))
+    return {
+        "a number": (3, "given as int is none"), "nothing": (None, "given as NoneType is none"),
+        "a list": ([[0, 0], [0, 0]], "given as list is none"), "an empty mapping": ({"bytes": None}, "NoneType is none"),
+        "an object": (Odd(), "given as Odd is none"), "floats": (np.zeros((9, 9, 3)), "has values of float64"),
+        "a tensor of floats": (torch.zeros(3, 9, 9), "has values of float32"),
+        "halves": (torch.zeros(3, 9, 9, dtype=torch.bfloat16), "has values of torch.bfloat16"),
+        "a batch": (np.zeros((2, 9, 9, 3), np.uint8), "has the shape (2, 9, 9, 3)"),
+        "two channels": (np.zeros((9, 9, 2), np.uint8), "has the shape (9, 9, 2)"),
+        "one number": (np.uint8(3), "has the shape ()"), "objects": (np.array([[None]]), "has values of object"),
+        "cut off": (cut, "truncated"), "no file": ("/nowhere.png", "does not exist"), "empty": (b"", "has no bytes"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["prompt", "candidate", "result"])
+@pytest.mark.parametrize("name", unreadable())
+def test_what_is_no_image_costs_what_it_is_shown_in_and_says_so(name: str, where: str):
+    image, says = unreadable()[name]
+    part = {"type": "image", "image": image}
+    turns = [{"role": "tool", "content": [part]}, {"role": "assistant", "content": "red"}]
+    broken = {
+        "prompt": lambda: Group.of([{"role": "user", "content": [part]}], ["a", "bb"], "0"),
+        "candidate": lambda: Group.of("Draw it.", [[part], "no"], "0"),
+        "result": lambda: Group.of("Look.", [turns, "no"], "0"),
+    }[where]()
+    engine = ScriptedEngine.by_utility(lambda text: float(len(text)))
+    judge = Judge(engine, Choice(), audit=False, max_failed_fraction=1.0)
+    failed, fine = judge.judge([broken, Group.of("q", ["a", "bb"], "1")])
+    outcomes = [item.verdict.outcome for item in failed.played]
+    assert failed.scores_G == (None, None)
+    assert {(one.reason, says in one.detail) for one in outcomes if isinstance(one, NoVerdict)} == {("image", True)}, (
+        outcomes
+    )
+    assert fine.best == 1
 
 
 SHOWN: dict[str, tuple[bytes, tuple[int, int], Any]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 from mrjudge_reward.completions import Candidate, View, judged, own_words, readable
 from mrjudge_reward.errors import InputError
+from mrjudge_reward.images import known_as
 from mrjudge_reward.messages import Message, TextPart, as_messages, calls_in, final_answer
 from mrjudge_reward.reasoning import (
     THINK_OPEN,
@@ -294,5 +296,15 @@ def alike(one: Any, other: Any) -> bool:
     """Whether two prompts or messages are the same."""
     try:
         return bool(one == other)
-    except ValueError:  # arrays do not compare as a whole
-        return pickle.dumps(one) == pickle.dumps(other)
+    except (ValueError, RuntimeError):  # arrays and tensors do not compare as a whole
+        return _contents(one) == _contents(other)
+
+
+def _contents(value: Any) -> bytes:
+    class Contents(pickle.Pickler):
+        def reducer_override(self, part: Any) -> Any:  # tensors of the same values are pickled in different ways
+            return (str, (known_as(part),)) if hasattr(part, "detach") else NotImplemented
+
+    written = io.BytesIO()
+    Contents(written).dump(value)
+    return written.getvalue()

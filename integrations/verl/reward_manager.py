@@ -60,7 +60,7 @@ from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManage
 from mrjudge_reward.completions import Candidate, judged, plain
 from mrjudge_reward.errors import ConfigError, InputError
 from mrjudge_reward.fields import anchors_at, shown_at, texts_of
-from mrjudge_reward.images import bare, given_as
+from mrjudge_reward.images import bare, known_as
 from mrjudge_reward.messages import ImagePart, Message, Part, TextPart, as_messages, final_answer
 from mrjudge_reward.reasoning import decode_marked, opens_reasoning
 from mrjudge_reward.rubrics.reading import rubric_at
@@ -378,7 +378,7 @@ def prompt_hash(prompt: Sequence[Message]) -> str:
     shown = [
         (
             message.role,
-            [part.text if isinstance(part, TextPart) else (given_as(part.image),) for part in message.content],
+            [part.text if isinstance(part, TextPart) else (known_as(part.image),) for part in message.content],
         )
         for message in prompt
     ]

@@ -105,6 +105,8 @@ def prompt_bytes(prompt: Sequence[Message]) -> int:
 
 def image_bytes(part: ImagePart) -> int:
     """About what an image takes in memory, as it was given."""
+    if (taken := getattr(part.image, "nbytes", None)) is not None:  # an array, a tensor
+        return int(taken)
     image = getattr(part.image, "data", part.image)
     if isinstance(image, bytes | str):
         return len(image)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from mrjudge_reward import InputError, JudgeConfig, ScriptedEngine
 from mrjudge_reward.engines.scripted import shown_candidates
@@ -154,6 +155,37 @@ def test_prompts_that_no_environment_made_different_are_refused(environments: An
     more = {} if environments is None else {"environments": environments}
     with pytest.raises(InputError, match=r"rows 0\.\.1 should answer one prompt.*environment_factory"):
         judged([asks("s", "a"), asks("s", "b")], [[said("a1")], [said("b2")]], **more)
+
+
+FRAME = np.zeros((8, 9, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("image", "shown"),
+    [
+        (FRAME, True), (torch.tensor(FRAME), True), (torch.tensor(FRAME.transpose(2, 0, 1).copy()), True),
+        (FRAME[..., 0], True), (FRAME[::2], True),
+        (FRAME / 255, False), (torch.zeros(3, 8, 9), False), (FRAME.tolist(), False), (3, False), (None, False),
+        ({"bytes": None, "path": None}, False),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("where", ["prompt", "result"])
+def test_a_frame_is_shown_and_what_is_no_image_costs_what_it_is_shown_in_and_not_the_run(
+    image: Any, shown: bool, where: str
+):
+    """Rows hold copies of their own."""
+
+    def part() -> dict[str, Any]:
+        return {"type": "image", "image": copy.deepcopy(image)}
+
+    prompt = (lambda: [{"role": "user", "content": [part()]}]) if where == "prompt" else lambda: asks("q")
+    tool = [CALL, {"role": "tool", "content": [part()]}, said("a")]
+    judge = JudgeConfig(model="x", audit=False, max_failed_fraction=1.0).build(ScriptedEngine.by_utility(len))
+    reward = JudgeReward(judge, num_generations=2, on_abstain="none")
+    completions = [[said("a")] if where == "prompt" else tool, [said("bb")], [said("a")], [said("bb")]]
+    rewards = reward([prompt(), prompt(), asks("q"), asks("q")], completions)
+    assert [one is not None for one in rewards] == [shown, shown, True, True]
+    assert ("image (2)" in reward.last_stats.failures) != shown
 
 
 @pytest.mark.parametrize("kind", ["audio", "video", "input_audio"])

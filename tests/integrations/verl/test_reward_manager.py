@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -373,6 +374,8 @@ def test_prompts_that_differ_have_different_identities():
     ]  # fmt: skip
     assert len({prompt_hash(prompt) for prompt in prompts}) == len(prompts)
     assert prompt_hash(user(red.copy(), "x")) == prompt_hash(user(red, "x"))
+    for same in (np.zeros((4, 4, 3), np.uint8), torch.zeros(3, 4, 4), None, 3, [[0]]):
+        assert prompt_hash(user(copy.deepcopy(same))) == prompt_hash(user(same))
 
 
 def test_rows_of_a_share_are_handed_in_together_and_an_error_reaches_all(monkeypatch: pytest.MonkeyPatch):
