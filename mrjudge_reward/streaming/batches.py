@@ -54,7 +54,8 @@ class SharedBatches:
     Args:
         queue: judges.
         shape: how scores become rewards; None for what the judge's settings say.
-        sizes: how large groups may be (training, validation), to flag groups of another size.
+        sizes: how large groups may be (training, validation) whose samples do not bring another size; groups of neither
+            are flagged.
         deadline_s: seconds from a batch's first share until those present are judged.
     """
 
@@ -155,7 +156,11 @@ class SharedBatches:
         """Once, that groups of one prompt were taken for one. Their rows lie mixed, in the order in which rollouts
         ended; judged together, their scores are on one scale at least."""
         several = self._sizes != {1} and not self._said_merged
-        merged = [rows for rows in members if len(rows) not in self._sizes and self._is_whole(samples, rows)]
+        merged = [
+            rows
+            for rows in members
+            if len(rows) not in self._sizes_of(samples[rows[0]]) and self._is_whole(samples, rows)
+        ]
         if several and merged:
             self._said_merged = True
             logger.warning(
@@ -186,12 +191,18 @@ class SharedBatches:
 
         Where single samples are groups too, any number would be several groups; only one sample passes for such.
         """
-        count = len(indices)
-        if count in self._sizes:
+        first, count = samples[indices[0]], len(indices)
+        sizes = self._sizes_of(first)
+        if count in sizes:
             return True
-        if samples[indices[0]].lasting:
+        if first.lasting:
             return False
-        return self._sizes == {1} or any(count % size == 0 for size in self._sizes if size > 1)
+        return sizes == self._sizes == {1} or any(count % size == 0 for size in sizes if size > 1)
+
+    def _sizes_of(self, sample: Sample) -> frozenset[int]:
+        """How large a sample's group may be: what it says itself, if that is none of the sizes of the run; a sample that
+        says nothing of its own says the size of training, in validation too."""
+        return self._sizes if sample.size in self._sizes else frozenset({sample.size})
 
 
 def _contents(samples: Sequence[Sample]) -> list[tuple[str, str | None, str]]:

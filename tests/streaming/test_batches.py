@@ -150,7 +150,7 @@ def test_fewer_rows_than_workers_stay_a_part_of_a_group_however_often_they_are_c
     ("sizes", "count", "partial", "lasting"),
     [
         ((4,), 8, 0, False), ((4,), 6, 1, False), ((4, 1), 1, 0, False), ((4, 1), 2, 1, False), ((1,), 3, 0, False),
-        ((4, 2), 6, 0, False), ((), 4, 1, False),
+        ((4, 2), 6, 0, False), ((), 4, 0, False),
         ((4,), 4, 0, True), ((4,), 8, 1, True), ((4, 1), 1, 0, True), ((1,), 3, 1, True), ((4, 2), 2, 0, True),
     ],
 )  # fmt: skip
@@ -158,9 +158,49 @@ def test_when_a_group_is_whole(sizes: tuple[int, ...], count: int, partial: int,
     """Rows that only share a prompt may be several groups; rows of one identity are one."""
 
     async def scenario() -> list[Scored]:
-        return await hand_in(World(sizes=sizes), rows("g", TEXTS[:count], lasting=lasting), 1)
+        samples = [sample(None, text, (*sizes, 4)[0], lasting=lasting) for text in TEXTS[:count]]
+        return await hand_in(World(sizes=sizes), samples, 1)
 
     assert {result.info["judge_partial"] for result in run(scenario)} == {partial}
+
+
+@pytest.mark.parametrize("lasting", [True, False])
+@pytest.mark.parametrize(
+    ("told", "counts", "partial"),
+    [
+        ((3, 5), (3, 5), (0, 0)), ((3, 5), (2, 5), (1, 0)), ((5,), (4,), (1,)), ((1, 4), (1, 4), (0, 0)),
+        ((8,), (8,), (0,)), ((8,), (4,), (1,)), ((6, 4), (6, 3), (0, 1)), ((2,), (1,), (1,)),
+        ((7,), (6,), (1,)), ((2, 2, 3), (2, 2, 3), (0, 0, 0)),
+    ],
+)  # fmt: skip
+def test_a_group_that_brings_a_size_of_its_own_is_whole_at_that(
+    told: tuple[int, ...], counts: tuple[int, ...], partial: tuple[int, ...], lasting: bool, caplog: Any
+):
+    """The run's is 4."""
+    given = [
+        sample(None, TEXTS[n], size, f"g{g}", lasting=lasting)
+        for g, (size, count) in enumerate(zip(told, counts, strict=True))
+        for n in range(count)
+    ]
+
+    async def scenario() -> list[Scored]:
+        return await hand_in(World(sizes=(4,)), given, 1)
+
+    found = [result.info["judge_partial"] for result in run(scenario)]
+    assert found == [flag for flag, count in zip(partial, counts, strict=True) for _ in range(count)]
+    assert not [one for one in caplog.messages if "answer one prompt" in one]
+
+
+@pytest.mark.parametrize("workers", [2, 3, 4, 5])
+def test_groups_of_their_own_sizes_lose_their_copies(workers: int):
+    given = [sample(None, TEXTS[n], size, f"g{size}", lasting=False) for size in (1, 3, 5) for n in range(size)]
+
+    async def scenario() -> list[Scored]:
+        return await hand_in(World(sizes=(4,)), given, workers)
+
+    found = run(scenario)
+    assert not any(result.info["judge_partial"] for result in found)
+    assert rewards(found[4:]) == direct(scripted(), TEXTS[:5], key="g5")
 
 
 def test_a_share_that_never_comes():
