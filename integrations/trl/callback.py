@@ -19,7 +19,7 @@ class RunLogCallback(TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(self, log: RunLogWriter) -> None:
-        self._log = log
+        self.log = log
         self._began: float | None = None
         self._mark = self._generating = self._judging = 0.0
 
@@ -44,10 +44,10 @@ class RunLogCallback(TrainerCallback):  # type: ignore[misc]
             return
         whole = time.perf_counter() - self._began
         update = max(0.0, whole - self._generating - self._judging)
-        self._log.seconds(state.global_step, generate=self._generating, judge=self._judging, update=update)
+        self.log.seconds(state.global_step, generate=self._generating, judge=self._judging, update=update)
         self._began = None
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
         """The trainer has logged."""
         if state.is_world_process_zero and logs:
-            self._log.trainer(state.global_step, logs)
+            self.log.trainer(state.global_step, logs)

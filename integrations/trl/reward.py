@@ -17,7 +17,8 @@ What TRL does, and what this adapter makes of it (trl 1.16, ``trainer/grpo_train
 * ``None`` means "not scored" and leaves a row out of its group's baseline, but only while no other reward function
   scores it; otherwise TRL counts our part as 0. ``on_abstain="auto"`` therefore gives None where the judge is the only
   reward function or each is normalised by itself (``multi_objective_aggregation="normalize_then_sum"``), and the group's
-  mean elsewhere. A judge that failed never becomes a score.
+  mean elsewhere: also where a trainer's state comes without the trainer, so that nobody knows what else rewards. Called as
+  a plain function, without either, it gives None. A judge that failed never becomes a score.
 * With ``environment_factory`` what ``reset()`` says may differ from rollout to rollout. The judge is then asked what their
   prompts begin with, in whole messages, and told the rest beside each completion. All other rows of a group must have one
   prompt.
@@ -61,6 +62,7 @@ from .distributed import check_timeout, gather, gather_results, rank_and_world
 from .rows import Completion, JudgedRow, Prompt, Row, RowReader, Thinking, alike, common_prompt, prompts_of
 
 if TYPE_CHECKING:
+    from .callback import RunLogCallback
     from .components import CriterionReward
 
 logger = logging.getLogger(__name__)
@@ -215,7 +217,6 @@ class JudgeReward:
         self.pairs_can_be_left_out = False
         self.last_canaries: CanaryReport | None = None
         self._watch = RunMonitor(log_dir, self.__name__, canaries)
-        self._follower: Any = None
         self._untold: Counter[str] = Counter()
         self._calls: dict[tuple[str, int], int] = {}
 
@@ -235,7 +236,7 @@ class JudgeReward:
 
     def __getstate__(self) -> dict[str, Any]:
         state = {name: value for name, value in vars(self).items() if name not in ("_lock", "_judging")}
-        return state | {"_follower": None} | ({"_judge": None} if self._config is not None else {})
+        return state | ({"_judge": None} if self._config is not None else {})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _lock=threading.RLock(), _judging=threading.Lock())
@@ -314,13 +315,13 @@ class JudgeReward:
         on_abstain: OnAbstain = "none"
         if self.on_abstain != "auto":
             on_abstain = self.on_abstain
-        elif self.layout == "blocks" and counts_none_as_zero(trainer):
+        elif self.layout == "blocks" and not (trainer is trainer_state is None) and counts_none_as_zero(trainer):
             on_abstain = "group_mean"
-        self._follow(trainer)
+        follower = self._following(trainer)
         before = self.last_canaries
         rewards, verdicts, criteria = self._score(prepare, size, moment, on_abstain)
-        if self._follower is not None:
-            self._follower.judged(began, time.perf_counter())
+        if follower is not None:
+            follower.judged(began, time.perf_counter())
         canaries = self.last_canaries if self.last_canaries is not before else None
         self._log(verdicts, log_extra, log_metric, canaries)
         if self.layout == "halves":
@@ -328,14 +329,18 @@ class JudgeReward:
         self.abstained_rows = tuple(i for i, reward in enumerate(rewards) if reward is None and asked[i])
         return rewards, criteria
 
-    def _follow(self, trainer: Any) -> None:
-        """Log what a trainer logs, and where its seconds go; once per trainer."""
-        writer = self._watch.writer(rank_and_world()[0]) if hasattr(trainer, "add_callback") else None
-        if writer is not None and self._follower is None:
-            from .callback import RunLogCallback
+    def _following(self, trainer: Any) -> RunLogCallback | None:
+        """What logs what a trainer logs, and where its seconds go: one with each trainer. None where nothing is logged."""
+        writer = self._watch.writer(rank_and_world()[0]) if hasattr(trainer, "callback_handler") else None
+        if writer is None:
+            return None
+        from .callback import RunLogCallback
 
-            self._follower = RunLogCallback(writer)
-            trainer.add_callback(self._follower)
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, RunLogCallback) and callback.log is writer:
+                return callback
+        trainer.add_callback(follower := RunLogCallback(writer))
+        return follower
 
     # -- who calls, and when --------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ What TRL does (trl 1.16, ``trainer/grpo_trainer.py``, ``_generate`` and ``_gener
 * ``rollout_func(prompts, trainer)`` gets this rank's prompts, each as often as it has rows here (the docstring says "no
   duplication"; the rows do come repeated), and must return as many ``prompt_ids``, ``completion_ids`` and ``logprobs``
   (None, or a list per token). Other fields reach reward functions as columns. It sees no other column of the data set, so
-  a reward with ``reference_column``, ``rubric_column`` or ``anchor_column`` is refused here.
+  a reward with ``reference_column``, ``rubric_column``, ``anchor_column`` or ``judged_if`` is refused here.
 * A group that straddles ranks cannot be chosen on either, so ``per_device_train_batch_size * steps_per_generation`` must
   be a multiple of ``num_generations``.
 * It is called in evaluation too. There nothing is selected, and the reward judges as ever.
@@ -58,15 +58,17 @@ class SelectingRollout:
         last_judgements: of the latest training rollout on this rank, all M candidates.
 
     Raises:
-        ConfigError: if there are fewer candidates than are kept, or the reward shows the judge columns of the data set.
+        ConfigError: if there are fewer candidates than are kept, or the reward needs columns of the data set.
     """
 
     def __init__(self, reward: JudgeReward, *, candidates: int, how: How = "extremes", seed: int = 0) -> None:
         if candidates < reward.num_generations:
             raise ConfigError(f"{candidates} candidates leave nothing to choose {reward.num_generations} from")
-        for name in ("reference_column", "rubric_column", "anchor_column"):
+        for name in ("reference_column", "rubric_column", "anchor_column", "judged_if"):
             if getattr(reward.reader, name) is not None:
-                raise ConfigError(f"a rollout sees prompts alone, so the judge cannot be shown the reward's {name}")
+                raise ConfigError(
+                    f"a rollout sees prompts alone, so it knows nothing of the reward's {name}: leave it out"
+                )
         if reward.layout != "blocks":
             raise ConfigError(f"a rollout returns groups in blocks; the reward has layout {reward.layout!r}")
         select([0.0], 1, how)  # says what is wrong with ``how`` before a model is loaded

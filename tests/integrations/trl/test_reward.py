@@ -161,10 +161,25 @@ def test_one_prompts_failure_does_not_touch_another() -> None:
     assert reward.abstained_rows == (0, 1)
 
 
-def test_without_a_trainer_unknown_scores_take_their_groups_mean() -> None:
-    """Nobody can tell whether a second reward function would turn None into 0."""
-    reward = JudgeReward(judge(lambda _: EngineFailure("down")), num_generations=2)
-    assert reward(["p", "p"], ["a", "b"]) == [0.0, 0.0]
+@pytest.mark.parametrize("rating", ["log_odds", "win_rate", "borda", "bradley_terry"])
+def test_unknown_scores_take_their_groups_mean_where_a_trainer_is_not_known(rating: Any) -> None:
+    """Nobody can tell whether a second reward function would turn None into 0. Of a plain call there is none."""
+
+    def partly(request: Request) -> Any:
+        return EngineFailure("down") if "lost" in request.messages[-1].text else {"A": 0.7, "B": 0.3}
+
+    state = {"trainer_state": SimpleNamespace(global_step=1)}
+    failing = JudgeReward(judge(lambda _: EngineFailure("down"), rating=rating), num_generations=2)
+    assert failing(["p", "p"], ["a", "b"]) == [None, None]
+    assert failing.abstained_rows == (0, 1)
+    one, other = failing(["p", "p"], ["a", "b"], **state)
+    assert one == other == (failing.judge.rating.neutral or 0.0)
+    assert failing(["p", "p"], ["a", "b"], log_metric=lambda *_: None) == [None, None], "a logger of one's own"
+    reward = JudgeReward(judge(partly, rating=rating), num_generations=3)
+    plain, told = (reward(["p"] * 3, ["a", "b", "lost"], **more) for more in ({}, state))
+    assert plain[2] is None
+    assert None not in plain[:2]
+    assert told == pytest.approx([*plain[:2], sum(plain[:2]) / 2])  # type: ignore[arg-type]
 
 
 def test_an_unreliable_judge_stops_the_run() -> None:

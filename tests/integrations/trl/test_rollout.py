@@ -131,8 +131,13 @@ def test_what_cannot_be_selected_is_refused_with_the_way_out():
         SelectingRollout(reward, candidates=3)
     with pytest.raises(ConfigError, match="how must be one of extremes, spread"):
         SelectingRollout(reward, candidates=8, how="best")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="cannot be shown the reward's rubric_column"):
-        SelectingRollout(JudgeReward(scripted(), num_generations=4, rubric_column="r"), candidates=8)
+    needs: list[dict[str, Any]] = [
+        {"rubric_column": "r"}, {"reference_column": "r.text"}, {"anchor_column": "r"}, {"judged_if": "open"},
+        {"judged_if": bool},
+    ]  # fmt: skip
+    for column in needs:
+        with pytest.raises(ConfigError, match=f"knows nothing of the reward's {next(iter(column))}: leave it out"):
+            SelectingRollout(JudgeReward(scripted(), num_generations=4, **column), candidates=8)
     with pytest.raises(ConfigError, match="layout 'halves'"):
         SelectingRollout(JudgeReward(scripted(), num_generations=2, layout="halves"), candidates=8)
     rollout = SelectingRollout(reward, candidates=8)

@@ -5,16 +5,19 @@ On two ranks: see test_trl_two_ranks.py.
 
 from __future__ import annotations
 
+import copy
 import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from mrjudge_reward.errors import JudgeDriftedError
 from mrjudge_reward.integrations.trl import JudgeReward
+from mrjudge_reward.integrations.trl.callback import RunLogCallback
 from mrjudge_reward.judge import Judge
 from mrjudge_reward.monitoring.canaries import BUILT_IN, Canaries
 from mrjudge_reward.monitoring.report.page import page_of
@@ -30,7 +33,7 @@ def trained(tmp_path: Path, tokenizer: Any, reward: JudgeReward, model: Any = No
         model=model if model is not None else tiny_policy(tokenizer),
         processing_class=tokenizer,
         reward_funcs=reward,
-        train_dataset=prompt_dataset(),
+        train_dataset=settings.pop("train_dataset", None) or prompt_dataset(),
         args=GRPOConfig(**(grpo_like(tmp_path) | settings)),
     )
     trainer.train()
@@ -66,6 +69,32 @@ def test_the_log_of_a_run_holds_both_sides_and_makes_a_report(smol_tokenizer: An
         assert set(parts) == {"generate", "judge", "update"}
         assert all(value > 0 for value in parts.values())
     assert "Bradley-Terry" in page_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "openings",
+    [("", "<think>\n"), ("<think>\n", ""), ("<think>\n", "", "[THINK]")],
+    ids=lambda of: "-".join(of).strip(),
+)
+def test_each_trainer_that_a_reward_serves_is_asked_and_logged(
+    smol_tokenizer: Any, tmp_path: Path, openings: tuple[str, ...]
+) -> None:
+    reward = JudgeReward(reasoning_judge(), num_generations=4, name="judge", log_dir=tmp_path)
+    data = Dataset.from_dict({"prompt": [[{"role": "user", "content": "Which?"}]] * 8})
+    for steps, opening in enumerate(openings, 1):
+        tokenizer = copy.deepcopy(smol_tokenizer)
+        tokenizer.chat_template += opening
+        before = read_run(tmp_path).seconds if steps > 1 else {}
+        trainer = trained(tmp_path, tokenizer, reward, max_steps=steps + 1, train_dataset=data)
+        answers = [text for judgement in reward.last_judgements for text in judgement.group.candidates]
+        assert any(answers) == (not opening), "the policy closes nothing in so few tokens"
+        run = read_run(tmp_path)
+        assert {step: logs["loss"] for step, logs in run.trainer.items() if "loss" in logs} == pytest.approx(
+            dict(enumerate(logged(trainer, "loss"), 1))
+        )
+        assert steps + 1 in run.seconds
+        assert run.seconds != before
+        assert sum(isinstance(one, RunLogCallback) for one in trainer.callback_handler.callbacks) == 1
 
 
 def test_judge_metrics_reach_tensorboard(smol_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
