@@ -96,14 +96,13 @@ def as_part(part: Any, unshown: bool = False) -> Part:
     raise InputError(f"a message part must be {{'type': 'text' | 'image', ...}}; got {part!r:.200}")
 
 
-def placed_image(part: Part, folder: Path, allowed: Sequence[str] = ()) -> Part:
-    """A part of a file which may come from anybody: of an image its path or address, see ``images.placed``; others as they
-    are.
+def placed_image(part: ImagePart, folder: Path, allowed: Sequence[str] = ()) -> ImagePart:
+    """An image of a file which may come from anybody; see ``images.placed`` for its path or address.
 
     Raises:
         InputError: if the image lies elsewhere.
     """
-    image = part.image if isinstance(part, ImagePart) else None
+    image = part.image
     while isinstance(image, Mapping):  # not once, so that nothing inside is opened unseen
         image = bare(image)
     return ImagePart(placed(image, folder, allowed)) if isinstance(image, str) else part
@@ -111,9 +110,11 @@ def placed_image(part: Part, folder: Path, allowed: Sequence[str] = ()) -> Part:
 
 def placed_images(messages: Sequence[Message], folder: Path, allowed: Sequence[str] = ()) -> tuple[Message, ...]:
     """The same messages, their images as they are to be opened; see ``placed_image``."""
-    return tuple(
-        replace(turn, content=tuple(placed_image(part, folder, allowed) for part in turn.content)) for turn in messages
-    )
+
+    def opened(part: Part) -> Part:
+        return placed_image(part, folder, allowed) if isinstance(part, ImagePart) else part
+
+    return tuple(replace(turn, content=tuple(map(opened, turn.content))) for turn in messages)
 
 
 def as_messages(

@@ -31,6 +31,7 @@ class JudgeOnlineDPOTrainer(OnlineDPOTrainer):  # type: ignore[misc]
     judge was asked about and could not tell apart.
     """
 
+    reward_funcs: list[Any]
     continues_turns = True
     """A prompt that ends in a turn of the assistant is one that the policy goes on with."""
 

@@ -189,7 +189,7 @@ class JudgeRewardManager(RewardManagerBase):  # type: ignore[misc]
             ruled = asyncio.create_task(self._rule.run_single(data))
         try:
             scored = await self._judged(data, _of_validation(row)) if of_judge else self._unjudged()
-            told = await ruled if ruled is not None else {"reward_score": math.nan}
+            told: Mapping[str, Any] = await ruled if ruled is not None else {"reward_score": math.nan}
         finally:
             if ruled is not None:
                 ruled.cancel()
