@@ -68,6 +68,13 @@ _Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 _Weight: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+def _grades(value: Any) -> Any:
+    """Refuse what YAML makes of a grade without quotes; ``str`` of it may be another text than what was written."""
+    if isinstance(value, dict) and (unquoted := [name for name in value if not isinstance(name, str)]):
+        raise ValueError(f"a grade is text: put it in quotes, as in {{'1': 1}}; without them is {unquoted[0]!r:.60}")
+    return value
+
+
 class PromptSettings(Settings):
     """What the judge is shown and asked."""
 
@@ -80,7 +87,7 @@ class PromptSettings(Settings):
     """Name or path of another wording; None for the format's own."""
     labels: list[str] | None = None
     """Labels of the slots; None for A, B, C, ..."""
-    grades: dict[str, float] | None = None
+    grades: Annotated[dict[str, float] | None, BeforeValidator(_grades)] = None
     """Grades as they are written and what each is worth; None for 1 to 5 (``score``) or 1 to 10 (``pair_scores``)."""
     tie_label: str = ""
     """A further option, that none is better; none by default, because judges that may tie often do."""
@@ -425,7 +432,9 @@ ONLY: dict[str, tuple[Holds, str]] = {
     ),
     "cascade_margin": (lambda it: it.verdict_mode == "cascade", "verdict cascade"),
     "min_label_mass": (lambda it: it.verdict_mode != "generate", "verdict logprobs or cascade"),
+    "audit": (lambda it: not it.judge_schedule.alone, "schedules in which candidates meet"),
     "both_orders": (lambda it: not it.judge_schedule.alone, "schedules in which candidates meet"),
+    "top_logprobs": (lambda it: it.judge_format.readable, "formats of which labels are read"),
     "max_slots": (lambda it: it.judge_schedule.whole, "schedule listwise; the others show two candidates"),
 }  # fmt: skip
 """Settings that hold for some judges only: for which, and how to say so."""

@@ -86,6 +86,13 @@ def test_a_value_out_of_range_is_refused_by_name(name: str, value: Any):
         JudgeConfig(**{name: value})
 
 
+@pytest.mark.parametrize("name", [1, 0, -1, 1.0, 2.5, True, None, (1, 2), 10**20])
+@pytest.mark.parametrize("format", ["score", "pair_scores"])
+def test_a_grade_without_quotes_is_refused_and_told_how_to_write_it(format: str, name: Any):
+    with pytest.raises(ConfigError, match=rf"^grades: .*put it in quotes, as in .*is {re.escape(repr(name))} "):
+        JudgeConfig(model="m", format=format, grades={"5": 5, name: 1})
+
+
 def test_every_fault_is_named_at_once():
     with pytest.raises(ConfigError, match=r"votes: .*; top_p: |top_p: .*; votes: "):
         JudgeConfig(votes=0, top_p=2.0)
@@ -335,14 +342,15 @@ def test_every_setting_is_documented_in_one_section(name: str):
 
 ALWAYS = {
     "model", "engine", "format", "criteria", "verdict", "schedule", "rating", "max_candidate_tokens", "max_pixels", "votes",
-    "retries", "seed", "budget", "audit", "centre", "length_weight", "cache", "max_failed_fraction", "failure_window",
+    "retries", "seed", "budget", "centre", "length_weight", "cache", "max_failed_fraction", "failure_window",
 }  # fmt: skip
-"""Settings that hold for every judge; to play no mirror image holds where there is none."""
+"""Settings that hold for every judge."""
 
 
 def test_it_is_known_of_every_setting_for_which_judges_it_holds():
-    assert ALWAYS | ONLY.keys() | engine_config.ONLY.keys() == set(JudgeConfig.model_fields)
-    assert len(ALWAYS) + len(ONLY) + len(engine_config.ONLY) == len(JudgeConfig.model_fields), "each in one of them"
+    some = ONLY.keys() | engine_config.ONLY.keys()  # a setting may need both an engine and a format
+    assert ALWAYS | some == set(JudgeConfig.model_fields)
+    assert not ALWAYS & some
     engines = set(get_args(engine_config.EngineName)) - {"auto"}
     assert all(set(known) < engines for known in engine_config.ONLY.values())
 
@@ -368,7 +376,12 @@ ALONE = {"model": "m", "format": "score"}
         (READS, {"max_slots": 4}), (READS, {"grades": {"1": 1.0, "2": 2.0}}),
         (WRITES | {"tie_label": "tie"}, {"grades": {"1": 1.0, "2": 2.0}}),
         (READS, {"max_tokens": 7}), (READS, {"temperature": 0.0}), (READS, {"top_p": 0.5}),
-        (ALONE, {"both_orders": True}), (ALONE, {"labels": ["1", "2"]}),
+        (ALONE, {"both_orders": True}), (ALONE, {"labels": ["1", "2"]}), (ALONE, {"audit": False}),
+        ({"format": "sentiment"}, {"audit": False}), ({}, {"audit": False}), (ALONE | SERVER, {"audit": False}),
+        ({"model": "m", "schedule": "pointwise", "format": Score()}, {"audit": False}),
+        (SERVER | {"format": "ranking"}, {"top_logprobs": 5}), (SERVER | {"format": "pair_scores"}, {"top_logprobs": 5}),
+        (SERVER | {"format": "pair_scores", "verdict": "generate"}, {"top_logprobs": 1}),
+        (SERVER | {"format": "ranking", "schedule": "listwise"}, {"top_logprobs": 5}),
         ({"model": "m", "format": Choice()}, {"answer_open": "[["}),
         ({"model": "m", "format": Choice()}, {"labels": ["1", "2"]}),
     ],
@@ -386,6 +399,9 @@ def test_a_setting_that_would_do_nothing_is_refused_by_name(judge: dict[str, Any
         READS | {"thinking_tokens": 64, "temperature": 0.2, "top_p": 0.5}, SERVER | {"context_tokens": 512},
         {"model": "m", "engine": "vllm_server", "deadline_s": 9.0, "outage_wait_s": 5.0, "revision": "v2"},
         {"model": "m", "engine": "offload", "turn_wait_s": 9.0, "batch_size": 4},
+        SERVER | {"top_logprobs": 5}, SERVER | {"top_logprobs": 5, "verdict": "generate", "format": "choice"},
+        SERVER | {"top_logprobs": 5, "format": "score"}, READS | {"audit": False}, WRITES | {"audit": False},
+        {"model": "m", "format": "ranking", "schedule": "listwise", "audit": False}, ALONE | {"audit": True},
         {"model": "m", "schedule": "listwise", "max_slots": 4, "both_orders": True},
         SERVER | {"verdict": "logprobs", "answer_open": "[[", "answer_close": "]]"},
         SERVER | {"token_parameter": "max_completion_tokens", "answer_open": "<answer>", "answer_close": "</answer>"},

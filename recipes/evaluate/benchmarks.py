@@ -112,9 +112,9 @@ class Report:
 def judged(cases: Sequence[Case], config: JudgeConfig, engine: Engine, **settings: Any) -> list[Judgement]:
     """Judge cases in one batch; however many comparisons fail, the rest is still told."""
     alone = config.judge_format.max_slots == 1
-    settings = {"schedule": "pointwise", "rating": "mean_score"} if alone else settings
-    own = config.model_dump(exclude_unset=True, exclude={"both_orders", "max_slots", "budget", "votes"})
-    judge = JudgeConfig(**own | {"audit": False, "max_failed_fraction": 1.0} | settings).build(engine)
+    settings = {"schedule": "pointwise", "rating": "mean_score"} if alone else {"audit": False} | settings
+    own = config.model_dump(exclude_unset=True, exclude={"audit", "both_orders", "max_slots", "budget", "votes"})
+    judge = JudgeConfig(**own | {"max_failed_fraction": 1.0} | settings).build(engine)
     try:
         return judge.judge([case.group for case in cases])
     finally:
