@@ -36,13 +36,13 @@ _PAIRS = {f"<{tag}>": f"</{tag}>" for tag in _TAGS} | {
 }
 _OPENED_BY = {close: opening for opening, close in _PAIRS.items()}
 _HARMONY = "<|channel|>"  # gpt-oss: every channel but the final one is reasoning
-# In code a type, as in Promise<Thought> or std::vector<think>, and a subscript, as in rows[think], are no marks. A mark in
+# In code a type, as in Promise<Thought> or std::vector<Thought>, and a subscript, as in rows[think], are no marks. A mark in
 # capitals, or right behind a letter of another script, is one: many models write no space before it.
 _BEHIND_A_NAME = r"(?:(?<=[A-Za-z0-9_]<)|(?<=::<))"
 TYPE_IN_CODE = rf"{_BEHIND_A_NAME}[A-Z][a-z]+>"
 """Pattern of a type in code behind its ``<``; as verdicts are asked for in small letters, ``Best<answer>`` is none."""
 MARK_PATTERN = (
-    rf"<(?=[/|a-zA-Z])(?!{_BEHIND_A_NAME}[A-Z]?[a-z]+>)(?:/?(?i:{'|'.join(_TAGS)})[ \t]*>|channel\|>|\|(?:"
+    rf"<(?=[/|a-zA-Z])(?!{TYPE_IN_CODE})(?:/?(?i:{'|'.join(_TAGS)})[ \t]*>|channel\|>|\|(?:"
     r"(?i:(?:begin|end)_of_thought|(?:start|end)_thinking|inner_(?:pre|suf)fix)\|>|channel>|(?:open|close)\|>think<\|sep\|>"
     r"|channel\|>(?:\s*final\b[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>)?))"
     rf"|\[(?!(?<=[A-Za-z0-9_\])]\[)think\])/?(?i:think)\]|◁/?(?i:think)▷"

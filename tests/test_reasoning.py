@@ -125,12 +125,12 @@ def test_marks_in_great_numbers_are_read_once(text):
 CODE = [
     "export async function plan(): Promise<Thought> {\n  return steps[0];\n}",
     "std::vector<Reflection> all;\nfor (auto& r : all) r.run();",
-    "std::vector<think> all;",
+    "std::vector<Think> all;",
     "mask = rows[think]\nprint(mask)",
     "x = table[0][think] + f(y)[think]",
     "let all = found.collect::<Reasoning>();",
     "Map<String, List<Thought>> notes;",
-    "impl Box<Think> for my_<thought> {}",
+    "impl Box<Think> for my_<Thought> {}",
     "Option<Scratchpad> pad = Vec3<Thinking>(1);",
     "class Plan(Generic<Thoughts>): ...",
 ]

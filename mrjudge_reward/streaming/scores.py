@@ -169,8 +169,8 @@ class Scorer:
         return scored
 
     def _scored(self, judgement: Judgement, lengths_G: Sequence[int], partial: bool, judge: Judge) -> list[Scored]:
-        shape = self._shape or judge.settings.reward_shape
-        rewards = reward_group(judgement, shape, "group_mean", lengths_G, judge.rating.neutral or 0.0)
+        self._shape = self._shape or judge.settings.reward_shape
+        rewards = reward_group(judgement, self._shape, "group_mean", lengths_G, judge.rating.neutral or 0.0)
         found = {one.criterion.name: component(one, judgement.forfeits, as_mean=True) for one in judgement.criteria}
         by_criterion = {key: found.get(name) for name, key in criterion_keys(judge.settings).items()}
         failed = sum(isinstance(item.verdict.outcome, NoVerdict) for item in judgement.played)

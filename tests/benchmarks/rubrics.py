@@ -189,7 +189,9 @@ def advantage(one: np.ndarray, other: np.ndarray) -> float:
 def measured(settings: dict[str, Any], worlds: list[World], fails: float) -> tuple[float, list[float], list[float]]:
     """Mean calls, and tau and advantage of each group."""
     engine = ScriptedEngine(Simulated({world.number: world for world in worlds}, fails), reads=True)
-    settings = {"verdict": "generate", "retries": 0, "max_failed_fraction": 1.0, "audit": False, **settings}
+    settings = {"verdict": "generate", "retries": 0, "max_failed_fraction": 1.0, **settings}
+    if settings.get("criteria") != "absolute":  # graded alone nobody meets
+        settings["audit"] = False
     judgements = Judge(engine, **settings).judge([world.group for world in worlds])
     taus, advantages = [], []
     for world, judgement in zip(worlds, judgements, strict=True):

@@ -220,7 +220,7 @@ def test_rewards_by_criterion_are_judged_as_the_whole_is(smol_tokenizer: Any, cr
     texts = ["an unfinished plan", "plan</think>Paris."]
     tokenizer = copy.copy(smol_tokenizer)
     tokenizer.chat_template += "<think>\n"
-    config = JudgeConfig(model="x", audit=False, criteria=criteria, rubric=["Is right.", "Is clear."])
+    config = JudgeConfig(model="x", criteria=criteria, rubric=["Is right.", "Is clear."])
     reward = JudgeReward(config.build(ScriptedEngine.by_utility(len)), num_generations=2, name="judge")
     one = group(0, [[said(text)] for text in texts], [tokenizer.encode(text) for text in texts])
     _, metrics, _ = scored(tokenizer, [one], *reward.components())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 import pytest
@@ -12,6 +13,13 @@ from mrjudge_reward.integrations.verl.actor import JudgeActor, build_judge
 from mrjudge_reward.integrations.verl.settings import VerlSettings
 from mrjudge_reward.judge import JudgeConfig
 from tests.support.arriving import sample
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """The actor sets it in its process; put back afterwards."""
+    caplog.set_level(logging.INFO, "mrjudge_reward")
+
 
 CENTRED = "tests.support.verl_judges:centred_judge"
 
