@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -170,7 +171,11 @@ def hidden_within(value: Any) -> Any:
 
 
 def hidden_fields(fields: Mapping[str, Any], setting: str) -> dict[str, Any]:
-    """Fields of a body or headers, each credential in them hidden."""
+    """Fields of a body or headers, each credential in them hidden.
+
+    Raises:
+        ConfigError: for a value that JSON does not have, so that no request could be sent; it names the field alone.
+    """
 
     def of(value: Any, path: tuple[str, ...]) -> Any:
         if isinstance(value, Hidden):
@@ -181,6 +186,11 @@ def hidden_fields(fields: Mapping[str, Any], setting: str) -> dict[str, Any]:
             return {str(name): of(item, (*path, str(name))) for name, item in value.items()}
         if isinstance(value, list | tuple):
             return [of(item, path) for item in value]
+        if not isinstance(value, str | int | float | None) or value in (math.inf, -math.inf) or value != value:
+            raise ConfigError(
+                f"{'.'.join((setting, *path))} holds a {type(value).__name__} that JSON does not have; give text, a finite "
+                "number, true, false, null, or lists and mappings of these"
+            )
         return value if _may_travel(path, value) else Hidden(_SHOWN, value, ".".join((setting, *path)))
 
     return {name: of(value, (str(name),)) for name, value in fields.items()}

@@ -274,9 +274,8 @@ class Judge:
         forks = {id(tournament): (tournament, tournament.fork()) for tournament, _ in asked}
         with self.engine.session():
             forked = [(forks[id(tournament)][1], comparison) for tournament, comparison in asked]
-            decided = self._comparer.decide(
-                forked, scheduled=()
-            )  # which mirror images count beside them is not known yet
+            # Which mirror images count beside them is not known yet.
+            decided = self._comparer.decide(forked, scheduled=())
         passing = {  # both orders of a pair are asked again together: a cascade looks at both
             (id(tournament), frozenset(comparison.slots))
             for (tournament, comparison), items in zip(asked, decided, strict=True)

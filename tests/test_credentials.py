@@ -336,7 +336,7 @@ def test_a_proxy_of_a_kind_that_cannot_be_used_is_named(kind: str, name: str, mo
     monkeypatch.setenv(name, f"{kind}://someone:secret@proxy.lan:1080")
     settings = {"model": "m", "base_url": "https://gateway.example/v1", "api_key_env": ""}
     engine = OpenAIEngine("m", settings["base_url"], api_key_env="", deadline_s=2)
-    with pytest.raises(ConfigError, match=rf"a proxy of kind {kind}:// stands before gateway.example") as caught:
+    with pytest.raises(ConfigError, match=rf"names a proxy of kind {kind}:// for gateway.example") as caught:
         engine.generate(ASK)
     assert "secret" not in str(caught.value)
     checked = next(check for check in examine(JudgeConfig(**settings), smoke=False) if check.name == "server")
@@ -344,6 +344,29 @@ def test_a_proxy_of_a_kind_that_cannot_be_used_is_named(kind: str, name: str, mo
     assert f"of kind {kind}://" in checked.detail
     monkeypatch.setenv("no_proxy", "gateway.example")
     assert proxy_of(settings["base_url"]) is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        float("nan"),
+        float("inf"),
+        -float("inf"),
+        {1, 2},
+        b"x",
+        object(),
+        [1, float("nan")],
+        {"a": {"b": {3}}},
+        1j,
+        Path(),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_field_that_no_request_could_hold_is_refused_and_not_blamed_on_the_server(value: Any):
+    for make in (OpenAIEngine, JudgeConfig):
+        settings = {"base_url": "http://127.0.0.1:1/v1", "extra_body": {"top_k": value}}
+        with pytest.raises(ConfigError, match=r"extra_body\.top_k.* that JSON does not have"):
+            make(model="m", **settings)
 
 
 @pytest.mark.parametrize("name", ["env:NOT_SET_ANYWHERE"])

@@ -35,7 +35,16 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from mrjudge_reward.types import Grades, JudgedComparison, Outcome, Preference, RankOrder, Tie, steps_between
+from mrjudge_reward.types import (
+    Grades,
+    JudgedComparison,
+    NoVerdict,
+    Outcome,
+    Preference,
+    RankOrder,
+    Tie,
+    steps_between,
+)
 
 Matrix = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -353,18 +362,26 @@ def _meet_afterwards(
     return Games(**joined), float((hard & (up == down)).sum())
 
 
+def favoured(outcome: Outcome) -> frozenset[int]:
+    """The slots that a verdict finds the best: several where they are tied, none where all are or there is no verdict."""
+    return frozenset(_first(outcome))
+
+
+def _first(outcome: Outcome) -> tuple[int, ...]:
+    match outcome:
+        case Preference(values_K) | Grades(values_K):
+            best = tuple(slot for slot, value in enumerate(values_K) if value == max(values_K))
+            return best if len(best) < len(values_K) else ()
+        case RankOrder(tiers):
+            return tiers[0] if len(tiers) > 1 else ()
+        case Tie() | NoVerdict():
+            return ()
+
+
 def best_in(item: JudgedComparison) -> tuple[int, ...]:
     """The candidates that a comparison puts first: several that are equal, all of a tie, none if it failed."""
-    slots = item.comparison.slots
-    match item.verdict.outcome:
-        case Preference(values) | Grades(values):
-            return tuple(slot for slot, value in zip(slots, values, strict=True) if value == max(values))
-        case RankOrder(tiers):
-            return tuple(slots[place] for place in tiers[0])
-        case Tie():
-            return slots
-        case _:
-            return ()
+    slots, outcome = item.comparison.slots, item.verdict.outcome
+    return tuple(slots[place] for place in _first(outcome)) or (() if isinstance(outcome, NoVerdict) else slots)
 
 
 def hard_winner(item: JudgedComparison) -> int | None:

@@ -23,7 +23,8 @@ from mrjudge_reward.prompting.formats import PairScores, Score
 from mrjudge_reward.prompting.normalising import label_meant
 from mrjudge_reward.prompting.parsing import answers_in, split_answers
 from mrjudge_reward.reasoning import thoughts_in
-from mrjudge_reward.types import Grades, NoVerdict, Outcome, Preference, RankOrder, Tie
+from mrjudge_reward.scoring.tally import favoured
+from mrjudge_reward.types import Grades, NoVerdict, Outcome
 
 from .tasks import Problem
 
@@ -67,18 +68,6 @@ def reasoning_of(problem: Problem, text: str) -> str:
     verdicts = min(len(problem.slots), len(parts) - 1) if isinstance(form, PairScores) else 1
     said = [thoughts_in(text), form.answer_open.join(parts[:-verdicts])]
     return "\n\n".join(filter(None, map(str.strip, said)))
-
-
-def favoured(outcome: Outcome) -> frozenset[int]:
-    """The slots that a verdict finds the best: several where they are tied, none where all are or there is no verdict."""
-    match outcome:
-        case Preference(values_K) | Grades(values_K):
-            found = frozenset(slot for slot, value in enumerate(values_K) if value == max(values_K))
-            return found if len(found) < len(values_K) else frozenset()
-        case RankOrder(tiers):
-            return frozenset(tiers[0]) if len(tiers) > 1 else frozenset()
-        case Tie() | NoVerdict():
-            return frozenset()
 
 
 def read_answer(outcomes: Sequence[Outcome], labels: int) -> int | None:

@@ -41,8 +41,8 @@ from mrjudge_reward.errors import ConfigError
 from mrjudge_reward.judge import Judge, JudgeConfig
 from mrjudge_reward.prompting.formats import Choice, Score
 from mrjudge_reward.scoring.stats import is_tie
+from mrjudge_reward.scoring.tally import favoured
 from mrjudge_reward.settings import Settings
-from mrjudge_reward.training.consistency import favoured
 from mrjudge_reward.training.tasks import Problem, Split
 from mrjudge_reward.types import Comparison, Grades, JudgedComparison, NoVerdict, Outcome, Preference, Verdict
 from recipes.common.config import command_line, read_config

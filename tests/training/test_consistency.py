@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from mrjudge_reward.prompting.formats import Choice, PairScores, Ranking, Score
-from mrjudge_reward.training.consistency import favoured, filled, question_on, read_answer, reasoning_of, supports
+from mrjudge_reward.scoring.tally import favoured
+from mrjudge_reward.training.consistency import filled, question_on, read_answer, reasoning_of, supports
 from mrjudge_reward.training.items import from_choice, from_ratings
 from mrjudge_reward.training.tasks import Problem
 from mrjudge_reward.types import Grades, NoVerdict, Outcome, Preference, RankOrder, Tie

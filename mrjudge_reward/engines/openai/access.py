@@ -161,8 +161,7 @@ def proxy_of(url: str) -> str | None:
         return f"http://{found}"
     if kind.lower() not in ("http", "https", *(_SOCKS if importlib.util.find_spec("socksio") else ())):
         raise ConfigError(
-            f"a proxy of kind {kind}:// stands before {parts.hostname} in the environment ({parts.scheme}_proxy, "
-            "all_proxy), which is not spoken here: name an http:// proxy (socks5:// needs the package socksio), or list "
-            "the host in no_proxy"
+            f"{parts.scheme}_proxy or all_proxy names a proxy of kind {kind}:// for {parts.hostname}, which is not "
+            "supported; name an http:// proxy, or install socksio for socks5://, or list the host in no_proxy"
         )
     return found
